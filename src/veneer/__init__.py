@@ -1,0 +1,1 @@
+"""Veneer: low-rank fine-tuning on the machine you have."""

@@ -1,0 +1,48 @@
+"""The errors a user can cause, and the nearest valid name for a misspelt one.
+
+Every message is one clear sentence or two: what was wrong, where, and what to do. The command line prints it as it is.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VeneerError(Exception):
+    """Base of everything Veneer refuses; its text is written for the person who made the mistake."""
+
+
+class ConfigError(VeneerError):
+    """An option that does not exist or has a value that makes no sense."""
+
+
+class TargetError(VeneerError):
+    """A module name that matches nothing, or names a module that cannot be adapted."""
+
+
+class AdapterFileError(VeneerError):
+    """An adapter folder that is missing, damaged or belongs to another base."""
+
+
+class ModelError(VeneerError):
+    """A model that cannot be found, read or used in the way asked for."""
+
+
+class DataError(VeneerError):
+    """A data file, row or column that cannot be used; names file and line."""
+
+
+class TrainingError(VeneerError):
+    """A run that cannot start or go on."""
+
+
+def nearest(name: str, candidates: Iterable[str], count: int = 3) -> list[str]:
+    """The candidates spelt most like ``name``, best first; empty when none comes close."""
+    return difflib.get_close_matches(name, list(candidates), n=count, cutoff=0.5)
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` with a leading space, or nothing when no candidate comes close."""
+    close = nearest(name, candidates, count=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

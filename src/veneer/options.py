@@ -1,0 +1,44 @@
+"""The base of every group of options: unknown names are refused, and each refusal is a sentence with the nearest name.
+
+An option is declared once, as a pydantic field with a description; Python, YAML and the command line all read it
+from there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from veneer.errors import ConfigError, did_you_mean
+
+
+class Options(BaseModel):
+    """Immutable, typed options; ``ConfigError`` instead of pydantic's report when a value is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_explain(error, type(self))) from None
+
+
+def _explain(error: ValidationError, options: type[Options]) -> str:
+    """All that is wrong with the given options, one clause each."""
+    clauses = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"]) or options.__name__
+        if problem["type"] == "extra_forbidden":
+            clauses.append(
+                f"{options.__name__} has no option {name!r}.{did_you_mean(name, options.model_fields)}"
+                f" It has: {', '.join(options.model_fields)}."
+            )
+        elif problem["type"] == "value_error":
+            clauses.append(f"{problem['msg'].removeprefix('Value error, ')}")
+        elif problem["type"] == "missing":
+            clauses.append(f"{options.__name__} needs the option {name!r}.")
+        else:
+            clauses.append(f"{options.__name__}: {name} = {problem['input']!r} is not valid: {problem['msg']}.")
+    return " ".join(clauses)

@@ -1,0 +1,163 @@
+"""Adapters as PEFT folders, in and out: ``adapter_config.json`` beside ``adapter_model.safetensors``.
+
+A file is checked whole, every key and shape, before the model is touched.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from veneer.errors import AdapterFileError, ConfigError, TargetError, nearest
+from veneer.files import atomic_folder
+from veneer.updates.attach import activate, adapters_of, attach, refuse_merged, refuse_unknown, remove, updates_of
+from veneer.updates.layers import LowRank, NewRows
+from veneer.updates.peft_config import CONFIG_NAME, from_peft, to_peft
+from veneer.updates.select import choose, modules_of, without_idle_names
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_STORAGE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def save(model: nn.Module, folder: str | Path, *, name: str | None = None, dtype: str | None = None) -> None:
+    """Write an adapter as a PEFT folder, replacing one that stands there.
+
+    ``name``: which adapter; by default the one that is active. ``dtype``: fp32, bf16 or fp16; by default as trained.
+    """
+    record = adapters_of(model)
+    refuse_merged(record, "save an adapter")
+    if name is None:
+        if len(record.active) != 1:
+            raise TargetError(
+                f"save needs one adapter's name: {len(record.active)} are active, attached are "
+                f"{', '.join(record.configs) or 'none'}."
+            )
+        (name,) = record.active
+    refuse_unknown(record, name)
+    if dtype is not None and dtype not in _STORAGE:
+        raise ConfigError(f"dtype = {dtype!r} is not one of {', '.join(_STORAGE)}.")
+    folder = Path(folder)
+    if folder.is_file():
+        raise AdapterFileError(f"{folder} is a file; an adapter is saved as a folder.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG_NAME).exists():
+        raise AdapterFileError(f"{folder} holds other things than an adapter; save to a new folder.")
+    to = _STORAGE.get(dtype or "")
+    tensors = {key: tensor.detach().to("cpu", to).contiguous() for key, tensor in adapter_tensors(model, name).items()}
+    config = record.configs[name]
+    rows = [path for path, update in updates_of(model, name).items() if isinstance(update, NewRows)]
+    chosen = choose(model, config) if config.targets else []
+    fields = to_peft(model, config, chosen, rows[0] if rows else None)
+    with atomic_folder(folder) as temporary:
+        # Keys in one order: the same adapter is the same bytes.
+        save_file(dict(sorted(tensors.items())), temporary / WEIGHTS_NAME, metadata={"format": "pt"})
+        (temporary / CONFIG_NAME).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default", trainable: bool = False) -> None:
+    """Attach the adapter of a PEFT folder and make it the active one; ``trainable=True`` to train it further.
+
+    Raises AdapterFileError, with the model unchanged, when the folder is damaged or made for another base: a tensor
+    that is missing, one that has no place in this model, or one of the wrong shape.
+    """
+    folder = Path(folder)
+    config = from_peft(folder)
+    tensors = read_tensors(folder)
+    active = adapters_of(model).active
+    try:
+        # The random state is the caller's: initial values that the file overwrites must not consume it.
+        with torch.random.fork_rng(devices=[]):
+            attach(model, without_idle_names(model, config), name)
+    except TargetError as error:
+        if name in adapters_of(model).configs:
+            raise
+        raise AdapterFileError(f"{folder} does not fit this model: {error}") from None
+    own = adapter_tensors(model, name)
+    problems = _mismatches(tensors, own, _known_base_copies(model, tensors))
+    if problems:
+        remove(model, name)
+        if adapters_of(model).configs:
+            activate(model, *active)
+        raise AdapterFileError(f"{folder} was made for another base or is incomplete: {'; '.join(problems)}.")
+    with torch.no_grad():
+        for key, tensor in own.items():
+            tensor.copy_(tensors[key])
+    for update in updates_of(model, name).values():
+        update.requires_grad_(trainable)
+
+
+def adapter_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """PEFT's key → the adapter's own tensor (not a copy)."""
+    modules, tensors = modules_of(model), {}
+    for path, update in updates_of(model, name).items():
+        if isinstance(update, LowRank):
+            embedding = isinstance(modules[path], nn.Embedding)
+            pattern = "lora_embedding_{}" if embedding else "lora_{}.weight"
+            tensors[f"{_PREFIX}{path}.{pattern.format('A')}"] = update.A
+            tensors[f"{_PREFIX}{path}.{pattern.format('B')}"] = update.B
+        elif isinstance(update, NewRows):
+            # A tied head shares the embedding's rows: PEFT stores them once, with the embedding.
+            if all(tensor is not update.rows for tensor in tensors.values()):
+                tensors[f"{_PREFIX}{path}.token_adapter.trainable_tokens_delta"] = update.rows
+        else:
+            tensors.update(
+                {f"{_PREFIX}{path}.{key}": tensor for key, tensor in update.state_dict(keep_vars=True).items()}
+            )
+    return tensors
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter folder, on the CPU."""
+    path = folder / WEIGHTS_NAME
+    if not path.is_file():
+        pickled = folder / "adapter_model.bin"
+        hint = (
+            f" {pickled.name} is a pickle, which can run code; convert it to safetensors." if pickled.exists() else ""
+        )
+        raise AdapterFileError(f"{folder} holds no {WEIGHTS_NAME}.{hint}")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise AdapterFileError(f"{path} is damaged or cut short and cannot be read: {error}.") from None
+
+
+def _known_base_copies(model: nn.Module, tensors: dict[str, Tensor]) -> set[str]:
+    """Keys of base weights that PEFT writes beside an adapted embedding, and that equal this model's own."""
+    modules, known = modules_of(model), set()
+    for key, tensor in tensors.items():
+        path = key.removeprefix(_PREFIX).removesuffix(".weight").removesuffix(".base_layer")
+        weight = getattr(modules.get(path), "weight", None)
+        same_shape = isinstance(weight, Tensor) and weight.shape == tensor.shape
+        if key.endswith(".weight") and ".lora_" not in key and same_shape and torch.equal(weight.to(tensor), tensor):
+            known.add(key)
+    return known
+
+
+def _mismatches(found: dict[str, Tensor], own: dict[str, Tensor], ignorable: set[str]) -> list[str]:
+    """What is wrong with a file's tensors, a clause for each kind of fault."""
+    missing = [key for key in own if key not in found]
+    surplus = [key for key in found if key not in own and key not in ignorable]
+    shapes = [
+        f"{key} is {tuple(found[key].shape)} in the file and {tuple(own[key].shape)} here"
+        for key in own
+        if key in found and found[key].shape != own[key].shape
+    ]
+    problems = []
+    if missing:
+        problems.append(f"missing {_some(missing)}")
+    if surplus:
+        close = nearest(surplus[0], own, count=1)
+        problems.append(f"no place for {_some(surplus)}" + (f" (nearest: {close[0]})" if close else ""))
+    if shapes:
+        problems.append(f"wrong shape: {_some(shapes)}")
+    return problems
+
+
+def _some(items: list[str]) -> str:
+    rest = f" and {len(items) - 4} more" if len(items) > 4 else ""
+    return ", ".join(items[:4]) + rest

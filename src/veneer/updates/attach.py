@@ -1,0 +1,248 @@
+"""Put updates on a model, choose which are in force, and take them off again.
+
+attach(model, LoRA(rank=8))           every base weight frozen, the updates trainable
+activate(model, "b")                  another adapter in force
+with disabled(model): ...             the base's own answers
+remove(model, "b")                    gone; with the last one, the base is what it was
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from veneer.errors import TargetError, did_you_mean
+from veneer.updates.config import LoRA
+from veneer.updates.layers import (
+    Adapted,
+    AdaptedEmbedding,
+    AdaptedLinear,
+    LowRank,
+    NewRows,
+    Replaced,
+    new_factors,
+)
+from veneer.updates.select import (
+    Chosen,
+    choose,
+    classification_head,
+    matching_suffix,
+    modules_of,
+    no_such_module,
+    output_head,
+)
+
+_RECORD = "_veneer_adapters"
+
+
+@dataclass
+class Adapters:
+    """What is attached to a model; kept on the model itself, so that a copy of the model has its own."""
+
+    configs: dict[str, LoRA] = field(default_factory=dict)
+    active: tuple[str, ...] = ()
+    # The base parameters that required a gradient before the first attach, to give back after the last remove.
+    was_trainable: set[str] = field(default_factory=set)
+    # While merged: the wrappers that the merged modules stand in for, by name, and whether the config said "tied".
+    merged: dict[str, Adapted] = field(default_factory=dict)
+    was_tied: bool | None = None
+
+
+def adapters_of(model: nn.Module) -> Adapters:
+    """The model's record of adapters; an empty one when nothing is attached."""
+    record = model.__dict__.get(_RECORD)
+    return record if isinstance(record, Adapters) else Adapters()
+
+
+def attach(model: nn.Module, config: LoRA, name: str = "default") -> None:
+    """Freeze every weight of ``model`` and put the updates that ``config`` describes on the modules it chooses.
+
+    The new adapter is the active one. The model's output does not change until the updates are trained. A
+    sequence-classification model's head is trained whole, unless ``config`` targets it: frozen, it would stay random.
+
+    Raises TargetError, with the model unchanged, when a name matches nothing, a module cannot be adapted, or an
+    adapter of this name is there already.
+    """
+    record = adapters_of(model)
+    refuse_merged(record, "attach another adapter")
+    if name in record.configs:
+        raise TargetError(
+            f"An adapter named {name!r} is attached already; give this one another name, or remove({name!r}) first."
+        )
+    if not name.replace("-", "_").isidentifier():
+        raise TargetError(f"{name!r} cannot name an adapter; use letters, digits, _ and -.")
+    config = _with_head(model, config)
+    chosen = choose(model, config) if config.targets else []
+    whole = _trained_whole(model, config)
+    embedding = _new_token_modules(model, config, {c.name for c in chosen} | set(whole))
+
+    _refuse_conflicts(model, {c.name for c in chosen} | set(embedding), set(whole))
+
+    if not record.configs:
+        record = Adapters()
+        record.was_trainable = {path for path, parameter in model.named_parameters() if parameter.requires_grad}
+        model.__dict__[_RECORD] = record
+        model.requires_grad_(False)
+    for module in chosen:
+        _add(model, module.name, name, _low_rank(module, config))
+    for path, module in whole.items():
+        _add(model, path, name, copy.deepcopy(module).requires_grad_(True))
+    if embedding:
+        rows = NewRows(config.new_tokens, next(iter(embedding.values())).weight)
+        for path in embedding:
+            _add(model, path, name, rows)
+    record.configs[name] = config
+    activate(model, name)
+
+
+def activate(model: nn.Module, *names: str) -> None:
+    """Put these adapters in force, together; with no name, none is."""
+    record = adapters_of(model)
+    refuse_merged(record, "activate an adapter")
+    for name in names:
+        refuse_unknown(record, name)
+    record.active = tuple(names)
+    for module in _adapted(model).values():
+        module.active = record.active
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is its base."""
+    active = adapters_of(model).active
+    activate(model)
+    try:
+        yield
+    finally:
+        activate(model, *active)
+
+
+def remove(model: nn.Module, name: str = "default") -> None:
+    """Take an adapter off. With the last one, the base's own modules stand in their places again, bit for bit."""
+    record = adapters_of(model)
+    refuse_merged(record, "remove an adapter")
+    refuse_unknown(record, name)
+    for path, module in _adapted(model).items():
+        if name in module.updates:
+            del module.updates[name]
+        if not module.updates:
+            put(model, path, module.base)
+    del record.configs[name]
+    record.active = tuple(other for other in record.active if other != name)
+    if record.configs:
+        activate(model, *record.active)
+    else:
+        for path, parameter in model.named_parameters():
+            parameter.requires_grad_(path in record.was_trainable)
+        del model.__dict__[_RECORD]
+
+
+def put(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Make ``module`` stand wherever the one that ``path`` names stands: some models hold one module in two places."""
+    there = model.get_submodule(path)
+    for parent in list(model.modules()):
+        if parent is module or (isinstance(parent, Adapted) and parent.base is there):
+            continue
+        for child, held in list(parent.named_children()):
+            if held is there:
+                setattr(parent, child, module)
+
+
+def updates_of(model: nn.Module, name: str) -> dict[str, nn.Module]:
+    """Module name → the update (or whole copy) that adapter ``name`` has there, in the model's order."""
+    return {path: module.updates[name] for path, module in _adapted(model).items() if name in module.updates}
+
+
+def refuse_unknown(record: Adapters, name: str) -> None:
+    if name not in record.configs:
+        have = f"Attached are: {', '.join(record.configs)}." if record.configs else "None is attached."
+        raise TargetError(f"No adapter named {name!r} is attached.{did_you_mean(name, record.configs)} {have}")
+
+
+def refuse_merged(record: Adapters, action: str) -> None:
+    if record.merged:
+        raise TargetError(f"The model's adapters are merged into its weights; unmerge(model) before you {action}.")
+
+
+def _adapted(model: nn.Module) -> dict[str, Adapted]:
+    return {path: module for path, module in model.named_modules() if isinstance(module, Adapted)}
+
+
+def _add(model: nn.Module, path: str, name: str, update: nn.Module) -> None:
+    there = model.get_submodule(path)
+    if not isinstance(there, Adapted):
+        there = _wrap(there, update)
+        put(model, path, there)
+    update.train(there.training)
+    there.updates[name] = update
+
+
+def _refuse_conflicts(model: nn.Module, updated: set[str], whole: set[str]) -> None:
+    """A module cannot be trained whole by one adapter and updated, itself or inside, by another."""
+    for path, module in _adapted(model).items():
+        for new in sorted(updated if isinstance(module, Replaced) else whole):
+            outer, inner = (path, new) if isinstance(module, Replaced) else (new, path)
+            if outer == inner or inner.startswith(f"{outer}."):
+                raise TargetError(
+                    f"{outer} would be trained whole by one adapter and {inner} updated by another; remove one first."
+                )
+
+
+def _wrap(base: nn.Module, update: nn.Module) -> Adapted:
+    if not isinstance(update, LowRank | NewRows):
+        return Replaced(base)
+    return AdaptedEmbedding(base) if isinstance(base, nn.Embedding) else AdaptedLinear(base)
+
+
+def _low_rank(chosen: Chosen, config: LoRA) -> LowRank:
+    A, B = new_factors(chosen.module, chosen.rank, config.init)
+    return LowRank(A, B, chosen.scale, config.dropout)
+
+
+def _with_head(model: nn.Module, config: LoRA) -> LoRA:
+    head = classification_head(model)
+    if head is None or head in config.train_also or _targets_name(config, head):
+        return config
+    return config.model_copy(update={"train_also": [*config.train_also, head]})
+
+
+def _targets_name(config: LoRA, head: str) -> bool:
+    return isinstance(config.targets, list) and any(t == head or t.startswith(f"{head}.") for t in config.targets)
+
+
+def _trained_whole(model: nn.Module, config: LoRA) -> dict[str, nn.Module]:
+    modules = modules_of(model)
+    missing = [target for target in config.train_also if not matching_suffix(target, modules)]
+    if missing:
+        raise TargetError(" ".join(no_such_module(target, modules, "train_also") for target in missing))
+    return {path: modules[path] for target in config.train_also for path in matching_suffix(target, modules)}
+
+
+def _new_token_modules(model: nn.Module, config: LoRA, taken: set[str]) -> dict[str, nn.Embedding]:
+    """The embedding, and the head that is tied to it, by name; empty when no new tokens are asked for."""
+    if not config.new_tokens:
+        return {}
+    get = getattr(model, "get_input_embeddings", None)
+    embedding = get() if get is not None else None
+    embedding = embedding.base if isinstance(embedding, Adapted) else embedding
+    if not isinstance(embedding, nn.Embedding):
+        raise TargetError(f"new_tokens needs a model with an input embedding; {type(model).__name__} has none.")
+    beyond = [token for token in config.new_tokens if not 0 <= token < embedding.num_embeddings]
+    if beyond:
+        raise TargetError(
+            f"new_tokens names {beyond}, but the embedding has {embedding.num_embeddings} rows; call "
+            f"model.resize_token_embeddings(len(tokenizer)) first."
+        )
+    if len(set(config.new_tokens)) < len(config.new_tokens):
+        raise TargetError(f"new_tokens names a token twice: {config.new_tokens}.")
+    head = output_head(model)
+    tied = head if head is not None and getattr(head, "weight", None) is embedding.weight else None
+    found = {path: m for path, m in modules_of(model).items() if m is embedding or (tied is not None and m is tied)}
+    both = sorted(set(found) & taken)
+    if both:
+        raise TargetError(f"{', '.join(both)} is adapted or trained whole and holds new_tokens too; choose one.")
+    return found  # type: ignore[return-value]  # a tied head has the embedding's weight, which is all that is used

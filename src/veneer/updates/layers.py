@@ -1,0 +1,198 @@
+"""The layers that stand where a base module stood: the base, frozen, and the named updates on top of it.
+
+Every one of them returns exactly what its base returns while no update is active.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from veneer.errors import TargetError
+from veneer.frozen.weight import frozen_weight
+from veneer.updates.product import Factors, adapted_product
+
+
+class LowRank(nn.Module):
+    """ΔW = s · B A with A (rank, in) and B (out, rank): one named LoRA update of one module.
+
+    The factors are kept in fp32 over a half-precision base: steps of 1e-4 vanish in bf16.
+    """
+
+    def __init__(self, A: Tensor, B: Tensor, scale: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.A = nn.Parameter(A)
+        self.B = nn.Parameter(B)
+        self.scale = scale
+        self.dropout = dropout
+
+    @property
+    def rank(self) -> int:
+        return self.A.shape[0]
+
+    def factors(self) -> Factors:
+        return Factors(self.A, self.B, self.scale, self.dropout if self.training else 0.0)
+
+    def delta(self, dtype: torch.dtype) -> Tensor:
+        """ΔW (out, in), formed in the given type; for merging only."""
+        return (self.B.detach().to(dtype) @ self.A.detach().to(dtype)).mul_(self.scale)
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, scale={self.scale:g}, dropout={self.dropout:g}"
+
+
+class NewRows(nn.Module):
+    """Vocabulary rows that are trained in place of the frozen ones: ``rows[i]`` stands for token ``ids[i]``.
+
+    A tied embedding and head hold the same NewRows, so that they stay tied.
+    """
+
+    ids: Tensor
+    slot: Tensor
+
+    def __init__(self, ids: list[int], weight: Tensor) -> None:
+        super().__init__()
+        index = torch.tensor(ids, device=weight.device)
+        self.register_buffer("ids", index, persistent=False)
+        # slot[token] is the token's place in rows, or -1: one gather decides for a whole batch.
+        slot = torch.full((weight.shape[0],), -1, device=weight.device)
+        slot[index] = torch.arange(len(ids), device=weight.device)
+        self.register_buffer("slot", slot, persistent=False)
+        self.rows = nn.Parameter(weight.detach()[index].to(training_dtype(weight)))
+
+    def embed(self, tokens: Tensor, frozen: Tensor, factor: float) -> Tensor:
+        """``frozen`` (…, dim), what the base gives for ``tokens`` (…), with factor · trained rows in their places."""
+        slot = self.slot[tokens]
+        rows = F.embedding(slot.clamp_min(0), self.rows).to(frozen.dtype) * factor
+        return torch.where((slot >= 0).unsqueeze(-1), rows, frozen)
+
+    def put_logits(self, x: Tensor, logits: Tensor) -> Tensor:
+        """``logits`` (…, vocab) of x (…, dim) with the columns of the new tokens computed from the trained rows."""
+        return logits.index_copy(-1, self.ids, F.linear(x, self.rows.to(x.dtype)))
+
+    def merged(self, weight: Tensor) -> Tensor:
+        """``weight`` (vocab, dim) with the trained rows in it."""
+        return weight.detach().index_copy(0, self.ids, self.rows.detach().to(weight.dtype))
+
+
+class Adapted(nn.Module):
+    """A base module and its named updates, of which ``active`` are in force."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.updates = nn.ModuleDict()
+        self.active: tuple[str, ...] = ()
+        self.train(base.training)
+
+    # Models look at these of the modules they hold: T5 at the type of a projection's weight, a tied head at the tensor.
+    @property
+    def weight(self) -> Tensor:
+        return cast(Tensor, self.base.weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return cast("Tensor | None", self.base.bias)
+
+    def in_force(self) -> list[nn.Module]:
+        return [self.updates[name] for name in self.active if name in self.updates]
+
+
+class AdaptedLinear(Adapted):
+    """y = W0 x + b + Σ s · B A x over nn.Linear, GPT-2's Conv1D or a quantised linear layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        updates = self.in_force()
+        low_rank = [update.factors() for update in updates if isinstance(update, LowRank)]
+        if low_rank:
+            y = adapted_product(x, frozen_weight(self.base), self.bias, low_rank)
+        else:
+            y = self.base(x)
+        for update in updates:
+            if isinstance(update, NewRows):
+                y = update.put_logits(x, y)
+        return y
+
+
+class AdaptedEmbedding(Adapted):
+    """h = E[i] + Σ s · A[:, i]ᵀ Bᵀ with A (rank, vocab) and B (dim, rank); or with new rows in place of frozen ones."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h: Tensor = self.base(tokens)
+        # Gemma's embedding multiplies what it looks up; an update of the matrix is multiplied with it.
+        factor = embedding_factor(self.base)
+        for update in self.in_force():
+            if isinstance(update, NewRows):
+                h = update.embed(tokens, h, factor)
+            elif isinstance(update, LowRank):
+                A, B, scale, dropout = update.factors()
+                low = F.dropout(F.embedding(tokens, A.t()), dropout)
+                h = h + ((low @ B.t()) * (scale * factor)).to(h.dtype)
+        return h
+
+
+class Replaced(Adapted):
+    """A module trained whole: each adapter has its own copy of it, and the base stays as it was."""
+
+    def copy(self) -> nn.Module:
+        """The copy in force, or the base."""
+        copies = self.in_force()
+        if len(copies) > 1:
+            raise TargetError(
+                f"Several active adapters train a {type(self.base).__name__} whole; activate one of them at a time."
+            )
+        return copies[0] if copies else self.base
+
+    @property
+    def weight(self) -> Tensor:
+        return cast(Tensor, self.copy().weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return cast("Tensor | None", self.copy().bias)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.copy()(*args, **kwargs)
+
+
+def training_dtype(weight: Tensor) -> torch.dtype:
+    """The type in which an update of ``weight`` is trained: at least fp32."""
+    if not weight.is_floating_point():
+        return torch.float32
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
+def embedding_factor(embedding: nn.Module) -> float:
+    """What the embedding multiplies its rows by (Gemma: √dim), else 1."""
+    factor = getattr(embedding, "embed_scale", None)
+    return 1.0 if factor is None else float(factor.to(cast(Tensor, embedding.weight).dtype))
+
+
+def new_factors(base: nn.Module, rank: int, init: str) -> tuple[Tensor, Tensor]:
+    """A (rank, in) and B (out, rank) whose product is zero, for a linear layer or an embedding (in = vocabulary).
+
+    A linear layer's A is random and its B zero. An embedding is the other way round, as in microsoft/LoRA: its A is
+    looked up, not multiplied by, so zeros there give a zero update and a random B gives A its first gradient.
+    """
+    like = cast(Tensor, base.weight)
+    out_features, in_features = weight_shape(base)
+    A = torch.zeros(rank, in_features, dtype=training_dtype(like), device=like.device)
+    B = torch.zeros(out_features, rank, dtype=A.dtype, device=like.device)
+    if isinstance(base, nn.Embedding):
+        nn.init.normal_(B)
+    elif init == "kaiming":
+        nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+    else:
+        nn.init.normal_(A, std=1 / rank)
+    return A, B
+
+
+def weight_shape(base: nn.Module) -> tuple[int, int]:
+    """(out, in) of what an update of ``base`` adds to: (dim, vocabulary) for an embedding."""
+    if isinstance(base, nn.Embedding):
+        return base.embedding_dim, base.num_embeddings
+    return frozen_weight(base).shape

@@ -1,0 +1,120 @@
+"""Fold the active updates into the base weights, so that they cost nothing, and take them out again to the last bit.
+
+W = W0 + Σ s · B A is summed in fp32 at least and rounded once to the base's type. The original bytes are kept for
+`unmerge`, not computed back: (W0 + ΔW) − ΔW is not W0 in floating point.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from veneer.errors import TargetError
+from veneer.frozen.weight import QuantisedLinear, frozen_weight
+from veneer.updates.attach import adapters_of, put, refuse_merged
+from veneer.updates.layers import Adapted, LowRank, NewRows, Replaced, training_dtype
+
+
+def merge(model: nn.Module, *, reversible: bool = True) -> None:
+    """Fold the active adapters into the weights; every adapted module becomes a plain one of its base's class.
+
+    A quantised linear layer becomes an ``nn.Linear`` in the model's floating-point type. A module that is tied to
+    another (an embedding and its head) is untied when an update holds for one of the two only, and the model's config
+    says so, so that ``save_pretrained`` writes both. ``reversible=False`` drops the adapters and the original weights;
+    otherwise they stay in memory for `unmerge`.
+
+    Raises TargetError when no adapter is active or the adapters are merged already.
+    """
+    record = adapters_of(model)
+    refuse_merged(record, "merge again")
+    if not record.active:
+        raise TargetError("No adapter is active, so there is nothing to merge; attach or activate one first.")
+    tied = _tied(model)
+    merged: dict[str, Adapted] = {}
+    shared: dict[int, nn.Parameter] = {}
+    for path in [path for path, module in model.named_modules() if isinstance(module, Adapted)]:
+        wrapper = cast(Adapted, model.get_submodule(path))
+        put(model, path, _merged(wrapper, shared))
+        if reversible:
+            merged[path] = wrapper
+    if tied and not _tied(model):
+        _say_tied(model, False)
+    if reversible:
+        record.merged, record.was_tied = merged, tied
+    else:
+        del model.__dict__["_veneer_adapters"]
+
+
+def unmerge(model: nn.Module) -> None:
+    """Take the merged adapters out again: the base weights are the original bytes, the adapters are as they were.
+
+    Raises TargetError when nothing is merged.
+    """
+    record = adapters_of(model)
+    if not record.merged:
+        raise TargetError("Nothing is merged into this model (or it was merged with reversible=False).")
+    for path, wrapper in record.merged.items():
+        put(model, path, wrapper)
+    if record.was_tied:
+        _say_tied(model, True)
+    record.merged, record.was_tied = {}, None
+
+
+def _merged(wrapper: Adapted, shared: dict[int, nn.Parameter]) -> nn.Module:
+    """The plain module that computes what the wrapper computes. ``shared`` keeps tied new rows tied."""
+    if isinstance(wrapper, Replaced):
+        return wrapper.copy().requires_grad_(False)
+    base, updates = wrapper.base, wrapper.in_force()
+    if not updates:
+        return base
+    low_rank = [update for update in updates if isinstance(update, LowRank)]
+    if low_rank:
+        return _with_weight(base, nn.Parameter(_sum(base, low_rank), requires_grad=False))
+    (rows,) = [update for update in updates if isinstance(update, NewRows)]
+    if id(rows) not in shared:
+        shared[id(rows)] = nn.Parameter(rows.merged(wrapper.weight), requires_grad=False)
+    return _with_weight(base, shared[id(rows)])
+
+
+def _sum(base: nn.Module, updates: list[LowRank]) -> Tensor:
+    """W0 + Σ ΔW in the layout and type of the base's own weight."""
+    if isinstance(base, nn.Embedding):
+        weight, transposed = base.weight.detach().t(), True
+    else:
+        transposed = isinstance(base, Conv1D)
+        weight = frozen_weight(base).dense()
+    exact = weight.to(training_dtype(weight), copy=True)
+    for update in updates:
+        exact += update.delta(exact.dtype)
+    exact = exact.to(weight.dtype)
+    return exact.t().contiguous() if transposed else exact
+
+
+def _with_weight(base: nn.Module, weight: nn.Parameter) -> nn.Module:
+    """A module like ``base`` with another weight; a plain nn.Linear for a quantised one."""
+    if isinstance(base, QuantisedLinear):
+        with torch.device("meta"):
+            linear = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None)
+        linear.weight, linear.bias = weight, base.bias  # type: ignore[assignment]
+        return linear.train(base.training)
+    module = copy.copy(base)
+    # A shallow copy shares the dictionary that holds its parameters; the copy needs its own.
+    module._parameters = dict(base._parameters)
+    module.weight = weight
+    return module
+
+
+def _tied(model: nn.Module) -> bool:
+    """Whether the input embedding and the output head are one matrix."""
+    ends = [getattr(model, f"get_{end}_embeddings", lambda: None)() for end in ("input", "output")]
+    return all(end is not None for end in ends) and ends[0].weight is ends[1].weight
+
+
+def _say_tied(model: nn.Module, tied: bool) -> None:
+    config = getattr(model, "config", None)
+    if config is not None:
+        config.tie_word_embeddings = tied

@@ -1,0 +1,129 @@
+"""PEFT's ``adapter_config.json``: a LoRA config into it and out of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from veneer.errors import AdapterFileError, ConfigError, nearest
+from veneer.updates.config import LoRA
+from veneer.updates.select import Chosen, matching_suffix, modules_of
+
+CONFIG_NAME = "adapter_config.json"
+
+# PEFT options that change what an adapter computes and that Veneer does not have. Their harmless values, which every
+# file carries, are False, None, "none", [] and {}; anything else is refused by name.
+_UNSUPPORTED = (
+    *("use_dora", "bias", "lora_bias", "target_parameters", "alora_invocation_tokens", "use_qalora", "use_bdlora"),
+    *("arrow_config", "kasa_config", "layer_replication", "megatron_config", "monteclora_config", "velora_config"),
+)
+# Initialisations that also change the base's weights: such a file is right over the changed base only.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+_TASKS = (
+    ("ForSequenceClassification", "SEQ_CLS"),
+    ("ForConditionalGeneration", "SEQ_2_SEQ_LM"),
+    ("ForCausalLM", "CAUSAL_LM"),
+    ("LMHeadModel", "CAUSAL_LM"),
+)
+
+
+def to_peft(model: nn.Module, config: LoRA, chosen: list[Chosen], embedding: str | None) -> dict[str, Any]:
+    """The fields PEFT reads. ``embedding`` names the module that ``new_tokens`` belong to."""
+    alpha = config.alpha if config.alpha is not None else 2.0 * config.rank
+    return {
+        "peft_type": "LORA",
+        "task_type": next((task for ending, task in _TASKS if type(model).__name__.endswith(ending)), None),
+        "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
+        "r": config.rank,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": _shortest_targets(model, [module.name for module in chosen]),
+        "rank_pattern": config.rank_pattern,
+        "alpha_pattern": config.alpha_pattern,
+        "use_rslora": config.rslora,
+        "init_lora_weights": True if config.init == "kaiming" else config.init,
+        "modules_to_save": config.train_also or None,
+        "trainable_token_indices": {embedding: config.new_tokens} if embedding else None,
+        "fan_in_fan_out": any(isinstance(module.module, Conv1D) for module in chosen),
+        "bias": "none",
+        "inference_mode": True,
+    }
+
+
+def _shortest_targets(model: nn.Module, names: list[str]) -> list[str]:
+    """The last parts of the names where these choose exactly the same modules, else the whole names."""
+    endings = sorted({name.rsplit(".", 1)[-1] for name in names})
+    there = modules_of(model)
+    reached = {name for ending in endings for name in matching_suffix(ending, there)}
+    return endings if reached == set(names) else names
+
+
+def from_peft(folder: Path) -> LoRA:
+    """The LoRA config of a PEFT folder.
+
+    Raises AdapterFileError when the file is missing or damaged, or asks for what Veneer does not do.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise AdapterFileError(_no_config(folder))
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise AdapterFileError(f"{path} cannot be read as JSON: {error}.") from None
+    if not isinstance(fields, dict):
+        raise AdapterFileError(f"{path} does not hold a JSON object.")
+    if fields.get("peft_type") != "LORA":
+        raise AdapterFileError(f"{path} describes a {fields.get('peft_type')} adapter; only LORA can be loaded.")
+    for name in _UNSUPPORTED:
+        if fields.get(name) not in (None, False, "none", [], {}):
+            raise AdapterFileError(f"{path} sets {name} = {fields[name]!r}, which Veneer does not support.")
+    init = fields.get("init_lora_weights", True)
+    if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
+        raise AdapterFileError(
+            f"{path} was made with init_lora_weights = {init!r}, which changes the base's weights too; convert it to a "
+            f"plain LoRA with PEFT first (path_initial_model_for_weight_conversion)."
+        )
+    try:
+        return LoRA(
+            rank=fields.get("r", 8),
+            alpha=fields.get("lora_alpha", 8),
+            dropout=fields.get("lora_dropout", 0.0),
+            targets=fields.get("target_modules") or [],
+            exclude=fields.get("exclude_modules") or [],
+            layers=_as_list(fields.get("layers_to_transform")),
+            rank_pattern=fields.get("rank_pattern") or {},
+            alpha_pattern=fields.get("alpha_pattern") or {},
+            rslora=fields.get("use_rslora", False),
+            init="gaussian" if init == "gaussian" else "kaiming",
+            train_also=fields.get("modules_to_save") or [],
+            new_tokens=_token_ids(path, fields.get("trainable_token_indices")),
+        )
+    except ConfigError as error:
+        raise AdapterFileError(f"{path}: {error}") from None
+
+
+def _as_list(value: int | list[int] | None) -> list[int]:
+    return [value] if isinstance(value, int) else list(value or [])
+
+
+def _token_ids(path: Path, value: list[int] | dict[str, list[int]] | None) -> list[int]:
+    if isinstance(value, dict):
+        if len(value) > 1:
+            raise AdapterFileError(f"{path} trains tokens of {', '.join(value)}; Veneer trains the input embedding's.")
+        value = next(iter(value.values()), [])
+    return list(value or [])
+
+
+def _no_config(folder: Path) -> str:
+    if not folder.exists():
+        siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+        close = nearest(folder.name, siblings, count=1)
+        return f"There is no folder {folder}." + (f" Did you mean {folder.parent / close[0]}?" if close else "")
+    inside = sorted(str(p.parent.relative_to(folder)) for p in folder.glob(f"*/{CONFIG_NAME}"))
+    hint = f" The folder {folder / inside[0]} has one." if inside else ""
+    return f"{folder} is not an adapter folder: it holds no {CONFIG_NAME}.{hint}"

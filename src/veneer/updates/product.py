@@ -1,0 +1,100 @@
+"""The adapted product, written by hand: y = W0 x + b + Σ s · (x Aᵀ) Bᵀ  (arXiv:2106.09685, equation 3).
+
+What autograd would do for the same formula, and this does not: form B A, keep s · (x Aᵀ) Bᵀ beside the output, keep
+a dropped copy of x. Forward adds the update into the frozen product's own output; backward adds into the frozen
+product's own input gradient. Saved for backward: x, which the layers that share it share, and x Aᵀ (n, rank).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from veneer.frozen.weight import FrozenWeight
+
+
+class Factors(NamedTuple):
+    """One low-rank update in the form the product wants."""
+
+    A: Tensor  # (rank, in)
+    B: Tensor  # (out, rank)
+    scale: float
+    dropout: float = 0.0  # probability; 0 when not training
+
+
+def adapted_product(x: Tensor, frozen: FrozenWeight, bias: Tensor | None, updates: list[Factors]) -> Tensor:
+    """x (…, in) → x W0ᵀ + b + Σ s · (dropout(x) Aᵀ) Bᵀ, (…, out), in x's type; differentiable in x, every A and B.
+
+    Neither W0 nor b gets a gradient. Dropout draws one seed from torch's CPU generator for each update, so a run
+    whose random state is restored drops the same elements, and checkpointed layers drop them again in the same way.
+    """
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        x = x.to(torch.get_autocast_dtype(device))
+    seeds = [int(torch.randint(2**62, ())) if update.dropout else 0 for update in updates]
+    recipe = [(update.scale, update.dropout, seed) for update, seed in zip(updates, seeds, strict=True)]
+    flat = [factor for update in updates for factor in (update.A, update.B)]
+    # The function chooses its own types; autocast inside it would choose differently for forward and backward.
+    with torch.autocast(device, enabled=False):
+        y: Tensor = _AdaptedProduct.apply(x.reshape(-1, x.shape[-1]), frozen, bias, recipe, *flat)
+    return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def _dropped(x: Tensor, probability: float, seed: int) -> Tensor:
+    """x with a share of its elements zeroed and the rest scaled up; the same ones for the same seed."""
+    return _mask(x, probability, seed).mul_(x)
+
+
+def _mask(like: Tensor, probability: float, seed: int) -> Tensor:
+    generator = torch.Generator(like.device).manual_seed(seed)
+    keep = torch.empty_like(like).bernoulli_(1 - probability, generator=generator)
+    return keep.div_(1 - probability)
+
+
+class _AdaptedProduct(torch.autograd.Function):
+    """x (n, in), A (r, in), B (out, r) → y (n, out)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        frozen: FrozenWeight,
+        bias: Tensor | None,
+        recipe: list[tuple[float, float, int]],
+        *flat: Tensor,
+    ) -> Tensor:
+        y = frozen.product(x, bias)
+        lows = []
+        for (scale, dropout, seed), A, B in zip(recipe, flat[::2], flat[1::2], strict=True):
+            inputs = _dropped(x, dropout, seed) if dropout else x
+            low = inputs @ A.to(x.dtype).t()  # (n, r)
+            y.addmm_(low, B.to(x.dtype).t(), alpha=scale)
+            lows.append(low)
+        ctx.frozen, ctx.recipe = frozen, recipe
+        ctx.save_for_backward(x, *lows, *flat)
+        return y
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *saved = ctx.saved_tensors
+        count = len(ctx.recipe)
+        lows, flat = saved[:count], saved[count:]
+        grad_x = ctx.frozen.product_transposed(grad) if ctx.needs_input_grad[0] else None
+        grads: list[Tensor | None] = []
+        wanted = ctx.needs_input_grad[4:]
+        for i, ((scale, dropout, seed), low) in enumerate(zip(ctx.recipe, lows, strict=True)):
+            A, B = flat[2 * i : 2 * i + 2]
+            grad_low = (grad @ B.to(grad.dtype)).mul_(scale)  # (n, r)
+            inputs = _dropped(x, dropout, seed) if dropout else x
+            grads.append((grad_low.t() @ inputs).to(A.dtype) if wanted[2 * i] else None)
+            grads.append((grad.t() @ low).mul_(scale).to(B.dtype) if wanted[2 * i + 1] else None)
+            if grad_x is not None:
+                if dropout:
+                    grad_x.addcmul_(grad_low @ A.to(grad.dtype), _mask(x, dropout, seed))
+                else:
+                    grad_x.addmm_(grad_low, A.to(grad.dtype))
+        return grad_x, None, None, None, *grads

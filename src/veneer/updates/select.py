@@ -1,0 +1,268 @@
+"""Which modules an update goes on: names and patterns in, modules out, and nothing that matches nothing in silence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from veneer.errors import TargetError, nearest
+from veneer.frozen.weight import QuantisedLinear
+from veneer.updates.config import LoRA
+from veneer.updates.layers import Adapted
+
+LINEAR_TYPES = (nn.Linear, Conv1D, QuantisedLinear)
+
+# Names that different architectures give to the layers of one role, for the hint when a name matches nothing.
+_ROLES = (
+    "q_proj k_proj v_proj query key value q k v q_lin k_lin v_lin c_attn qkv_proj query_key_value Wqkv in_proj",
+    "o_proj out_proj out_lin o dense c_proj wo Wo",
+    "gate_proj up_proj gate_up_proj c_fc fc1 fc_in lin1 dense_h_to_4h wi wi_0 wi_1 w1 w3",
+    "down_proj c_proj fc2 fc_out lin2 dense_4h_to_h wo w2",
+    "embed_tokens wte embed_in word_embeddings shared",
+    "classifier score classification_head",
+)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A module that gets an update, with the rank and scale that the config's patterns give it."""
+
+    name: str
+    module: nn.Module
+    rank: int
+    scale: float
+
+
+def modules_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The model's own modules by name, as they were before any adapter: wrappers and updates are looked through."""
+    return dict(_walk(model, "", set()))
+
+
+def _walk(module: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
+    if isinstance(module, Adapted):
+        module = module.base
+    if id(module) in seen:  # one module under two names goes by the first, as in named_modules
+        return
+    seen.add(id(module))
+    yield name, module
+    for child_name, child in module.named_children():
+        yield from _walk(child, f"{name}.{child_name}" if name else child_name, seen)
+
+
+def choose(model: nn.Module, config: LoRA) -> list[Chosen]:
+    """The modules that ``config`` adapts, in the model's order.
+
+    Raises TargetError when a target, an exclusion, a layer or a pattern key matches nothing, each one also when
+    others match, and when a target names a module that cannot be adapted.
+    """
+    modules = modules_of(model)
+    heads = head_names(model, modules)
+    excluded = _matching(config.exclude, modules, "exclude")
+    whole = {name for names in config.train_also for name in matching_suffix(names, modules)}
+    if config.targets == "all-linear":
+        names = [name for name, module in modules.items() if isinstance(module, LINEAR_TYPES) and name not in heads]
+    else:
+        names = _matching(config.targets, modules, "targets")
+    inside_whole = {name for name in names if any(name == w or name.startswith(f"{w}.") for w in whole)}
+    if config.targets != "all-linear" and inside_whole:
+        raise TargetError(f"{_listed(inside_whole)} stands in both targets and train_also; name it in one of them.")
+    names = [name for name in names if name not in excluded and name not in inside_whole]
+    names = _in_layers(names, config.layers, modules)
+    for name in names:
+        _refuse_unadaptable(name, modules[name])
+    if not names and config.targets:
+        raise TargetError(_nothing(config, modules))
+    for option, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+        _refuse_idle_keys(option, pattern, names)
+    return [_with_rank(name, modules[name], config) for name in names]
+
+
+def without_idle_names(model: nn.Module, config: LoRA) -> LoRA:
+    """``config`` less the names and keys that match nothing in ``model``.
+
+    For adapter files only: other tools write the names of several architectures into one file, and there the tensors
+    say what must be present. What a person asks for goes through `choose`, which refuses such names.
+    """
+    modules = modules_of(model)
+
+    def known(names: str | list[str]) -> str | list[str]:
+        return names if isinstance(names, str) else [name for name in names if matching_suffix(name, modules)]
+
+    config = config.model_copy(
+        update={
+            "targets": known(config.targets) or config.targets,  # when none is known, let `choose` say so
+            "exclude": known(config.exclude),
+            "train_also": known(config.train_also),
+        }
+    )
+    plain = config.model_copy(update={"rank_pattern": {}, "alpha_pattern": {}})
+    names = [chosen.name for chosen in choose(model, plain)] if config.targets else []
+    patterns = {
+        option: {key: value for key, value in pattern.items() if any(_key_matches(key, name) for name in names)}
+        for option, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern))
+    }
+    return config.model_copy(update=patterns)
+
+
+def _with_rank(name: str, module: nn.Module, config: LoRA) -> Chosen:
+    rank = _first_match(config.rank_pattern, name, config.rank)
+    alpha = config.alpha if config.alpha is not None else 2.0 * config.rank
+    return Chosen(name, module, rank, config.scale(rank, _first_match(config.alpha_pattern, name, alpha)))
+
+
+def _first_match(pattern: dict[str, int] | dict[str, float], name: str, otherwise: float) -> int | float:
+    # PEFT's reading of a key: a regex for the end of the name, at a dot. The first key that matches counts.
+    return next((value for key, value in pattern.items() if _key_matches(key, name)), otherwise)
+
+
+def _key_matches(key: str, name: str) -> bool:
+    return re.match(rf"(.*\.)?({key})$", name) is not None
+
+
+def matching_suffix(target: str, names: Iterable[str]) -> list[str]:
+    """The names that are ``target`` or end with it at a dot."""
+    return [name for name in names if name == target or name.endswith(f".{target}")]
+
+
+def _matching(targets: str | list[str], modules: dict[str, nn.Module], option: str) -> list[str]:
+    """Names chosen by a list of endings or by one regex, in the model's order; each entry must match something."""
+    if isinstance(targets, str):
+        try:
+            chosen = [name for name in modules if name and re.fullmatch(targets, name)]
+        except re.error as error:
+            raise TargetError(f"{option} = {targets!r} is not a regular expression: {error}.") from None
+        if not chosen:
+            raise TargetError(
+                f"{option} = {targets!r}, a regular expression over whole module names, matches none of the model's "
+                f"modules. {what_is_there(modules)}"
+            )
+        return chosen
+    missing = [target for target in targets if not matching_suffix(target, modules)]
+    if missing:
+        raise TargetError(" ".join(no_such_module(target, modules, option) for target in missing))
+    wanted = {name for target in targets for name in matching_suffix(target, modules)}
+    return [name for name in modules if name in wanted]
+
+
+def no_such_module(target: str, modules: dict[str, nn.Module], option: str) -> str:
+    """The sentence for a name that matches nothing: the nearest names, and what there is."""
+    if set(target) & set("*+?|()[]{}^$\\"):
+        return (
+            f"{option} lists {target!r}, which matches no module name: inside a list an entry is a name's ending, not "
+            f"a regular expression. Give the expression alone, as one string: {option}={target!r}."
+        )
+    close = nearest_modules(target, modules)
+    hint = f" Nearest here: {', '.join(close)}." if close else ""
+    return f"{option} names {target!r}, which matches no module of this model.{hint} {what_is_there(modules)}"
+
+
+def nearest_modules(target: str, modules: dict[str, nn.Module]) -> list[str]:
+    """Names of adaptable modules that play the part ``target`` plays elsewhere, then those spelt alike."""
+    kinds = _kinds(modules)
+    last = target.rsplit(".", 1)[-1]
+    same_role = [name for role in _ROLES if last in role.split() for name in role.split() if name in kinds]
+    return list(dict.fromkeys([*same_role, *nearest(last, kinds)]))
+
+
+def what_is_there(modules: dict[str, nn.Module]) -> str:
+    """One sentence that lists the adaptable modules by the last part of their names, with how many there are."""
+    kinds = _kinds(modules)
+    if not kinds:
+        return "The model has no module that can be adapted."
+    return "It has " + ", ".join(f"{kind} (×{count})" for kind, count in kinds.items()) + "."
+
+
+def _kinds(modules: dict[str, nn.Module]) -> dict[str, int]:
+    kinds: dict[str, int] = {}
+    for name, module in modules.items():
+        if isinstance(module, (*LINEAR_TYPES, nn.Embedding)) and name:
+            kind = name.rsplit(".", 1)[-1]
+            kinds[kind] = kinds.get(kind, 0) + 1
+    return kinds
+
+
+def head_names(model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
+    """Names of the output head: the language-modelling head, or all that belongs to a classification head."""
+    head = output_head(model)
+    heads = {name for name, module in modules.items() if head is not None and module is head}
+    classifier = classification_head(model)
+    if classifier:
+        heads |= {name for name in modules if name == classifier or name.startswith(f"{classifier}.")}
+    return heads
+
+
+def output_head(model: nn.Module) -> nn.Module | None:
+    """The module that makes logits of a vocabulary, or None."""
+    get = getattr(model, "get_output_embeddings", None)
+    head = get() if get is not None else None
+    return head.base if isinstance(head, Adapted) else head
+
+
+def classification_head(model: nn.Module) -> str | None:
+    """Name of a sequence-classification model's head, which starts random and must be trained; or None."""
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        return None
+    names = [name for name, _ in model.named_children()]
+    return next((name for name in ("score", "classifier", "classification_head") if name in names), None)
+
+
+def layer_number(name: str) -> int | None:
+    """The block a module belongs to: the first number in its name."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def _in_layers(names: list[str], layers: list[int], modules: dict[str, nn.Module]) -> list[str]:
+    if not layers:
+        return names
+    there = {number for name in modules if (number := layer_number(name)) is not None}
+    absent = sorted(set(layers) - there)
+    if absent:
+        have = f"0 to {max(there)}" if there else "none that are numbered"
+        raise TargetError(f"layers names {_listed(absent)}, but the model's layers are {have}.")
+    return [name for name in names if layer_number(name) in layers]
+
+
+def _refuse_unadaptable(name: str, module: nn.Module) -> None:
+    # A subclass may compute something else than x W0ᵀ + b (a packed weight, an offset), or be read around its
+    # forward (attention's own out_proj): only the types whose product is known are adapted.
+    known_embedding = type(module) is nn.Embedding or hasattr(module, "embed_scale")
+    if type(module) in LINEAR_TYPES or (isinstance(module, nn.Embedding) and known_embedding):
+        if getattr(module, "max_norm", None) is not None:
+            raise TargetError(f"{name} is an Embedding with max_norm, which changes its weight as it looks it up.")
+        return
+    inside = [child for child, inner in module.named_modules() if child and isinstance(inner, LINEAR_TYPES)]
+    remedy = f" It holds {', '.join(inside[:8])}: name those." if inside else " Leave it out with exclude."
+    raise TargetError(
+        f"{name} is a {type(module).__name__}, which cannot be adapted; Linear, Conv1D and Embedding layers can."
+        f"{remedy}"
+    )
+
+
+def _refuse_idle_keys(option: str, pattern: dict[str, int] | dict[str, float], names: list[str]) -> None:
+    for key in pattern:
+        try:
+            idle = not any(_key_matches(key, name) for name in names)
+        except re.error as error:
+            raise TargetError(f"{option} has the key {key!r}, which is not a regular expression: {error}.") from None
+        if idle:
+            kinds = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
+            close = nearest(key, [*kinds, *names])
+            hint = f" Nearest: {', '.join(close)}." if close else ""
+            raise TargetError(
+                f"{option} has the key {key!r}, which matches none of the adapted modules.{hint} Adapted are: "
+                f"{', '.join(kinds)}."
+            )
+
+
+def _nothing(config: LoRA, modules: dict[str, nn.Module]) -> str:
+    narrowed = [option for option in ("exclude", "layers") if getattr(config, option)]
+    because = f" once {' and '.join(narrowed)} had been applied" if narrowed else ""
+    return f"targets = {config.targets!r} chose no module{because}. {what_is_there(modules)}"
+
+
+def _listed(names: Iterable[object]) -> str:
+    return ", ".join(str(name) for name in sorted(names, key=str))

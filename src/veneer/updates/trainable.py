@@ -1,0 +1,101 @@
+"""What is trained, as a table: module, shape, rank, parameters, and their share of the whole model."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from torch import nn
+
+from veneer.frozen.weight import QuantisedLinear
+from veneer.updates.attach import adapters_of, updates_of
+from veneer.updates.layers import LowRank, weight_shape
+from veneer.updates.select import LINEAR_TYPES, modules_of
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trained module. ``rank`` is None where all of the module, or rows of it, are trained."""
+
+    name: str
+    shape: tuple[int, ...]  # (out, in) of the frozen weight
+    rank: int | None
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """The rows, the number of trained parameters, and that of the base; prints as a table."""
+
+    rows: list[Row]
+    parameters: int
+    base_parameters: int
+
+    @property
+    def share(self) -> float:
+        """Trained parameters over those of the base."""
+        return self.parameters / self.base_parameters
+
+    def __str__(self) -> str:
+        lines = [("module", "shape", "rank", "parameters")]
+        lines += [
+            (name, " × ".join(map(str, shape)), "whole" if rank is None else str(rank), f"{parameters:,}")
+            for name, shape, rank, parameters in _grouped(self.rows)
+        ]
+        widths = [max(len(line[i]) for line in lines) for i in range(4)]
+        table = [
+            f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}".rstrip() for a, b, c, d in lines
+        ]
+        total = f"{self.parameters:,} of {self.base_parameters:,} parameters are trained ({100 * self.share:.3g} %)"
+        return "\n".join([*table, total])
+
+
+def trainable(model: nn.Module) -> Trainable:
+    """The trained parameters of the active adapters, or of the model itself when it has none attached."""
+    record = adapters_of(model)
+    if not record.configs:
+        return _of_plain_model(model)
+    modules = modules_of(model)
+    rows, seen = [], set()
+    for name in record.active:
+        for path, update in updates_of(model, name).items():
+            count = sum(p.numel() for p in update.parameters() if p.requires_grad)
+            if not count or id(update) in seen:
+                continue
+            seen.add(id(update))  # a tied embedding and head share their new rows
+            rank = update.rank if isinstance(update, LowRank) else None
+            rows.append(Row(path, _shape(modules[path]), rank, count))
+    return Trainable(rows, sum(row.parameters for row in rows), _count_base(modules))
+
+
+def _of_plain_model(model: nn.Module) -> Trainable:
+    rows = [Row(path, tuple(p.shape), None, p.numel()) for path, p in model.named_parameters() if p.requires_grad]
+    return Trainable(rows, sum(row.parameters for row in rows), _count_base(modules_of(model)))
+
+
+def _shape(module: nn.Module) -> tuple[int, ...]:
+    """(out, in) of a linear layer or embedding; () of a module that holds several weights."""
+    if isinstance(module, (*LINEAR_TYPES, nn.Embedding)):
+        return weight_shape(module)
+    weight = getattr(module, "weight", None)
+    return tuple(weight.shape) if isinstance(weight, nn.Parameter) else ()
+
+
+def _count_base(modules: dict[str, nn.Module]) -> int:
+    """Parameters of the base; a quantised weight counts by its shape, a tied one once."""
+    sizes = {id(p): p.numel() for module in modules.values() for p in module.parameters(recurse=False)}
+    quantised = (weight_shape(module) for module in modules.values() if isinstance(module, QuantisedLinear))
+    return sum(sizes.values()) + sum(rows * columns for rows, columns in quantised)
+
+
+def _grouped(rows: list[Row]) -> list[tuple[str, tuple[int, ...], int | None, int]]:
+    """Rows that differ only in the layer's number as one: model.layers.{0–29}.mlp.up_proj, with their sum."""
+    groups: dict[tuple[str, tuple[int, ...], int | None], list[Row]] = {}
+    for row in rows:
+        pattern = re.sub(r"(?<=\.)\d+(?=\.)", "*", row.name, count=1)
+        groups.setdefault((pattern, row.shape, row.rank), []).append(row)
+    lines = []
+    for (pattern, shape, rank), members in groups.items():
+        name = members[0].name if len(members) == 1 else f"{pattern} (×{len(members)})"
+        lines.append((name, shape, rank, sum(row.parameters for row in members)))
+    return lines
