@@ -1,1 +1,51 @@
-"""Veneer: low-rank fine-tuning on the machine you have."""
+"""Veneer: fine-tune open language models with low-rank updates on the machine you have."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from veneer.errors import VeneerError as VeneerError
+    from veneer.frozen.load import load as load
+    from veneer.training.run import train as train
+    from veneer.updates.adapter_file import load_adapter as load_adapter
+    from veneer.updates.adapter_file import save as save
+    from veneer.updates.attach import activate as activate
+    from veneer.updates.attach import attach as attach
+    from veneer.updates.attach import disabled as disabled
+    from veneer.updates.attach import remove as remove
+    from veneer.updates.config import LoRA as LoRA
+    from veneer.updates.merge import merge as merge
+    from veneer.updates.merge import unmerge as unmerge
+    from veneer.updates.trainable import trainable as trainable
+
+__version__ = "0.1.0"
+
+# Where each public name lives. They are imported when first used: `veneer --help` loads no torch.
+_HOME = {
+    "VeneerError": "veneer.errors",
+    "LoRA": "veneer.updates.config",
+    "load": "veneer.frozen.load",
+    "attach": "veneer.updates.attach",
+    "activate": "veneer.updates.attach",
+    "disabled": "veneer.updates.attach",
+    "remove": "veneer.updates.attach",
+    "trainable": "veneer.updates.trainable",
+    "train": "veneer.training.run",
+    "save": "veneer.updates.adapter_file",
+    "load_adapter": "veneer.updates.adapter_file",
+    "merge": "veneer.updates.merge",
+    "unmerge": "veneer.updates.merge",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'veneer' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOME]
