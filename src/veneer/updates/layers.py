@@ -70,9 +70,13 @@ class NewRows(nn.Module):
         rows = F.embedding(slot.clamp_min(0), self.rows).to(frozen.dtype) * factor
         return torch.where((slot >= 0).unsqueeze(-1), rows, frozen)
 
-    def put_logits(self, x: Tensor, logits: Tensor) -> Tensor:
-        """``logits`` (…, vocab) of x (…, dim) with the columns of the new tokens computed from the trained rows."""
-        return logits.index_copy(-1, self.ids, F.linear(x, self.rows.to(x.dtype)))
+    def put_logits(self, x: Tensor, logits: Tensor, weight: Tensor) -> Tensor:
+        """``logits`` (…, vocab) of x (…, dim) over the frozen ``weight`` (vocab, dim), with the trained rows' instead.
+
+        Their difference is added: while a row is what it was, its logit is the base's own, bit for bit.
+        """
+        moved = self.rows - weight.detach()[self.ids].to(self.rows.dtype)
+        return logits.index_add(-1, self.ids, F.linear(x, moved.to(x.dtype)))
 
     def merged(self, weight: Tensor) -> Tensor:
         """``weight`` (vocab, dim) with the trained rows in it."""
@@ -114,7 +118,7 @@ class AdaptedLinear(Adapted):
             y = self.base(x)
         for update in updates:
             if isinstance(update, NewRows):
-                y = update.put_logits(x, y)
+                y = update.put_logits(x, y, self.weight)
         return y
 
 

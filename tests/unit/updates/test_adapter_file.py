@@ -1,0 +1,177 @@
+"""Adapter folders: a damaged or foreign one is refused with the keys' names, and the model stays as it was."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tiny
+import veneer
+from veneer.errors import AdapterFileError, ConfigError, TargetError
+
+pytestmark = pytest.mark.unit
+
+_KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = tiny.build("llama")
+    veneer.attach(model, veneer.LoRA(rank=2, targets=["q_proj", "v_proj"]))
+    tiny.train_steps(model, tiny.batch("llama"))
+    veneer.save(model, tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def _edit_tensors(folder, change):
+    tensors = load_file(folder / "adapter_model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _edit_config(folder, **fields):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def _refused(folder, match, name="llama"):
+    model = tiny.build(name)
+    before = tiny.state(model)
+    random = torch.get_rng_state()
+    with pytest.raises(AdapterFileError, match=match):
+        veneer.load_adapter(model, folder)
+    assert tiny.same_state(model, before)
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_keys_shapes_and_bytes(saved, tmp_path):
+    tensors = load_file(saved / "adapter_model.safetensors")
+    assert tensors[_KEY].shape == (2, 32)
+    assert tensors[_KEY.replace("lora_A", "lora_B")].shape == (32, 2)
+    assert len(tensors) == 2 * 2 * 2
+    model = tiny.build("llama")
+    veneer.load_adapter(model, saved)
+    veneer.save(model, tmp_path / "again")
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "again" / file).read_bytes() == (saved / file).read_bytes()
+
+
+@pytest.mark.parametrize(("dtype", "torch_dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_half_precision(saved, tmp_path, dtype, torch_dtype):
+    model = tiny.build("llama")
+    veneer.load_adapter(model, saved)
+    veneer.save(model, tmp_path / "half", dtype=dtype)
+    assert load_file(tmp_path / "half" / "adapter_model.safetensors")[_KEY].dtype == torch_dtype
+    other = tiny.build("llama")
+    veneer.load_adapter(other, tmp_path / "half")
+    update = other.model.layers[0].self_attn.q_proj.updates["default"]
+    assert update.A.dtype == torch.float32
+    assert torch.equal(update.A, load_file(saved / "adapter_model.safetensors")[_KEY].to(torch_dtype).float())
+    with pytest.raises(ConfigError, match="'fp8' is not one of fp32, bf16, fp16"):
+        veneer.save(model, tmp_path / "x", dtype="fp8")
+
+
+def test_loaded_for_further_training_it_trains(saved):
+    model, inputs = tiny.build("llama"), tiny.batch("llama")
+    veneer.load_adapter(model, saved, trainable=True)
+    assert veneer.trainable(model).parameters == 2 * 2 * 32 * 2 + 2 * 2 * (32 + 16)
+    with torch.no_grad():
+        first = float(model(**inputs).loss)
+    assert tiny.train_steps(model, inputs) < first
+
+
+def test_missing_surplus_and_misshapen_tensors(saved):
+    _edit_tensors(saved, lambda t: t.pop(_KEY))
+    _refused(saved, f"missing {_KEY}")
+    _edit_tensors(saved, lambda t: t.update({_KEY: torch.zeros(3, 32)}))
+    _refused(saved, rf"wrong shape: {_KEY} is \(3, 32\) in the file and \(2, 32\) here")
+    _edit_tensors(
+        saved, lambda t: t.update({_KEY: torch.zeros(2, 32), _KEY.replace("q_proj", "w_proj"): torch.ones(1)})
+    )
+    _refused(saved, r"no place for .*w_proj.lora_A.weight \(nearest: .*lora_A.weight\)")
+
+
+def test_an_adapter_for_another_base(saved):
+    _refused(saved, r"does not fit this model: .*q_proj", name="gpt2")
+    tensors = load_file(saved / "adapter_model.safetensors")
+    _edit_tensors(saved, lambda t: t.update({k: torch.zeros(2, 64) for k in tensors if "lora_A" in k}))
+    _refused(saved, r"another base or is incomplete: wrong shape: .*\(2, 64\) in the file and \(2, 32\) here")
+
+
+def test_truncated_and_corrupt_files(saved):
+    weights = saved / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    for broken in (whole[:100], whole[:-8], b"", b"\xff" * 64):
+        weights.write_bytes(broken)
+        _refused(saved, r"adapter_model.safetensors is damaged or cut short")
+    weights.unlink()
+    _refused(saved, r"holds no adapter_model.safetensors")
+    (saved / "adapter_config.json").write_text("{")
+    _refused(saved, r"adapter_config.json cannot be read as JSON")
+    (saved / "adapter_config.json").write_text("[]")
+    _refused(saved, r"does not hold a JSON object")
+
+
+def test_configs_of_what_is_not_supported(saved):
+    _edit_config(saved, use_dora=True)
+    _refused(saved, r"sets use_dora = True, which Veneer does not support")
+    _edit_config(saved, use_dora=False, init_lora_weights="pissa")
+    _refused(saved, r"init_lora_weights = 'pissa', which changes the base's weights")
+    _edit_config(saved, init_lora_weights=True, r=0)
+    _refused(saved, r"adapter_config.json: LoRA: rank = 0 is not valid")
+    _edit_config(saved, r=2, trainable_token_indices={"a": [1], "b": [2]})
+    _refused(saved, r"trains tokens of a, b")
+    _edit_config(saved, peft_type="IA3")
+    _refused(saved, r"describes a IA3 adapter; only LORA")
+
+
+def test_folders_that_are_none(saved, tmp_path):
+    _refused(tmp_path / "adaptor", r"There is no folder .*Did you mean .*adapter\?")
+    _refused(tmp_path, r"not an adapter folder.*The folder .*adapter has one")
+
+
+def test_a_pickle_is_not_read(saved):
+    weights = saved / "adapter_model.safetensors"
+    torch.save(load_file(weights), saved / "adapter_model.bin")
+    weights.unlink()
+    _refused(saved, r"adapter_model.bin")
+
+
+def test_saving_never_overwrites_something_else(saved, tmp_path):
+    model = tiny.build("llama")
+    with pytest.raises(TargetError, match="0 are active, attached are none"):
+        veneer.save(model, tmp_path / "x")
+    veneer.load_adapter(model, saved)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("cat")
+    with pytest.raises(AdapterFileError, match="holds other things than an adapter"):
+        veneer.save(model, tmp_path / "photos")
+    with pytest.raises(AdapterFileError, match="is a file"):
+        veneer.save(model, tmp_path / "photos" / "cat.jpg")
+    veneer.save(model, saved)  # an adapter's folder is replaced
+
+
+def test_a_second_adapter_that_fails_leaves_the_first_in_force(saved):
+    model, inputs = tiny.build("llama"), tiny.batch("llama")
+    veneer.load_adapter(model, saved, name="a")
+    with_a = tiny.logits(model, inputs)
+    with pytest.raises(TargetError, match="'a' is attached already"):
+        veneer.load_adapter(model, saved, name="a")
+    _edit_tensors(saved, lambda t: t.pop(_KEY))
+    with pytest.raises(AdapterFileError, match="missing"):
+        veneer.load_adapter(model, saved, name="b")
+    assert torch.equal(tiny.logits(model, inputs), with_a)
+
+
+def test_layers_and_excluded_modules_come_back_exactly(tmp_path):
+    model, inputs = tiny.build("llama"), tiny.batch("llama")
+    veneer.attach(model, veneer.LoRA(rank=2, targets=["q_proj", "k_proj"], layers=[1], exclude=["k_proj"]))
+    tiny.train_steps(model, inputs)
+    veneer.save(model, tmp_path / "a")
+    other = tiny.build("llama")
+    veneer.load_adapter(other, tmp_path / "a")
+    assert torch.equal(tiny.logits(other, inputs), tiny.logits(model, inputs))
+    assert [row.name for row in veneer.trainable(model).rows] == ["model.layers.1.self_attn.q_proj"]

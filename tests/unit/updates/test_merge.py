@@ -1,0 +1,112 @@
+"""Merging: right to the rounding, reversible to the last bit, and a plain module afterwards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import tiny
+import veneer
+from veneer.errors import TargetError
+from veneer.frozen.weight import QuantisedLinear
+
+pytestmark = pytest.mark.unit
+
+
+def _trained(name="llama", dtype=torch.float32, **options):
+    model, inputs = tiny.build(name).to(dtype), tiny.batch(name)
+    veneer.attach(model, veneer.LoRA(rank=4, **options))
+    tiny.train_steps(model, inputs)
+    return model, inputs
+
+
+def test_a_merged_linear_layer_is_a_plain_one():
+    model, inputs = _trained()
+    adapted = tiny.logits(model, inputs)
+    veneer.merge(model)
+    assert type(model.model.layers[0].self_attn.q_proj) is nn.Linear
+    torch.testing.assert_close(tiny.logits(model, inputs), adapted, rtol=0, atol=1e-5)
+
+
+def test_unmerge_gives_the_original_bytes():
+    model, inputs = _trained()
+    before, adapted = tiny.state(model), tiny.logits(model, inputs)
+    veneer.merge(model)
+    veneer.unmerge(model)
+    assert tiny.same_state(model, before)
+    assert torch.equal(tiny.logits(model, inputs), adapted)
+    tiny.train_steps(model, inputs)
+    assert not tiny.same_state(model, before), "and it trains on"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_half_precision_is_summed_in_fp32_and_rounded_once(dtype, name):
+    model, _ = _trained(name, dtype)
+    path = "model.layers.0.self_attn.q_proj" if name == "llama" else "transformer.h.0.attn.c_attn"
+    wrapper = model.get_submodule(path)
+    update = wrapper.updates["default"]
+    delta = update.scale * (update.B.detach() @ update.A.detach())
+    exact = wrapper.base.weight.detach().float() + (delta if name == "llama" else delta.t())
+    veneer.merge(model)
+    assert torch.equal(model.get_submodule(path).weight, exact.to(dtype))
+
+
+def test_several_active_adapters_merge_together():
+    model, inputs = _trained()
+    veneer.attach(model, veneer.LoRA(rank=2, targets=["q_proj"]), "b")
+    tiny.train_steps(model, inputs)
+    veneer.activate(model, "default", "b")
+    adapted = tiny.logits(model, inputs)
+    veneer.merge(model, reversible=False)
+    torch.testing.assert_close(tiny.logits(model, inputs), adapted, rtol=0, atol=1e-5)
+    with pytest.raises(TargetError, match="reversible=False"):
+        veneer.unmerge(model)
+    veneer.attach(model, veneer.LoRA())  # a merged base is a base like any other
+
+
+def test_merging_a_quantised_base_makes_plain_layers():
+    model, inputs = tiny.build("llama"), tiny.batch("llama")
+    for layer in model.model.layers:
+        layer.mlp.up_proj = QuantisedLinear.of(layer.mlp.up_proj)
+    veneer.attach(model, veneer.LoRA(rank=4))
+    tiny.train_steps(model, inputs)
+    adapted = tiny.logits(model, inputs)
+    veneer.merge(model)
+    assert type(model.model.layers[0].mlp.up_proj) is nn.Linear
+    torch.testing.assert_close(tiny.logits(model, inputs), adapted, rtol=0, atol=1e-5)
+    veneer.unmerge(model)
+    assert torch.equal(tiny.logits(model, inputs), adapted)
+
+
+def test_a_tied_head_is_untied_when_only_one_of_the_two_is_adapted(tmp_path):
+    model, inputs = tiny.build("llama-tied"), tiny.batch("llama")
+    veneer.attach(model, veneer.LoRA(rank=4, targets=["lm_head"]))
+    tiny.train_steps(model, inputs)
+    adapted = tiny.logits(model, inputs)
+    frozen = model.model.embed_tokens.weight
+    veneer.merge(model, reversible=False)
+    assert model.model.embed_tokens.weight is frozen
+    model.save_pretrained(tmp_path / "merged")
+    again = type(model).from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(tiny.logits(again, inputs), adapted, rtol=0, atol=1e-5)
+
+
+def test_refusals():
+    model = tiny.build("llama")
+    with pytest.raises(TargetError, match="nothing to merge"):
+        veneer.merge(model)
+    with pytest.raises(TargetError, match="Nothing is merged"):
+        veneer.unmerge(model)
+    veneer.attach(model, veneer.LoRA())
+    veneer.merge(model)
+    for action in (
+        lambda: veneer.merge(model),
+        lambda: veneer.attach(model, veneer.LoRA(), "b"),
+        lambda: veneer.remove(model),
+        lambda: veneer.activate(model),
+        lambda: veneer.save(model, "somewhere"),
+    ):
+        with pytest.raises(TargetError, match=r"merged into its weights; unmerge\(model\) before"):
+            action()
