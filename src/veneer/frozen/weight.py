@@ -89,7 +89,7 @@ class BlockwiseWeight(FrozenWeight):
 class QuantisedLinear(nn.Module):
     """y = W0 x + b with W0 (out, in) kept in NF4 with double quantisation; frozen, differentiable in x.
 
-    ``dtype`` is the type W0 had, in which it is merged and given back.
+    ``dtype`` is the type W0 had, in which it is merged and given back; ``transposed`` says that it lay as (in, out).
     """
 
     codes: Tensor
@@ -97,8 +97,9 @@ class QuantisedLinear(nn.Module):
     scale_scales: Tensor
     offset: Tensor
 
-    def __init__(self, quantised: Quantised, bias: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(self, quantised: Quantised, bias: Tensor | None, dtype: torch.dtype, transposed: bool = False) -> None:
         super().__init__()
+        self.transposed = transposed
         self.out_features, self.in_features = quantised.shape
         self.dtype = dtype
         self.register_buffer("codes", quantised.codes)
@@ -111,7 +112,8 @@ class QuantisedLinear(nn.Module):
     def of(cls, linear: nn.Module, name: str = "the weight") -> QuantisedLinear:
         """The quantised form of an nn.Linear or Conv1D called ``name``."""
         weight = frozen_weight(linear).dense()
-        made = cls(quantise(weight, name), cast("Tensor | None", linear.bias), weight.dtype)
+        bias = cast("Tensor | None", linear.bias)
+        made = cls(quantise(weight, name), bias, weight.dtype, isinstance(linear, Conv1D))
         return made.train(linear.training)
 
     @property
@@ -129,13 +131,15 @@ class QuantisedLinear(nn.Module):
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
         with torch.autocast(device, enabled=False):
-            y: Tensor = _FrozenProduct.apply(x.reshape(-1, x.shape[-1]), self.frozen(), self.bias)
+            y: Tensor = _FrozenProduct.apply(  # type: ignore[no-untyped-call]
+                x.reshape(-1, x.shape[-1]), self.frozen(), self.bias
+            )
         return y.view(*x.shape[:-1], self.out_features)
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantisedLinear:
         # model.to(bfloat16) means the compute type: the scales stay the fp32 numbers that the codes were made with.
         kept = {name: getattr(self, name) for name in ("scale_scales", "offset")}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, tensor in kept.items():
             setattr(self, name, tensor.to(getattr(self, name).device))
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.codes.device)).dtype
@@ -154,7 +158,7 @@ class _FrozenProduct(torch.autograd.Function):
         return frozen.product(x, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return ctx.frozen.product_transposed(grad), None, None
 

@@ -93,7 +93,8 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
 
 def adapter_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
     """PEFT's key → the adapter's own tensor (not a copy)."""
-    modules, tensors = modules_of(model), {}
+    modules = modules_of(model)
+    tensors: dict[str, Tensor] = {}
     for path, update in updates_of(model, name).items():
         if isinstance(update, LowRank):
             embedding = isinstance(modules[path], nn.Embedding)
@@ -121,9 +122,10 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         )
         raise AdapterFileError(f"{folder} holds no {WEIGHTS_NAME}.{hint}")
     try:
-        return load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise AdapterFileError(f"{path} is damaged or cut short and cannot be read: {error}.") from None
+    return tensors
 
 
 def _known_base_copies(model: nn.Module, tensors: dict[str, Tensor]) -> set[str]:
@@ -132,8 +134,9 @@ def _known_base_copies(model: nn.Module, tensors: dict[str, Tensor]) -> set[str]
     for key, tensor in tensors.items():
         path = key.removeprefix(_PREFIX).removesuffix(".weight").removesuffix(".base_layer")
         weight = getattr(modules.get(path), "weight", None)
-        same_shape = isinstance(weight, Tensor) and weight.shape == tensor.shape
-        if key.endswith(".weight") and ".lora_" not in key and same_shape and torch.equal(weight.to(tensor), tensor):
+        if not isinstance(weight, Tensor) or weight.shape != tensor.shape:
+            continue
+        if key.endswith(".weight") and ".lora_" not in key and torch.equal(weight.to(tensor), tensor):
             known.add(key)
     return known
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from veneer.errors import TargetError, did_you_mean
+from veneer.frozen.weight import QuantisedLinear
 from veneer.updates.config import LoRA
 from veneer.updates.layers import (
     Adapted,
@@ -48,7 +49,7 @@ class Adapters:
     # The base parameters that required a gradient before the first attach, to give back after the last remove.
     was_trainable: set[str] = field(default_factory=set)
     # While merged: the wrappers that the merged modules stand in for, by name, and whether the config said "tied".
-    merged: dict[str, Adapted] = field(default_factory=dict)
+    merged: dict[str, nn.Module] = field(default_factory=dict)
     was_tied: bool | None = None
 
 
@@ -87,8 +88,8 @@ def attach(model: nn.Module, config: LoRA, name: str = "default") -> None:
         record.was_trainable = {path for path, parameter in model.named_parameters() if parameter.requires_grad}
         model.__dict__[_RECORD] = record
         model.requires_grad_(False)
-    for module in chosen:
-        _add(model, module.name, name, _low_rank(module, config))
+    for module_chosen in chosen:
+        _add(model, module_chosen.name, name, _low_rank(module_chosen, config))
     for path, module in whole.items():
         _add(model, path, name, copy.deepcopy(module).requires_grad_(True))
     if embedding:
@@ -219,7 +220,11 @@ def _trained_whole(model: nn.Module, config: LoRA) -> dict[str, nn.Module]:
     missing = [target for target in config.train_also if not matching_suffix(target, modules)]
     if missing:
         raise TargetError(" ".join(no_such_module(target, modules, "train_also") for target in missing))
-    return {path: modules[path] for target in config.train_also for path in matching_suffix(target, modules)}
+    found = {path: modules[path] for target in config.train_also for path in matching_suffix(target, modules)}
+    for path, module in found.items():
+        if any(isinstance(inner, QuantisedLinear) for inner in module.modules()):
+            raise TargetError(f"train_also names {path}, which is kept in 4 bits and cannot be trained whole.")
+    return found
 
 
 def _new_token_modules(model: nn.Module, config: LoRA, taken: set[str]) -> dict[str, nn.Embedding]:

@@ -7,7 +7,6 @@ W = W0 + Σ s · B A is summed in fp32 at least and rounded once to the base's t
 from __future__ import annotations
 
 import copy
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,8 @@ from veneer.updates.layers import Adapted, LowRank, NewRows, Replaced, training_
 def merge(model: nn.Module, *, reversible: bool = True) -> None:
     """Fold the active adapters into the weights; every adapted module becomes a plain one of its base's class.
 
-    A quantised linear layer becomes an ``nn.Linear`` in the model's floating-point type. A module that is tied to
+    Every quantised linear layer, adapted or not, becomes an ``nn.Linear`` in the model's floating-point type, so that
+    what ``save_pretrained`` writes is a model that transformers reads. A module that is tied to
     another (an embedding and its head) is untied when an update holds for one of the two only, and the model's config
     says so, so that ``save_pretrained`` writes both. ``reversible=False`` drops the adapters and the original weights;
     otherwise they stay in memory for `unmerge`.
@@ -34,10 +34,9 @@ def merge(model: nn.Module, *, reversible: bool = True) -> None:
     if not record.active:
         raise TargetError("No adapter is active, so there is nothing to merge; attach or activate one first.")
     tied = _tied(model)
-    merged: dict[str, Adapted] = {}
+    merged: dict[str, nn.Module] = {}
     shared: dict[int, nn.Parameter] = {}
-    for path in [path for path, module in model.named_modules() if isinstance(module, Adapted)]:
-        wrapper = cast(Adapted, model.get_submodule(path))
+    for path, wrapper in _outermost(model):
         put(model, path, _merged(wrapper, shared))
         if reversible:
             merged[path] = wrapper
@@ -64,8 +63,20 @@ def unmerge(model: nn.Module) -> None:
     record.merged, record.was_tied = {}, None
 
 
-def _merged(wrapper: Adapted, shared: dict[int, nn.Parameter]) -> nn.Module:
+def _outermost(model: nn.Module) -> list[tuple[str, Adapted | QuantisedLinear]]:
+    """What a merge replaces: the wrappers, and the quantised layers that stand alone."""
+    inside = {id(module.base) for module in model.modules() if isinstance(module, Adapted)}
+    return [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, Adapted | QuantisedLinear) and id(module) not in inside
+    ]
+
+
+def _merged(wrapper: Adapted | QuantisedLinear, shared: dict[int, nn.Parameter]) -> nn.Module:
     """The plain module that computes what the wrapper computes. ``shared`` keeps tied new rows tied."""
+    if isinstance(wrapper, QuantisedLinear):
+        return _with_weight(wrapper, nn.Parameter(_sum(wrapper, []), requires_grad=False))
     if isinstance(wrapper, Replaced):
         return wrapper.copy().requires_grad_(False)
     base, updates = wrapper.base, wrapper.in_force()
@@ -85,7 +96,7 @@ def _sum(base: nn.Module, updates: list[LowRank]) -> Tensor:
     if isinstance(base, nn.Embedding):
         weight, transposed = base.weight.detach().t(), True
     else:
-        transposed = isinstance(base, Conv1D)
+        transposed = isinstance(base, Conv1D) or (isinstance(base, QuantisedLinear) and base.transposed)
         weight = frozen_weight(base).dense()
     exact = weight.to(training_dtype(weight), copy=True)
     for update in updates:
@@ -95,12 +106,14 @@ def _sum(base: nn.Module, updates: list[LowRank]) -> Tensor:
 
 
 def _with_weight(base: nn.Module, weight: nn.Parameter) -> nn.Module:
-    """A module like ``base`` with another weight; a plain nn.Linear for a quantised one."""
+    """A module like ``base`` with another weight (out, in), or as (in, out) for a Conv1D; a quantised one becomes the
+    class that it was quantised from."""
     if isinstance(base, QuantisedLinear):
         with torch.device("meta"):
-            linear = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None)
-        linear.weight, linear.bias = weight, base.bias  # type: ignore[assignment]
-        return linear.train(base.training)
+            sizes = base.out_features, base.in_features
+            plain = Conv1D(*sizes) if base.transposed else nn.Linear(*sizes[::-1], bias=base.bias is not None)
+        plain.weight, plain.bias = weight, base.bias
+        return plain.train(base.training)
     module = copy.copy(base)
     # A shallow copy shares the dictionary that holds its parameters; the copy needs its own.
     module._parameters = dict(base._parameters)
@@ -111,7 +124,8 @@ def _with_weight(base: nn.Module, weight: nn.Parameter) -> nn.Module:
 def _tied(model: nn.Module) -> bool:
     """Whether the input embedding and the output head are one matrix."""
     ends = [getattr(model, f"get_{end}_embeddings", lambda: None)() for end in ("input", "output")]
-    return all(end is not None for end in ends) and ends[0].weight is ends[1].weight
+    weights = [getattr(end, "weight", None) for end in ends]
+    return weights[0] is not None and weights[0] is weights[1]
 
 
 def _say_tied(model: nn.Module, tied: bool) -> None:

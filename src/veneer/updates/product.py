@@ -39,7 +39,9 @@ def adapted_product(x: Tensor, frozen: FrozenWeight, bias: Tensor | None, update
     flat = [factor for update in updates for factor in (update.A, update.B)]
     # The function chooses its own types; autocast inside it would choose differently for forward and backward.
     with torch.autocast(device, enabled=False):
-        y: Tensor = _AdaptedProduct.apply(x.reshape(-1, x.shape[-1]), frozen, bias, recipe, *flat)
+        y: Tensor = _AdaptedProduct.apply(  # type: ignore[no-untyped-call]
+            x.reshape(-1, x.shape[-1]), frozen, bias, recipe, *flat
+        )
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -78,7 +80,7 @@ class _AdaptedProduct(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *saved = ctx.saved_tensors
         count = len(ctx.recipe)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -13,6 +14,8 @@ from veneer.errors import TargetError, nearest
 from veneer.frozen.weight import QuantisedLinear
 from veneer.updates.config import LoRA
 from veneer.updates.layers import Adapted
+
+_Number = TypeVar("_Number", int, float)
 
 LINEAR_TYPES = (nn.Linear, Conv1D, QuantisedLinear)
 
@@ -114,7 +117,7 @@ def _with_rank(name: str, module: nn.Module, config: LoRA) -> Chosen:
     return Chosen(name, module, rank, config.scale(rank, _first_match(config.alpha_pattern, name, alpha)))
 
 
-def _first_match(pattern: dict[str, int] | dict[str, float], name: str, otherwise: float) -> int | float:
+def _first_match(pattern: dict[str, _Number], name: str, otherwise: _Number) -> _Number:
     # PEFT's reading of a key: a regex for the end of the name, at a dot. The first key that matches counts.
     return next((value for key, value in pattern.items() if _key_matches(key, name)), otherwise)
 

