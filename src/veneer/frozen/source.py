@@ -61,7 +61,9 @@ def _from_hub(name: str) -> Path:
             return folder
     except (LocalEntryNotFoundError, OSError):
         pass
-    _refuse_offline(name)
+    offline = hub_unreachable()
+    if offline:
+        raise ModelError(f"{_not_here(name)} {offline}")
     try:
         return Path(snapshot_download(name, allow_patterns=_FILES))
     except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
@@ -69,17 +71,21 @@ def _from_hub(name: str) -> Path:
         raise ModelError(f"{_not_here(name)} The hub answered: {reason}") from None
 
 
-def _refuse_offline(name: str) -> None:
-    """One quick request first: the client itself tries again for half a minute before it gives up."""
+def hub_unreachable() -> str:
+    """Why nothing can be fetched from the hub, as a sentence; empty when it can.
+
+    One quick request: the client itself tries again for half a minute before it gives up.
+    """
     from huggingface_hub import constants
     from huggingface_hub.utils._http import get_session
 
     if constants.HF_HUB_OFFLINE:
-        raise ModelError(f"{_not_here(name)} HF_HUB_OFFLINE is set, so it was not looked for on the hub.")
+        return "HF_HUB_OFFLINE is set, so the hub was not asked."
     try:
         get_session().head(constants.ENDPOINT, timeout=_SECONDS)
     except Exception as error:  # whatever the HTTP client raises, the hub cannot be reached
-        raise ModelError(f"{_not_here(name)} The hub cannot be reached from here ({error}).") from None
+        return f"The hub cannot be reached from here ({error})."
+    return ""
 
 
 def _not_here(name: str) -> str:

@@ -1,0 +1,237 @@
+"""Examples → tokens, and which of them are learned: the answer and the end token, not the prompt.
+
+The prompt and the answer are tokenised apart, as they are when the model is used: it sees the prompt's tokens and
+goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from veneer.data.formats import Example, class_of
+from veneer.errors import DataError, did_you_mean
+
+IGNORE = -100  # the label of a token that is not learned, in PyTorch's cross-entropy and everywhere else
+Template = Literal["auto", "chat", "plain"]
+Learn = Literal["answer", "all"]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One row as the model sees it. ``labels[i]`` is ``ids[i]`` where token i is learned, else -100.
+
+    For an encoder-decoder ``ids`` is the encoder's input and ``labels`` the decoder's target; for a classifier
+    ``labels`` is the number of the class.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    where: str
+
+    @property
+    def learned(self) -> int:
+        """Tokens (or classes) that this row is learned from. The first token has none before it to be learned from."""
+        return sum(label != IGNORE for label in self.labels)
+
+
+@dataclass
+class Report:
+    """What happened to rows on their way to tokens: nothing is left out or cut without being counted here."""
+
+    rows: int = 0
+    learned: int = 0
+    cut: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def sentences(self, max_length: int) -> list[str]:
+        """One sentence for each thing the user should know; none when all rows went through whole."""
+        told = []
+        if self.cut:
+            told.append(f"{_rows(self.cut)} longer than max_length = {max_length} tokens: cut at the end.")
+        if self.left_out:
+            told.append(
+                f"{_rows(self.left_out)} left out, because no token to learn remains within max_length = {max_length}."
+            )
+        return told
+
+
+@dataclass(frozen=True)
+class Tokeniser:
+    """How examples become tokens: the tokenizer, the template, what is learned, and where long rows are cut."""
+
+    tokenizer: Any
+    template: Template = "auto"
+    learn: Learn = "answer"
+    max_length: int = 1024
+    seq2seq: bool = False
+    classes: tuple[str, ...] = ()  # of a classifier; else empty
+
+    def all(self, examples: list[Example]) -> tuple[list[Tokens], Report]:
+        """Tokens of every example that has something to learn, and what became of the others.
+
+        Raises DataError when no example has.
+        """
+        report, kept = Report(rows=len(examples)), []
+        for example in examples:
+            tokens, cut = self._cut(self.one(example))
+            if not tokens.learned:
+                report.left_out.append(example.where)
+                continue
+            if cut:
+                report.cut.append(example.where)
+            report.learned += tokens.learned
+            kept.append(tokens)
+        if not kept:
+            raise DataError(
+                f"None of the {len(examples)} rows has a token to learn within max_length = {self.max_length}; the "
+                f"first is {examples[0].where}. Is the answer empty, or the prompt longer than that?"
+            )
+        return kept, report
+
+    def one(self, example: Example) -> Tokens:
+        """Tokens of an example at full length."""
+        if self.classes:
+            return self._classified(example)
+        if self.seq2seq:
+            prompt, answer = self._source_and_target(example)
+            return Tokens(prompt, answer, example.where)
+        ids: list[int] = []
+        labels: list[int] = []
+        for piece, learned in self._pieces(example):
+            ids += piece
+            labels += piece if learned or self.learn == "all" else [IGNORE] * len(piece)
+        # Nothing stands before the first token that it could be predicted from.
+        return Tokens(ids, [IGNORE, *labels[1:]], example.where)
+
+    def prompt(self, example: Example) -> list[int]:
+        """The tokens before the last answer: what generation starts from."""
+        if self.seq2seq:
+            return self._source_and_target(example)[0]
+        pieces = list(self._pieces(example))
+        last = max((i for i, (_, learned) in enumerate(pieces) if learned), default=len(pieces))
+        return [token for piece, _ in pieces[:last] for token in piece]
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text inside a row, without begin and end tokens."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    def _cut(self, tokens: Tokens) -> tuple[Tokens, bool]:
+        ids, labels, limit = tokens.ids, tokens.labels, self.max_length
+        if max(len(ids), len(labels)) <= limit:
+            return tokens, False
+        if (self.classes or self.seq2seq) and len(ids) > limit:
+            ids = [*ids[: limit - 1], ids[-1]]  # an encoder's input keeps its closing token
+        return Tokens(ids[:limit], labels[:limit], tokens.where), True
+
+    def _pieces(self, example: Example) -> Iterator[tuple[list[int], bool]]:
+        """(tokens, whether they are an answer) in order."""
+        messages = example.messages or self._as_messages(example)
+        if messages:
+            for text, learned in _rendered(self.tokenizer, messages, example):
+                yield self.encode(text), learned
+            return
+        if example.prompt is None:
+            yield self._opening(), False
+            yield [*self.encode(example.answer), *self._end()], True
+            return
+        yield [*self._opening(), *self.encode(example.prompt)], False
+        yield [*self.encode(example.answer), *(self._end() if example.answer else [])], True
+
+    def _as_messages(self, example: Example) -> tuple[dict[str, Any], ...]:
+        """A prompted text as a conversation, when the chat template is asked for."""
+        if self.template != "chat" or example.prompt is None:
+            return ()
+        asked = {"role": "user", "content": example.prompt.strip()}
+        return asked, {"role": "assistant", "content": example.answer.strip()}
+
+    def _opening(self) -> list[int]:
+        """What this tokenizer puts before a text: a begin token, or nothing."""
+        inner, whole = self.encode("a"), self.tokenizer("a").input_ids
+        return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(inner)] == inner), [])
+
+    def _end(self) -> list[int]:
+        end = self.tokenizer.eos_token_id
+        return [] if end is None else [end]
+
+    def _source_and_target(self, example: Example) -> tuple[list[int], list[int]]:
+        if example.messages:
+            prompt = "\n".join(message["content"] for message in example.messages[:-1])
+            answer = example.messages[-1]["content"]
+        elif example.prompt is None:
+            raise DataError(
+                f"{example.where} is plain text; an encoder-decoder model learns from a prompt and an answer."
+            )
+        else:
+            prompt, answer = example.prompt, example.answer.strip()
+        return self.tokenizer(prompt).input_ids, [*self.encode(answer), *self._end()] if answer else []
+
+    def _classified(self, example: Example) -> Tokens:
+        if example.prompt is None:
+            raise DataError(f"{example.where} has no label; a classifier needs text and label (or prompt, completion).")
+        name = class_of(example)
+        if name not in self.classes:
+            raise DataError(
+                f"{example.where} has the label {name!r}, which is not one of the model's: {', '.join(self.classes)}."
+                f"{did_you_mean(name, self.classes)}"
+            )
+        return Tokens(self.tokenizer(example.prompt.strip()).input_ids, [self.classes.index(name)], example.where)
+
+
+def _rendered(tokenizer: Any, messages: tuple[dict[str, Any], ...], example: Example) -> Iterator[tuple[str, bool]]:
+    """The conversation in the model's chat template, cut where an assistant's answer begins and ends.
+
+    A template renders a whole conversation; that the text of its first messages begins the text of all of them is
+    what tells the answers apart, and is checked.
+    """
+    if not tokenizer.chat_template:
+        raise DataError(
+            f"{example.where} is a conversation, but the tokenizer of {tokenizer.name_or_path} has no chat template; "
+            f"use prompt and completion columns, or the model's instruct variant."
+        )
+    render = _renderer(tokenizer, messages, example)
+    done = ""
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant" or number < example.given:
+            continue
+        before, after = render(number, True), render(number + 1, False)
+        if not (before.startswith(done) and after.startswith(before)):
+            raise DataError(
+                f"{example.where}: the chat template of {tokenizer.name_or_path} changes what stands before message "
+                f"{number + 1} once others follow, so what is learned cannot be told apart; split the conversation."
+            )
+        answer, rest = _through_end_token(after[len(before) :], tokenizer)
+        if message["content"]:
+            yield before[len(done) :], False
+            yield answer, True
+            done = after[: len(after) - len(rest)]
+    whole = render(len(messages), False)
+    if whole.startswith(done) and whole[len(done) :].strip():
+        yield whole[len(done) :], False
+
+
+def _renderer(tokenizer: Any, messages: tuple[dict[str, Any], ...], example: Example) -> Callable[[int, bool], str]:
+    def render(count: int, ask: bool) -> str:
+        try:
+            text: str = tokenizer.apply_chat_template(list(messages[:count]), tokenize=False, add_generation_prompt=ask)
+        except Exception as error:  # templates raise their own refusals through jinja
+            raise DataError(f"{example.where}: the chat template refuses this conversation: {error}") from None
+        return text
+
+    return render
+
+
+def _through_end_token(text: str, tokenizer: Any) -> tuple[str, str]:
+    """An answer through its end token, and what the template writes after it; an end token is added if it has none."""
+    ends = [token for token in tokenizer.all_special_tokens if token in text]
+    if not ends:
+        return text + (tokenizer.eos_token or ""), ""
+    stop = max(text.rindex(token) + len(token) for token in ends)
+    return text[:stop], text[stop:]
+
+
+def _rows(where: list[str]) -> str:
+    shown = ", ".join(where[:3]) + (", …" if len(where) > 3 else "")
+    return f"{len(where)} row{'s' if len(where) > 1 else ''} ({shown})"
