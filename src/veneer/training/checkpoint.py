@@ -1,0 +1,122 @@
+"""Checkpoints: all that the next step depends on, so that a resumed run takes the same steps to the last bit.
+
+checkpoints/step-000200/  adapter/ (a PEFT folder)  optimizer.safetensors  state.json
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from veneer.errors import TrainingError
+from veneer.files import atomic_folder, remove_leftovers
+from veneer.updates.adapter_file import adapter_tensors, read_tensors, save
+from veneer.updates.attach import adapters_of
+
+FOLDER = "checkpoints"
+
+
+@dataclass
+class State:
+    """Where a run is."""
+
+    step: int = 0  # optimizer steps done
+    best_loss: float | None = None  # lowest held-out loss so far
+    best_step: int = 0
+    worse: int = 0  # evaluations since then
+    tokens: int = 0  # trained on so far, without padding
+    seconds: float = 0.0  # spent in steps
+    data: str = ""  # digest of the rows, to notice that they changed
+
+
+def save_checkpoint(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State, keep: int) -> None:
+    """Write the checkpoint of ``state.step``, then delete all but the ``keep`` latest."""
+    with atomic_folder(run / FOLDER / f"step-{state.step:06d}") as folder:
+        save(model, folder / "adapter")
+        tensors = {f"random.{name}": value for name, value in _random_states().items()}
+        for index, parameter in enumerate(_parameters(optimizer)):
+            for name, value in optimizer.state[parameter].items():
+                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
+        save_file(tensors, folder / "optimizer.safetensors")
+        fields = {**asdict(state), "random.python": random.getstate()}
+        (folder / "state.json").write_text(json.dumps(fields), encoding="utf-8")
+    for old in checkpoints(run)[:-keep]:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+    """Put model, optimizer and every random state back to where the checkpoint was written.
+
+    Raises TrainingError when the checkpoint is damaged or belongs to another run.
+    """
+    try:
+        fields: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "optimizer.safetensors")
+        adapter = read_tensors(folder / "adapter")
+        (name,) = adapters_of(model).active
+        with torch.no_grad():
+            for key, tensor in adapter_tensors(model, name).items():
+                tensor.copy_(adapter[key])
+        for index, parameter in enumerate(_parameters(optimizer)):
+            prefix = f"{index}."
+            optimizer.state[parameter] = {
+                key.removeprefix(prefix): _like(value, parameter)
+                for key, value in tensors.items()
+                if key.startswith(prefix)
+            }
+        _set_random_states(tensors, fields.pop("random.python"))
+        return State(**fields)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise TrainingError(
+            f"The checkpoint {folder} is damaged ({error}); delete it to go on from the one before."
+        ) from None
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run, the latest last."""
+    return sorted(path.parent for path in (run / FOLDER).glob("step-*/state.json"))
+
+
+def tidy(run: Path) -> None:
+    """Delete what writes that were killed left in the run's folders."""
+    for folder in (run, run / FOLDER):
+        if folder.is_dir():
+            remove_leftovers(folder)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    # Adam's step counter stays on the CPU as a scalar; the moments lie with their parameter.
+    return value.to(parameter.device) if value.shape == parameter.shape and value.dim() else value
+
+
+def _random_states() -> dict[str, Tensor]:
+    _, keys, *rest = np.random.get_state(legacy=True)
+    states = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
+    states["numpy.position"] = torch.tensor([float(value) for value in rest], dtype=torch.float64)
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_random_states(tensors: dict[str, Tensor], python: list[Any]) -> None:
+    torch.set_rng_state(tensors["random.torch"])
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+    position, has_gauss, gauss = tensors["random.numpy.position"].tolist()
+    keys = tensors["random.numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, int(position), int(has_gauss), gauss))
+    version, internal, gaussian = python
+    random.setstate((version, tuple(internal), gaussian))

@@ -1,0 +1,98 @@
+"""What a training run is asked to do: one declaration for Python, YAML and the command line. No torch here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from veneer.errors import ConfigError, did_you_mean
+from veneer.files import write_text
+from veneer.updates.config import LoRA
+
+CONFIG_NAME = "config.yaml"
+
+
+class TrainConfig(LoRA):
+    """A run: the model, the rows, the update (every option of LoRA), and how it is trained."""
+
+    model: str = Field(description="Model folder, .gguf file, hub id, or packaged name (smollm2-135m-instruct).")
+    data: str = Field(description="Rows: .jsonl, .json, .csv, .tsv, .parquet, a datasets folder or name, bbc-topics.")
+    output: str = Field(description="Run folder to make: adapter, checkpoints, metrics.")
+    held_out: float | str = Field(
+        0.1, description="Rows kept from training to measure on: a share, a number of rows, or a file. 0: none."
+    )
+    method: Literal["lora"] = Field("lora", description="Kind of update.")
+    storage: Literal["fp32", "bf16", "fp16", "nf4"] = Field("fp32", description="How the frozen base is kept.")
+    task: Literal["auto", "causal", "seq2seq", "classification"] = Field(
+        "auto", description="What the model is trained to do; auto asks its checkpoint."
+    )
+    template: Literal["auto", "chat", "plain"] = Field(
+        "auto", description="Chat template for conversations only (auto), or for prompt and completion too (chat)."
+    )
+    learn: Literal["answer", "all"] = Field("answer", description="Tokens that are learned: the answer's, or all.")
+    max_length: int = Field(1024, ge=2, description="Tokens of a row; longer rows are cut, and counted.")
+
+    steps: int | None = Field(None, ge=1, description="Optimizer steps. Default: as many as the epochs take.")
+    epochs: float = Field(1.0, gt=0, description="Times through the rows, when steps is not given.")
+    batch_size: int = Field(16, ge=1, description="Rows in an optimizer step.")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="Rows in one pass, to save memory; does not change the result. Default: batch_size."
+    )
+    learning_rate: float = Field(2e-4, gt=0, description="Highest learning rate of AdamW.")
+    schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="Learning rate after warm-up.")
+    warmup: float = Field(0.03, ge=0, description="Steps of warm-up: a share of all below 1, else a number.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of AdamW.")
+    clip: float = Field(1.0, ge=0, description="Largest norm of the gradient; 0 does not clip.")
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, about a third slower."
+    )
+    evaluate_every: int = Field(50, ge=0, description="Steps between held-out evaluations; 0: at the end only.")
+    patience: int = Field(
+        0, ge=0, description="Stop after this many evaluations in a row without a better held-out loss; 0: never."
+    )
+    checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints, from which a run resumes.")
+    keep_checkpoints: int = Field(2, ge=1, description="Latest checkpoints that are kept.")
+    seed: int = Field(0, ge=0, description="Seed of the split, the order of rows, the initial values and dropout.")
+
+    @model_validator(mode="after")
+    def _micro_batch_fits(self) -> TrainConfig:
+        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+            raise ValueError(
+                f"micro_batch_size = {self.micro_batch_size} is more than batch_size = {self.batch_size}: a step is "
+                f"made of whole passes or parts, not of more rows."
+            )
+        return self
+
+    def lora(self) -> LoRA:
+        """The update's own options."""
+        return LoRA(**{name: getattr(self, name) for name in LoRA.model_fields})
+
+    def changed(self) -> dict[str, Any]:
+        """Option → value, where it is not the default."""
+        return self.model_dump(exclude_defaults=True)
+
+    def write(self, folder: Path) -> None:
+        """Every option into ``folder``'s config.yaml, which `read` and the command line take back."""
+        write_text(folder / CONFIG_NAME, yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True))
+
+    @classmethod
+    def read(cls, path: Path, **over: Any) -> TrainConfig:
+        """The run that a YAML file describes; ``over`` wins over the file. Raises ConfigError."""
+        return cls(**{**read_yaml(path), **over})
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Option → value of a YAML file. Raises ConfigError when it is no mapping of options."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        siblings = [str(p) for pattern in ("*.yaml", "*.yml") for p in path.parent.glob(pattern)]
+        raise ConfigError(f"There is no file {path}.{did_you_mean(str(path), siblings)}") from None
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} does not hold options as 'name: value' lines.")
+    return {str(name): value for name, value in values.items()}

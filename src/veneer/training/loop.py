@@ -1,0 +1,135 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from veneer.data.labels import Tokens
+from veneer.errors import TrainingError
+from veneer.training.batches import Batches
+from veneer.training.checkpoint import State, save_checkpoint
+from veneer.training.config import TrainConfig
+from veneer.training.interrupt import StopRequest
+from veneer.training.loss import Loss
+from veneer.training.metrics import Metrics, peak_memory
+from veneer.training.progress import RunProgress
+from veneer.training.schedule import learning_rate
+from veneer.updates.adapter_file import save
+
+BEST = "best"
+
+
+class Interrupted(TrainingError):
+    """The user stopped the run; everything was saved."""
+
+
+@dataclass
+class Run:
+    """The parts of a run, put together."""
+
+    config: TrainConfig
+    folder: Path
+    model: Any
+    loss: Loss
+    batches: Batches
+    held_out: list[Tokens]
+    optimizer: torch.optim.Optimizer
+    total: int  # optimizer steps
+    metrics: Metrics
+    progress: RunProgress
+    stop: StopRequest
+
+
+def train_loop(run: Run, state: State) -> None:
+    """Take the steps from ``state`` to the end, or until patience ends; ``state`` says where the run is.
+
+    Raises Interrupted, after saving, when the user asked to stop; TrainingError when a loss is not finite.
+    """
+    config = run.config
+    if state.step == 0 and run.held_out:
+        evaluate(run, state)
+    run.model.train()
+    while not finished(run, state):
+        started = time.monotonic()
+        rows = run.batches.rows(state.step)
+        rate = learning_rate(state.step, run.total, config.learning_rate, config.schedule, config.warmup)
+        loss, norm = take_step(run, rows, rate)
+        seconds, tokens = time.monotonic() - started, sum(len(row.ids) for row in rows)
+        state.step, state.tokens, state.seconds = state.step + 1, state.tokens + tokens, state.seconds + seconds
+        memory = peak_memory()
+        run.metrics.write(
+            step=state.step, loss=loss, learning_rate=rate, gradient_norm=norm, tokens=state.tokens,
+            tokens_per_second=tokens / seconds, peak_memory=memory,
+        )  # fmt: skip
+        run.progress.stepped(state.step, loss, tokens / seconds, memory)
+        last = state.step == run.total
+        if run.held_out and (last or (config.evaluate_every and state.step % config.evaluate_every == 0)):
+            evaluate(run, state)
+        if run.stop.asked or finished(run, state) or state.step % config.checkpoint_every == 0:
+            save_checkpoint(run.folder, run.model, run.optimizer, state, config.keep_checkpoints)
+        if run.stop.asked and not finished(run, state):
+            raise Interrupted(
+                f"Stopped after step {state.step} of {run.total}; go on with: veneer train --resume {run.folder}"
+            )
+
+
+def take_step(run: Run, rows: list[Tokens], rate: float) -> tuple[float, float]:
+    """One optimizer step on ``rows``; the mean loss of a learned token, and the gradient's norm before clipping.
+
+    Rows go through the model in parts of micro_batch_size; each part's summed loss is divided by the learned tokens
+    of the whole step, so the gradient is that of one large batch.
+    """
+    size = run.config.micro_batch_size or len(rows)
+    learned = sum(row.learned for row in rows)
+    parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+    run.optimizer.zero_grad(set_to_none=True)
+    total = 0.0
+    for start in range(0, len(rows), size):
+        loss = run.loss(rows[start : start + size]) / learned
+        if not math.isfinite(loss.item()):
+            raise TrainingError(_not_finite(run, rows[start : start + size]))
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
+    norm = float(nn.utils.clip_grad_norm_(parameters, run.config.clip or math.inf))
+    if not math.isfinite(norm):
+        raise TrainingError(_not_finite(run, rows))
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    run.optimizer.step()
+    return total, norm
+
+
+def finished(run: Run, state: State) -> bool:
+    """Whether all steps are taken, or the held-out loss has not improved for long enough."""
+    return state.step >= run.total or 0 < run.config.patience <= state.worse
+
+
+def evaluate(run: Run, state: State) -> None:
+    """Measure the held-out loss; the adapter with the lowest one is kept in best/."""
+    loss = run.loss.mean(run.held_out, run.config.batch_size)
+    better = state.step > 0 and (state.best_loss is None or loss < state.best_loss)
+    if better:
+        state.best_loss, state.best_step, state.worse = loss, state.step, 0
+        save(run.model, run.folder / BEST)
+    elif state.step > 0:
+        state.worse += 1
+    run.metrics.write(step=state.step, held_out_loss=loss, held_out_perplexity=math.exp(min(loss, 700)))
+    run.progress.evaluated(state.step, loss, better)
+
+
+def _not_finite(run: Run, rows: list[Tokens]) -> str:
+    """Name the rows whose own loss is not finite, or all of them when it is their gradient."""
+    with torch.no_grad():
+        bad = [row.where for row in rows if not math.isfinite(float(run.loss([row])))] or [row.where for row in rows]
+    shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+    return (
+        f"The loss is not finite at {shown}. The last good checkpoint is kept; look at these rows, lower learning_rate "
+        f"(now {run.config.learning_rate:g}), or set clip, then: veneer train --resume {run.folder}"
+    )

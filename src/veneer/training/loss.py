@@ -1,0 +1,132 @@
+"""The loss, computed where something is learned and nowhere else.
+
+The output head is applied to the learned positions alone, a chunk at a time; each chunk's gradient is formed in the
+forward pass while its logits are there, so the logits of a whole batch never exist.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from veneer.data.labels import IGNORE, Tokens
+from veneer.training.batches import Batch, by_length, collate
+
+_CHUNK = 2**24  # logits of a chunk: 64 MB in fp32
+
+
+class Loss:
+    """Sum of the cross-entropies of a batch's learned tokens (or classes), for one model.
+
+    Whether the model's logits are its head applied to its last hidden states is tried once on ``sample``: some
+    architectures scale or cap them, or have no such parts, and are then asked for their logits.
+    """
+
+    def __init__(self, model: Any, pad: int, sample: Tokens, *, kind: str) -> None:
+        self._model, self._pad, self._kind = model, pad, kind
+        self._chunked = kind == "causal" and _head_makes_logits(model, collate([sample], pad))
+
+    def __call__(self, rows: list[Tokens]) -> Tensor:
+        """The summed loss of ``rows``, fp32 (), differentiable."""
+        batch = collate(rows, self._pad, classes=self._kind == "classification")
+        batch = Batch(*(tensor.to(self._model.device) for tensor in batch))
+        if self._kind == "classification":
+            logits = self._model(input_ids=batch.ids, attention_mask=batch.mask).logits
+            return F.cross_entropy(logits.float(), batch.labels, reduction="sum")
+        if self._kind == "seq2seq":
+            shifted = self._model.prepare_decoder_input_ids_from_labels(labels=batch.labels)
+            logits = self._model(
+                input_ids=batch.ids, attention_mask=batch.mask, decoder_input_ids=shifted, use_cache=False
+            ).logits
+            return _sum(logits.flatten(0, 1), batch.labels.flatten())
+        learned = batch.labels[:, 1:] != IGNORE
+        labels = batch.labels[:, 1:][learned]
+        if self._chunked:
+            hidden = _hidden(self._model, batch)[:, :-1][learned]
+            return chunked_loss(hidden, self._model.get_output_embeddings(), labels)
+        logits = self._model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+        return _sum(logits[:, :-1][learned], labels)
+
+    @torch.no_grad()
+    def mean(self, rows: list[Tokens], batch_size: int) -> float:
+        """Mean loss of a learned token over ``rows``, the model in eval mode meanwhile."""
+        training = self._model.training
+        self._model.eval()
+        try:
+            total = sum(float(self(batch)) for batch in by_length(rows, batch_size))
+        finally:
+            self._model.train(training)
+        return total / sum(row.learned for row in rows)
+
+
+def chunked_loss(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
+    """Σ cross-entropy of head(hidden) against labels, fp32 (); differentiable in hidden and the head's parameters.
+
+    hidden (n, dim), labels (n,); head maps (m, dim) → (m, vocabulary), each row by itself, adapted or not.
+    """
+    trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    loss: Tensor = _ChunkedLoss.apply(head, labels, hidden, *trained)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, head: Any, labels: Tensor, hidden: Tensor, *trained: Tensor) -> Tensor:
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
+        total = torch.zeros((), device=hidden.device)
+        grads = [torch.zeros_like(parameter) for parameter in trained]
+        grad_hidden = torch.empty_like(hidden) if 0 in wanted else None
+        count = max(1, _CHUNK // head.weight.shape[0])
+        for start in range(0, len(hidden), count):
+            rows = slice(start, start + count)
+            chunk = hidden[rows].detach().requires_grad_(0 in wanted)
+            with torch.enable_grad() if wanted else torch.no_grad():
+                loss = _sum(head(chunk), labels[rows])
+            total += loss.detach()
+            leaves = [chunk, *trained]
+            found = torch.autograd.grad(loss, [leaves[i] for i in wanted]) if wanted else ()
+            for i, grad in zip(wanted, found, strict=True):
+                if i == 0 and grad_hidden is not None:
+                    grad_hidden[rows] = grad
+                else:
+                    grads[i - 1] += grad
+        ctx.save_for_backward(*(tensor for tensor in [grad_hidden, *grads] if tensor is not None))
+        ctx.has_hidden = grad_hidden is not None
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved = [tensor * grad.to(tensor.dtype) for tensor in ctx.saved_tensors]
+        return None, None, *(saved if ctx.has_hidden else [None, *saved])
+
+
+def _sum(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
+
+
+def _hidden(model: Any, batch: Batch) -> Tensor:
+    """Last hidden states (rows, length, dim) of the body under the head."""
+    states: Tensor = model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).last_hidden_state
+    return states
+
+
+@torch.no_grad()
+def _head_makes_logits(model: Any, batch: Batch) -> bool:
+    training = model.training
+    model.eval()
+    try:
+        if model.base_model is model or model.get_output_embeddings() is None:
+            return False
+        batch = Batch(*(tensor[:, :8].to(model.device) for tensor in batch))
+        wanted = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+        made = model.get_output_embeddings()(_hidden(model, batch))
+        return wanted.shape == made.shape and torch.allclose(wanted, made, rtol=1e-3, atol=1e-3)
+    except (AttributeError, TypeError):  # a body that takes other inputs, or gives other outputs
+        return False
+    finally:
+        model.train(training)

@@ -1,0 +1,64 @@
+"""What a run measured: a line of metrics.jsonl for each step and evaluation, and TensorBoard when it is installed."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from veneer.files import write_text
+
+METRICS_NAME = "metrics.jsonl"
+
+
+class Metrics:
+    """Appends records to a run's metrics; a resumed run first drops those of steps that it takes again."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        self._path = run / METRICS_NAME
+        kept = [record for record in read_metrics(run) if record["step"] <= step]
+        write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = _tensorboard(run / "tensorboard", step + 1)
+
+    def write(self, **record: Any) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in record.items():
+                if name != "step":
+                    self._board.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The records of a run; a last line that a kill cut short is not one."""
+    path = run / METRICS_NAME
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def peak_memory() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _tensorboard(folder: Path, first_step: int) -> Any:
+    if find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=first_step)

@@ -1,0 +1,55 @@
+"""What would stop a run after hours, looked for before it starts: the run folder and the disk under it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from veneer.errors import TrainingError
+from veneer.training.checkpoint import checkpoints
+from veneer.training.config import CONFIG_NAME
+
+_SLACK = 16 * 2**20  # configs, metrics, TensorBoard
+
+
+def check_new_run(folder: Path) -> None:
+    """Raises TrainingError when ``folder`` holds something already or cannot be written to."""
+    if (folder / CONFIG_NAME).exists():
+        done = checkpoints(folder)
+        at = f" (checkpoint at step {int(done[-1].name.removeprefix('step-'))})" if done else ""
+        raise TrainingError(
+            f"{folder} holds a run already{at}; go on with it by: veneer train --resume {folder}, or choose another "
+            f"output."
+        )
+    if folder.is_file():
+        raise TrainingError(f"The output {folder} is a file; a run needs a folder.")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise TrainingError(f"{folder} is not empty and holds no run; choose a new folder as output.")
+    check_writable(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises TrainingError when no file can be made in ``folder``."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    probe = there / f".veneer-probe-{os.getpid()}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise TrainingError(f"Nothing can be written to {there}: {error.strerror}.") from None
+
+
+def check_disk(folder: Path, parameters: int, keep_checkpoints: int) -> None:
+    """Raises TrainingError when the disk cannot hold the run's files.
+
+    A checkpoint holds each trained parameter and AdamW's two moments in fp32; one more is being written while the
+    kept ones stand; the best and the final adapter come on top, each beside the one it replaces.
+    """
+    needed = 4 * parameters * (3 * (keep_checkpoints + 1) + 4) + _SLACK
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise TrainingError(
+            f"The disk of {folder} has {free / 1e6:,.0f} MB free, but the run will write {needed / 1e6:,.0f} MB; free "
+            f"some, lower keep_checkpoints or rank, or choose another output."
+        )

@@ -1,0 +1,58 @@
+"""A run as it is seen: a live line in a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_PLAIN_LINES = 20  # a run writes about this many when it is not watched
+
+
+class RunProgress:
+    """Shows steps, losses, speed and memory on ``console``."""
+
+    def __init__(self, console: Console, total: int, step: int) -> None:
+        self._console, self._total, self._first = console, total, step
+        self._every = max(1, total // _PLAIN_LINES)
+        self._started = time.monotonic()
+        self._held_out = ""
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=total, completed=step, numbers="")
+
+    def __enter__(self) -> RunProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def note(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def stepped(self, step: int, loss: float, tokens_per_second: float, memory: int) -> None:
+        numbers = f"loss {loss:.3f}{self._held_out} · {tokens_per_second:,.0f} tokens/s · {memory / 1e9:.1f} GB"
+        self._bar.update(self._task, completed=step, numbers=numbers)
+        if not self._console.is_terminal and (step % self._every == 0 or step == self._total):
+            left = (time.monotonic() - self._started) / (step - self._first) * (self._total - step)
+            self.note(f"step {step}/{self._total}  {numbers} · {_clock(left)} left")
+
+    def evaluated(self, step: int, loss: float, best: bool) -> None:
+        self._held_out = f" · held-out {loss:.3f}"
+        self.note(f"step {step}: held-out loss {loss:.4f}{' (best so far)' if best and step else ''}")
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,324 @@
+"""A run from its options to its folder, and a run that goes on where it was.
+
+run/  config.yaml  environment.json  metrics.jsonl  adapter/  best/  checkpoints/step-000200/
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from veneer.data.formats import Example, class_of, to_examples
+from veneer.data.labels import Tokeniser, Tokens
+from veneer.data.read import read_rows
+from veneer.data.split import split
+from veneer.errors import ConfigError, TrainingError, did_you_mean
+from veneer.files import atomic_folder, write_text
+from veneer.frozen.load import load
+from veneer.training.batches import Batches
+from veneer.training.checkpoint import State, checkpoints, load_checkpoint, tidy
+from veneer.training.config import CONFIG_NAME, TrainConfig
+from veneer.training.interrupt import stop_requests
+from veneer.training.loop import BEST, Run, finished, train_loop
+from veneer.training.loss import Loss
+from veneer.training.metrics import Metrics, peak_memory, read_metrics
+from veneer.training.preflight import check_disk, check_new_run, check_writable
+from veneer.training.progress import RunProgress
+from veneer.updates.adapter_file import WEIGHTS_NAME, save
+from veneer.updates.attach import adapters_of, attach
+from veneer.updates.trainable import trainable
+
+ADAPTER = "adapter"
+# What a resumed run may change: nothing that would make its past another run's.
+RESUMABLE = (
+    *("steps", "epochs", "learning_rate", "schedule", "warmup", "weight_decay", "clip", "micro_batch_size"),
+    *("gradient_checkpointing", "evaluate_every", "patience", "checkpoint_every", "keep_checkpoints"),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run. Losses are means over held-out tokens; None without held-out rows."""
+
+    folder: Path
+    model: Any
+    tokenizer: Any
+    steps: int
+    loss_before: float | None
+    loss_after: float | None
+    best_step: int
+    seconds: float
+    peak_memory: int  # bytes
+
+
+@dataclass
+class Prepared:
+    """Model and rows of a run; also what evaluation starts from."""
+
+    config: TrainConfig
+    model: Any
+    tokenizer: Any
+    tokeniser: Tokeniser
+    train: list[Example]
+    held_out: list[Example]
+    notes: list[str] = field(default_factory=list)
+
+
+def train(
+    model: Any = None, tokenizer: Any = None, *, config: TrainConfig | None = None, console: Console | None = None,
+    **options: Any,
+) -> Result:  # fmt: skip
+    """Train an adapter; the options are `TrainConfig`'s, ``data`` and ``output`` the ones without a default.
+
+    ``model``: a name or path, as for `load`; or a loaded model, with its tokenizer, whose active adapter is trained,
+    or which gets the one that the options describe.
+
+    Raises VeneerError: ConfigError, ModelError, DataError and TargetError before anything is written, TrainingError
+    when the run cannot go on.
+    """
+    console = console or Console()
+    loaded = model if isinstance(model, nn.Module) else None
+    if config is None:
+        if loaded is not None:
+            options = {**_options_of(loaded, tokenizer, options), **options}
+        elif model is not None:
+            options["model"] = str(model)
+        config = TrainConfig(**options)
+    check_new_run(Path(config.output))
+    prepared = prepare(config, loaded, tokenizer)
+    return _train(prepared, State(), None, console)
+
+
+def resume(folder: str | Path, *, console: Console | None = None, **over: Any) -> Result:
+    """Go on with a run from its latest checkpoint, or from the start when it has none yet.
+
+    It ends in the same adapter, to the last bit, as if it had never stopped. ``over`` changes options for the rest.
+    Raises TrainingError when there is no run, its rows have changed, or its checkpoint is damaged.
+    """
+    folder, console = Path(folder), console or Console()
+    refuse_no_run(folder)
+    for name in over:
+        if name not in RESUMABLE:
+            raise ConfigError(
+                f"{name} cannot be changed when a run is resumed; these can: {', '.join(RESUMABLE)}."
+                f"{did_you_mean(name, RESUMABLE)}"
+            )
+    config = TrainConfig.read(folder / CONFIG_NAME, output=str(folder), **over)
+    check_writable(folder)
+    tidy(folder)
+    found = checkpoints(folder)
+    state = State(**_counters(found[-1])) if found else State()
+    prepared = prepare(config)
+    return _train(prepared, state, found[-1] if found else None, console)
+
+
+def refuse_no_run(folder: Path) -> None:
+    """Raises TrainingError, with the nearest run's name, when ``folder`` is none."""
+    if not (folder / CONFIG_NAME).is_file():
+        near = [str(path.parent) for path in folder.absolute().parent.glob(f"*/{CONFIG_NAME}")]
+        raise TrainingError(f"{folder} is not a run folder: it has no {CONFIG_NAME}.{did_you_mean(str(folder), near)}")
+
+
+def prepare(config: TrainConfig, model: Any = None, tokenizer: Any = None) -> Prepared:
+    """Load rows and model, and split the rows; everything that can be refused is refused here."""
+    examples = to_examples(read_rows(config.data))
+    if isinstance(config.held_out, str):
+        train_rows, held_out = examples.items, to_examples(read_rows(config.held_out)).items
+    elif config.held_out:
+        train_rows, held_out = split(examples.items, config.held_out, config.seed)
+    else:
+        train_rows, held_out = examples.items, []
+    torch.manual_seed(config.seed)  # before a new classification head is made
+    classes = sorted({class_of(example) for example in train_rows}) if _wants_classes(config, examples.shape) else []
+    if model is None:
+        model, tokenizer = load(config.model, config.storage, task=config.task, labels=classes or None)
+    names = model.config.id2label if type(model).__name__.endswith("ForSequenceClassification") else {}
+    tokeniser = Tokeniser(
+        tokenizer,
+        config.template,
+        config.learn,
+        _max_length(config, model),
+        seq2seq=bool(getattr(model.config, "is_encoder_decoder", False)),
+        classes=tuple(names[i] for i in sorted(names)),
+    )
+    prepared = Prepared(config, model, tokenizer, tokeniser, train_rows, held_out)
+    if examples.unused:
+        prepared.notes.append(f"Columns not used ({examples.shape} rows): {', '.join(examples.unused)}.")
+    return prepared
+
+
+def _train(prepared: Prepared, state: State, checkpoint: Path | None, console: Console) -> Result:
+    config, model, folder = prepared.config, prepared.model, Path(prepared.config.output)
+    tokens, report = prepared.tokeniser.all(prepared.train)
+    held_out, held_out_report = prepared.tokeniser.all(prepared.held_out) if prepared.held_out else ([], None)
+    digest = _digest(tokens + held_out)
+    if checkpoint is not None and state.data != digest:
+        raise TrainingError(
+            f"The rows of {config.data} are not those that {folder} was started with, so it cannot go on as the same "
+            f"run; restore them, or start a new run."
+        )
+    state.data = digest
+    torch.manual_seed(config.seed)
+    if not adapters_of(model).configs:
+        attach(model, config.lora())
+    table = trainable(model)
+    if not table.parameters:
+        raise TrainingError("The active adapter is not trainable; load it with trainable=True to train it further.")
+    _checkpoint_activations(model, config.gradient_checkpointing)
+
+    batches = Batches(tokens, config.batch_size, config.seed)
+    total = config.steps or max(1, math.ceil(config.epochs * batches.per_epoch))
+    folder.mkdir(parents=True, exist_ok=True)
+    check_disk(folder, table.parameters, config.keep_checkpoints)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=config.learning_rate, weight_decay=config.weight_decay, fused=True,
+    )  # fmt: skip
+    kind = "classification" if prepared.tokeniser.classes else "seq2seq" if prepared.tokeniser.seq2seq else "causal"
+    pad = prepared.tokenizer.pad_token_id or 0
+    loss = Loss(model, pad, tokens[0], kind=kind)
+    if checkpoint is not None:
+        state = load_checkpoint(checkpoint, model, optimizer)
+    try:
+        config.write(folder)
+        write_text(folder / "environment.json", json.dumps(_environment(), indent=2) + "\n")
+        metrics = Metrics(folder, state.step)
+        with RunProgress(console, total, state.step) as progress, stop_requests() as stop:
+            _introduce(progress, prepared, table.__str__().splitlines()[-1], len(tokens), len(held_out), total, state)
+            for sentence in (
+                prepared.notes
+                + report.sentences(prepared.tokeniser.max_length)
+                + (held_out_report.sentences(prepared.tokeniser.max_length) if held_out_report else [])
+            ):
+                progress.note(sentence)
+            run = Run(config, folder, model, loss, batches, held_out, optimizer, total, metrics, progress, stop)
+            if not finished(run, state):
+                train_loop(run, state)
+        metrics.close()
+        _write_result(folder, model, state)
+    except OSError as error:
+        last = checkpoints(folder)
+        good = f"the last good checkpoint is {last[-1]}" if last else "there is no checkpoint yet"
+        raise TrainingError(
+            f"{folder} cannot be written to ({error.strerror or error}); {good}. Make room, then: veneer train "
+            f"--resume {folder}"
+        ) from None
+    model.eval()
+    losses = [record["held_out_loss"] for record in read_metrics(folder) if "held_out_loss" in record]
+    return Result(
+        folder, model, prepared.tokenizer, state.step, losses[0] if losses else None, state.best_loss, state.best_step,
+        state.seconds, peak_memory(),
+    )  # fmt: skip
+
+
+def _write_result(folder: Path, model: nn.Module, state: State) -> None:
+    """adapter/ is the best one where held-out rows chose one, else the last; the model is left with it, too."""
+    best = folder / BEST
+    if state.best_loss is None:
+        save(model, folder / ADAPTER)
+        return
+    with atomic_folder(folder / ADAPTER) as temporary:
+        shutil.copytree(best, temporary, dirs_exist_ok=True)
+    if state.best_step != state.step:
+        from safetensors.torch import load_file
+
+        from veneer.updates.adapter_file import adapter_tensors
+
+        (name,) = adapters_of(model).active
+        kept = load_file(best / WEIGHTS_NAME)
+        with torch.no_grad():
+            for key, tensor in adapter_tensors(model, name).items():
+                tensor.copy_(kept[key])
+
+
+def _introduce(
+    progress: RunProgress, prepared: Prepared, trained: str, rows: int, held_out: int, total: int, state: State
+) -> None:
+    progress.note(f"{prepared.config.model}, {prepared.config.storage}: {trained}")
+    progress.note(f"{rows:,} rows to train on, {held_out:,} held out; {total:,} steps of {prepared.config.batch_size}")
+    if state.step:
+        progress.note(f"Resumed after step {state.step}.")
+
+
+def _options_of(model: nn.Module, tokenizer: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """The options that a loaded model answers itself."""
+    if tokenizer is None:
+        raise ConfigError("train(model, tokenizer, …) needs the tokenizer, too, when the model is loaded already.")
+    record = adapters_of(model)
+    options: dict[str, Any] = {"model": getattr(model, "name_or_path", "") or type(model).__name__}
+    if record.configs:
+        if len(record.active) != 1:
+            raise ConfigError(f"train needs one active adapter; {len(record.active)} are. Activate one.")
+        config = record.configs[record.active[0]]
+        both = sorted(set(given) & set(type(config).model_fields))
+        if both:
+            raise ConfigError(f"The model has an adapter attached, so its options cannot be given: {', '.join(both)}.")
+        options |= {name: getattr(config, name) for name in type(config).model_fields}
+    return options
+
+
+def _wants_classes(config: TrainConfig, shape: str) -> bool:
+    """Whether the labels of the rows become the classes of a new head: when asked for, or for a model without text."""
+    if config.task == "classification":
+        return True
+    if config.task != "auto" or shape not in ("text/label", "prompt/completion"):
+        return False
+    from transformers import AutoConfig
+
+    from veneer.frozen.source import resolve
+
+    path, _ = resolve(config.model)
+    if path.is_file():
+        return False
+    architectures = getattr(AutoConfig.from_pretrained(path), "architectures", None) or [""]
+    return not architectures[0].endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
+
+
+def _max_length(config: TrainConfig, model: Any) -> int:
+    """max_length, or what the model has positions for when that is less."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    return min(config.max_length, positions) if isinstance(positions, int) and positions > 0 else config.max_length
+
+
+def _checkpoint_activations(model: Any, wanted: bool) -> None:
+    if not wanted:
+        return
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def _digest(rows: list[Tokens]) -> str:
+    text = json.dumps([(row.ids, row.labels) for row in rows])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _counters(checkpoint: Path) -> dict[str, Any]:
+    try:
+        fields: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        return {name: fields[name] for name in State.__dataclass_fields__}
+    except (OSError, ValueError, KeyError) as error:
+        raise TrainingError(
+            f"The checkpoint {checkpoint} is damaged ({error}); delete it to go on from the one before."
+        ) from None
+
+
+def _environment() -> dict[str, Any]:
+    """What the run was made with: versions and machine."""
+    from importlib.metadata import version
+
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        **{name: version(name) for name in ("veneer", "torch", "transformers", "safetensors", "datasets")},
+    }
