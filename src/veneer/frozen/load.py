@@ -66,6 +66,20 @@ def load(
     return model.eval(), tokenizer
 
 
+def generates_text(source: str | Path) -> bool:
+    """Whether a checkpoint is a language model's, by its config; an encoder's or a classifier's is not."""
+    path, name = resolve(source)
+    if path.is_file():
+        return True  # a GGUF file
+    with quiet():
+        config = _read(transformers.AutoConfig, name, pretrained_model_name_or_path=path)
+    return _writes(getattr(config, "architectures", None))
+
+
+def _writes(architectures: list[str] | None) -> bool:
+    return not architectures or architectures[0].endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
+
+
 def quantise_linear_layers(model: nn.Module) -> None:
     """Keep every linear layer of ``model`` but its output head in NF4, in place, one after another."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
@@ -83,7 +97,7 @@ def _task(config: Any, task: Task, labels: list[str] | None, name: str) -> str:
             task = "classification"
         elif getattr(config, "is_encoder_decoder", False):
             task = "seq2seq"
-        elif architecture and not architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+        elif not _writes(getattr(config, "architectures", None)):
             raise ModelError(
                 f"{name} is a {architecture}, which generates no text; give the names of its classes (labels) to "
                 f"train it as a classifier."

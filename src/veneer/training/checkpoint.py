@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from veneer.errors import TrainingError
+from veneer.errors import AdapterFileError, TrainingError
 from veneer.files import atomic_folder, remove_leftovers
-from veneer.updates.adapter_file import adapter_tensors, read_tensors, save
-from veneer.updates.attach import adapters_of
+from veneer.updates.adapter_file import restore, save
 
 FOLDER = "checkpoints"
+BEST = "best"
 
 
 @dataclass
@@ -53,6 +54,23 @@ def save_checkpoint(run: Path, model: nn.Module, optimizer: torch.optim.Optimize
         shutil.rmtree(old)
 
 
+def save_best(run: Path, model: nn.Module, step: int) -> None:
+    """Keep the adapter of ``step`` as the best so far."""
+    with atomic_folder(run / BEST) as folder:
+        save(model, folder)
+        (folder / "step").write_text(f"{step}\n", encoding="utf-8")
+
+
+def forget_lost_best(run: Path, state: State) -> None:
+    """Count the best anew when best/ is not the one that ``state`` remembers: a killed run went on after that.
+
+    A run that takes the same steps again finds the same best again.
+    """
+    mark = run / BEST / "step"
+    if not mark.is_file() or mark.read_text(encoding="utf-8") != f"{state.best_step}\n":
+        state.best_loss, state.best_step, state.worse = None, 0, 0
+
+
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
     """Put model, optimizer and every random state back to where the checkpoint was written.
 
@@ -61,11 +79,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     try:
         fields: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "optimizer.safetensors")
-        adapter = read_tensors(folder / "adapter")
-        (name,) = adapters_of(model).active
-        with torch.no_grad():
-            for key, tensor in adapter_tensors(model, name).items():
-                tensor.copy_(adapter[key])
+        restore(model, folder / "adapter")
         for index, parameter in enumerate(_parameters(optimizer)):
             prefix = f"{index}."
             optimizer.state[parameter] = {
@@ -75,7 +89,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
             }
         _set_random_states(tensors, fields.pop("random.python"))
         return State(**fields)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (AdapterFileError, SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise TrainingError(
             f"The checkpoint {folder} is damaged ({error}); delete it to go on from the one before."
         ) from None

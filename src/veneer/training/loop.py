@@ -14,16 +14,13 @@ from torch import nn
 from veneer.data.labels import Tokens
 from veneer.errors import TrainingError
 from veneer.training.batches import Batches
-from veneer.training.checkpoint import State, save_checkpoint
+from veneer.training.checkpoint import State, save_best, save_checkpoint
 from veneer.training.config import TrainConfig
 from veneer.training.interrupt import StopRequest
 from veneer.training.loss import Loss
 from veneer.training.metrics import Metrics, peak_memory
 from veneer.training.progress import RunProgress
 from veneer.training.schedule import learning_rate
-from veneer.updates.adapter_file import save
-
-BEST = "best"
 
 
 class Interrupted(TrainingError):
@@ -117,7 +114,7 @@ def evaluate(run: Run, state: State) -> None:
     better = state.step > 0 and (state.best_loss is None or loss < state.best_loss)
     if better:
         state.best_loss, state.best_step, state.worse = loss, state.step, 0
-        save(run.model, run.folder / BEST)
+        save_best(run.folder, run.model, state.step)
     elif state.step > 0:
         state.worse += 1
     run.metrics.write(step=state.step, held_out_loss=loss, held_out_perplexity=math.exp(min(loss, 700)))

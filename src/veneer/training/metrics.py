@@ -19,7 +19,7 @@ class Metrics:
 
     def __init__(self, run: Path, step: int) -> None:
         self._path = run / METRICS_NAME
-        kept = [record for record in read_metrics(run) if record["step"] <= step]
+        kept = [record for record in read_metrics(run) if step and record["step"] <= step]  # step 0 is measured again
         write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self._path.open("a", encoding="utf-8")
         self._board = _tensorboard(run / "tensorboard", step + 1)

@@ -10,7 +10,7 @@ import json
 import math
 import platform
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,28 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from veneer.data.formats import Example, class_of, to_examples
-from veneer.data.labels import Tokeniser, Tokens
-from veneer.data.read import read_rows
-from veneer.data.split import split
+from veneer.data.labels import Tokens
 from veneer.errors import ConfigError, TrainingError, did_you_mean
 from veneer.files import atomic_folder, write_text
-from veneer.frozen.load import load
 from veneer.training.batches import Batches
-from veneer.training.checkpoint import State, checkpoints, load_checkpoint, tidy
+from veneer.training.checkpoint import (
+    BEST,
+    State,
+    checkpoints,
+    forget_lost_best,
+    load_checkpoint,
+    save_checkpoint,
+    tidy,
+)
 from veneer.training.config import CONFIG_NAME, TrainConfig
 from veneer.training.interrupt import stop_requests
-from veneer.training.loop import BEST, Run, finished, train_loop
+from veneer.training.loop import Run, finished, train_loop
 from veneer.training.loss import Loss
 from veneer.training.metrics import Metrics, peak_memory, read_metrics
 from veneer.training.preflight import check_disk, check_new_run, check_writable
+from veneer.training.prepare import Prepared, prepare
 from veneer.training.progress import RunProgress
-from veneer.updates.adapter_file import WEIGHTS_NAME, save
+from veneer.updates.adapter_file import restore, save
 from veneer.updates.attach import adapters_of, attach
 from veneer.updates.trainable import trainable
 
@@ -61,19 +66,6 @@ class Result:
     peak_memory: int  # bytes
 
 
-@dataclass
-class Prepared:
-    """Model and rows of a run; also what evaluation starts from."""
-
-    config: TrainConfig
-    model: Any
-    tokenizer: Any
-    tokeniser: Tokeniser
-    train: list[Example]
-    held_out: list[Example]
-    notes: list[str] = field(default_factory=list)
-
-
 def train(
     model: Any = None, tokenizer: Any = None, *, config: TrainConfig | None = None, console: Console | None = None,
     **options: Any,
@@ -96,7 +88,7 @@ def train(
         config = TrainConfig(**options)
     check_new_run(Path(config.output))
     prepared = prepare(config, loaded, tokenizer)
-    return _train(prepared, State(), None, console)
+    return _train(prepared, None, console)
 
 
 def resume(folder: str | Path, *, console: Console | None = None, **over: Any) -> Result:
@@ -117,9 +109,7 @@ def resume(folder: str | Path, *, console: Console | None = None, **over: Any) -
     check_writable(folder)
     tidy(folder)
     found = checkpoints(folder)
-    state = State(**_counters(found[-1])) if found else State()
-    prepared = prepare(config)
-    return _train(prepared, state, found[-1] if found else None, console)
+    return _train(prepare(config), found[-1] if found else None, console)
 
 
 def refuse_no_run(folder: Path) -> None:
@@ -129,47 +119,13 @@ def refuse_no_run(folder: Path) -> None:
         raise TrainingError(f"{folder} is not a run folder: it has no {CONFIG_NAME}.{did_you_mean(str(folder), near)}")
 
 
-def prepare(config: TrainConfig, model: Any = None, tokenizer: Any = None) -> Prepared:
-    """Load rows and model, and split the rows; everything that can be refused is refused here."""
-    examples = to_examples(read_rows(config.data))
-    if isinstance(config.held_out, str):
-        train_rows, held_out = examples.items, to_examples(read_rows(config.held_out)).items
-    elif config.held_out:
-        train_rows, held_out = split(examples.items, config.held_out, config.seed)
-    else:
-        train_rows, held_out = examples.items, []
-    torch.manual_seed(config.seed)  # before a new classification head is made
-    classes = sorted({class_of(example) for example in train_rows}) if _wants_classes(config, examples.shape) else []
-    if model is None:
-        model, tokenizer = load(config.model, config.storage, task=config.task, labels=classes or None)
-    names = model.config.id2label if type(model).__name__.endswith("ForSequenceClassification") else {}
-    tokeniser = Tokeniser(
-        tokenizer,
-        config.template,
-        config.learn,
-        _max_length(config, model),
-        seq2seq=bool(getattr(model.config, "is_encoder_decoder", False)),
-        classes=tuple(names[i] for i in sorted(names)),
-    )
-    prepared = Prepared(config, model, tokenizer, tokeniser, train_rows, held_out)
-    if examples.unused:
-        prepared.notes.append(f"Columns not used ({examples.shape} rows): {', '.join(examples.unused)}.")
-    return prepared
-
-
-def _train(prepared: Prepared, state: State, checkpoint: Path | None, console: Console) -> Result:
+def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Result:
     config, model, folder = prepared.config, prepared.model, Path(prepared.config.output)
     tokens, report = prepared.tokeniser.all(prepared.train)
     held_out, held_out_report = prepared.tokeniser.all(prepared.held_out) if prepared.held_out else ([], None)
-    digest = _digest(tokens + held_out)
-    if checkpoint is not None and state.data != digest:
-        raise TrainingError(
-            f"The rows of {config.data} are not those that {folder} was started with, so it cannot go on as the same "
-            f"run; restore them, or start a new run."
-        )
-    state.data = digest
     torch.manual_seed(config.seed)
-    if not adapters_of(model).configs:
+    started_with_adapter = bool(adapters_of(model).configs)
+    if not started_with_adapter:
         attach(model, config.lora())
     table = trainable(model)
     if not table.parameters:
@@ -187,14 +143,22 @@ def _train(prepared: Prepared, state: State, checkpoint: Path | None, console: C
     kind = "classification" if prepared.tokeniser.classes else "seq2seq" if prepared.tokeniser.seq2seq else "causal"
     pad = prepared.tokenizer.pad_token_id or 0
     loss = Loss(model, pad, tokens[0], kind=kind)
+    state = State(data=_digest(tokens + held_out))
     if checkpoint is not None:
-        state = load_checkpoint(checkpoint, model, optimizer)
+        saved = load_checkpoint(checkpoint, model, optimizer)
+        if saved.data != state.data:
+            raise TrainingError(
+                f"The rows of {config.data} are not those that {folder} was started with, so it cannot go on as the "
+                f"same run; restore them, or start a new run."
+            )
+        state = saved
+        forget_lost_best(folder, state)
     try:
         config.write(folder)
         write_text(folder / "environment.json", json.dumps(_environment(), indent=2) + "\n")
         metrics = Metrics(folder, state.step)
         with RunProgress(console, total, state.step) as progress, stop_requests() as stop:
-            _introduce(progress, prepared, table.__str__().splitlines()[-1], len(tokens), len(held_out), total, state)
+            _introduce(progress, prepared, str(table).splitlines()[-1], len(tokens), len(held_out), total, state)
             for sentence in (
                 prepared.notes
                 + report.sentences(prepared.tokeniser.max_length)
@@ -202,6 +166,9 @@ def _train(prepared: Prepared, state: State, checkpoint: Path | None, console: C
             ):
                 progress.note(sentence)
             run = Run(config, folder, model, loss, batches, held_out, optimizer, total, metrics, progress, stop)
+            if started_with_adapter and not state.step:
+                # The seed does not give this start again; a run killed before its first checkpoint needs it.
+                save_checkpoint(folder, model, optimizer, state, config.keep_checkpoints)
             if not finished(run, state):
                 train_loop(run, state)
         metrics.close()
@@ -228,17 +195,9 @@ def _write_result(folder: Path, model: nn.Module, state: State) -> None:
         save(model, folder / ADAPTER)
         return
     with atomic_folder(folder / ADAPTER) as temporary:
-        shutil.copytree(best, temporary, dirs_exist_ok=True)
+        shutil.copytree(best, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns("step"))
     if state.best_step != state.step:
-        from safetensors.torch import load_file
-
-        from veneer.updates.adapter_file import adapter_tensors
-
-        (name,) = adapters_of(model).active
-        kept = load_file(best / WEIGHTS_NAME)
-        with torch.no_grad():
-            for key, tensor in adapter_tensors(model, name).items():
-                tensor.copy_(kept[key])
+        restore(model, best)
 
 
 def _introduce(
@@ -267,29 +226,6 @@ def _options_of(model: nn.Module, tokenizer: Any, given: dict[str, Any]) -> dict
     return options
 
 
-def _wants_classes(config: TrainConfig, shape: str) -> bool:
-    """Whether the labels of the rows become the classes of a new head: when asked for, or for a model without text."""
-    if config.task == "classification":
-        return True
-    if config.task != "auto" or shape not in ("text/label", "prompt/completion"):
-        return False
-    from transformers import AutoConfig
-
-    from veneer.frozen.source import resolve
-
-    path, _ = resolve(config.model)
-    if path.is_file():
-        return False
-    architectures = getattr(AutoConfig.from_pretrained(path), "architectures", None) or [""]
-    return not architectures[0].endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
-
-
-def _max_length(config: TrainConfig, model: Any) -> int:
-    """max_length, or what the model has positions for when that is less."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    return min(config.max_length, positions) if isinstance(positions, int) and positions > 0 else config.max_length
-
-
 def _checkpoint_activations(model: Any, wanted: bool) -> None:
     if not wanted:
         return
@@ -300,16 +236,6 @@ def _checkpoint_activations(model: Any, wanted: bool) -> None:
 def _digest(rows: list[Tokens]) -> str:
     text = json.dumps([(row.ids, row.labels) for row in rows])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _counters(checkpoint: Path) -> dict[str, Any]:
-    try:
-        fields: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        return {name: fields[name] for name in State.__dataclass_fields__}
-    except (OSError, ValueError, KeyError) as error:
-        raise TrainingError(
-            f"The checkpoint {checkpoint} is damaged ({error}); delete it to go on from the one before."
-        ) from None
 
 
 def _environment() -> dict[str, Any]:

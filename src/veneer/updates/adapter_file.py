@@ -84,11 +84,25 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
         if adapters_of(model).configs:
             activate(model, *active)
         raise AdapterFileError(f"{folder} was made for another base or is incomplete: {'; '.join(problems)}.")
+    _copy(tensors, own)
+    for update in updates_of(model, name).values():
+        update.requires_grad_(trainable)
+
+
+def restore(model: nn.Module, folder: str | Path) -> None:
+    """Copy the tensors of a folder that `save` wrote for the active adapter back into it."""
+    (name,) = adapters_of(model).active
+    own, tensors = adapter_tensors(model, name), read_tensors(Path(folder))
+    problems = _mismatches(tensors, own, set())
+    if problems:
+        raise AdapterFileError(f"{folder} does not hold this adapter: {'; '.join(problems)}.")
+    _copy(tensors, own)
+
+
+def _copy(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for key, tensor in own.items():
             tensor.copy_(tensors[key])
-    for update in updates_of(model, name).values():
-        update.requires_grad_(trainable)
 
 
 def adapter_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:

@@ -1,0 +1,69 @@
+"""The parts of a run that evaluation starts from, too: the model, and the rows on either side of the split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from veneer.data.formats import Example, class_of, to_examples
+from veneer.data.labels import Tokeniser
+from veneer.data.read import read_rows
+from veneer.data.split import split
+from veneer.frozen.load import generates_text, load
+from veneer.training.config import TrainConfig
+
+
+@dataclass
+class Prepared:
+    """Model and rows of a run; also what evaluation starts from."""
+
+    config: TrainConfig
+    model: Any
+    tokenizer: Any
+    tokeniser: Tokeniser
+    train: list[Example]
+    held_out: list[Example]
+    notes: list[str] = field(default_factory=list)
+
+
+def prepare(config: TrainConfig, model: Any = None, tokenizer: Any = None) -> Prepared:
+    """Load rows and model, and split the rows; everything that can be refused is refused here."""
+    examples = to_examples(read_rows(config.data))
+    if isinstance(config.held_out, str):
+        train_rows, held_out = examples.items, to_examples(read_rows(config.held_out)).items
+    elif config.held_out:
+        train_rows, held_out = split(examples.items, config.held_out, config.seed)
+    else:
+        train_rows, held_out = examples.items, []
+    torch.manual_seed(config.seed)  # before a new classification head is made
+    classes = sorted({class_of(example) for example in train_rows}) if _wants_classes(config, model) else []
+    if model is None:
+        model, tokenizer = load(config.model, config.storage, task=config.task, labels=classes or None)
+    names = model.config.id2label if type(model).__name__.endswith("ForSequenceClassification") else {}
+    tokeniser = Tokeniser(
+        tokenizer,
+        config.template,
+        config.learn,
+        _max_length(config, model),
+        seq2seq=bool(getattr(model.config, "is_encoder_decoder", False)),
+        classes=tuple(names[i] for i in sorted(names)),
+    )
+    prepared = Prepared(config, model, tokenizer, tokeniser, train_rows, held_out)
+    if examples.unused:
+        prepared.notes.append(f"Columns not used ({examples.shape} rows): {', '.join(examples.unused)}.")
+    return prepared
+
+
+def _wants_classes(config: TrainConfig, model: Any) -> bool:
+    """Whether the rows' labels become the classes of a new head: when asked for, or for a model that writes no text."""
+    if config.task == "auto" and model is None:
+        return not generates_text(config.model)
+    return config.task == "classification"
+
+
+def _max_length(config: TrainConfig, model: Any) -> int:
+    """max_length, or what the model has positions for when that is less."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    return min(config.max_length, positions) if isinstance(positions, int) and positions > 0 else config.max_length

