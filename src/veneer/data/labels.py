@@ -118,6 +118,15 @@ class Tokeniser:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
+    def ends(self) -> list[int]:
+        """The tokens that end an answer: the end token, and what the chat template closes an answer with."""
+        ends = self._end()
+        if self.tokenizer.chat_template:
+            talk = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+            ids = self.one(Example("the chat template", messages=talk)).ids
+            ends += [ids[-1]] if ids[-1] in self.tokenizer.all_special_ids else []
+        return list(dict.fromkeys(ends))
+
     def _cut(self, tokens: Tokens) -> tuple[Tokens, bool]:
         ids, labels, limit = tokens.ids, tokens.labels, self.max_length
         if max(len(ids), len(labels)) <= limit:

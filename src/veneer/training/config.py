@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from veneer.errors import ConfigError, did_you_mean
 from veneer.files import write_text
@@ -56,6 +56,14 @@ class TrainConfig(LoRA):
     checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints, from which a run resumes.")
     keep_checkpoints: int = Field(2, ge=1, description="Latest checkpoints that are kept.")
     seed: int = Field(0, ge=0, description="Seed of the split, the order of rows, the initial values and dropout.")
+
+    @field_validator("held_out")
+    @classmethod
+    def _number_or_file(cls, value: float | str) -> float | str:
+        try:
+            return float(value)  # the command line gives every value as text
+        except ValueError:
+            return value
 
     @model_validator(mode="after")
     def _micro_batch_fits(self) -> TrainConfig:

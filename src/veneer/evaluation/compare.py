@@ -1,0 +1,88 @@
+"""Base and adapter side by side on held-out rows: loss, perplexity, choice accuracy, exact match."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+from veneer.data.formats import Example
+from veneer.data.labels import Tokeniser
+from veneer.evaluation.generate import exact_matches
+from veneer.evaluation.likelihood import accuracy, choices_of, choose
+from veneer.training.loss import Loss
+from veneer.updates.attach import disabled
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was measured; None where it does not apply to the rows or was not asked for."""
+
+    loss: float  # mean over learned tokens, nats
+    perplexity: float
+    choice_accuracy: float | None = None  # share of rows
+    exact_match: float | None = None  # share of rows
+
+
+@dataclass(frozen=True)
+class Comparison:
+    rows: int
+    choices: list[str]
+    base: Scores
+    adapter: Scores
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def table(self) -> Table:
+        table = Table(title=f"{self.rows} held-out rows", title_justify="left")
+        for name in ("", "base", "adapter"):
+            table.add_column(name, justify="left" if not name else "right")
+        table.add_row("loss", f"{self.base.loss:.3f}", f"{self.adapter.loss:.3f}")
+        table.add_row("perplexity", f"{self.base.perplexity:,.2f}", f"{self.adapter.perplexity:,.2f}")
+        for title, name in (
+            (f"choice accuracy ({len(self.choices)} labels)", "choice_accuracy"),
+            ("exact match", "exact_match"),
+        ):
+            before, after = getattr(self.base, name), getattr(self.adapter, name)
+            if before is not None and after is not None:
+                table.add_row(title, f"{100 * before:.1f} %", f"{100 * after:.1f} %")
+        return table
+
+
+def compare(
+    model: Any, tokeniser: Tokeniser, examples: list[Example], *, exact_match: bool = False, batch_size: int = 16
+) -> Comparison:
+    """Measure ``examples`` without and with the active adapters.
+
+    Choice accuracy is measured where the answers are few; exact match where they are not, or when asked for.
+    """
+    choices = list(tokeniser.classes) or choices_of(examples)
+    exact = (exact_match or not choices) and not tokeniser.classes and _have_answers(examples)
+    with disabled(model):
+        base = measure(model, tokeniser, examples, choices, exact, batch_size)
+    return Comparison(len(examples), choices, base, measure(model, tokeniser, examples, choices, exact, batch_size))
+
+
+def measure(
+    model: Any, tokeniser: Tokeniser, examples: list[Example], choices: list[str], exact: bool, batch_size: int
+) -> Scores:
+    """The scores of the model as it is."""
+    model.eval()
+    rows, _ = tokeniser.all(examples)
+    kind = "classification" if tokeniser.classes else "seq2seq" if tokeniser.seq2seq else "causal"
+    loss = Loss(model, tokeniser.tokenizer.pad_token_id or 0, rows[0], kind=kind).mean(rows, batch_size)
+    chosen = choose(model, tokeniser, examples, choices, batch_size) if choices else None
+    matched = exact_matches(model, tokeniser, examples, batch_size) if exact else None
+    return Scores(
+        loss,
+        math.exp(min(loss, 700)),
+        None if chosen is None else accuracy(chosen, examples),
+        None if matched is None else sum(matched) / len(matched),
+    )
+
+
+def _have_answers(examples: list[Example]) -> bool:
+    return all(example.messages or example.prompt is not None for example in examples)
