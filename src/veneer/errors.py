@@ -12,6 +12,8 @@ from collections.abc import Iterable
 class VeneerError(Exception):
     """Base of everything Veneer refuses; its text is written for the person who made the mistake."""
 
+    exit_code = 1  # of the command line
+
 
 class ConfigError(VeneerError):
     """An option that does not exist or has a value that makes no sense."""

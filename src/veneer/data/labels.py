@@ -68,6 +68,16 @@ class Tokeniser:
     seq2seq: bool = False
     classes: tuple[str, ...] = ()  # of a classifier; else empty
 
+    @property
+    def kind(self) -> Literal["causal", "seq2seq", "classification"]:
+        """What the rows teach the model."""
+        return "classification" if self.classes else "seq2seq" if self.seq2seq else "causal"
+
+    @property
+    def pad(self) -> int:
+        """The token that fills up short rows."""
+        return self.tokenizer.pad_token_id or 0
+
     def all(self, examples: list[Example]) -> tuple[list[Tokens], Report]:
         """Tokens of every example that has something to learn, and what became of the others.
 
@@ -112,6 +122,13 @@ class Tokeniser:
         pieces = list(self._pieces(example))
         last = max((i for i, (_, learned) in enumerate(pieces) if learned), default=len(pieces))
         return [token for piece, _ in pieces[:last] for token in piece]
+
+    def turn(self, messages: tuple[dict[str, Any], ...]) -> list[int]:
+        """The tokens of a conversation in the chat template, up to where the model is to answer."""
+        example = Example("the conversation", messages=messages)
+        if not self.tokenizer.chat_template:
+            raise DataError(_no_template(self.tokenizer, example))
+        return self.encode(_renderer(self.tokenizer, messages, example)(len(messages), True))
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text inside a row, without begin and end tokens."""
@@ -196,10 +213,7 @@ def _rendered(tokenizer: Any, messages: tuple[dict[str, Any], ...], example: Exa
     what tells the answers apart, and is checked.
     """
     if not tokenizer.chat_template:
-        raise DataError(
-            f"{example.where} is a conversation, but the tokenizer of {tokenizer.name_or_path} has no chat template; "
-            f"use prompt and completion columns, or the model's instruct variant."
-        )
+        raise DataError(_no_template(tokenizer, example))
     render = _renderer(tokenizer, messages, example)
     done = ""
     for number, message in enumerate(messages):
@@ -219,6 +233,13 @@ def _rendered(tokenizer: Any, messages: tuple[dict[str, Any], ...], example: Exa
     whole = render(len(messages), False)
     if whole.startswith(done) and whole[len(done) :].strip():
         yield whole[len(done) :], False
+
+
+def _no_template(tokenizer: Any, example: Example) -> str:
+    return (
+        f"{example.where} is a conversation, but the tokenizer of {tokenizer.name_or_path} has no chat template; use "
+        f"prompt and completion columns, or the model's instruct variant."
+    )
 
 
 def _renderer(tokenizer: Any, messages: tuple[dict[str, Any], ...], example: Example) -> Callable[[int, bool], str]:

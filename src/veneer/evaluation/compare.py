@@ -72,8 +72,7 @@ def measure(
     """The scores of the model as it is."""
     model.eval()
     rows, _ = tokeniser.all(examples)
-    kind = "classification" if tokeniser.classes else "seq2seq" if tokeniser.seq2seq else "causal"
-    loss = Loss(model, tokeniser.tokenizer.pad_token_id or 0, rows[0], kind=kind).mean(rows, batch_size)
+    loss = Loss(model, tokeniser.pad, rows[0], kind=tokeniser.kind).mean(rows, batch_size)
     chosen = choose(model, tokeniser, examples, choices, batch_size) if choices else None
     matched = exact_matches(model, tokeniser, examples, batch_size) if exact else None
     return Scores(

@@ -31,15 +31,14 @@ def generate(
     """
     tokenizer = tokeniser.tokenizer
     width = max(len(prompt) for prompt in prompts)
-    pad = tokenizer.pad_token_id or 0
     # Padding at the left: every row goes on from its own last token.
-    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
+    ids = torch.tensor([[tokeniser.pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     known = getattr(model.generation_config, "eos_token_id", None)
     ends = {*tokeniser.ends(), *(known if isinstance(known, list) else [] if known is None else [known])}
     how = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=temperature > 0, temperature=temperature or None, top_k=None,
-        eos_token_id=sorted(ends) or None, pad_token_id=pad, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=sorted(ends) or None, pad_token_id=tokeniser.pad, bos_token_id=tokenizer.bos_token_id,
         decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
     )  # fmt: skip
     streamer = _Streamer(tokenizer, on_text) if on_text is not None else None

@@ -58,7 +58,7 @@ def _first_token(model: Any, tokeniser: Tokeniser, prompts: list[list[int]], tok
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), size):
         part = order[start : start + size]
-        batch = _on(model, collate([Tokens(prompts[i], [IGNORE] * len(prompts[i]), "") for i in part], _pad(tokeniser)))
+        batch = _on(model, collate([Tokens(prompts[i], [IGNORE] * len(prompts[i]), "") for i in part], tokeniser.pad))
         logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
         last = logits[torch.arange(len(part)), batch.mask.sum(dim=1) - 1]
         scores[part] = last[:, tokens].float().cpu()
@@ -70,7 +70,7 @@ def _log_likelihoods(model: Any, tokeniser: Tokeniser, rows: list[Tokens], size:
     places = {id(row): i for i, row in enumerate(rows)}
     scores = torch.empty(len(rows))
     for part in by_length(rows, size):
-        batch = _on(model, collate(part, _pad(tokeniser)))
+        batch = _on(model, collate(part, tokeniser.pad))
         if tokeniser.seq2seq:
             shifted = model.prepare_decoder_input_ids_from_labels(labels=batch.labels)
             logits = model(input_ids=batch.ids, attention_mask=batch.mask, decoder_input_ids=shifted).logits
@@ -89,14 +89,10 @@ def _classify(model: Any, tokeniser: Tokeniser, examples: list[Example], size: i
     chosen = []
     for start in range(0, len(examples), size):
         rows, _ = tokeniser.all(examples[start : start + size])
-        batch = _on(model, collate(rows, _pad(tokeniser), classes=True))
+        batch = _on(model, collate(rows, tokeniser.pad, classes=True))
         logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits
         chosen += [tokeniser.classes[i] for i in logits.argmax(dim=1).tolist()]
     return chosen
-
-
-def _pad(tokeniser: Tokeniser) -> int:
-    return tokeniser.tokenizer.pad_token_id or 0
 
 
 def _on(model: Any, batch: Batch) -> Batch:

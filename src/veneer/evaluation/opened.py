@@ -22,6 +22,7 @@ class Opened:
     model: Any
     tokeniser: Tokeniser
     adapted: bool
+    chat: bool  # whether it was trained on, or comes for, conversations in its template
 
 
 def open_named(source: str | Path) -> Opened:
@@ -29,13 +30,15 @@ def open_named(source: str | Path) -> Opened:
     path = Path(source)
     if (path / CONFIG_NAME).is_file():
         prepared = open_run(path)
-        return Opened(prepared.model, prepared.tokeniser, True)
+        chat = prepared.config.template == "chat" or bool(prepared.train[0].messages)
+        return Opened(prepared.model, prepared.tokeniser, True, chat)
     if (path / ADAPTER_CONFIG).is_file():
         model, tokenizer = load(_base_of(path))
         load_adapter(model, path)
-        return Opened(model, _tokeniser(model, tokenizer), True)
-    model, tokenizer = load(source)
-    return Opened(model, _tokeniser(model, tokenizer), False)
+    else:
+        model, tokenizer = load(source)
+    tokeniser = Tokeniser(tokenizer, seq2seq=bool(getattr(model.config, "is_encoder_decoder", False)))
+    return Opened(model, tokeniser, (path / ADAPTER_CONFIG).is_file(), bool(tokenizer.chat_template))
 
 
 def open_run(folder: Path, **over: Any) -> Prepared:
@@ -54,7 +57,3 @@ def _base_of(folder: Path) -> str:
     if not base:
         raise AdapterFileError(f"{folder / ADAPTER_CONFIG} names no base model (base_model_name_or_path).")
     return str(base)
-
-
-def _tokeniser(model: Any, tokenizer: Any) -> Tokeniser:
-    return Tokeniser(tokenizer, seq2seq=bool(getattr(model.config, "is_encoder_decoder", False)))

@@ -26,6 +26,8 @@ from veneer.training.schedule import learning_rate
 class Interrupted(TrainingError):
     """The user stopped the run; everything was saved."""
 
+    exit_code = 130
+
 
 @dataclass
 class Run:

@@ -15,9 +15,9 @@ class RunProgress:
     """Shows steps, losses, speed and memory on ``console``."""
 
     def __init__(self, console: Console, total: int, step: int) -> None:
-        self._console, self._total, self._first = console, total, step
+        self._console, self._total = console, total
         self._every = max(1, total // _PLAIN_LINES)
-        self._started = time.monotonic()
+        self._first: tuple[int, float] | None = None  # step and time that the time left is reckoned from
         self._held_out = ""
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -43,8 +43,9 @@ class RunProgress:
     def stepped(self, step: int, loss: float, tokens_per_second: float, memory: int) -> None:
         numbers = f"loss {loss:.3f}{self._held_out} · {tokens_per_second:,.0f} tokens/s · {memory / 1e9:.1f} GB"
         self._bar.update(self._task, completed=step, numbers=numbers)
+        first_step, started = self._first = self._first or (step - 1, time.monotonic())
         if not self._console.is_terminal and (step % self._every == 0 or step == self._total):
-            left = (time.monotonic() - self._started) / (step - self._first) * (self._total - step)
+            left = (time.monotonic() - started) / max(1, step - first_step - 1) * (self._total - step)
             self.note(f"step {step}/{self._total}  {numbers} · {_clock(left)} left")
 
     def evaluated(self, step: int, loss: float, best: bool) -> None:

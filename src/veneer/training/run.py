@@ -140,9 +140,7 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
         [p for p in model.parameters() if p.requires_grad],
         lr=config.learning_rate, weight_decay=config.weight_decay, fused=True,
     )  # fmt: skip
-    kind = "classification" if prepared.tokeniser.classes else "seq2seq" if prepared.tokeniser.seq2seq else "causal"
-    pad = prepared.tokenizer.pad_token_id or 0
-    loss = Loss(model, pad, tokens[0], kind=kind)
+    loss = Loss(model, prepared.tokeniser.pad, tokens[0], kind=prepared.tokeniser.kind)
     state = State(data=_digest(tokens + held_out))
     if checkpoint is not None:
         saved = load_checkpoint(checkpoint, model, optimizer)

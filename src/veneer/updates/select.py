@@ -165,7 +165,7 @@ def no_such_module(target: str, modules: dict[str, nn.Module], option: str) -> s
 
 def nearest_modules(target: str, modules: dict[str, nn.Module]) -> list[str]:
     """Names of adaptable modules that play the part ``target`` plays elsewhere, then those spelt alike."""
-    kinds = _kinds(modules)
+    kinds = adaptable_kinds(modules)
     last = target.rsplit(".", 1)[-1]
     same_role = [name for role in _ROLES if last in role.split() for name in role.split() if name in kinds]
     return list(dict.fromkeys([*same_role, *nearest(last, kinds)]))
@@ -173,13 +173,14 @@ def nearest_modules(target: str, modules: dict[str, nn.Module]) -> list[str]:
 
 def what_is_there(modules: dict[str, nn.Module]) -> str:
     """One sentence that lists the adaptable modules by the last part of their names, with how many there are."""
-    kinds = _kinds(modules)
+    kinds = adaptable_kinds(modules)
     if not kinds:
         return "The model has no module that can be adapted."
     return "It has " + ", ".join(f"{kind} (×{count})" for kind, count in kinds.items()) + "."
 
 
-def _kinds(modules: dict[str, nn.Module]) -> dict[str, int]:
+def adaptable_kinds(modules: dict[str, nn.Module]) -> dict[str, int]:
+    """The last part of the name of each module that can be adapted → how many there are."""
     kinds: dict[str, int] = {}
     for name, module in modules.items():
         if isinstance(module, (*LINEAR_TYPES, nn.Embedding)) and name:

@@ -1,0 +1,189 @@
+"""The ``veneer`` command: one click command a verb. Each loads what it needs when it runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from veneer import __version__
+from veneer.commands.options import flags, given
+from veneer.commands.verbs import EvaluateOptions, GenerateOptions, InspectOptions, MergeOptions
+from veneer.errors import ConfigError, VeneerError, did_you_mean
+from veneer.training.config import TrainConfig, read_yaml
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+
+
+class _Verbs(click.Group):
+    """The verbs in the order in which a person needs them, and the nearest one for a misspelt name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and self.get_command(ctx, args[0]) is None:
+            raise click.UsageError(f"There is no command {args[0]!r}.{did_you_mean(args[0], self.commands)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="veneer")
+def cli() -> None:
+    """Fine-tune open language models with low-rank updates on the machine you have.
+
+    \b
+    veneer train --model smollm2-135m-instruct --data rows.jsonl --output runs/first
+    veneer evaluate runs/first
+    veneer chat runs/first --both
+    """
+
+
+@cli.command(short_help="Train an adapter; a run folder comes out.")
+@click.argument("run_yaml", required=False, metavar="[RUN.yaml]", type=click.Path(path_type=Path))
+@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run from where it is.")
+@flags(TrainConfig, first=("model", "data", "output", "held_out", "method", "storage", "steps", "rank"))
+def train(run_yaml: Path | None, resume: Path | None, **options: Any) -> None:
+    """Train an adapter for MODEL on the rows of DATA and write it, with checkpoints and metrics, to OUTPUT.
+
+    Options come from flags, from RUN.yaml (the same names, with _ for -), or both; a flag wins.
+
+    \b
+    veneer train --model smollm2-135m-instruct --data bbc-topics --steps 100 --learning-rate 1e-3 --output runs/bbc
+    veneer train runs/bbc/config.yaml --rank 16 --output runs/bbc-r16
+    veneer train --resume runs/bbc
+    """
+    from veneer.training import run
+
+    if resume is not None:
+        if run_yaml is not None:
+            raise ConfigError("Give RUN.yaml or --resume RUN, not both: a resumed run has its own config.yaml.")
+        result = run.resume(resume, **given(options))
+    else:
+        values = {**(read_yaml(run_yaml) if run_yaml else {}), **given(options)}
+        result = run.train(config=TrainConfig(**values))
+    loss = "" if result.loss_after is None else f" Held-out loss {result.loss_before:.3f} → {result.loss_after:.3f}."
+    click.echo(f"Adapter of step {result.best_step or result.steps} written to {result.folder / 'adapter'}.{loss}")
+    click.echo(f"Next: veneer evaluate {result.folder}   or   veneer chat {result.folder} --both")
+
+
+@cli.command(short_help="Measure base and adapter on held-out rows.")
+@click.argument("run", type=click.Path(path_type=Path))
+@flags(EvaluateOptions)
+@_JSON
+def evaluate(run: Path, as_json: bool, **options: Any) -> None:
+    """Held-out loss, perplexity, choice accuracy and exact match of RUN, base and adapter side by side.
+
+    Choice accuracy is measured where the answers are a few labels, exact match where they are not. The result is
+    also written to RUN/evaluation.json.
+    """
+    from veneer.evaluation.verb import evaluate_run
+
+    comparison = evaluate_run(run, EvaluateOptions(**given(options)))
+    if as_json:
+        _print_json(comparison.as_json())
+    else:
+        from rich.console import Console
+
+        Console().print(comparison.table())
+
+
+@cli.command(short_help="Answer one prompt.")
+@click.argument("source", metavar="RUN|ADAPTER|MODEL")
+@click.argument("prompt")
+@flags(GenerateOptions)
+@_JSON
+def generate(source: str, prompt: str, as_json: bool, **options: Any) -> None:
+    r"""Print what a run, an adapter or a model answers to PROMPT.
+
+    \b
+    veneer generate runs/bbc 'Headline: Chip maker doubles its profit\nTopic:' --both
+    """
+    from veneer.evaluation.verb import answer
+
+    said = answer(source, prompt.replace("\\n", "\n"), GenerateOptions(**given(options)))
+    if as_json:
+        _print_json({"prompt": prompt, **said})
+    else:
+        for name, text in said.items():
+            click.echo(f"{name}: {text}" if len(said) > 1 else text)
+
+
+@cli.command(short_help="Talk to a run, an adapter or a model.")
+@click.argument("source", metavar="RUN|ADAPTER|MODEL")
+@flags(GenerateOptions)
+def chat(source: str, **options: Any) -> None:
+    """A conversation in the terminal. An empty line or Ctrl-D ends it; /new starts another one."""
+    from veneer.evaluation.chat import talk
+
+    talk(source, GenerateOptions(**given(options)))
+
+
+@cli.command(short_help="Fold an adapter into its base: a plain model comes out.")
+@click.argument("run", metavar="RUN|ADAPTER")
+@click.argument("out", type=click.Path(path_type=Path))
+@flags(MergeOptions)
+def merge(run: str, out: Path, **options: Any) -> None:
+    """Write base and adapter as one transformers model to the folder OUT, tokenizer included."""
+    from veneer.evaluation.verb import merge_to
+
+    merge_to(run, out, MergeOptions(**given(options)))
+    click.echo(f"Merged model written to {out}. Next: veneer chat {out}")
+
+
+@cli.command(short_help="What is in a model, an adapter, a run, or rows.")
+@click.argument("source", metavar="MODEL|ADAPTER|RUN|DATA")
+@flags(InspectOptions)
+@_JSON
+def inspect(source: str, as_json: bool, **options: Any) -> None:
+    """Modules that can be adapted; an adapter's ranks; a run's progress; rows, with the learned part marked.
+
+    \b
+    veneer inspect smollm2-135m-instruct
+    veneer inspect rows.jsonl --model smollm2-135m-instruct
+    """
+    from veneer.commands.inspect import inspect_source
+
+    found = inspect_source(source, InspectOptions(**given(options)))
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        from rich.console import Console
+
+        found.show(Console())
+
+
+@cli.command(short_help="Shell completion for bash, zsh or fish.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that completes commands and flags.
+
+    \b
+    veneer completion bash >> ~/.bashrc
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None  # click brings these three
+    click.echo(kind(cli, {}, "veneer", "_VENEER_COMPLETE").source())
+
+
+def main() -> None:
+    """Run the command. A user's mistake is one sentence and exit code 1 (2 for the command line itself)."""
+    try:
+        cli(prog_name="veneer", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)
+    except VeneerError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2))

@@ -1,0 +1,176 @@
+"""What is in a model, an adapter, a run or rows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from veneer.commands.verbs import InspectOptions
+from veneer.data.bbc import BBC_TOPICS
+from veneer.data.formats import Examples, to_examples
+from veneer.data.labels import IGNORE, Tokeniser, Tokens
+from veneer.data.read import read_rows
+from veneer.errors import DataError
+from veneer.frozen.load import load
+from veneer.frozen.packaged import PACKAGED_MODELS
+from veneer.training.checkpoint import checkpoints
+from veneer.training.config import CONFIG_NAME, TrainConfig
+from veneer.training.metrics import read_metrics
+from veneer.updates.adapter_file import read_tensors
+from veneer.updates.peft_config import CONFIG_NAME as ADAPTER_CONFIG
+from veneer.updates.peft_config import from_peft
+from veneer.updates.select import adaptable_kinds, head_names, modules_of
+
+_DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found, as JSON values, and as lines for a person."""
+
+    values: dict[str, Any]
+    lines: list[Text | str]
+
+    def as_json(self) -> dict[str, Any]:
+        return self.values
+
+    def show(self, console: Console) -> None:
+        for line in self.lines:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def inspect_source(source: str, options: InspectOptions) -> Found:
+    """Look at ``source`` by what it is: a run, an adapter folder, rows, else a model."""
+    path = Path(source)
+    if (path / CONFIG_NAME).is_file():
+        return _run(path)
+    if (path / ADAPTER_CONFIG).is_file():
+        return _adapter(path)
+    if path.suffix.lower() in _DATA_SUFFIXES or source == BBC_TOPICS or (path.is_dir() and _holds_rows(path)):
+        return _rows(source, options)
+    if options.model is not None and source not in PACKAGED_MODELS:
+        return _rows(source, options)
+    return _model(source)
+
+
+def _holds_rows(path: Path) -> bool:
+    known = ("state.json", "dataset_dict.json")
+    return any((path / name).is_file() for name in known) or (
+        not (path / "config.json").is_file() and any(path.glob(f"*{suffix}") for suffix in _DATA_SUFFIXES)
+    )
+
+
+def _run(path: Path) -> Found:
+    config, records = TrainConfig.read(path / CONFIG_NAME), read_metrics(path)
+    steps = [record for record in records if "loss" in record]
+    held_out = [(record["step"], record["held_out_loss"]) for record in records if "held_out_loss" in record]
+    done = steps[-1]["step"] if steps else 0
+    finished = (path / "adapter" / ADAPTER_CONFIG).is_file()
+    values = {
+        "kind": "run", "model": config.model, "data": config.data, "steps": done, "finished": finished,
+        "options": config.changed(), "held_out_loss": held_out, "checkpoints": [p.name for p in checkpoints(path)],
+    }  # fmt: skip
+    lines: list[Text | str] = [
+        f"run      {path}: {done} steps, {'finished' if finished else f'not finished: veneer train --resume {path}'}",
+        *(f"{name:<9}{value}" for name, value in config.changed().items()),
+        *(f"held-out loss after step {step}: {loss:.4f}" for step, loss in held_out),
+    ]
+    return Found(values, lines)
+
+
+def _adapter(path: Path) -> Found:
+    config, tensors = from_peft(path), read_tensors(path)
+    base = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    shapes = {key: tuple(tensor.shape) for key, tensor in sorted(tensors.items())}
+    count = sum(tensor.numel() for tensor in tensors.values())
+    values = {
+        "kind": "adapter", "base": base, "rank": config.rank, "alpha": config.alpha, "parameters": count,
+        "tensors": {key: list(shape) for key, shape in shapes.items()},
+    }  # fmt: skip
+    lines: list[Text | str] = [
+        f"adapter {path} for {base}: rank {config.rank}, alpha {config.alpha:g}, {count:,} parameters",
+        *(f"{key}  {' × '.join(map(str, shape))}" for key, shape in shapes.items()),
+    ]
+    return Found(values, lines)
+
+
+def _model(source: str) -> Found:
+    model, tokenizer = load(source)
+    modules = modules_of(model)
+    heads = sorted(head_names(model, modules))
+    kinds = adaptable_kinds(modules)
+    count = model.num_parameters()
+    values = {
+        "kind": "model", "class": type(model).__name__, "parameters": count, "targets": kinds, "head": heads,
+        "chat_template": bool(tokenizer.chat_template), "end_token": tokenizer.eos_token,
+    }  # fmt: skip
+    lines: list[Text | str] = [
+        f"{source}: {type(model).__name__}, {count:,} parameters",
+        "modules that can be adapted (targets), and how many of each:",
+        *(f"  {name:<24}{number}" for name, number in kinds.items()),
+        f"head, left out of all-linear: {', '.join(heads) or 'none'}",
+        f"chat template: {'yes' if tokenizer.chat_template else 'no'}; end token: {tokenizer.eos_token}",
+    ]
+    return Found(values, lines)
+
+
+def _rows(source: str, options: InspectOptions) -> Found:
+    rows = read_rows(source)
+    examples = to_examples(rows)
+    values: dict[str, Any] = {
+        "kind": "rows", "rows": len(rows), "shape": examples.shape, "unused_columns": examples.unused,
+    }  # fmt: skip
+    lines: list[Text | str] = [f"{source}: {len(rows):,} rows of the shape {examples.shape}"]
+    if examples.unused:
+        lines.append(f"columns not used: {', '.join(examples.unused)}")
+    if options.model is None:
+        lines.append("Give --model M to see its tokens, and which of them are learned.")
+        return Found(values, lines)
+    model, tokenizer = load(options.model)
+    if type(model).__name__.endswith("ForSequenceClassification"):
+        raise DataError(f"{options.model} is a classifier: of a row it learns the label, and no token.")
+    tokeniser = Tokeniser(
+        tokenizer, options.template, options.learn, options.max_length,
+        seq2seq=bool(getattr(model.config, "is_encoder_decoder", False)),
+    )  # fmt: skip
+    marked, told = _marked(examples, tokeniser, options)
+    return Found({**values, **marked}, [*lines, *told])
+
+
+def _marked(
+    examples: Examples, tokeniser: Tokeniser, options: InspectOptions
+) -> tuple[dict[str, Any], list[Text | str]]:
+    """The first rows with the learned part told apart, and what becomes of all rows."""
+    kept, report = tokeniser.all(examples.items)
+    longest = max(len(row.ids) for row in kept)
+    values: dict[str, Any] = {
+        "learned_tokens": report.learned, "longest": longest, "cut": report.cut, "left_out": report.left_out,
+    }  # fmt: skip
+    lines: list[Text | str] = [
+        f"{report.learned:,} tokens are learned (marked ⟦…⟧); the longest row has {longest} tokens",
+        *report.sentences(options.max_length),
+    ]
+    shown = []
+    for row in kept[: options.rows]:
+        pieces = [(tokeniser.tokenizer.decode(ids), learned) for ids, learned in _pieces(row, tokeniser.seq2seq)]
+        shown.append({"where": row.where, "pieces": [{"text": text, "learned": learned} for text, learned in pieces]})
+        line = Text(f"\n{row.where}\n", style="dim")
+        for text, learned in pieces:
+            line.append(f"⟦{text}⟧" if learned else text, style="bold green" if learned else "not dim")
+        lines.append(line)
+    return {**values, "examples": shown}, lines
+
+
+def _pieces(row: Tokens, seq2seq: bool) -> list[tuple[list[int], bool]]:
+    """Runs of tokens that are learned, or not."""
+    if seq2seq:
+        return [(row.ids, False), (row.labels, True)]
+    pairs = zip(row.ids, row.labels, strict=True)
+    runs = groupby(pairs, key=lambda pair: pair[1] != IGNORE)
+    return [([token for token, _ in run], learned) for learned, run in runs]

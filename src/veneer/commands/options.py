@@ -1,0 +1,93 @@
+"""pydantic fields → click parameters: what a verb takes is declared once, and help, YAML and flags agree.
+
+No torch here or in the option classes: ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any, Literal, Union, get_args, get_origin
+
+import click
+from pydantic.fields import FieldInfo
+
+from veneer.errors import ConfigError
+from veneer.options import Options
+
+
+def flags(options: type[Options], *, but: tuple[str, ...] = (), first: tuple[str, ...] = ()) -> Callable[[Any], Any]:
+    """A decorator that gives a command one flag for each field of ``options``, those named ``first`` at the top.
+
+    A flag that is not given is not passed, so that a YAML file's value or the field's default holds.
+    """
+    names = [*first, *(name for name in options.model_fields if name not in first)]
+
+    def decorate(command: Any) -> Any:
+        for name in reversed([name for name in names if name not in but]):
+            command = _flag(name, options.model_fields[name])(command)
+        return command
+
+    return decorate
+
+
+def given(values: dict[str, Any]) -> dict[str, Any]:
+    """The flags that the user set, their texts read as lists and mappings where the option is one."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _flag(name: str, field: FieldInfo) -> Callable[[Any], Any]:
+    kind = field.annotation
+    flag = f"--{name.replace('_', '-')}"
+    text = field.description or ""
+    if kind is bool:
+        return click.option(f"{flag}/--no-{name.replace('_', '-')}", name, default=None, help=_help(text, field))
+    if get_origin(kind) is Literal:
+        return click.option(
+            flag, name, type=click.Choice([str(arg) for arg in get_args(kind)]), help=_help(text, field)
+        )
+    return click.option(flag, name, callback=_reader(name, kind), metavar=_metavar(kind), help=_help(text, field))
+
+
+def _help(text: str, field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True)
+    shown = not field.is_required() and default not in (None, [], {}, "") and "efault:" not in text
+    return f"{text}  [{str(default).lower() if isinstance(default, bool) else default}]" if shown else text
+
+
+def _reader(name: str, kind: Any) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    parts = _parts(kind)
+
+    def read(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
+        if text is None:
+            return None
+        if any(get_origin(part) is dict for part in parts):
+            return _mapping(name, text)
+        if any(get_origin(part) is list for part in parts):
+            # One regular expression stays a string; names with commas between them are a list.
+            plain = all(character.isalnum() or character in "_.,- " for character in text)
+            if plain and text != "all-linear":
+                return [item.strip() for item in text.split(",") if item.strip()]
+        return text
+
+    return read
+
+
+def _mapping(name: str, text: str) -> dict[str, str]:
+    pairs = [pair.rpartition("=") for pair in text.split(",")]
+    if not all(equals for _, equals, _ in pairs):
+        raise ConfigError(f"--{name.replace('_', '-')} {text!r} is not of the form name=value,name=value.")
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _metavar(kind: Any) -> str:
+    parts = _parts(kind)
+    if any(get_origin(part) is dict for part in parts):
+        return "NAME=VALUE,…"
+    if any(get_origin(part) is list for part in parts):
+        return "A,B,…"
+    return {int: "N", float: "X"}.get(parts[0], "TEXT")
+
+
+def _parts(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)

@@ -1,0 +1,48 @@
+"""The options of the small verbs; training's are in veneer/training/config.py."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from veneer.options import Options
+
+
+class EvaluateOptions(Options):
+    """veneer evaluate RUN"""
+
+    data: str | None = Field(None, description="Other rows to measure on. Default: the run's held-out rows.")
+    exact_match: bool = Field(
+        False, description="Also compare greedy answers with the right ones, letter by letter; slow."
+    )
+    batch_size: int = Field(16, ge=1, description="Rows in one pass.")
+
+
+class GenerateOptions(Options):
+    """veneer generate and veneer chat"""
+
+    max_new_tokens: int = Field(128, ge=1, description="Longest answer, in tokens.")
+    temperature: float = Field(0.0, ge=0, description="0 is greedy; higher is more varied.")
+    seed: int = Field(0, ge=0, description="Seed of sampling.")
+    template: Literal["auto", "chat", "plain"] = Field(
+        "auto", description="Put the prompt into the model's chat template, or not; auto does as the run was trained."
+    )
+    base: bool = Field(False, description="The base's answer, without the adapter.")
+    both: bool = Field(False, description="Base and adapter side by side.")
+
+
+class MergeOptions(Options):
+    """veneer merge RUN OUT"""
+
+    storage: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Type of the merged weights on disk.")
+
+
+class InspectOptions(Options):
+    """veneer inspect X"""
+
+    model: str | None = Field(None, description="For rows: the model whose tokens and template show what is learned.")
+    rows: int = Field(3, ge=1, description="For rows: how many to print.")
+    template: Literal["auto", "chat", "plain"] = Field("auto", description="For rows: as in train.")
+    learn: Literal["answer", "all"] = Field("answer", description="For rows: as in train.")
+    max_length: int = Field(1024, ge=2, description="For rows: as in train.")

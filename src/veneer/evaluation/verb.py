@@ -1,0 +1,83 @@
+"""What the commands evaluate, generate and merge do, for Python as well."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from veneer.commands.verbs import EvaluateOptions, GenerateOptions, MergeOptions
+from veneer.data.formats import Example, to_examples
+from veneer.data.read import read_rows
+from veneer.errors import ConfigError, DataError, ModelError
+from veneer.evaluation.compare import Comparison, compare
+from veneer.evaluation.generate import generate
+from veneer.evaluation.likelihood import choose
+from veneer.evaluation.opened import Opened, open_named, open_run
+from veneer.files import atomic_folder, write_text
+from veneer.frozen.load import STORAGES, quiet
+from veneer.training.run import refuse_no_run
+from veneer.updates.attach import disabled
+from veneer.updates.merge import merge
+
+
+def evaluate_run(folder: Path, options: EvaluateOptions) -> Comparison:
+    """Measure a finished run's base and adapter; the figures are written to its evaluation.json, too."""
+    refuse_no_run(folder)
+    prepared = open_run(folder)
+    rows = to_examples(read_rows(options.data)).items if options.data else prepared.held_out
+    if not rows:
+        raise DataError(f"{folder} was trained without held-out rows; give some with --data.")
+    comparison = compare(
+        prepared.model, prepared.tokeniser, rows, exact_match=options.exact_match, batch_size=options.batch_size
+    )
+    write_text(folder / "evaluation.json", json.dumps(comparison.as_json(), indent=2) + "\n")
+    return comparison
+
+
+def answer(source: str, prompt: str, options: GenerateOptions) -> dict[str, str]:
+    """ "base", "adapter" or "model" → what it answers to ``prompt``."""
+    opened = open_named(source)
+    return {name: say(opened, ({"role": "user", "content": prompt},), name, options) for name in sides(opened, options)}
+
+
+def sides(opened: Opened, options: GenerateOptions) -> list[str]:
+    """Which answers were asked for. Raises ConfigError when there is no adapter to compare with."""
+    if options.base and options.both:
+        raise ConfigError("Give --base or --both, not both of them.")
+    if not opened.adapted:
+        if options.both:
+            raise ConfigError("--both needs a run or an adapter; this is a model without one.")
+        return ["model"]
+    return ["base", "adapter"] if options.both else ["base"] if options.base else ["adapter"]
+
+
+def say(opened: Opened, messages: tuple[dict[str, str], ...], side: str, options: GenerateOptions) -> str:
+    """The answer of one side ("base" is without the adapter) to a conversation, or to its last message alone where
+    no chat template is used."""
+    if side == "base":
+        with disabled(opened.model):
+            return say(opened, messages, "model", options)
+    tokeniser, prompt = opened.tokeniser, messages[-1]["content"]
+    if tokeniser.classes:
+        return choose(opened.model, tokeniser, [Example("", prompt=prompt)], list(tokeniser.classes), 1)[0]
+    chat = opened.chat if options.template == "auto" else options.template == "chat"
+    ids = tokeniser.turn(messages) if chat else tokeniser.prompt(Example("", prompt=prompt, answer="a"))
+    (text,) = generate(
+        opened.model, tokeniser, [ids], max_new_tokens=options.max_new_tokens, temperature=options.temperature,
+        seed=options.seed,
+    )  # fmt: skip
+    return text
+
+
+def merge_to(source: str, out: Path, options: MergeOptions) -> None:
+    """Write a run's or an adapter's base with the adapter folded in, as a transformers folder."""
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        raise ModelError(f"{out} exists and is not an empty folder; choose a new one.")
+    opened = open_named(source)
+    if not opened.adapted:
+        raise ModelError(f"{source} is a model, not a run or an adapter: there is nothing to merge.")
+    merge(opened.model, reversible=False)
+    opened.model.to(STORAGES[options.storage])
+    with atomic_folder(out) as folder, quiet():
+        opened.model.save_pretrained(folder)
+        opened.tokeniser.tokenizer.save_pretrained(folder)
