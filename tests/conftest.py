@@ -9,9 +9,14 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
+from hypothesis import settings
 
 import veneer
 from tokens import tokenizer
+
+# The first example of a test pays for imports, and a busy machine for its neighbours: no deadline for one example.
+settings.register_profile("veneer", deadline=None)
+settings.load_profile("veneer")
 
 
 @pytest.fixture(scope="session")

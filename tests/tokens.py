@@ -13,10 +13,12 @@ CHAT = (
 )
 
 
-def tokenizer(*, begin: bool = False, chat: str | None = CHAT, pad: str = "<|end|>") -> Any:
+def tokenizer(
+    *, begin: bool = False, chat: str | None = CHAT, pad: str = "<|end|>", merges: tuple[tuple[str, str], ...] = ()
+) -> Any:
     """``begin``: whether it puts a begin token before a text, as Llama's does."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges)]
+    made = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=list(merges)))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     made.add_special_tokens(["<|begin|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"])

@@ -80,8 +80,9 @@ def _in_blocks(flat: Tensor, block: int) -> Tensor:
 
 
 def _reciprocal(absmax: Tensor) -> Tensor:
-    """1 / absmax, and 0 for a block of zeros, which so stays zero."""
-    return torch.where(absmax > 0, 1 / absmax, torch.zeros_like(absmax))
+    """1 / absmax; 0 for a block of zeros, or of values whose reciprocal overflows, which so becomes zero."""
+    reciprocal = 1 / absmax
+    return torch.where(torch.isfinite(reciprocal), reciprocal, torch.zeros_like(absmax))
 
 
 def _nearest(values: Tensor, table: Tensor) -> Tensor:

@@ -135,7 +135,7 @@ def _tokenizer(name: str, where: dict[str, Any]) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{name} has no tokenizer that can be read (tokenizer.json): {reason}") from None
-    if len(tokenizer) == 0 or not tokenizer.get_vocab():
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # one without words, made up by transformers
         raise ModelError(f"{name} has no tokenizer: save one beside the model with tokenizer.save_pretrained.")
     return tokenizer
 

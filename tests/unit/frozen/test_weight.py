@@ -1,0 +1,179 @@
+"""A quantised linear layer computes what a plain one does with the weight that it stands for."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+import tiny
+from veneer.errors import ModelError, TargetError
+from veneer.frozen import weight as weight_module
+from veneer.frozen.load import quantise_linear_layers
+from veneer.frozen.weight import DenseWeight, QuantisedLinear, frozen_weight
+
+pytestmark = pytest.mark.unit
+
+
+def _linear(columns, rows, bias=True, dtype=torch.float32):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Linear(columns, rows, bias=bias).to(dtype)
+
+
+@given(st.integers(1, 40), st.integers(1, 90), st.integers(1, 5), st.booleans(), st.integers(1, 400))
+def test_forward_and_backward_by_panels_equal_the_dense_product(rows, columns, batch, bias, panel):
+    linear = _linear(columns, rows, bias)
+    ours = QuantisedLinear.of(linear)
+    dense = ours.frozen().dense()
+    x = torch.randn(batch, columns, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weight_module, "_PANEL", panel)
+        y = ours(x)
+        (grad,) = torch.autograd.grad(y.square().sum(), x)
+    wanted = F.linear(x, dense, linear.bias)
+    (wanted_grad,) = torch.autograd.grad(wanted.square().sum(), x)
+    torch.testing.assert_close(y, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grad, wanted_grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 7), (2, 3, 7), (2, 0, 7)])
+def test_any_leading_dimensions(shape):
+    linear = QuantisedLinear.of(_linear(7, 5))
+    x = torch.randn(shape)
+    y = linear(x)
+    assert y.shape == (*shape[:-1], 5)
+    torch.testing.assert_close(y, F.linear(x, linear.frozen().dense(), linear.bias))
+
+
+def test_a_full_size_copy_of_the_weight_is_never_made(monkeypatch):
+    heights = []
+    expand = weight_module.expand
+
+    def watched(quantised, block_scales, first, last, dtype):
+        heights.append(last - first)
+        return expand(quantised, block_scales, first, last, dtype)
+
+    linear = QuantisedLinear.of(_linear(64, 40))
+    monkeypatch.setattr(weight_module, "expand", watched)
+    monkeypatch.setattr(weight_module, "_PANEL", 16 * 64)
+    x = torch.randn(2, 64, requires_grad=True)
+    linear(x).sum().backward()
+    assert heights == [16, 16, 8, 16, 16, 8]
+
+
+def test_nothing_but_the_input_gets_a_gradient():
+    linear = QuantisedLinear.of(_linear(6, 5))
+    assert [name for name, p in linear.named_parameters() if p.requires_grad] == []
+    x = torch.randn(2, 6, requires_grad=True)
+    (grad,) = torch.autograd.grad(linear(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_product_runs_in_the_type_of_its_input(dtype):
+    linear = QuantisedLinear.of(_linear(96, 20))
+    x = torch.randn(4, 96, dtype=dtype)
+    y = linear(x)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y, F.linear(x, linear.frozen().dense().to(dtype), linear.bias.to(dtype)), rtol=2e-2,
+                               atol=2e-2)  # fmt: skip
+
+
+def test_autocast_chooses_the_type_as_it_does_for_a_plain_layer():
+    linear = QuantisedLinear.of(_linear(8, 4))
+    x = torch.randn(2, 8, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = linear(x)
+    assert y.dtype == torch.bfloat16
+    y.sum().backward()
+    assert x.grad.dtype == torch.float32
+
+
+def test_moving_a_model_to_another_type_keeps_the_scales_and_so_the_values():
+    linear = QuantisedLinear.of(_linear(90, 7))
+    dense = linear.frozen().dense()
+    for other in (copy.deepcopy(linear).to(torch.bfloat16), copy.deepcopy(linear).half().float()):
+        assert torch.equal(other.scale_scales, linear.scale_scales)
+        assert torch.equal(other.offset, linear.offset)
+        assert torch.equal(other.frozen().dense(), dense.to(other.dtype))
+    half = copy.deepcopy(linear).to(torch.bfloat16)
+    assert (half.dtype, half.weight.dtype, half.bias.dtype) == (torch.bfloat16,) * 3
+    assert linear.to("cpu").dtype == torch.float32
+    assert linear.to("meta").codes.is_meta
+
+
+def test_what_a_model_may_ask_of_its_layer():
+    linear = QuantisedLinear.of(_linear(90, 7, bias=False, dtype=torch.bfloat16).eval())
+    assert (linear.weight.shape, linear.weight.dtype, linear.bias) == ((0, 90), torch.bfloat16, None)
+    assert not linear.training
+    assert str(linear) == "QuantisedLinear(in_features=90, out_features=7, storage=nf4)"
+    # Two codes a byte, a byte for each block's scale, a float for 256 of those, and their mean.
+    kept = sum(tensor.numel() * tensor.element_size() for tensor in linear.state_dict().values())
+    assert kept == 315 + 10 + 4 + 4
+
+
+def test_a_state_dict_carries_it():
+    linear, other = QuantisedLinear.of(_linear(9, 5)), QuantisedLinear.of(nn.Linear(9, 5))
+    other.load_state_dict(linear.state_dict())
+    x = torch.randn(3, 9)
+    assert torch.equal(other(x), linear(x))
+
+
+def test_a_conv1d_is_kept_as_out_by_in():
+    conv = Conv1D(5, 9)  # (out, in), its weight is (in, out)
+    linear = QuantisedLinear.of(conv)
+    assert (linear.out_features, linear.in_features, linear.transposed) == (5, 9, True)
+    plain = nn.Linear(9, 5)
+    plain.weight = nn.Parameter(conv.weight.detach().t().contiguous())
+    assert torch.equal(linear.frozen().dense(), QuantisedLinear.of(plain).frozen().dense())
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+def test_a_plain_weight_multiplies_without_a_copy(kind):
+    module = _linear(6, 4) if kind == "linear" else Conv1D(4, 6)
+    weight = frozen_weight(module)
+    assert isinstance(weight, DenseWeight)
+    assert weight.dense().data_ptr() == module.weight.data_ptr()
+    assert weight.shape == (4, 6)
+    x, grad = torch.randn(3, 6), torch.randn(3, 4)
+    torch.testing.assert_close(weight.product(x, module.bias), module(x))
+    torch.testing.assert_close(weight.product_transposed(grad), grad @ weight.dense())
+    assert weight.product(x.bfloat16(), module.bias).dtype == torch.bfloat16
+
+
+def test_a_module_without_such_a_weight_is_refused():
+    with pytest.raises(TargetError, match=r"^A LayerNorm has no frozen weight to multiply by\.$"):
+        frozen_weight(nn.LayerNorm(3))
+
+
+@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
+def test_every_linear_layer_but_the_head_is_quantised(name):
+    model, inputs = tiny.build(name), tiny.batch(name)
+    plain = tiny.build(name)
+    linear = {path for path, module in model.named_modules() if type(module) in (nn.Linear, Conv1D)}
+    quantise_linear_layers(model)
+    left = {path for path, module in model.named_modules() if type(module) in (nn.Linear, Conv1D)}
+    assert left == linear & {"lm_head", "classifier", "embed_out"}
+    # The same model with the dequantised weights in plain layers answers the same.
+    with torch.no_grad():
+        for path, module in model.named_modules():
+            if isinstance(module, QuantisedLinear):
+                dense = module.frozen().dense()
+                plain.get_submodule(path).weight.copy_(dense.t() if module.transposed else dense)
+    torch.testing.assert_close(tiny.logits(model, inputs), tiny.logits(plain, inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_a_weight_that_is_not_finite_is_named_by_its_place_in_the_model():
+    model = tiny.build("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match=r"^model\.layers\.1\.mlp\.up_proj\.weight holds a value that is not finite"):
+        quantise_linear_layers(model)
