@@ -63,12 +63,14 @@ def test_the_scales_are_theirs_but_for_the_few_that_their_table_rounds_to_a_neig
     assert (distance <= theirs + 1e-6).all()
 
 
-@settings(max_examples=30)
-@given(st.tuples(st.integers(2, 40), st.integers(1, 100)), st.integers(0, 9))
-def test_what_comes_back_is_what_they_give_back(shape, seed):
-    """From the same codes and scales, so that the scales' rounding plays no part."""
-    shape = (shape[0], 2 * shape[1])  # for odd rows they compile another implementation, for seconds each
-    weight = _weight(shape, seed=seed)
+@pytest.mark.parametrize("shape", [(1, 64), (5, 64), (40, 192), (512, 576)])
+def test_what_comes_back_is_what_they_give_back(shape):
+    """From the same codes and scales, so that the scales' rounding plays no part.
+
+    Only for rows of whole blocks: their CPU kernel takes the end of a row for that of a block, and gives another
+    weight back than it was given (0.50.2; the error of a 6 × 96 weight is 22 % instead of 9).
+    """
+    weight = _weight(shape)
     codes, state = _theirs(weight, nested=False)
     ours = expand(quantise(weight), state.absmax, 0, shape[0], torch.float32)
     assert torch.equal(ours, functional.dequantize_4bit(codes, state))
