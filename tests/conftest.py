@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 import transformers as tf
 from hypothesis import settings
+from rich.console import Console
 
 import veneer
 from tokens import tokenizer
@@ -54,11 +56,37 @@ def tiny_encoder(tmp_path_factory) -> Path:
 @pytest.fixture
 def rows_file(tmp_path) -> Path:
     """48 questions of which each has one of two answers."""
-    path = tmp_path / "rows.jsonl"
+    return _write_rows(tmp_path / "rows.jsonl")
+
+
+def _write_rows(path: Path) -> Path:
     words = [a + b for a in "bcdfgklm" for b in ("at", "ig", "op", "un", "ed", "ar")]
     rows = [{"prompt": f"{word}:", "completion": " yes" if word[0] < "g" else " no"} for word in words]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_folder, tmp_path_factory) -> Path:
+    """The folder of a run that learned most of the 48 questions; a test leaves it as it is."""
+    folder = tmp_path_factory.mktemp("finished")
+    veneer.train(
+        str(tiny_folder), data=str(_write_rows(folder / "rows.jsonl")), output=str(folder / "run"), steps=100, rank=8,
+        learning_rate=1e-2, held_out=16, batch_size=16, evaluate_every=20, train_also=["lm_head", "embed_tokens"],
+        console=Console(file=io.StringIO()),
+    )  # fmt: skip
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def finished_classifier(tiny_encoder, tmp_path_factory) -> Path:
+    """The same questions, answered by a classification head on an encoder."""
+    folder = tmp_path_factory.mktemp("classifier")
+    veneer.train(
+        str(tiny_encoder), data=str(_write_rows(folder / "rows.jsonl")), output=str(folder / "run"), steps=60, rank=8,
+        learning_rate=1e-2, held_out=16, batch_size=16, console=Console(file=io.StringIO()),
+    )  # fmt: skip
+    return folder / "run"
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -87,8 +88,10 @@ def _log_likelihoods(model: Any, tokeniser: Tokeniser, rows: list[Tokens], size:
 
 def _classify(model: Any, tokeniser: Tokeniser, examples: list[Example], size: int) -> list[str]:
     chosen = []
+    # What is asked is how a text is classified; its own label, if it has one, plays no part.
+    unlabelled = [replace(example, answer=tokeniser.classes[0]) for example in examples]
     for start in range(0, len(examples), size):
-        rows, _ = tokeniser.all(examples[start : start + size])
+        rows, _ = tokeniser.all(unlabelled[start : start + size])
         batch = _on(model, collate(rows, tokeniser.pad, classes=True))
         logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits
         chosen += [tokeniser.classes[i] for i in logits.argmax(dim=1).tolist()]

@@ -15,6 +15,7 @@ from veneer.training.prepare import Prepared, prepare
 from veneer.training.run import ADAPTER
 from veneer.updates.adapter_file import load_adapter
 from veneer.updates.peft_config import CONFIG_NAME as ADAPTER_CONFIG
+from veneer.updates.peft_config import from_peft
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def open_run(folder: Path, **over: Any) -> Prepared:
 
 
 def _base_of(folder: Path) -> str:
+    from_peft(folder)  # refuses what is no adapter's config
     fields = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     base = fields.get("base_model_name_or_path")
     if not base:
