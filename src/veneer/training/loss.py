@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from veneer.data.labels import IGNORE, Tokens
 from veneer.training.batches import Batch, by_length, collate
 
-_CHUNK = 2**24  # logits of a chunk: 64 MB in fp32
+_CHUNK = 2**22  # logits of a chunk: 16 MB in fp32
 
 
 class Loss:
@@ -85,10 +85,11 @@ class _ChunkedLoss(torch.autograd.Function):
             rows = slice(start, start + count)
             chunk = hidden[rows].detach().requires_grad_(0 in wanted)
             with torch.enable_grad() if wanted else torch.no_grad():
-                loss = _sum(head(chunk), labels[rows])
-            total += loss.detach()
+                logits = head(chunk)
+            loss, grad_logits = _cross_entropy(logits.detach(), labels[rows])
+            total += loss
             leaves = [chunk, *trained]
-            found = torch.autograd.grad(loss, [leaves[i] for i in wanted]) if wanted else ()
+            found = torch.autograd.grad(logits, [leaves[i] for i in wanted], grad_logits) if wanted else ()
             for i, grad in zip(wanted, found, strict=True):
                 if i == 0 and grad_hidden is not None:
                     grad_hidden[rows] = grad
@@ -103,6 +104,16 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = [tensor * grad.to(tensor.dtype) for tensor in ctx.saved_tensors]
         return None, None, *(saved if ctx.has_hidden else [None, *saved])
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ −log softmax(logits)[label], fp32 (), and its gradient softmax(logits) − onehot(label), like logits."""
+    log_probabilities = F.log_softmax(logits, dim=-1, dtype=torch.float32)
+    places = labels.unsqueeze(-1)
+    loss = -log_probabilities.gather(-1, places).sum()
+    grad = log_probabilities.exp_()
+    grad.scatter_add_(-1, places, torch.full_like(places, -1, dtype=grad.dtype))
+    return loss, grad.to(logits.dtype)
 
 
 def _sum(logits: Tensor, labels: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from veneer.training.checkpoint import (
     tidy,
 )
 from veneer.training.config import CONFIG_NAME, TrainConfig
+from veneer.training.fused import fused_passes
 from veneer.training.interrupt import stop_requests
 from veneer.training.loop import Run, finished, train_loop
 from veneer.training.loss import Loss
@@ -155,7 +156,7 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
         config.write(folder)
         write_text(folder / "environment.json", json.dumps(_environment(), indent=2) + "\n")
         metrics = Metrics(folder, state.step)
-        with RunProgress(console, total, state.step) as progress, stop_requests() as stop:
+        with RunProgress(console, total, state.step) as progress, stop_requests() as stop, fused_passes(model):
             _introduce(progress, prepared, str(table).splitlines()[-1], len(tokens), len(held_out), total, state)
             for sentence in (
                 prepared.notes

@@ -116,12 +116,14 @@ def test_gradient_checkpointing_gives_the_same_adapter(options, tmp_path):
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
 
-def test_the_best_adapter_is_the_result(options):
-    result, _ = _train(options, steps=30, learning_rate=1.0, schedule="constant", evaluate_every=3)
+def test_the_best_adapter_is_the_result(options, tmp_path):
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text('{"prompt": "bat:", "completion": " maybe"}\n')  # the more is learned, the worse
+    result, _ = _train(options, steps=30, held_out=str(held_out), evaluate_every=3)
     records = [r for r in read_metrics(result.folder) if "held_out_loss" in r and r["step"]]
     best = min(records, key=lambda r: r["held_out_loss"])
     assert (result.best_step, result.loss_after) == (best["step"], best["held_out_loss"])
-    assert best["step"] < 30, "this learning rate is meant to overshoot"
+    assert best["step"] < 30
     assert _bytes(result.folder) == (result.folder / "best" / "adapter_model.safetensors").read_bytes()
     again, tokenizer = veneer.load(options["model"])
     veneer.load_adapter(again, result.folder / "adapter")

@@ -1,0 +1,49 @@
+"""A model's element-wise passes replaced, while it trains, by those that keep less for the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import SiLUActivation
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.mistral.modeling_mistral import MistralMLP, MistralRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
+
+from veneer.kernels.elementwise import rms_norm, swiglu
+
+# Types whose forward is known to be weight · norm(x), and down(silu(gate(x)) · up(x)). A subclass may do more.
+_NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
+_GATED = (LlamaMLP, MistralMLP, Qwen2MLP, Qwen3MLP)
+
+
+@contextmanager
+def fused_passes(model: nn.Module) -> Iterator[None]:
+    """Inside, the norms and gated layers of the known types compute the same with less memory and fewer passes.
+
+    A module of another type, a norm that is trained, or a gate that is not SiLU keeps its own forward.
+    """
+    fused = [(module, forward) for module in model.modules() if (forward := _fused_forward(module)) is not None]
+    for module, forward in fused:
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module, _ in fused:
+            del module.forward  # the class's own stands again
+
+
+def _fused_forward(module: Any) -> Callable[[Tensor], Tensor] | None:
+    if type(module) in _NORMS and not module.weight.requires_grad:
+        return lambda x: rms_norm(x, module.weight, module.variance_epsilon)
+    if type(module) in _GATED and _is_silu(module.act_fn):
+        return lambda x: module.down_proj(swiglu(module.gate_proj(x), module.up_proj(x)))
+    return None
+
+
+def _is_silu(activation: Any) -> bool:
+    return activation is F.silu or type(activation) in (nn.SiLU, SiLUActivation)

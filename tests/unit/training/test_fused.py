@@ -1,0 +1,59 @@
+"""Training with fused passes is training with the model's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tiny
+import veneer
+from veneer.training.fused import fused_passes
+
+pytestmark = pytest.mark.unit
+
+
+def _fused(model):
+    return {type(module).__name__ for module in model.modules() if "forward" in module.__dict__}
+
+
+@pytest.mark.parametrize(
+    ("name", "types"),
+    [
+        ("llama", {"LlamaRMSNorm", "LlamaMLP"}),
+        ("mistral", {"MistralRMSNorm", "MistralMLP"}),
+        ("qwen3", {"Qwen3RMSNorm", "Qwen3MLP"}),
+        ("gemma3", set()),
+        ("gpt2", set()),
+    ],
+)
+def test_logits_are_equal_to_the_last_bit_and_gradients_closely(name, types):
+    model = tiny.build(name)
+    veneer.attach(model, veneer.LoRA(rank=2))
+    tiny.train_steps(model, tiny.batch(name), steps=1)
+    found = []
+
+    def look():
+        model.zero_grad()
+        output = model(**tiny.batch(name))
+        output.loss.backward()
+        found.append((output.logits.detach(), [p.grad for p in model.parameters() if p.requires_grad]))
+
+    look()
+    with fused_passes(model):
+        assert _fused(model) == types
+        look()
+    assert _fused(model) == set()
+    (plain_logits, plain), (logits, grads) = found
+    assert torch.equal(logits, plain_logits)
+    for got, wanted in zip(grads, plain, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_a_trained_norm_and_another_gate_keep_their_own_forward():
+    model = tiny.build("llama")
+    model.model.layers[0].mlp.act_fn = torch.nn.GELU()
+    veneer.attach(model, veneer.LoRA(rank=2, train_also=["model.norm"]))
+    with fused_passes(model):
+        assert "forward" not in model.model.layers[0].mlp.__dict__
+        assert "forward" in model.model.layers[1].mlp.__dict__
+        assert "forward" not in model.model.norm.updates["default"].__dict__
