@@ -21,6 +21,7 @@ import click
 import pytest
 import torch
 import yaml
+from pydantic.fields import FieldInfo
 
 import veneer
 from veneer.cli import cli, main
@@ -62,8 +63,8 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(body: str) -> list[list[str]]:
-    """The words of each command of a ```bash block; comments and line continuations are the shell's."""
-    lines = body.replace("\\\n", " ").splitlines()
+    """The words of each command of a ```bash block, less what is the shell's: comments, continuations, redirections."""
+    lines = re.sub(r" >>? \S+", "", body.replace("\\\n", " ").replace(" && ", "\n")).splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
@@ -174,6 +175,8 @@ def test_every_command_parses(page):
     text = _FENCE.sub("", page.read_text(encoding="utf-8"))
     for code in re.findall(r"`(?:\.venv/bin/)?veneer +([^`]+)`", text):
         verb, *words = code.split()
+        if verb in ("VERB", "--help", "--version"):
+            continue
         known = {option for parameter in _verb(verb).params for option in parameter.opts + parameter.secondary_opts}
         flags = {word.partition("=")[0] for word in words if word.startswith("--")}
         assert flags <= known | {"--help"}, f"{page.name}: veneer {code}"
@@ -248,19 +251,39 @@ def test_the_map_shows_every_file_of_the_package_and_no_other():
 
 
 @pytest.mark.unit
+def test_imports_point_the_way_that_the_map_says():
+    (line,) = re.findall(r"^cli.* → .*$", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"), re.MULTILINE)
+    level = {part: n for n, parts in enumerate(line.split(" → ")) for part in parts.split(", ")}
+    package = ROOT / "src" / "veneer"
+    back = [
+        f"{file.relative_to(package)} imports veneer.{other}"
+        for file in package.rglob("*.py")
+        if (part := file.relative_to(package).parts[0].removesuffix(".py")) != "__init__"
+        for other in re.findall(r"^ *from veneer\.(\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+        if level[part] > level[other]
+    ]
+    assert back == []
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize(("page", "options"), [("lora.md", veneer.LoRA), ("training.md", TrainConfig)])
 def test_every_option_stands_in_a_table_with_its_default(page, options):
     """Of a training run, the update's own options stand in lora.md."""
     rows = dict(
-        re.findall(r"^\| `(\w+)` \| (.+?) \|", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.MULTILINE)
+        re.findall(r"^\| `([a-z_]+)` \| (.+?) \|", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.MULTILINE)
     )
     own = set(options.model_fields) - (set() if options is veneer.LoRA else set(veneer.LoRA.model_fields))
     assert set(rows) == own
     for name in own:
-        field = options.model_fields[name]
-        default = "required" if field.is_required() else field.get_default()
-        shown = {None: "none", "": '""'}.get(default, default) if isinstance(default, str | None) else default
-        assert rows[name] == (f"`{str(shown).lower() if isinstance(shown, bool) else shown}`"), name
+        assert rows[name] == _default(options.model_fields[name]), name
+
+
+def _default(field: FieldInfo) -> str:
+    """A default as the tables show it."""
+    if field.is_required():
+        return "required"
+    default = field.get_default()
+    return f"`{'none' if default is None else str(default).lower() if isinstance(default, bool) else default}`"
 
 
 @pytest.mark.unit
