@@ -16,7 +16,7 @@ from veneer.errors import ConfigError, did_you_mean
 class Options(BaseModel):
     """Immutable, typed options; ``ConfigError`` instead of pydantic's report when a value is refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def __init__(self, **values: Any) -> None:
         try:

@@ -69,7 +69,7 @@ def _read_jsonl(path: Path, text: str) -> Iterator[Row]:
         where = f"{path}:{number}"
         try:
             fields = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where} is not JSON: {error}. Each line of a .jsonl file is one object.") from None
         yield _row(fields, where)
 
@@ -79,6 +79,8 @@ def _read_json(path: Path, text: str) -> Iterator[Row]:
         items = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno} is not JSON: {error.msg}. (One object a line is .jsonl.)") from None
+    except RecursionError as error:
+        raise DataError(f"{path} is not JSON that can be read: {error}.") from None
     if not isinstance(items, list):
         raise DataError(f"{path} holds a JSON {type(items).__name__}; a data file holds a list of objects.")
     for number, fields in enumerate(items, start=1):

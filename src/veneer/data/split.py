@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 
@@ -17,6 +18,8 @@ def split(examples: list[Example], held_out: float, seed: int) -> tuple[list[Exa
 
     Raises DataError when a side would be empty.
     """
+    if not 0 < held_out < math.inf:
+        raise DataError(f"held_out = {held_out:g} is neither a share nor a number of rows.")
     wanted = max(1, round(held_out * len(examples) if held_out < 1 else held_out))
     groups: dict[str, list[int]] = {}
     for index, example in enumerate(examples):

@@ -65,6 +65,8 @@ def test_any_text_survives_jsonl(tmp_path_factory, rows):
         ("d.jsonl", b"\n", r"d.jsonl holds no rows"),
         ("d.json", b'{"a": 1}', r"holds a JSON dict; a data file holds a list"),
         ("d.json", b'[\n{"a" 1}]', r"d.json:2 is not JSON"),
+        ("d.jsonl", b"[" * 100_000, r"d.jsonl:1 is not JSON: maximum recursion depth"),
+        ("d.json", b"[" * 100_000, r"d.json is not JSON that can be read: maximum recursion depth"),
         ("d.csv", b"a,b\n1,2\n1,2,3\n", r"d.csv:3 has 3 values, but the header names 2 columns; put quotes"),
         ("d.csv", b'a,b\n1,"2\n', r"d.csv:2 cannot be read"),
         ("d.parquet", b"PAR1", r"cannot be read as Parquet"),
