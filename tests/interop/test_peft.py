@@ -37,6 +37,7 @@ def test_peft_loads_ours(name, tmp_path):
         ("llama", {"targets": ["embed_tokens", "q_proj"]}),
         ("llama", {"targets": ["lm_head"]}),
         ("llama", {"targets": ["q_proj"], "train_also": ["lm_head"]}),
+        ("llama", {"targets": ["q_proj"], "train_also": ["norm"]}),  # whose ending PEFT finds in input_layernorm
         ("llama", {"targets": ["q_proj"], "new_tokens": [5, 9]}),
         ("llama-tied", {"targets": ["q_proj"], "new_tokens": [5, 9]}),
         ("gpt2", {"targets": ["wte", "c_attn"]}),
@@ -70,9 +71,11 @@ def test_peft_loads_every_kind(name, options, dtype, tmp_path):
         ("llama", {"target_modules": ["embed_tokens", "q_proj"]}),
         ("gpt2", {"target_modules": ["wte", "c_attn"], "fan_in_fan_out": True}),
         ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+        ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["norm"]}),  # every one whose name ends so
         ("llama", {"target_modules": ["q_proj"], "trainable_token_indices": [5, 9]}),
         ("llama-tied", {"target_modules": ["q_proj"], "trainable_token_indices": [5, 9]}),
         ("bert", {"target_modules": ["query", "value"], "task_type": "SEQ_CLS"}),
+        ("bert", {"target_modules": ["query", "value"]}),  # the head as it was
     ],
 )
 def test_we_load_pefts(name, options, tmp_path):

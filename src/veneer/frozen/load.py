@@ -66,6 +66,14 @@ def load(
     return model.eval(), tokenizer
 
 
+def storage_of(model: nn.Module) -> str:
+    """How the weights of a loaded model are kept, as `load` names it."""
+    if any(isinstance(module, QuantisedLinear) for module in model.modules()):
+        return "nf4"
+    dtype = next(model.parameters()).dtype
+    return next((name for name, known in STORAGES.items() if known is dtype), "fp32")
+
+
 def generates_text(source: str | Path) -> bool:
     """Whether a checkpoint is a language model's, by its config; an encoder's or a classifier's is not."""
     path, name = resolve(source)

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from veneer.errors import AdapterFileError, TrainingError
 from veneer.files import atomic_folder, remove_leftovers
-from veneer.updates.adapter_file import restore, save
+from veneer.updates.adapter_file import active_tensors, restore, write_adapter, write_tensors
 
 FOLDER = "checkpoints"
 BEST = "best"
@@ -42,12 +42,12 @@ class State:
 def save_checkpoint(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State, keep: int) -> None:
     """Write the checkpoint of ``state.step``, then delete all but the ``keep`` latest."""
     with atomic_folder(run / FOLDER / f"step-{state.step:06d}") as folder:
-        save(model, folder / "adapter")
+        write_adapter(model, folder / "adapter")
         tensors = {f"random.{name}": value for name, value in _random_states().items()}
-        for index, parameter in enumerate(_parameters(optimizer)):
-            for name, value in optimizer.state[parameter].items():
-                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
-        save_file(tensors, folder / "optimizer.safetensors")
+        for key, parameter in active_tensors(model).items():
+            for name, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{key}:{name}"] = value.detach().cpu().contiguous()
+        write_tensors(tensors, folder / "optimizer.safetensors")
         fields = {**asdict(state), "random.python": random.getstate()}
         (folder / "state.json").write_text(json.dumps(fields), encoding="utf-8")
     for old in checkpoints(run)[:-keep]:
@@ -57,7 +57,7 @@ def save_checkpoint(run: Path, model: nn.Module, optimizer: torch.optim.Optimize
 def save_best(run: Path, model: nn.Module, step: int) -> None:
     """Keep the adapter of ``step`` as the best so far."""
     with atomic_folder(run / BEST) as folder:
-        save(model, folder)
+        write_adapter(model, folder)
         (folder / "step").write_text(f"{step}\n", encoding="utf-8")
 
 
@@ -80,13 +80,11 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         fields: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "optimizer.safetensors")
         restore(model, folder / "adapter")
-        for index, parameter in enumerate(_parameters(optimizer)):
-            prefix = f"{index}."
-            optimizer.state[parameter] = {
-                key.removeprefix(prefix): _like(value, parameter)
-                for key, value in tensors.items()
-                if key.startswith(prefix)
-            }
+        parameters = active_tensors(model)
+        for entry, value in tensors.items():
+            if not entry.startswith("random."):
+                key, _, name = entry.rpartition(":")
+                optimizer.state[parameters[key]][name] = _like(value, parameters[key])
         _set_random_states(tensors, fields.pop("random.python"))
         return State(**fields)
     except (AdapterFileError, SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -105,10 +103,6 @@ def tidy(run: Path) -> None:
     for folder in (run, run / FOLDER):
         if folder.is_dir():
             remove_leftovers(folder)
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,13 +58,21 @@ class TrainConfig(LoRA):
     keep_checkpoints: int = Field(2, ge=1, description="Latest checkpoints that are kept.")
     seed: int = Field(0, ge=0, description="Seed of the split, the order of rows, the initial values and dropout.")
 
+    @field_validator("model", "data", "output", "held_out", mode="before")
+    @classmethod
+    def _path_is_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
     @field_validator("held_out")
     @classmethod
     def _number_or_file(cls, value: float | str) -> float | str:
         try:
-            return float(value)  # the command line gives every value as text
+            number = float(value)  # the command line gives every value as text
         except ValueError:
             return value
+        if not 0 <= number < math.inf or (number >= 1 and number % 1):
+            raise ValueError(f"held_out = {value} is not a share from 0 up to 1, a whole number of rows, or a file.")
+        return number
 
     @model_validator(mode="after")
     def _micro_batch_fits(self) -> TrainConfig:

@@ -14,7 +14,7 @@ from torch import nn
 from veneer.data.labels import Tokens
 from veneer.errors import TrainingError
 from veneer.training.batches import Batches
-from veneer.training.checkpoint import State, save_best, save_checkpoint
+from veneer.training.checkpoint import State, checkpoints, save_best, save_checkpoint
 from veneer.training.config import TrainConfig
 from veneer.training.interrupt import StopRequest
 from veneer.training.loss import Loss
@@ -91,18 +91,26 @@ def take_step(run: Run, rows: list[Tokens], rate: float) -> tuple[float, float]:
     run.optimizer.zero_grad(set_to_none=True)
     total = 0.0
     for start in range(0, len(rows), size):
-        loss = run.loss(rows[start : start + size]) / learned
-        if not math.isfinite(loss.item()):
-            raise TrainingError(_not_finite(run, rows[start : start + size]))
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.item()
+        total += _add_gradient(run, rows[start : start + size], learned)
     norm = float(nn.utils.clip_grad_norm_(parameters, run.config.clip or math.inf))
     if not math.isfinite(norm):
         raise TrainingError(_not_finite(run, rows))
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.optimizer.step()
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+        raise TrainingError(_not_finite(run, rows))
     return total, norm
+
+
+def _add_gradient(run: Run, rows: list[Tokens], learned: int) -> float:
+    """Add the gradient of the rows' share of the step's loss; that share. The graph is gone on return, so that it does
+    not lie in memory between the next part's activations."""
+    loss = run.loss(rows) / learned
+    if not math.isfinite(loss.item()):
+        raise TrainingError(_not_finite(run, rows))
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.item()
 
 
 def finished(run: Run, state: State) -> bool:
@@ -113,6 +121,8 @@ def finished(run: Run, state: State) -> bool:
 def evaluate(run: Run, state: State) -> None:
     """Measure the held-out loss; the adapter with the lowest one is kept in best/."""
     loss = run.loss.mean(run.held_out, run.config.batch_size)
+    if not math.isfinite(loss):
+        raise TrainingError(_not_finite(run, run.held_out))
     better = state.step > 0 and (state.best_loss is None or loss < state.best_loss)
     if better:
         state.best_loss, state.best_step, state.worse = loss, state.step, 0
@@ -128,7 +138,15 @@ def _not_finite(run: Run, rows: list[Tokens]) -> str:
     with torch.no_grad():
         bad = [row.where for row in rows if not math.isfinite(float(run.loss([row])))] or [row.where for row in rows]
     shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+    kept = checkpoints(run.folder)
+    if kept:
+        then = (
+            f"The last good checkpoint, {kept[-1].name}, is kept: veneer train --resume {run.folder} (or delete it to "
+            f"go on from the one before, should its first step fail as well)."
+        )
+    else:
+        then = "There is no checkpoint yet; start again with a new output."
     return (
-        f"The loss is not finite at {shown}. The last good checkpoint is kept; look at these rows, lower learning_rate "
-        f"(now {run.config.learning_rate:g}), or set clip, then: veneer train --resume {run.folder}"
+        f"The loss is not finite at {shown}. Look at these rows, lower learning_rate (now "
+        f"{run.config.learning_rate:g}), or set clip. {then}"
     )

@@ -89,11 +89,15 @@ class _ChunkedLoss(torch.autograd.Function):
             loss, grad_logits = _cross_entropy(logits.detach(), labels[rows])
             total += loss
             leaves = [chunk, *trained]
-            found = torch.autograd.grad(logits, [leaves[i] for i in wanted], grad_logits) if wanted else ()
+            found = (
+                torch.autograd.grad(logits, [leaves[i] for i in wanted], grad_logits, allow_unused=True)
+                if wanted
+                else ()
+            )
             for i, grad in zip(wanted, found, strict=True):
                 if i == 0 and grad_hidden is not None:
                     grad_hidden[rows] = grad
-                else:
+                elif grad is not None:  # an adapter that is not in force has none
                     grads[i - 1] += grad
         ctx.save_for_backward(*(tensor for tensor in [grad_hidden, *grads] if tensor is not None))
         ctx.has_hidden = grad_hidden is not None
@@ -133,6 +137,8 @@ def _head_makes_logits(model: Any, batch: Batch) -> bool:
     try:
         if model.base_model is model or model.get_output_embeddings() is None:
             return False
+        if getattr(model.config, "final_logit_softcapping", None):
+            return False  # a cap on the logits, which does not show where they are small
         batch = Batch(*(tensor[:, :8].to(model.device) for tensor in batch))
         wanted = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
         made = model.get_output_embeddings()(_hidden(model, batch))

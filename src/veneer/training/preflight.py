@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from veneer.errors import TrainingError
-from veneer.training.checkpoint import checkpoints
+from veneer.training.checkpoint import FOLDER, checkpoints, tidy
 from veneer.training.config import CONFIG_NAME
 
 _SLACK = 16 * 2**20  # configs, metrics, TensorBoard
@@ -24,7 +24,8 @@ def check_new_run(folder: Path) -> None:
         )
     if folder.is_file():
         raise TrainingError(f"The output {folder} is a file; a run needs a folder.")
-    if folder.is_dir() and any(folder.iterdir()):
+    tidy(folder)
+    if folder.is_dir() and any(path.name != FOLDER for path in folder.iterdir()):
         raise TrainingError(f"{folder} is not empty and holds no run; choose a new folder as output.")
     check_writable(folder)
 

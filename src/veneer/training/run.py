@@ -10,6 +10,8 @@ import json
 import math
 import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,10 @@ from rich.console import Console
 from torch import nn
 
 from veneer.data.labels import Tokens
-from veneer.errors import ConfigError, TrainingError, did_you_mean
+from veneer.errors import ConfigError, ModelError, TrainingError, did_you_mean
 from veneer.files import atomic_folder, write_text
+from veneer.frozen.load import storage_of
+from veneer.frozen.source import resolve
 from veneer.training.batches import Batches
 from veneer.training.checkpoint import (
     BEST,
@@ -40,7 +44,7 @@ from veneer.training.metrics import Metrics, peak_memory, read_metrics
 from veneer.training.preflight import check_disk, check_new_run, check_writable
 from veneer.training.prepare import Prepared, prepare
 from veneer.training.progress import RunProgress
-from veneer.updates.adapter_file import restore, save
+from veneer.updates.adapter_file import active_tensors, restore, write_adapter
 from veneer.updates.attach import adapters_of, attach
 from veneer.updates.trainable import trainable
 
@@ -89,6 +93,8 @@ def train(
         config = TrainConfig(**options)
     check_new_run(Path(config.output))
     prepared = prepare(config, loaded, tokenizer)
+    if loaded is not None:
+        prepared.notes += _not_found_again(config.model)
     return _train(prepared, None, console)
 
 
@@ -131,14 +137,14 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
     table = trainable(model)
     if not table.parameters:
         raise TrainingError("The active adapter is not trainable; load it with trainable=True to train it further.")
-    _checkpoint_activations(model, config.gradient_checkpointing)
+    _refuse_unknown_tokens(model, tokens + held_out)
 
     batches = Batches(tokens, config.batch_size, config.seed)
     total = config.steps or max(1, math.ceil(config.epochs * batches.per_epoch))
     folder.mkdir(parents=True, exist_ok=True)
     check_disk(folder, table.parameters, config.keep_checkpoints)
     optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
+        [p for p in active_tensors(model).values() if p.requires_grad],
         lr=config.learning_rate, weight_decay=config.weight_decay, fused=True,
     )  # fmt: skip
     loss = Loss(model, prepared.tokeniser.pad, tokens[0], kind=prepared.tokeniser.kind)
@@ -153,10 +159,18 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
         state = saved
         forget_lost_best(folder, state)
     try:
+        if started_with_adapter and checkpoint is None:
+            # The seed does not give this start again. Before config.yaml, which makes the folder a run to resume.
+            save_checkpoint(folder, model, optimizer, state, config.keep_checkpoints)
         config.write(folder)
         write_text(folder / "environment.json", json.dumps(_environment(), indent=2) + "\n")
         metrics = Metrics(folder, state.step)
-        with RunProgress(console, total, state.step) as progress, stop_requests() as stop, fused_passes(model):
+        with (
+            RunProgress(console, total, state.step) as progress,
+            stop_requests() as stop,
+            fused_passes(model),
+            _activation_checkpointing(model, config.gradient_checkpointing),
+        ):
             _introduce(progress, prepared, str(table).splitlines()[-1], len(tokens), len(held_out), total, state)
             for sentence in (
                 prepared.notes
@@ -165,9 +179,6 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
             ):
                 progress.note(sentence)
             run = Run(config, folder, model, loss, batches, held_out, optimizer, total, metrics, progress, stop)
-            if started_with_adapter and not state.step:
-                # The seed does not give this start again; a run killed before its first checkpoint needs it.
-                save_checkpoint(folder, model, optimizer, state, config.keep_checkpoints)
             if not finished(run, state):
                 train_loop(run, state)
         metrics.close()
@@ -191,7 +202,7 @@ def _write_result(folder: Path, model: nn.Module, state: State) -> None:
     """adapter/ is the best one where held-out rows chose one, else the last; the model is left with it, too."""
     best = folder / BEST
     if state.best_loss is None:
-        save(model, folder / ADAPTER)
+        write_adapter(model, folder / ADAPTER)
         return
     with atomic_folder(folder / ADAPTER) as temporary:
         shutil.copytree(best, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns("step"))
@@ -208,12 +219,24 @@ def _introduce(
         progress.note(f"Resumed after step {state.step}.")
 
 
+def _not_found_again(name: str) -> list[str]:
+    """What the user should know of a model that came loaded."""
+    try:
+        resolve(name)
+    except ModelError:
+        return [f"{name} is no name that load finds, so this run can be neither resumed nor evaluated from its folder."]
+    return []
+
+
 def _options_of(model: nn.Module, tokenizer: Any, given: dict[str, Any]) -> dict[str, Any]:
     """The options that a loaded model answers itself."""
     if tokenizer is None:
         raise ConfigError("train(model, tokenizer, …) needs the tokenizer, too, when the model is loaded already.")
     record = adapters_of(model)
-    options: dict[str, Any] = {"model": getattr(model, "name_or_path", "") or type(model).__name__}
+    options: dict[str, Any] = {
+        "model": getattr(model, "name_or_path", "") or type(model).__name__,
+        "storage": storage_of(model),
+    }
     if record.configs:
         if len(record.active) != 1:
             raise ConfigError(f"train needs one active adapter; {len(record.active)} are. Activate one.")
@@ -225,11 +248,25 @@ def _options_of(model: nn.Module, tokenizer: Any, given: dict[str, Any]) -> dict
     return options
 
 
-def _checkpoint_activations(model: Any, wanted: bool) -> None:
-    if not wanted:
-        return
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+@contextmanager
+def _activation_checkpointing(model: Any, wanted: bool) -> Iterator[None]:
+    if wanted:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        if wanted:
+            model.gradient_checkpointing_disable()
+
+
+def _refuse_unknown_tokens(model: Any, rows: list[Tokens]) -> None:
+    embedding = model.get_input_embeddings()
+    row = max(rows, key=lambda row: max(row.ids))
+    if max(row.ids) >= embedding.weight.shape[0]:
+        raise ModelError(
+            f"{row.where} holds token {max(row.ids)}, but the model's embedding has {embedding.weight.shape[0]} rows: "
+            f"the tokenizer is another model's, or lacks model.resize_token_embeddings(len(tokenizer))."
+        )
 
 
 def _digest(rows: list[Tokens]) -> str:

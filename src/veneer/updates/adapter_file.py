@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from veneer.errors import AdapterFileError, ConfigError, TargetError, nearest
-from veneer.files import atomic_folder
-from veneer.updates.attach import activate, adapters_of, attach, refuse_merged, refuse_unknown, remove, updates_of
+from veneer.files import atomic_file, atomic_folder, write_text
+from veneer.updates.attach import activate, adapters_of, add_adapter, refuse_merged, refuse_unknown, remove, updates_of
 from veneer.updates.layers import LowRank, NewRows
 from veneer.updates.peft_config import CONFIG_NAME, from_peft, to_peft
 from veneer.updates.select import choose, modules_of, without_idle_names
@@ -26,10 +26,20 @@ _STORAGE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 
 
 def save(model: nn.Module, folder: str | Path, *, name: str | None = None, dtype: str | None = None) -> None:
-    """Write an adapter as a PEFT folder, replacing one that stands there.
+    """Write an adapter as a PEFT folder; where one stands, its two files are replaced and all else is left.
 
+    PEFT loads an adapter that has targets; one of new_tokens or train_also alone it refuses.
     ``name``: which adapter; by default the one that is active. ``dtype``: fp32, bf16 or fp16; by default as trained.
+    Raises AdapterFileError when the folder cannot be written to, or a value is too large for ``dtype``.
     """
+    try:
+        write_adapter(model, Path(folder), name, dtype)
+    except OSError as error:
+        raise AdapterFileError(f"{folder} cannot be written to: {error.strerror or error}.") from None
+
+
+def write_adapter(model: nn.Module, folder: Path, name: str | None = None, dtype: str | None = None) -> None:
+    """`save`, with the system's own error for a disk that is full."""
     record = adapters_of(model)
     refuse_merged(record, "save an adapter")
     if name is None:
@@ -42,21 +52,40 @@ def save(model: nn.Module, folder: str | Path, *, name: str | None = None, dtype
     refuse_unknown(record, name)
     if dtype is not None and dtype not in _STORAGE:
         raise ConfigError(f"dtype = {dtype!r} is not one of {', '.join(_STORAGE)}.")
-    folder = Path(folder)
     if folder.is_file():
         raise AdapterFileError(f"{folder} is a file; an adapter is saved as a folder.")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG_NAME).exists():
-        raise AdapterFileError(f"{folder} holds other things than an adapter; save to a new folder.")
     to = _STORAGE.get(dtype or "")
     tensors = {key: tensor.detach().to("cpu", to).contiguous() for key, tensor in adapter_tensors(model, name).items()}
     config = record.configs[name]
     rows = [path for path, update in updates_of(model, name).items() if isinstance(update, NewRows)]
     chosen = choose(model, config) if config.targets else []
     fields = to_peft(model, config, chosen, rows[0] if rows else None)
-    with atomic_folder(folder) as temporary:
-        # Keys in one order: the same adapter is the same bytes.
-        save_file(dict(sorted(tensors.items())), temporary / WEIGHTS_NAME, metadata={"format": "pt"})
-        (temporary / CONFIG_NAME).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    _refuse_not_finite(tensors, f"The adapter {name!r} as {dtype or 'trained'}")
+    # Keys in one order: the same adapter is the same bytes.
+    tensors = dict(sorted(tensors.items()))
+    text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
+    if folder.is_dir():
+        with atomic_file(folder / WEIGHTS_NAME) as path:
+            write_tensors(tensors, path)
+        write_text(folder / CONFIG_NAME, text)
+    else:
+        with atomic_folder(folder) as temporary:
+            write_tensors(tensors, temporary / WEIGHTS_NAME)
+            (temporary / CONFIG_NAME).write_text(text, encoding="utf-8")
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """A safetensors file, with PyTorch's mark. Raises OSError, where safetensors has an error of its own."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
+
+
+def _refuse_not_finite(tensors: dict[str, Tensor], what: str) -> None:
+    bad = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if bad:
+        raise AdapterFileError(f"{what} has values that are not finite in {_some(bad)}.")
 
 
 def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default", trainable: bool = False) -> None:
@@ -68,11 +97,12 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
     folder = Path(folder)
     config = from_peft(folder)
     tensors = read_tensors(folder)
+    _refuse_not_finite(tensors, str(folder / WEIGHTS_NAME))
     active = adapters_of(model).active
     try:
         # The random state is the caller's: initial values that the file overwrites must not consume it.
         with torch.random.fork_rng(devices=[]):
-            attach(model, without_idle_names(model, config), name)
+            add_adapter(model, without_idle_names(model, config), name)
     except TargetError as error:
         if name in adapters_of(model).configs:
             raise
@@ -91,8 +121,7 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
 
 def restore(model: nn.Module, folder: str | Path) -> None:
     """Copy the tensors of a folder that `save` wrote for the active adapter back into it."""
-    (name,) = adapters_of(model).active
-    own, tensors = adapter_tensors(model, name), read_tensors(Path(folder))
+    own, tensors = active_tensors(model), read_tensors(Path(folder))
     problems = _mismatches(tensors, own, set())
     if problems:
         raise AdapterFileError(f"{folder} does not hold this adapter: {'; '.join(problems)}.")
@@ -103,6 +132,12 @@ def _copy(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for key, tensor in own.items():
             tensor.copy_(tensors[key])
+
+
+def active_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """`adapter_tensors` of the one adapter that is active."""
+    (name,) = adapters_of(model).active
+    return adapter_tensors(model, name)
 
 
 def adapter_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:

@@ -12,6 +12,8 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import MethodType
 
 from torch import nn
 
@@ -68,15 +70,22 @@ def attach(model: nn.Module, config: LoRA, name: str = "default") -> None:
     Raises TargetError, with the model unchanged, when a name matches nothing, a module cannot be adapted, or an
     adapter of this name is there already.
     """
+    add_adapter(model, _with_head(model, config), name)
+
+
+def add_adapter(model: nn.Module, config: LoRA, name: str) -> None:
+    """`attach` of exactly what ``config`` names."""
     record = adapters_of(model)
     refuse_merged(record, "attach another adapter")
     if name in record.configs:
         raise TargetError(
             f"An adapter named {name!r} is attached already; give this one another name, or remove({name!r}) first."
         )
-    if not name.replace("-", "_").isidentifier():
-        raise TargetError(f"{name!r} cannot name an adapter; use letters, digits, _ and -.")
-    config = _with_head(model, config)
+    if not name.replace("-", "_").isidentifier() or hasattr(nn.ModuleDict, name):
+        raise TargetError(
+            f"{name!r} cannot name an adapter; use letters, digits, _ and -, and no name that PyTorch uses (train, "
+            f"keys)."
+        )
     chosen = choose(model, config) if config.targets else []
     whole = _trained_whole(model, config)
     embedding = _new_token_modules(model, config, {c.name for c in chosen} | set(whole))
@@ -88,6 +97,7 @@ def attach(model: nn.Module, config: LoRA, name: str = "default") -> None:
         record.was_trainable = {path for path, parameter in model.named_parameters() if parameter.requires_grad}
         model.__dict__[_RECORD] = record
         model.requires_grad_(False)
+        save_adapter_only(model)
     for module_chosen in chosen:
         _add(model, module_chosen.name, name, _low_rank(module_chosen, config))
     for path, module in whole.items():
@@ -101,12 +111,17 @@ def attach(model: nn.Module, config: LoRA, name: str = "default") -> None:
 
 
 def activate(model: nn.Module, *names: str) -> None:
-    """Put these adapters in force, together; with no name, none is."""
+    """Put these adapters in force, together; with no name, none is.
+
+    Raises TargetError, with the model unchanged, for a name that is not attached, and for adapters that cannot be
+    summed: a module that one of them trains whole, or whose rows it replaces, takes no second update.
+    """
     record = adapters_of(model)
     refuse_merged(record, "activate an adapter")
     for name in names:
         refuse_unknown(record, name)
-    record.active = tuple(names)
+    _refuse_unsummable(model, names)
+    record.active = tuple(dict.fromkeys(names))
     for module in _adapted(model).values():
         module.active = record.active
 
@@ -139,7 +154,35 @@ def remove(model: nn.Module, name: str = "default") -> None:
     else:
         for path, parameter in model.named_parameters():
             parameter.requires_grad_(path in record.was_trainable)
-        del model.__dict__[_RECORD]
+        forget_adapters(model)
+
+
+def forget_adapters(model: nn.Module) -> None:
+    """Nothing is attached to ``model`` any more."""
+    del model.__dict__[_RECORD]
+    save_whole_model(model)
+
+
+def save_adapter_only(model: nn.Module) -> None:
+    """``model.save_pretrained`` writes the active adapter, as PEFT's does.
+
+    The keys of an adapted model's weights are of no use to transformers, which would load the rest as if new; loops
+    of others call save_pretrained at their checkpoints.
+    """
+    if hasattr(model, "save_pretrained"):
+        model.__dict__["save_pretrained"] = MethodType(save_pretrained, model)
+
+
+def save_whole_model(model: nn.Module) -> None:
+    """``model.save_pretrained`` is its class's own again."""
+    model.__dict__.pop("save_pretrained", None)
+
+
+def save_pretrained(model: nn.Module, folder: str | Path, **ignored: object) -> None:
+    """What ``model.save_pretrained`` is while an adapter is attached and not merged."""
+    from veneer.updates.adapter_file import save
+
+    save(model, folder)
 
 
 def put(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -148,7 +191,7 @@ def put(model: nn.Module, path: str, module: nn.Module) -> None:
     for parent in list(model.modules()):
         if parent is module or (isinstance(parent, Adapted) and parent.base is there):
             continue
-        for child, held in list(parent.named_children()):
+        for child, held in list(parent._modules.items()):  # named_children would leave out a second name
             if held is there:
                 setattr(parent, child, module)
 
@@ -193,6 +236,18 @@ def _refuse_conflicts(model: nn.Module, updated: set[str], whole: set[str]) -> N
                 )
 
 
+def _refuse_unsummable(model: nn.Module, names: tuple[str, ...]) -> None:
+    for path, module in _adapted(model).items():
+        meeting = [name for name in dict.fromkeys(names) if name in module.updates]
+        alone = [name for name in meeting if not isinstance(module.updates[name], LowRank)]
+        if alone and len(meeting) > 1:
+            what = "trains it whole" if isinstance(module, Replaced) else "replaces some of its rows"
+            raise TargetError(
+                f"The adapters {', '.join(meeting)} meet at {path}, and {alone[0]} {what}, so they cannot be in force "
+                f"together; activate one of them at a time."
+            )
+
+
 def _wrap(base: nn.Module, update: nn.Module) -> Adapted:
     if not isinstance(update, LowRank | NewRows):
         return Replaced(base)
@@ -222,6 +277,14 @@ def _trained_whole(model: nn.Module, config: LoRA) -> dict[str, nn.Module]:
         raise TargetError(" ".join(no_such_module(target, modules, "train_also") for target in missing))
     found = {path: modules[path] for target in config.train_also for path in matching_suffix(target, modules)}
     for path, module in found.items():
+        outer = next((other for other in found if path.startswith(f"{other}.")), None)
+        if outer is not None:
+            raise TargetError(f"train_also names {path}, and {outer} that holds it; name one of them.")
+        if isinstance(module, nn.ModuleList | nn.ModuleDict):
+            raise TargetError(
+                f"train_also names {path}, a list of modules that computes nothing itself; name modules in it, such "
+                f"as {path}.{next(iter(module._modules), 0)}."
+            )
         if any(isinstance(inner, QuantisedLinear) for inner in module.modules()):
             raise TargetError(f"train_also names {path}, which is kept in 4 bits and cannot be trained whole.")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -17,7 +18,10 @@ class LoRA(Options):
 
     rank: int = Field(8, ge=1, description="Rank of the update; r(in + out) parameters for each adapted matrix.")
     alpha: float | None = Field(
-        None, gt=0, description="Scale of the update: alpha / rank multiplies it. Default: twice the rank."
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Scale of the update: alpha / rank multiplies it. Default: twice the rank.",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of the update's inputs that are dropped while training.")
     targets: str | list[str] = Field(
@@ -50,9 +54,11 @@ class LoRA(Options):
     @field_validator("targets", "exclude")
     @classmethod
     def _plain_name_is_a_list(cls, value: str | list[str]) -> str | list[str]:
-        # A string without any regex character can only be a module name: read it as what was meant.
-        if isinstance(value, str) and value != "all-linear" and value.replace("_", "").replace(".", "").isalnum():
-            return [value]
+        # A string without any regex character can only be module names: read it as what was meant.
+        if isinstance(value, str) and value != "all-linear":
+            names = [name.strip() for name in value.split(",")]
+            if all(name.replace("_", "").replace(".", "").isalnum() for name in names):
+                return names
         return value
 
     @field_validator("rank_pattern")
@@ -61,6 +67,14 @@ class LoRA(Options):
         for name, rank in value.items():
             if rank < 1:
                 raise ValueError(f"rank_pattern gives {name!r} rank {rank}; a rank is at least 1 (or use exclude).")
+        return value
+
+    @field_validator("alpha_pattern")
+    @classmethod
+    def _alphas_are_positive(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, alpha in value.items():
+            if not 0 < alpha < math.inf:
+                raise ValueError(f"alpha_pattern gives {name!r} alpha {alpha:g}; an alpha is a number above 0.")
         return value
 
     @model_validator(mode="after")

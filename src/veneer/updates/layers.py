@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from veneer.errors import TargetError
 from veneer.frozen.weight import frozen_weight
 from veneer.updates.product import Factors, adapted_product
 
@@ -144,11 +143,7 @@ class Replaced(Adapted):
 
     def copy(self) -> nn.Module:
         """The copy in force, or the base."""
-        copies = self.in_force()
-        if len(copies) > 1:
-            raise TargetError(
-                f"Several active adapters train a {type(self.base).__name__} whole; activate one of them at a time."
-            )
+        copies = self.in_force()  # one at most: `activate` refuses more
         return copies[0] if copies else self.base
 
     @property

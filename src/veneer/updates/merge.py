@@ -14,7 +14,14 @@ from transformers.pytorch_utils import Conv1D
 
 from veneer.errors import TargetError
 from veneer.frozen.weight import QuantisedLinear, frozen_weight
-from veneer.updates.attach import adapters_of, put, refuse_merged
+from veneer.updates.attach import (
+    adapters_of,
+    forget_adapters,
+    put,
+    refuse_merged,
+    save_adapter_only,
+    save_whole_model,
+)
 from veneer.updates.layers import Adapted, LowRank, NewRows, Replaced, training_dtype
 
 
@@ -44,23 +51,40 @@ def merge(model: nn.Module, *, reversible: bool = True) -> None:
         _say_tied(model, False)
     if reversible:
         record.merged, record.was_tied = merged, tied
+        save_whole_model(model)
     else:
-        del model.__dict__["_veneer_adapters"]
+        forget_adapters(model)
 
 
 def unmerge(model: nn.Module) -> None:
     """Take the merged adapters out again: the base weights are the original bytes, the adapters are as they were.
 
-    Raises TargetError when nothing is merged.
+    Raises TargetError when nothing is merged, or the merged weights were moved or converted since.
     """
     record = adapters_of(model)
     if not record.merged:
         raise TargetError("Nothing is merged into this model (or it was merged with reversible=False).")
     for path, wrapper in record.merged.items():
+        now, then = _type_and_place(model.get_submodule(path)), _type_and_place(wrapper)
+        if now != then:
+            raise TargetError(
+                f"{path} was merged as {then} and is {now} now; put the model back with model.to(…) before unmerge."
+            )
+    for path, wrapper in record.merged.items():
+        wrapper.train(model.get_submodule(path).training)
         put(model, path, wrapper)
     if record.was_tied:
         _say_tied(model, True)
     record.merged, record.was_tied = {}, None
+    save_adapter_only(model)
+
+
+def _type_and_place(module: nn.Module) -> str:
+    """Of a module's weight: the wrapper's, or the plain one's that stands for it."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        weight = next(module.parameters())
+    return f"{str(weight.dtype).removeprefix('torch.')} on {weight.device}"
 
 
 def _outermost(model: nn.Module) -> list[tuple[str, Adapted | QuantisedLinear]]:

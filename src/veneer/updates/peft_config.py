@@ -47,12 +47,18 @@ def to_peft(model: nn.Module, config: LoRA, chosen: list[Chosen], embedding: str
         "alpha_pattern": config.alpha_pattern,
         "use_rslora": config.rslora,
         "init_lora_weights": True if config.init == "kaiming" else config.init,
-        "modules_to_save": config.train_also or None,
+        # Whole names: PEFT compares plain endings, and "norm" would reach every input_layernorm.
+        "modules_to_save": _whole_names(model, config.train_also) or None,
         "trainable_token_indices": {embedding: config.new_tokens} if embedding else None,
         "fan_in_fan_out": any(isinstance(module.module, Conv1D) for module in chosen),
         "bias": "none",
         "inference_mode": True,
     }
+
+
+def _whole_names(model: nn.Module, endings: list[str]) -> list[str]:
+    there = modules_of(model)
+    return list(dict.fromkeys(name for ending in endings for name in matching_suffix(ending, there)))
 
 
 def _shortest_targets(model: nn.Module, names: list[str]) -> list[str]:
@@ -103,7 +109,7 @@ def from_peft(folder: Path) -> LoRA:
             train_also=fields.get("modules_to_save") or [],
             new_tokens=_token_ids(path, fields.get("trainable_token_indices")),
         )
-    except ConfigError as error:
+    except (ConfigError, TypeError) as error:
         raise AdapterFileError(f"{path}: {error}") from None
 
 

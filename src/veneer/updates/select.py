@@ -76,6 +76,11 @@ def choose(model: nn.Module, config: LoRA) -> list[Chosen]:
     names = [name for name in names if name not in excluded and name not in inside_whole]
     names = _in_layers(names, config.layers, modules)
     for name in names:
+        if not name:
+            raise TargetError(
+                f"The model is itself a {type(model).__name__}, and an update stands around a module of a model; put "
+                f"it into one, such as nn.Sequential(layer)."
+            )
         _refuse_unadaptable(name, modules[name])
     if not names and config.targets:
         raise TargetError(_nothing(config, modules))
@@ -99,7 +104,8 @@ def without_idle_names(model: nn.Module, config: LoRA) -> LoRA:
         update={
             "targets": known(config.targets) or config.targets,  # when none is known, let `choose` say so
             "exclude": known(config.exclude),
-            "train_also": known(config.train_also),
+            # PEFT's reading: the plain ending of a name, at a dot or not.
+            "train_also": [name for name in modules if name and name.endswith(tuple(config.train_also))],
         }
     )
     plain = config.model_copy(update={"rank_pattern": {}, "alpha_pattern": {}})
@@ -123,7 +129,10 @@ def _first_match(pattern: dict[str, _Number], name: str, otherwise: _Number) -> 
 
 
 def _key_matches(key: str, name: str) -> bool:
-    return re.match(rf"(.*\.)?({key})$", name) is not None
+    try:
+        return re.match(rf"(.*\.)?({key})$", name) is not None
+    except re.error as error:
+        raise TargetError(f"The pattern key {key!r} is not a regular expression: {error}.") from None
 
 
 def matching_suffix(target: str, names: Iterable[str]) -> list[str]:
@@ -248,11 +257,7 @@ def _refuse_unadaptable(name: str, module: nn.Module) -> None:
 
 def _refuse_idle_keys(option: str, pattern: dict[str, int] | dict[str, float], names: list[str]) -> None:
     for key in pattern:
-        try:
-            idle = not any(_key_matches(key, name) for name in names)
-        except re.error as error:
-            raise TargetError(f"{option} has the key {key!r}, which is not a regular expression: {error}.") from None
-        if idle:
+        if not any(_key_matches(key, name) for name in names):
             kinds = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
             close = nearest(key, [*kinds, *names])
             hint = f" Nearest: {', '.join(close)}." if close else ""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
 import shutil
 import signal
+import subprocess
 from collections import namedtuple
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 import veneer
-from veneer.errors import AdapterFileError, ConfigError, TrainingError
+from veneer.errors import AdapterFileError, ConfigError, ModelError, TrainingError
 from veneer.training import loop, run
 from veneer.training.config import TrainConfig
 from veneer.training.loop import Interrupted
@@ -38,6 +38,10 @@ def _train(options, **more):
     console = Console(file=io.StringIO())
     result = veneer.train(**{**options, **more}, console=console)
     return result, console.file.getvalue()
+
+
+def _silent():
+    return Console(file=io.StringIO())
 
 
 def _bytes(folder):
@@ -269,28 +273,115 @@ def test_a_loss_that_is_not_finite_names_the_rows(options, rows_file, tmp_path):
     tokenizer.save_pretrained(bad)
     with rows_file.open("a") as file:
         file.write('{"prompt": "Z:", "completion": " no"}\n')
-    with pytest.raises(TrainingError, match=r"not finite at .*rows.jsonl:49. The last good checkpoint is kept"):
+    with pytest.raises(TrainingError, match=r"not finite at .*rows.jsonl:49\. .* checkpoint, step-0000\d\d, is kept"):
         _train(options, model=str(bad), held_out=0, checkpoint_every=1, batch_size=4, steps=13)
     assert not os.path.exists(f"{options['output']}/adapter")
 
 
-def test_a_disk_that_fills_up_spoils_nothing(options, tmp_path, monkeypatch):
+def test_a_rate_that_destroys_the_adapter_stops_the_run(options):
+    with pytest.raises(TrainingError, match=r"not finite at .*lower learning_rate.*There is no checkpoint yet"):
+        _train(options, steps=1, learning_rate=1e30, schedule="constant", warmup=0)
+    assert all("NaN" not in line for line in (Path(options["output"]) / "metrics.jsonl").read_text().splitlines())
+    assert not (Path(options["output"]) / "best").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 150 kB, less than a run writes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=150k", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_fills_up_spoils_nothing(options, tmp_path, small_disk, monkeypatch):
     whole, _ = _train(options, output=str(tmp_path / "whole"))
-    from veneer.training import checkpoint
+    monkeypatch.setattr(run, "check_disk", lambda *args: None)  # which would have refused it at the start
+    folder = small_disk / "run"
+    with pytest.raises(
+        TrainingError, match=r"No space left on device.*\); .*checkpoint.*Make room, then: veneer train"
+    ):
+        _train(options, output=str(folder))
+    subprocess.run(["mount", "-o", "remount,size=10m", small_disk], check=True)
+    assert _bytes(run.resume(folder, console=Console(file=io.StringIO())).folder) == _bytes(whole.folder)
 
-    original, count = checkpoint.save_file, iter(range(100))
 
-    def full(tensors, path):
-        if next(count) == 1:
-            path.write_bytes(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return original(tensors, path)
+def _adapted(options):
+    """A loaded model with an adapter that no seed gives again, and a second one that is not trained."""
+    model, tokenizer = veneer.load(options["model"])
+    torch.manual_seed(5)
+    veneer.attach(model, veneer.LoRA(rank=2), "idle")
+    veneer.attach(model, veneer.LoRA(rank=4, dropout=0.1))
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.updates["default"].B.fill_(0.01)
+    rest = {name: options[name] for name in options.keys() - {"model", "rank", "dropout"}}
+    return model, tokenizer, rest
 
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
-        with pytest.raises(TrainingError, match=r"No space left on device\); the last good .*step-000004"):
-            _train(options)
-    assert _bytes(run.resume(options["output"], console=Console(file=io.StringIO())).folder) == _bytes(whole.folder)
+
+def test_a_run_from_an_attached_adapter_goes_on_from_a_kill_at_any_write(options, tmp_path, monkeypatch):
+    model, tokenizer, rest = _adapted(options)
+    idle = model.model.layers[0].self_attn.q_proj.updates["idle"].A.clone()
+    whole = veneer.train(model, tokenizer, **{**rest, "output": str(tmp_path / "whole")}, console=_silent())
+    assert torch.equal(model.model.layers[0].self_attn.q_proj.updates["idle"].A, idle), "it is not in force"
+
+    class Killed(BaseException):
+        pass
+
+    for kill_at in (1, 2, 3, 8):
+        writes = iter(range(1, 1000))
+        with monkeypatch.context() as patch:
+            original = os.replace
+
+            def replace(source, goal, original=original, writes=writes, kill_at=kill_at):
+                if next(writes) == kill_at:
+                    raise Killed
+                original(source, goal)
+
+            patch.setattr(os, "replace", replace)
+            model, tokenizer, rest = _adapted(options)
+            folder = tmp_path / f"killed{kill_at}"
+            with pytest.raises(Killed):
+                veneer.train(model, tokenizer, **{**rest, "output": str(folder)}, console=_silent())
+        if (folder / "config.yaml").exists():
+            result = run.resume(folder, console=_silent())
+        else:  # it had not become a run yet
+            model, tokenizer, rest = _adapted(options)
+            result = veneer.train(model, tokenizer, **{**rest, "output": str(folder)}, console=_silent())
+        assert _bytes(result.folder) == _bytes(whole.folder), kill_at
+
+
+def test_a_loaded_models_storage_is_recorded_and_its_settings_are_given_back(options, tmp_path):
+    model, tokenizer = veneer.load(options["model"], storage="nf4")
+    rest = {name: value for name, value in options.items() if name != "model"} | {"steps": 2}
+    veneer.train(model, tokenizer, **rest, gradient_checkpointing=True, console=_silent())
+    assert TrainConfig.read(Path(options["output"]) / "config.yaml").storage == "nf4"
+    assert not model.is_gradient_checkpointing
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+    model, tokenizer = veneer.load(options["model"])
+    model.name_or_path = ""
+    console = Console(file=io.StringIO(), width=200)
+    veneer.train(model, tokenizer, **{**rest, "output": tmp_path / "unnamed", "data": Path(rest["data"])},
+                 console=console)  # fmt: skip
+    assert "LlamaForCausalLM is no name that load finds, so this run can be neither resumed" in console.file.getvalue()
+
+
+def test_a_token_beyond_the_embedding_is_refused(options):
+    model, tokenizer = veneer.load(options["model"])
+    tokenizer.add_tokens(["<new>"])
+    with open(options["data"], "a") as file:
+        file.write('{"prompt": "<new>:", "completion": " no"}\n')
+    rest = {name: value for name, value in options.items() if name != "model"}
+    with pytest.raises(ModelError, match=r"holds token (\d+), but the model's embedding has \1 rows: .*resize_token"):
+        veneer.train(model, tokenizer, **rest, console=_silent())
+
+
+@pytest.mark.parametrize("held_out", ["nan", "inf", -5, 1.5])
+def test_held_out_is_a_share_a_number_or_a_file(options, held_out):
+    with pytest.raises(ConfigError, match=r"is not a share from 0 up to 1, a whole number of rows, or a file"):
+        TrainConfig(**{**options, "held_out": held_out})
 
 
 def test_resume_refusals(options, rows_file, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -145,13 +146,65 @@ def test_saving_never_overwrites_something_else(saved, tmp_path):
     with pytest.raises(TargetError, match="0 are active, attached are none"):
         veneer.save(model, tmp_path / "x")
     veneer.load_adapter(model, saved)
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "cat.jpg").write_text("cat")
-    with pytest.raises(AdapterFileError, match="holds other things than an adapter"):
-        veneer.save(model, tmp_path / "photos")
+    # A folder of trl's holds a card and checkpoints beside the adapter.
+    (saved / "checkpoint-500").mkdir()
+    (saved / "checkpoint-500" / "optimizer.pt").write_text("state")
+    wanted = (saved / "adapter_model.safetensors").read_bytes()
+    (saved / "adapter_model.safetensors").write_bytes(b"old")
+    (tmp_path / "link").symlink_to(saved)
+    veneer.save(model, tmp_path / "link")
+    assert (saved / "adapter_model.safetensors").read_bytes() == wanted
+    assert (saved / "checkpoint-500" / "optimizer.pt").read_text() == "state"
+    assert sorted(p.name for p in saved.iterdir()) == [
+        "adapter_config.json", "adapter_model.safetensors", "checkpoint-500",
+    ]  # fmt: skip
+    file = saved / "checkpoint-500" / "optimizer.pt"
     with pytest.raises(AdapterFileError, match="is a file"):
-        veneer.save(model, tmp_path / "photos" / "cat.jpg")
-    veneer.save(model, saved)  # an adapter's folder is replaced
+        veneer.save(model, file)
+    with pytest.raises(AdapterFileError, match=r"optimizer.pt/x cannot be written to: File exists"):
+        veneer.save(model, file / "x")
+
+
+def test_save_pretrained_writes_the_adapter_until_it_is_merged(tmp_path):
+    """As PEFT's does; a foreign loop's checkpoint is so one that loads."""
+    model = tiny.build("llama")
+    veneer.attach(model, veneer.LoRA(rank=2, targets=["q_proj"]))
+    copied = copy.deepcopy(model)
+    tiny.train_steps(model, tiny.batch("llama"))
+    model.save_pretrained(tmp_path / "adapter", safe_serialization=True, state_dict=model.state_dict())
+    again = tiny.build("llama")
+    veneer.load_adapter(again, tmp_path / "adapter")
+    assert torch.equal(tiny.logits(again, tiny.batch("llama")), tiny.logits(model, tiny.batch("llama")))
+    copied.save_pretrained(tmp_path / "copy")
+    assert not load_file(tmp_path / "copy" / "adapter_model.safetensors")[_KEY.replace("A", "B")].any(), "its own"
+    veneer.merge(model)
+    model.save_pretrained(tmp_path / "merged")
+    assert (tmp_path / "merged" / "model.safetensors").exists()
+    veneer.unmerge(model)
+    veneer.remove(model)
+    model.save_pretrained(tmp_path / "base")
+    assert (tmp_path / "base" / "model.safetensors").exists()
+    assert "save_pretrained" not in model.__dict__
+
+
+def test_values_that_are_not_finite_are_neither_written_nor_loaded(saved, tmp_path):
+    _edit_tensors(saved, lambda tensors: tensors[_KEY].fill_(float("nan")))
+    _refused(saved, rf"adapter_model.safetensors has values that are not finite in {_KEY}")
+    model = tiny.build("llama")
+    veneer.attach(model, veneer.LoRA(targets=["q_proj"]))
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.updates["default"].A.fill_(1e6)
+    veneer.save(model, tmp_path / "fp32")
+    with pytest.raises(AdapterFileError, match=r"'default' as fp16 has values that are not finite in .*q_proj.lora_A"):
+        veneer.save(model, tmp_path / "fp16", dtype="fp16")
+    assert not (tmp_path / "fp16").exists()
+
+
+def test_odd_config_values_are_refused(saved):
+    _edit_config(saved, rank_pattern={"q_proj(": 4})
+    _refused(saved, r"pattern key 'q_proj\(' is not a regular expression")
+    _edit_config(saved, rank_pattern={}, trainable_token_indices=5)
+    _refused(saved, "adapter_config.json: 'int' object is not iterable")
 
 
 def test_a_second_adapter_that_fails_leaves_the_first_in_force(saved):

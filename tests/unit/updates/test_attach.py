@@ -267,6 +267,61 @@ def test_whole_and_updated_in_two_adapters_is_refused():
     with pytest.raises(TargetError, match=r"trained whole by one adapter"):
         veneer.attach(model, veneer.LoRA(targets=["up_proj"]), "b")
     veneer.attach(model, veneer.LoRA(targets=["k_proj"], train_also=["model.norm"]), "b")
-    veneer.activate(model, "a", "b")
-    with pytest.raises(TargetError, match="activate one of them at a time"):
-        model(**tiny.batch("llama"))
+    with pytest.raises(
+        TargetError, match=r"a, b meet at model.norm, and a trains it whole, so .* one of them at a time"
+    ):
+        veneer.activate(model, "a", "b")
+    assert veneer.updates.attach.adapters_of(model).active == ("b",)
+
+
+def test_rows_that_are_replaced_take_no_second_update():
+    model = tiny.build("llama-tied")
+    veneer.attach(model, veneer.LoRA(targets=["q_proj"], new_tokens=[3]), "rows")
+    veneer.attach(model, veneer.LoRA(targets=["lm_head"]), "head")
+    with pytest.raises(TargetError, match=r"meet at lm_head, and rows replaces some of its rows"):
+        veneer.activate(model, "rows", "head")
+
+
+def test_an_adapter_is_in_force_once():
+    model, inputs = tiny.build("llama"), tiny.batch("llama")
+    veneer.attach(model, veneer.LoRA(targets=["q_proj"]))
+    tiny.train_steps(model, inputs)
+    once = tiny.logits(model, inputs)
+    veneer.activate(model, "default", "default")
+    assert torch.equal(tiny.logits(model, inputs), once)
+
+
+def test_a_lone_layer_is_no_model():
+    with pytest.raises(TargetError, match=r"The model is itself a Linear, .* such as nn.Sequential\(layer\)"):
+        veneer.attach(nn.Linear(4, 4), veneer.LoRA())
+
+
+@pytest.mark.parametrize("name", ["train", "items", "eval"])
+def test_a_name_that_pytorch_uses_is_refused(name):
+    model = tiny.build("llama")
+    with pytest.raises(TargetError, match=f"'{name}' cannot name an adapter"):
+        veneer.attach(model, veneer.LoRA(), name)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_modules_trained_whole_neither_overlap_nor_are_lists():
+    _refused(r"names model.layers.0.mlp.up_proj, and model.layers.0.mlp that holds it",
+             tiny.build("llama"), targets=["q_proj"], train_also=["0.mlp", "0.mlp.up_proj"])  # fmt: skip
+    _refused(r"names model.layers, a list of modules .* such as model.layers.0\.",
+             tiny.build("llama"), targets=[], train_also=["layers"])  # fmt: skip
+
+
+def test_one_module_under_two_names_of_one_parent():
+    model = nn.Sequential()
+    model.first = model.second = nn.Linear(4, 4)
+    veneer.attach(model, veneer.LoRA(rank=2))
+    assert model.first is model.second
+    assert isinstance(model.second, AdaptedLinear)
+
+
+def test_names_with_commas_are_a_list_and_alphas_are_positive():
+    assert veneer.LoRA(targets="q_proj, v_proj").targets == ["q_proj", "v_proj"]
+    with pytest.raises(ConfigError, match="alpha_pattern gives 'q_proj' alpha -3; an alpha is a number above 0"):
+        veneer.LoRA(alpha_pattern={"q_proj": -3})
+    with pytest.raises(ConfigError, match="alpha = inf is not valid"):
+        veneer.LoRA(alpha=float("inf"))

@@ -107,6 +107,23 @@ def test_a_tied_head_is_untied_when_only_one_of_the_two_is_adapted(tmp_path):
     torch.testing.assert_close(tiny.logits(again, inputs), adapted, rtol=0, atol=1e-5)
 
 
+def test_unmerge_keeps_the_mode_and_refuses_a_model_that_was_converted():
+    model, inputs = tiny.build("llama"), tiny.batch("llama")
+    veneer.attach(model, veneer.LoRA(rank=4, dropout=0.5))
+    tiny.train_steps(model, inputs)
+    model.train()
+    veneer.merge(model)
+    model.eval()
+    veneer.unmerge(model)
+    assert torch.equal(tiny.logits(model, inputs), tiny.logits(model, inputs)), "no dropout"
+    veneer.merge(model)
+    model.to(torch.bfloat16)
+    with pytest.raises(
+        TargetError, match=r"was merged as float32 on cpu and is bfloat16 on cpu now; put the model back"
+    ):
+        veneer.unmerge(model)
+
+
 def test_refusals():
     model = tiny.build("llama")
     with pytest.raises(TargetError, match="nothing to merge"):
