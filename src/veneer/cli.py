@@ -183,6 +183,10 @@ def main() -> None:
     except VeneerError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, a file that may not be read: what the system says of it
+        where = error.filename2 or error.filename
+        click.echo(f"Error: {f'{where}: ' if where else ''}{error.strerror or error}", err=True)
+        sys.exit(1)
 
 
 def _print_json(value: dict[str, Any]) -> None:

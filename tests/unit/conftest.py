@@ -21,9 +21,11 @@ class Outcome(NamedTuple):
 def veneer_command(monkeypatch, capsys):
     """A function from arguments to the outcome; any exception but the exit itself fails the test as a traceback."""
 
-    def run(*arguments, stdin="") -> Outcome:
+    def run(*arguments, stdin="", terminal=False) -> Outcome:
+        given = io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8")
+        given.isatty = lambda: terminal
         monkeypatch.setattr(sys, "argv", ["veneer", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8"))
+        monkeypatch.setattr(sys, "stdin", given)
         capsys.readouterr()
         code = 0
         try:

@@ -126,12 +126,10 @@ def test_ctrl_c_while_it_trains_is_130_too_and_tells_how_to_go_on(
     assert done.err.endswith(f"Error: Stopped after step 1 of 5; go on with: veneer train --resume {output}\n")
 
 
-@pytest.mark.parametrize("arguments", [["inspect", "MODEL"], ["inspect", "MODEL", "--json"]])
-def test_a_reader_that_goes_away_is_told_nothing(arguments, tiny_folder):
+def test_a_reader_that_goes_away_is_told_nothing(tiny_folder):
     """As in ``veneer inspect M | head -1``."""
-    arguments = [str(tiny_folder) if word == "MODEL" else word for word in arguments]
     code = "from veneer.cli import main; main()"
-    command = [sys.executable, "-c", code, *arguments]
+    command = [sys.executable, "-c", code, "inspect", str(tiny_folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
         errors = process.stderr.read()

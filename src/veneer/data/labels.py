@@ -116,18 +116,26 @@ class Tokeniser:
         return Tokens(ids, [IGNORE, *labels[1:]], example.where)
 
     def prompt(self, example: Example) -> list[int]:
-        """The tokens before the last answer: what generation starts from."""
+        """The tokens before the last answer: what generation starts from. Raises DataError when there are none."""
         if self.seq2seq:
             return self._source_and_target(example)[0]
         pieces = list(self._pieces(example))
         last = max((i for i, (_, learned) in enumerate(pieces) if learned), default=len(pieces))
-        return [token for piece, _ in pieces[:last] for token in piece]
+        ids = [token for piece, _ in pieces[:last] for token in piece]
+        if not ids:
+            raise DataError(
+                f"{example.where} has an empty prompt, and the tokenizer puts nothing before it to go on from."
+            )
+        return ids
 
     def turn(self, messages: tuple[dict[str, Any], ...]) -> list[int]:
         """The tokens of a conversation in the chat template, up to where the model is to answer."""
         example = Example("the conversation", messages=messages)
         if not self.tokenizer.chat_template:
-            raise DataError(_no_template(self.tokenizer, example))
+            raise DataError(
+                f"The tokenizer of {self.tokenizer.name_or_path} has no chat template; use the template plain, or the "
+                f"model's instruct variant."
+            )
         return self.encode(_renderer(self.tokenizer, messages, example)(len(messages), True))
 
     def encode(self, text: str) -> list[int]:

@@ -11,6 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from veneer.data.formats import Example, class_of
 from veneer.data.labels import Tokeniser
+from veneer.errors import DataError
 
 
 @torch.no_grad()
@@ -27,10 +28,18 @@ def generate(
     """The text after each prompt (token ids), without special tokens.
 
     ``temperature``: 0 is greedy; else tokens are sampled, the same ones for the same seed. ``on_text`` is told each
-    new piece as it comes, for a single prompt.
+    new piece as it comes, for a single prompt. Raises DataError for a prompt that fills the model's positions.
     """
     tokenizer = tokeniser.tokenizer
     width = max(len(prompt) for prompt in prompts)
+    start = 0 if tokeniser.seq2seq else width
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > 0:
+        if width > positions or start == positions:
+            raise DataError(
+                f"A prompt has {width} tokens, but the model positions for {positions}: nothing can follow."
+            )
+        max_new_tokens = min(max_new_tokens, positions - start)
     # Padding at the left: every row goes on from its own last token.
     ids = torch.tensor([[tokeniser.pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
@@ -45,7 +54,6 @@ def generate(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         out = model.generate(input_ids=ids, attention_mask=mask, generation_config=how, streamer=streamer)
-    start = 0 if tokeniser.seq2seq else width
     texts: list[str] = tokenizer.batch_decode(out[:, start:], skip_special_tokens=True)
     return texts
 
@@ -60,7 +68,8 @@ def exact_matches(model: Any, tokeniser: Tokeniser, examples: list[Example], bat
         part = order[start : start + batch_size]
         longest = max(len(tokeniser.encode(answers[i])) for i in part)
         # Two tokens more than the longest answer show that a continuation does not end where it should.
-        said = generate(model, tokeniser, [prompts[i] for i in part], max_new_tokens=longest + 2)
+        room = max(1, tokeniser.max_length - longest - 2)  # of a prompt longer than that, its end is kept
+        said = generate(model, tokeniser, [prompts[i][-room:] for i in part], max_new_tokens=longest + 2)
         for i, text in zip(part, said, strict=True):
             found[i] = text.strip() == answers[i]
     return found

@@ -15,9 +15,12 @@ from veneer.evaluation.likelihood import choose
 from veneer.evaluation.opened import Opened, open_named, open_run
 from veneer.files import atomic_folder, write_text
 from veneer.frozen.load import STORAGES, quiet
+from veneer.training.preflight import check_writable
 from veneer.training.run import refuse_no_run
 from veneer.updates.attach import disabled
 from veneer.updates.merge import merge
+
+_ASKED = "The question"  # where a prompt stands, in a message about it
 
 
 def evaluate_run(folder: Path, options: EvaluateOptions) -> Comparison:
@@ -59,9 +62,9 @@ def say(opened: Opened, messages: tuple[dict[str, str], ...], side: str, options
             return say(opened, messages, "model", options)
     tokeniser, prompt = opened.tokeniser, messages[-1]["content"]
     if tokeniser.classes:
-        return choose(opened.model, tokeniser, [Example("", prompt=prompt)], list(tokeniser.classes), 1)[0]
+        return choose(opened.model, tokeniser, [Example(_ASKED, prompt=prompt)], list(tokeniser.classes), 1)[0]
     chat = opened.chat if options.template == "auto" else options.template == "chat"
-    ids = tokeniser.turn(messages) if chat else tokeniser.prompt(Example("", prompt=prompt, answer="a"))
+    ids = tokeniser.turn(messages) if chat else tokeniser.prompt(Example(_ASKED, prompt=prompt, answer="a"))
     (text,) = generate(
         opened.model, tokeniser, [ids], max_new_tokens=options.max_new_tokens, temperature=options.temperature,
         seed=options.seed,
@@ -73,6 +76,7 @@ def merge_to(source: str, out: Path, options: MergeOptions) -> None:
     """Write a run's or an adapter's base with the adapter folded in, as a transformers folder."""
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise ModelError(f"{out} exists and is not an empty folder; choose a new one.")
+    check_writable(out)
     opened = open_named(source)
     if not opened.adapted:
         raise ModelError(f"{source} is a model, not a run or an adapter: there is nothing to merge.")

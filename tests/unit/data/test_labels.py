@@ -71,6 +71,29 @@ def test_the_prompt_of_an_example_is_what_stands_before_its_last_answer():
     assert decode(tokeniser.prompt(Example("d", messages=TALK))) == rendered
 
 
+def test_an_empty_prompt_is_one_only_where_a_token_stands_before_it():
+    empty = Example("d:7", prompt="", answer=" a")
+    with pytest.raises(DataError, match=r"^d:7 has an empty prompt, and the tokenizer puts nothing before it to go on"):
+        Tokeniser(tokenizer()).prompt(empty)
+    begin = tokenizer(begin=True)
+    assert Tokeniser(begin).prompt(empty) == [begin.bos_token_id]
+
+
+def test_a_turn_of_a_conversation_ends_where_the_model_is_to_answer():
+    tokeniser = Tokeniser(tokenizer())
+    assert tokeniser.tokenizer.decode(tokeniser.turn(TALK[1:2])) == "<|user|>hi<|end|>\n<|assistant|>"
+    with pytest.raises(DataError, match=r"^The tokenizer of tiny has no chat template; use the template plain, or the"):
+        Tokeniser(tokenizer(chat=None)).turn(TALK[1:2])
+
+
+def test_what_ends_an_answer():
+    made = tokenizer()
+    assert Tokeniser(made).ends() == [made.eos_token_id]
+    assert Tokeniser(tokenizer(chat=None)).ends() == [made.eos_token_id]
+    other = tokenizer(chat="{% for m in messages %}{{ m['content'] }}<|system|>{% endfor %}")
+    assert Tokeniser(other).ends() == [made.eos_token_id, made.convert_tokens_to_ids("<|system|>")]
+
+
 def test_the_chat_template_for_prompted_text():
     whole, learned = _learned(Tokeniser(tokenizer(), template="chat"), PROMPTED)
     assert (whole, learned) == ("<|user|>2+2=<|end|>\n<|assistant|>4<|end|>", "4<|end|>")

@@ -1,0 +1,153 @@
+"""veneer inspect: what is in a model, an adapter, a run or rows, told to a person and as JSON."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file
+
+from veneer.training.metrics import read_metrics
+
+pytestmark = pytest.mark.unit
+
+
+def _json(veneer_command, *arguments):
+    done = veneer_command("inspect", *arguments, "--json")
+    assert done.code == 0, done.err
+    return json.loads(done.out)
+
+
+def test_a_model(tiny_folder, veneer_command):
+    kinds = dict.fromkeys(["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], 2)
+    found = _json(veneer_command, tiny_folder)
+    assert found == {
+        "kind": "model", "class": "LlamaForCausalLM", "parameters": 32224, "targets": {**found["targets"], **kinds},
+        "head": ["lm_head"], "chat_template": True, "end_token": "<|end|>",
+    }  # fmt: skip
+    out = veneer_command("inspect", tiny_folder).out
+    assert out.startswith(f"{tiny_folder}: LlamaForCausalLM, 32,224 parameters\n")
+    assert "\n  q_proj                  2\n" in out
+    assert out.endswith("head, left out of all-linear: lm_head\nchat template: yes; end token: <|end|>\n")
+
+
+def test_an_adapter(finished_run, tiny_folder, veneer_command):
+    adapter = finished_run / "adapter"
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    count = sum(tensor.numel() for tensor in tensors.values())
+    assert _json(veneer_command, adapter) == {
+        "kind": "adapter", "base": str(tiny_folder), "rank": 8, "alpha": 16, "parameters": count,
+        "tensors": {key: list(tensor.shape) for key, tensor in tensors.items()},
+    }  # fmt: skip
+    first, *lines = veneer_command("inspect", adapter).out.splitlines()
+    assert first == f"adapter {adapter} for {tiny_folder}: rank 8, alpha 16, {count:,} parameters"
+    assert "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight  8 × 48" in lines
+    assert len(lines) == len(tensors)
+
+
+def test_a_run(finished_run, veneer_command, tmp_path):
+    found = _json(veneer_command, finished_run)
+    held_out = [[r["step"], r["held_out_loss"]] for r in read_metrics(finished_run) if "held_out_loss" in r]
+    assert {key: found[key] for key in ("kind", "steps", "finished", "held_out_loss", "checkpoints")} == {
+        "kind": "run", "steps": 100, "finished": True, "held_out_loss": held_out, "checkpoints": ["step-000100"],
+    }  # fmt: skip
+    assert found["options"]["learning_rate"] == 0.01
+    assert "seed" not in found["options"], "only what is not the default"
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    shutil.rmtree(run / "adapter")
+    (run / "metrics.jsonl").unlink()
+    lines = veneer_command("inspect", run).out.splitlines()
+    assert lines[0] == f"run      {run}: 0 steps, not finished: veneer train --resume {run}"
+    assert "steps    100" in lines
+
+
+def test_rows(rows_file, veneer_command):
+    assert _json(veneer_command, rows_file) == {
+        "kind": "rows", "rows": 48, "shape": "prompt/completion", "unused_columns": [],
+    }  # fmt: skip
+    assert veneer_command("inspect", rows_file).out == (
+        f"{rows_file}: 48 rows of the shape prompt/completion\n"
+        "Give --model M to see its tokens, and which of them are learned.\n"
+    )
+
+
+def test_the_learned_part_of_rows_is_marked(tiny_folder, veneer_command, tmp_path):
+    path = tmp_path / "d.jsonl"
+    rows = [{"prompt": "1+1=", "completion": " 2", "id": 7}, {"prompt": "a long question", "completion": " x", "id": 8},
+            {"prompt": "q", "completion": " yes", "id": 9}]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = _json(veneer_command, path, "--model", tiny_folder, "--rows", 1, "--max-length", 8)
+    assert found == {
+        "kind": "rows", "rows": 3, "shape": "prompt/completion", "unused_columns": ["id"], "learned_tokens": 8,
+        "longest": 7, "cut": [], "left_out": [f"{path}:2"],
+        "examples": [{
+            "where": f"{path}:1",
+            "pieces": [{"text": "1+1=", "learned": False}, {"text": " 2<|end|>", "learned": True}],
+        }],
+    }  # fmt: skip
+    assert veneer_command("inspect", path, "--model", tiny_folder, "--max-length", 8).out == (
+        f"{path}: 3 rows of the shape prompt/completion\n"
+        "columns not used: id\n"
+        "8 tokens are learned (marked ⟦…⟧); the longest row has 7 tokens\n"
+        f"1 row ({path}:2) left out, because no token to learn remains within max_length = 8.\n"
+        f"\n{path}:1\n1+1=⟦ 2<|end|>⟧\n"
+        f"\n{path}:3\nq⟦ yes<|end|>⟧\n"
+    )
+    learned = _json(veneer_command, path, "--model", tiny_folder, "--learn", "all", "--template", "chat")
+    assert learned["examples"][0]["pieces"][1]["text"] == "1+1=<|end|>\n<|assistant|>2<|end|>"
+    assert [piece["learned"] for piece in learned["examples"][0]["pieces"]] == [False, True]
+
+
+def test_rows_of_an_encoder_decoder(veneer_command, tmp_path):
+    import transformers as tf
+
+    from tokens import tokenizer
+
+    made = tokenizer()
+    config = tf.T5Config(vocab_size=len(made), d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4,
+                         decoder_start_token_id=0)  # fmt: skip
+    for part in (tf.T5ForConditionalGeneration(config), made):
+        part.save_pretrained(tmp_path / "t5")
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"prompt": "1+1=", "completion": " 2"}\n')
+    (shown,) = _json(veneer_command, path, "--model", tmp_path / "t5")["examples"]
+    assert shown["pieces"] == [{"text": "1+1=", "learned": False}, {"text": "2<|end|>", "learned": True}]
+
+
+def test_what_rows_are(rows_file, tmp_path, tiny_folder, veneer_command):
+    """A folder of data files, one that datasets wrote, and the packaged set are rows, too."""
+    import datasets
+
+    folder = tmp_path / "files"
+    folder.mkdir()
+    shutil.copy(rows_file, folder / "train.jsonl")
+    datasets.Dataset.from_list([{"text": "a"}]).save_to_disk(tmp_path / "written")
+    assert _json(veneer_command, folder)["rows"] == 48
+    assert _json(veneer_command, tmp_path / "written")["shape"] == "text"
+    assert _json(veneer_command, "bbc-topics")["rows"] == 2096
+    assert _json(veneer_command, f"{tmp_path / 'written'}", "--model", tiny_folder)["learned_tokens"] == 1
+
+
+def test_refusals(finished_classifier, rows_file, tmp_path, refused, tiny_folder):
+    merged = tmp_path / "merged"
+    from veneer.commands.verbs import MergeOptions
+    from veneer.evaluation.verb import merge_to
+
+    merge_to(str(finished_classifier), merged, MergeOptions())
+    assert refused("inspect", rows_file, "--model", merged) == (
+        f"{merged} is a classifier: of a row it learns the label, and no token."
+    )
+    missing = tmp_path / "rows.josnl"
+    assert refused("inspect", missing) == f"There is no model at {missing}. Did you mean '{rows_file}'?"
+    assert refused("inspect", rows_file.with_name("row.jsonl")) == (
+        f"There is no file {rows_file.with_name('row.jsonl')}. Did you mean '{rows_file}'?"
+    )
+    assert refused("inspect", rows_file, "--rows", 0).startswith("InspectOptions: rows = '0' is not valid: ")
+    (tmp_path / "junk.jsonl").write_bytes(b"\xff\x00")
+    assert refused("inspect", tmp_path / "junk.jsonl").endswith(
+        "junk.jsonl:1 is not UTF-8 text; save the file as UTF-8."
+    )
+    assert refused("inspect", rows_file, "--model", tiny_folder, "--max-length", 2).startswith(
+        "None of the 48 rows has a token to learn within max_length = 2; the first is "
+    )
