@@ -1,6 +1,8 @@
 """Writing so that a reader, or a run killed at any instant, finds the old file or the new one, never half of one.
 
-Everything is written under a temporary name beside its goal, flushed to the disk, and renamed.
+Everything is written under a temporary name beside its goal, flushed to the disk, and renamed. A folder that is
+replaced steps aside first, since no rename puts one onto a full one: after a kill between these two renames,
+`remove_leftovers` puts it back.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY = ".veneer-tmp-"
+_ASIDE = f"{TEMPORARY}old-"
 
 
 @contextmanager
@@ -43,8 +46,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             _flush(file)
         _flush(temporary)
         if path.exists():
-            # A folder cannot be renamed onto a full one: step the old one aside first.
-            old = path.with_name(f"{TEMPORARY}{os.getpid()}-old-{path.name}")
+            old = path.with_name(f"{_ASIDE}{os.getpid()}-{path.name}")
             shutil.rmtree(old, ignore_errors=True)
             os.replace(path, old)
             os.replace(temporary, path)
@@ -63,8 +65,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what writes that were killed left behind in ``folder``."""
+    """Put back the folder that a killed write had moved aside, and delete all else that it left in ``folder``."""
     for leftover in folder.glob(f"{TEMPORARY}*"):
+        name = leftover.name.removeprefix(_ASIDE).partition("-")[2]
+        if leftover.name.startswith(_ASIDE) and not (folder / name).exists():
+            os.replace(leftover, folder / name)
+            continue
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 

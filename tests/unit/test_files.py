@@ -1,0 +1,130 @@
+"""Writing: the old file or the new one is there at any time, never half of one, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from veneer import files
+from veneer.files import TEMPORARY, atomic_file, atomic_folder, remove_leftovers, write_text
+
+pytestmark = pytest.mark.unit
+
+
+def _names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_there_when_it_is_whole(tmp_path):
+    path = tmp_path / "deep" / "file.txt"
+    with atomic_file(path) as temporary:
+        temporary.write_text("new")
+        assert not path.exists()
+        assert temporary.parent == path.parent, "a rename from another disk would be a copy"
+    assert path.read_text() == "new"
+    write_text(str(path), "é\n")
+    assert path.read_bytes() == "é\n".encode()
+    assert _names(path.parent) == ["file.txt"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_file(path) as temporary:
+        temporary.write_text("half") / 0
+    assert path.read_text() == "old"
+    assert _names(tmp_path) == ["file.txt"]
+
+
+def test_a_folder_replaces_a_full_one(tmp_path):
+    path = tmp_path / "folder"
+    for content in ("old", "new"):
+        with atomic_folder(path) as temporary:
+            (temporary / "inner").mkdir()
+            (temporary / "inner" / content).write_text(content)
+            if content == "new":
+                assert _names(path / "inner") == ["old"]
+    assert _names(path / "inner") == ["new"]
+    assert _names(tmp_path) == ["folder"]
+
+
+def test_a_failed_folder_leaves_the_old_one(tmp_path):
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old").touch()
+    with pytest.raises(ZeroDivisionError), atomic_folder(path) as temporary:
+        (temporary / "half").write_text("half") / 0
+    assert _names(path) == ["old"]
+    assert _names(tmp_path) == ["folder"]
+
+
+def test_all_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    done = []
+    flush, replace = files._flush, os.replace
+    monkeypatch.setattr(files, "_flush", lambda path: (done.append(f"flush {path.name}"), flush(path)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(f"rename to {b.name}"), replace(a, b)))
+    temporary = f"{TEMPORARY}{os.getpid()}-"
+    write_text(tmp_path / "file", "x")
+    assert done == [f"flush {temporary}file", "rename to file", f"flush {tmp_path.name}"]
+    done.clear()
+    with atomic_folder(tmp_path / "folder") as made:
+        (made / "inside").touch()
+    assert done == [f"flush {name}" for name in ("inside", f"{temporary}folder")] + [
+        "rename to folder", f"flush {tmp_path.name}",
+    ]  # fmt: skip
+
+
+_WRITE = """
+import os, signal, sys
+from veneer import files
+left, path = int(sys.argv[1]), sys.argv[2]
+def counted(function):
+    def call(*arguments, **options):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    return call
+files._flush, os.replace, files.shutil.rmtree = map(counted, (files._flush, os.replace, files.shutil.rmtree))
+with files.atomic_folder(path) as folder:
+    for name in "ab":
+        (folder / name).write_text("new")
+"""
+
+
+def test_killed_at_any_moment_the_old_folder_or_the_new_one_can_be_had(tmp_path):
+    """Between two renames neither stands under its name: the old one is put back when leftovers are removed."""
+    path, seen = tmp_path / "folder", []
+    for moment in range(1, 20):
+        path.mkdir(exist_ok=True)
+        for name in "ab":
+            (path / name).write_text("old")
+        command = [sys.executable, "-c", _WRITE, str(moment), str(path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        remove_leftovers(tmp_path)
+        assert _names(tmp_path) == ["folder"]
+        contents = {(path / name).read_text() for name in "ab"}
+        assert len(contents) == 1, "never half of one"
+        seen += contents
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    assert done.returncode == 0
+    assert seen == sorted(seen, reverse=True), "old up to some moment, new from then on"
+    assert seen.count("old") > 4
+    assert seen.count("new") > 1
+
+
+def test_leftovers_are_removed_and_nothing_else(tmp_path):
+    (tmp_path / f"{TEMPORARY}1-file").touch()
+    (tmp_path / f"{TEMPORARY}1-folder").mkdir()
+    (tmp_path / f"{TEMPORARY}1-folder" / "inside").touch()
+    (tmp_path / "kept").touch()
+    (tmp_path / f"{TEMPORARY}old-1-kept").mkdir()  # whose write had come to its end
+    remove_leftovers(tmp_path)
+    assert _names(tmp_path) == ["kept"]
