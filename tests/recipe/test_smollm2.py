@@ -1,0 +1,104 @@
+"""The real packaged language model: what it says, that it learns, and the public face as the design writes it."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+import transformers as tf
+from rich.console import Console
+
+import veneer
+from veneer.data.labels import Tokeniser
+from veneer.demo import demo, free_folder
+from veneer.evaluation.generate import generate
+from veneer.frozen.load import load
+from veneer.training.metrics import read_metrics
+
+pytestmark = pytest.mark.recipe
+
+CAPITAL = ({"role": "user", "content": "What is the capital of France?"},)
+
+
+def _answer(model, tokenizer):
+    tokeniser = Tokeniser(tokenizer)
+    return generate(model, tokeniser, [tokeniser.turn(CAPITAL)], max_new_tokens=12)[0]
+
+
+def test_it_knows_the_capital_of_france(smollm2):
+    model, tokenizer = smollm2
+    assert _answer(model, tokenizer) == "The capital of France is Paris."
+    assert model.name_or_path == "smollm2-135m-instruct"
+    assert model.num_parameters() == 134_515_008
+
+
+def test_its_folder_loads_to_the_same_logits_and_4_bits_still_know_it(smollm2, smollm2_folder):
+    ids = torch.tensor([Tokeniser(smollm2[1]).turn(CAPITAL)])
+    with torch.no_grad():
+        wanted = smollm2[0](ids).logits
+        assert torch.equal(load(smollm2_folder)[0](ids).logits, wanted)
+    assert "Paris" in _answer(*load(smollm2_folder, "nf4"))
+
+
+def test_a_few_steps_lower_the_held_out_loss(smollm2_folder, tmp_path):
+    result = veneer.train(
+        str(smollm2_folder), data="bbc-topics", output=str(tmp_path / "run"), steps=8, batch_size=8, rank=8,
+        learning_rate=1e-3, held_out=40, evaluate_every=0, console=Console(file=io.StringIO()),
+    )  # fmt: skip
+    assert result.loss_after < 2 < result.loss_before
+    losses = [record["loss"] for record in read_metrics(result.folder) if "loss" in record]
+    assert losses[-1] < losses[0] / 2
+
+
+@pytest.mark.parametrize("storage", ["fp32", "nf4"])
+def test_the_public_face(smollm2_folder, storage, tmp_path, monkeypatch):
+    """The lines of the design's block in its order; the model comes from a folder, which loads in a moment."""
+    monkeypatch.chdir(tmp_path)
+    model, tokenizer = veneer.load(smollm2_folder, storage=storage)
+    veneer.attach(model, veneer.LoRA(rank=16, alpha=32, targets="all-linear"))
+    table = veneer.trainable(model)
+    assert (
+        table.parameters
+        == 30 * 16 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536))
+        == sum(row.parameters for row in table.rows)
+    )
+    assert str(table).endswith("4,884,480 of 134,515,008 parameters are trained (3.63 %)")
+
+    ids = tokenizer("The capital of Elbonia is Mudville.", return_tensors="pt").input_ids
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    losses = []
+    for _ in range(4):
+        loss = model(ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.5
+
+    with torch.no_grad():
+        adapted = model(ids).logits
+    veneer.save(model, "adapter/")
+    veneer.merge(model)
+    model.save_pretrained("merged/")
+    with torch.no_grad():
+        merged = tf.AutoModelForCausalLM.from_pretrained("merged/")(ids).logits
+        torch.testing.assert_close(merged, adapted, rtol=0, atol=5e-3)
+        del model
+        again, _ = veneer.load(smollm2_folder, storage=storage)
+        veneer.load_adapter(again, "adapter/")
+        torch.testing.assert_close(again(ids).logits, adapted, rtol=0, atol=1e-4)
+
+
+def test_the_demo(tmp_path):
+    console = Console(file=io.StringIO(), width=120)
+    before, after = demo(tmp_path / "demo", console, steps=10, held_out=40)
+    assert before < after
+    shown = console.file.getvalue()
+    assert f"accuracy before: {100 * before:.1f} %   after: {100 * after:.1f} %" in shown
+    assert "one of business, entertainment, politics, sports, tech." in shown
+    assert "Three held-out headlines" in shown
+    assert f".venv/bin/veneer chat {tmp_path / 'demo'} --both" in shown
+    assert (tmp_path / "demo" / "adapter" / "adapter_model.safetensors").is_file()
+    assert free_folder(tmp_path / "demo") == tmp_path / "demo-2", "no run is overwritten"
+    assert free_folder(tmp_path / "other") == tmp_path / "other"
