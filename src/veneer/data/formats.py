@@ -60,7 +60,8 @@ def recognise(rows: list[Row]) -> str:
     if fitting:
         raise DataError(f"{found}, which fit several shapes: {', '.join(fitting)}. Keep the columns of one ({needs}).")
     wanted = {column for needed, _ in SHAPES.values() for column in needed}
-    close = [f"{column} → {near[0]}" for column in columns if (near := nearest(column, wanted, 1))]
+    absent = wanted - set(columns)
+    close = [f"{column} → {near[0]}" for column in columns if (near := nearest(column, absent, 1))]
     hint = f" Perhaps rename {', '.join(close)}." if close else ""
     raise DataError(f"{found}, which fit no shape. {needs}.{hint}")
 

@@ -106,6 +106,9 @@ def _read_csv(path: Path, text: str, delimiter: str) -> Iterator[Row]:
                 continue
             if columns is None:
                 columns = values
+                twice = sorted({column for column in columns if columns.count(column) > 1})
+                if twice:
+                    raise DataError(f"{where} names the column {', '.join(twice)} twice; which one is meant?")
             elif len(values) != len(columns):
                 raise DataError(
                     f"{where} has {len(values)} values, but the header names {len(columns)} columns; put quotes around "
@@ -164,7 +167,12 @@ def _read_data_set(source: str) -> list[Row]:
         data = data[split]
     elif split and split != str(data.split):
         raise DataError(f"{name} is a single data set without splits; name it without :{split}.")
-    return [Row(dict(fields), f"{source} row {number}") for number, fields in enumerate(data, start=1)]
+    # A class that the data set keeps as a number has a name, and that is what a model can learn.
+    named = {column: kind for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)}
+    return [
+        Row({**fields, **{c: kind.int2str(fields[c]) for c, kind in named.items()}}, f"{source} row {number}")
+        for number, fields in enumerate(data, start=1)
+    ]
 
 
 def _in_datasets_cache(name: str) -> bool:

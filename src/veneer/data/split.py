@@ -9,6 +9,9 @@ import re
 from veneer.data.formats import Example
 from veneer.errors import DataError
 
+_NO_LETTER = r"[\W\d_]+"
+_NO_SUM = r"(?:(?![\d+*/<>=-])[\W_])+"
+
 
 def split(examples: list[Example], held_out: float, seed: int) -> tuple[list[Example], list[Example]]:
     """(training, held-out) examples, each in their first order; the same for the same seed.
@@ -21,9 +24,10 @@ def split(examples: list[Example], held_out: float, seed: int) -> tuple[list[Exa
     if not 0 < held_out < math.inf:
         raise DataError(f"held_out = {held_out:g} is neither a share nor a number of rows.")
     wanted = max(1, round(held_out * len(examples) if held_out < 1 else held_out))
-    groups: dict[str, list[int]] = {}
-    for index, example in enumerate(examples):
-        groups.setdefault(_gist(example), []).append(index)
+    groups = _grouped([_gist(example) for example in examples])
+    if len(groups) == 1:
+        # Rows that differ in their numbers and signs alone, sums say: there these are what is asked.
+        groups = _grouped([_gist(example, _NO_SUM) for example in examples])
     order = list(groups.values())
     random.Random(seed).shuffle(order)
     chosen: set[int] = set()
@@ -43,10 +47,22 @@ def split(examples: list[Example], held_out: float, seed: int) -> tuple[list[Exa
     )
 
 
-def _gist(example: Example) -> str:
-    """What is left of the question when case, numbers, punctuation and reply marks are taken away."""
-    asked = example.prompt if example.prompt is not None else example.answer
+def _grouped(keys: list[str]) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = {}
+    for index, key in enumerate(keys):
+        groups.setdefault(key, []).append(index)
+    return groups
+
+
+def _asked(example: Example) -> str:
+    """The question: all that is not the last answer; of a plain text, the text."""
     if example.messages:
-        asked = " ".join(message["content"] for message in example.messages if message["role"] == "user")
+        return " ".join(message["content"] for message in example.messages[:-1]) or example.messages[-1]["content"]
+    return example.prompt if example.prompt is not None else example.answer
+
+
+def _gist(example: Example, dropped: str = _NO_LETTER) -> str:
+    """What is left of the question when case, reply marks and what matches ``dropped`` are taken away."""
+    asked = _asked(example)
     text = re.sub(r"\b(re|fw|fwd):", " ", asked.lower())
-    return re.sub(r"[\W\d_]+", " ", text).strip() or asked
+    return re.sub(dropped, " ", text).strip() or asked

@@ -45,8 +45,9 @@ class RunProgress:
         self._bar.update(self._task, completed=step, numbers=numbers)
         first_step, started = self._first = self._first or (step - 1, time.monotonic())
         if not self._console.is_terminal and (step % self._every == 0 or step == self._total):
-            left = (time.monotonic() - started) / max(1, step - first_step - 1) * (self._total - step)
-            self.note(f"step {step}/{self._total}  {numbers} · {_clock(left)} left")
+            taken = step - first_step - 1  # since the first step ended, from which time is counted
+            left = f" · {_clock((time.monotonic() - started) / taken * (self._total - step))} left" if taken else ""
+            self.note(f"step {step}/{self._total}  {numbers}{left}")
 
     def evaluated(self, step: int, loss: float, best: bool) -> None:
         self._held_out = f" · held-out {loss:.3f}"

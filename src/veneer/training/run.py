@@ -122,7 +122,7 @@ def resume(folder: str | Path, *, console: Console | None = None, **over: Any) -
 def refuse_no_run(folder: Path) -> None:
     """Raises TrainingError, with the nearest run's name, when ``folder`` is none."""
     if not (folder / CONFIG_NAME).is_file():
-        near = [str(path.parent) for path in folder.absolute().parent.glob(f"*/{CONFIG_NAME}")]
+        near = [str(path.parent) for path in folder.parent.glob(f"*/{CONFIG_NAME}")]
         raise TrainingError(f"{folder} is not a run folder: it has no {CONFIG_NAME}.{did_you_mean(str(folder), near)}")
 
 

@@ -35,7 +35,7 @@ from veneer.updates.select import (
     classification_head,
     matching_suffix,
     modules_of,
-    no_such_module,
+    no_such_modules,
     output_head,
 )
 
@@ -274,7 +274,7 @@ def _trained_whole(model: nn.Module, config: LoRA) -> dict[str, nn.Module]:
     modules = modules_of(model)
     missing = [target for target in config.train_also if not matching_suffix(target, modules)]
     if missing:
-        raise TargetError(" ".join(no_such_module(target, modules, "train_also") for target in missing))
+        raise TargetError(no_such_modules(missing, modules, "train_also"))
     found = {path: modules[path] for target in config.train_also for path in matching_suffix(target, modules)}
     for path, module in found.items():
         outer = next((other for other in found if path.startswith(f"{other}.")), None)

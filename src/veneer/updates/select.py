@@ -155,13 +155,17 @@ def _matching(targets: str | list[str], modules: dict[str, nn.Module], option: s
         return chosen
     missing = [target for target in targets if not matching_suffix(target, modules)]
     if missing:
-        raise TargetError(" ".join(no_such_module(target, modules, option) for target in missing))
+        raise TargetError(no_such_modules(missing, modules, option))
     wanted = {name for target in targets for name in matching_suffix(target, modules)}
     return [name for name in modules if name in wanted]
 
 
-def no_such_module(target: str, modules: dict[str, nn.Module], option: str) -> str:
-    """The sentence for a name that matches nothing: the nearest names, and what there is."""
+def no_such_modules(targets: list[str], modules: dict[str, nn.Module], option: str) -> str:
+    """The sentences for names that match nothing: the nearest names of each, and what there is."""
+    return " ".join([*(_no_such_module(target, modules, option) for target in targets), what_is_there(modules)])
+
+
+def _no_such_module(target: str, modules: dict[str, nn.Module], option: str) -> str:
     if set(target) & set("*+?|()[]{}^$\\"):
         return (
             f"{option} lists {target!r}, which matches no module name: inside a list an entry is a name's ending, not "
@@ -169,7 +173,7 @@ def no_such_module(target: str, modules: dict[str, nn.Module], option: str) -> s
         )
     close = nearest_modules(target, modules)
     hint = f" Nearest here: {', '.join(close)}." if close else ""
-    return f"{option} names {target!r}, which matches no module of this model.{hint} {what_is_there(modules)}"
+    return f"{option} names {target!r}, which matches no module of this model.{hint}"
 
 
 def nearest_modules(target: str, modules: dict[str, nn.Module]) -> list[str]:

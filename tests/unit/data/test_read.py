@@ -68,6 +68,7 @@ def test_any_text_survives_jsonl(tmp_path_factory, rows):
         ("d.jsonl", b"[" * 100_000, r"d.jsonl:1 is not JSON: maximum recursion depth"),
         ("d.json", b"[" * 100_000, r"d.json is not JSON that can be read: maximum recursion depth"),
         ("d.csv", b"a,b\n1,2\n1,2,3\n", r"d.csv:3 has 3 values, but the header names 2 columns; put quotes"),
+        ("d.csv", b"a,b,a\n1,2,3\n", r"d.csv:1 names the column a twice; which one is meant"),
         ("d.csv", b'a,b\n1,"2\n', r"d.csv:2 cannot be read"),
         ("d.parquet", b"PAR1", r"cannot be read as Parquet"),
         ("d.xlsx", b"PK", r"ends in .xlsx; data files end in .jsonl, .json, .csv, .tsv, .parquet"),
@@ -111,6 +112,12 @@ def test_datasets_folders_and_splits(tmp_path):
         read_rows(f"{tmp_path / 'both'}:tst")
     with pytest.raises(DataError, match="single data set without splits"):
         read_rows(f"{tmp_path / 'one'}:test")
+
+
+def test_classes_come_by_their_names(tmp_path):
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features).save_to_disk(tmp_path / "d")
+    assert [row.fields["label"] for row in read_rows(tmp_path / "d")] == ["pos", "neg"]
 
 
 def test_a_folder_of_data_files(tmp_path, monkeypatch):
