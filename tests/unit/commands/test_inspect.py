@@ -126,7 +126,11 @@ def test_what_rows_are(rows_file, tmp_path, tiny_folder, veneer_command):
     assert _json(veneer_command, folder)["rows"] == 48
     assert _json(veneer_command, tmp_path / "written")["shape"] == "text"
     assert _json(veneer_command, "bbc-topics")["rows"] == 2096
-    assert _json(veneer_command, f"{tmp_path / 'written'}", "--model", tiny_folder)["learned_tokens"] == 1
+    both = datasets.DatasetDict({name: datasets.Dataset.from_list([{"text": "ab"}] * 2) for name in ("train", "test")})
+    both.save_to_disk(tmp_path / "both")
+    found = _json(veneer_command, f"{tmp_path / 'both'}:test", "--model", tiny_folder)
+    assert found["examples"][0]["where"] == f"{tmp_path / 'both'}:test row 1"
+    assert found["learned_tokens"] == 2 * len("b|")
 
 
 def test_refusals(finished_classifier, rows_file, tmp_path, refused, tiny_folder):

@@ -57,6 +57,12 @@ def test_every_answer_of_a_conversation_is_learned():
     assert _learned(Tokeniser(tokenizer()), Example("d", messages=TALK, given=3))[1] == "ok<|end|>"
 
 
+def test_what_follows_the_last_answer_is_given_and_not_learned():
+    whole, learned = _learned(Tokeniser(tokenizer()), Example("d", messages=TALK[:4]))
+    assert whole.endswith("yo<|end|>\n<|user|>go<|end|>\n")
+    assert learned == "yo<|end|>"
+
+
 def test_a_conversation_is_what_the_template_renders():
     made = tokenizer()
     tokens = Tokeniser(made).one(Example("d", messages=TALK))
