@@ -97,10 +97,10 @@ def evaluate(run: Path, as_json: bool, **options: Any) -> None:
 @flags(GenerateOptions)
 @_JSON
 def generate(source: str, prompt: str, as_json: bool, **options: Any) -> None:
-    r"""Print what a run, an adapter or a model answers to PROMPT.
+    """Print what a run, an adapter or a model answers to PROMPT.
 
     \b
-    veneer generate runs/bbc 'Headline: Chip maker doubles its profit\nTopic:' --both
+    veneer generate runs/bbc 'Headline: Chip maker doubles its profit\\nTopic:' --both
     """
     from veneer.evaluation.verb import answer
 

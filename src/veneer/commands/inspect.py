@@ -72,13 +72,14 @@ def _run(path: Path) -> Found:
     held_out = [(record["step"], record["held_out_loss"]) for record in records if "held_out_loss" in record]
     done = steps[-1]["step"] if steps else 0
     finished = (path / "adapter" / ADAPTER_CONFIG).is_file()
+    changed = config.changed()
     values = {
         "kind": "run", "model": config.model, "data": config.data, "steps": done, "finished": finished,
-        "options": config.changed(), "held_out_loss": held_out, "checkpoints": [p.name for p in checkpoints(path)],
+        "options": changed, "held_out_loss": held_out, "checkpoints": [p.name for p in checkpoints(path)],
     }  # fmt: skip
     lines: list[Text | str] = [
-        f"run      {path}: {done} steps, {'finished' if finished else f'not finished: veneer train --resume {path}'}",
-        *(f"{name:<9}{value}" for name, value in config.changed().items()),
+        f"{'run':<24}{path}: {done} steps, {'finished' if finished else f'not finished: veneer train --resume {path}'}",
+        *(f"{name:<24}{value}" for name, value in changed.items()),
         *(f"held-out loss after step {step}: {loss:.4f}" for step, loss in held_out),
     ]
     return Found(values, lines)

@@ -164,15 +164,31 @@ class Tokeniser:
         """(tokens, whether they are an answer) in order."""
         messages = example.messages or self._as_messages(example)
         if messages:
-            for text, learned in _rendered(self.tokenizer, messages, example):
-                yield self.encode(text), learned
+            texts, learned = zip(*_rendered(self.tokenizer, messages, example), strict=True)
+            yield from zip(self._encode_in_turn(texts), learned, strict=True)
             return
         if example.prompt is None:
             yield self._opening(), False
             yield [*self.encode(example.answer), *self._end()], True
             return
-        yield [*self._opening(), *self.encode(example.prompt)], False
-        yield [*self.encode(example.answer), *(self._end() if example.answer else [])], True
+        prompt, answer = self._encode_in_turn((example.prompt, example.answer))
+        yield [*self._opening(), *prompt], False
+        yield [*answer, *(self._end() if example.answer else [])], True
+
+    def _encode_in_turn(self, texts: tuple[str, ...]) -> list[list[int]]:
+        """The tokens of texts that follow one another, those of each text apart.
+
+        Some tokenizers (Llama 2's) put a space before all that they are given, so a later text's tokens are what it
+        adds to those of the texts before it. Only where that would change these, a token across the border, are
+        they the text's own.
+        """
+        pieces: list[list[int]] = []
+        done: list[int] = []
+        for number, text in enumerate(texts, start=1):
+            ids = self.encode("".join(texts[:number]))
+            pieces.append(ids[len(done) :] if ids[: len(done)] == done else self.encode(text))
+            done += pieces[-1]
+        return pieces
 
     def _as_messages(self, example: Example) -> tuple[dict[str, Any], ...]:
         """A prompted text as a conversation, when the chat template is asked for."""

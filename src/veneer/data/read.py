@@ -169,10 +169,12 @@ def _read_data_set(source: str) -> list[Row]:
         raise DataError(f"{name} is a single data set without splits; name it without :{split}.")
     # A class that the data set keeps as a number has a name, and that is what a model can learn.
     named = {column: kind for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)}
-    return [
-        Row({**fields, **{c: kind.int2str(fields[c]) for c, kind in named.items()}}, f"{source} row {number}")
-        for number, fields in enumerate(data, start=1)
-    ]
+    rows = []
+    for number, fields in enumerate(data, start=1):
+        known = {c: kind.int2str(fields[c]) for c, kind in named.items() if fields[c] is not None and fields[c] >= 0}
+        unknown = dict.fromkeys(named.keys() - known.keys())  # -1 stands for no label
+        rows.append(Row({**fields, **unknown, **known}, f"{source} row {number}"))
+    return rows
 
 
 def _in_datasets_cache(name: str) -> bool:

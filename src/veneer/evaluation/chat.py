@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import click
 
 from veneer.commands.verbs import GenerateOptions
-from veneer.errors import ConfigError
 from veneer.evaluation.opened import open_named
 from veneer.evaluation.verb import say, sides
 
@@ -29,10 +29,22 @@ def talk(source: str, options: GenerateOptions) -> None:
         if line.strip() == "/new":
             histories = dict.fromkeys(names, ())
             continue
-        if line.startswith("/"):
-            raise ConfigError(f"There is no command {line.split()[0]!r} in a chat; there is /new.")
         for name in names:
             asked = (*histories[name], {"role": "user", "content": line.replace("\\n", "\n")})
-            text = say(opened, asked, name, options)
+            click.echo(f"{name}> ", nl=False)
+            text = say(opened, asked, name, options, on_text=_print_from_the_first_word())
+            click.echo()
             histories[name] = (*asked, {"role": "assistant", "content": text})
-            click.echo(f"{name}> {text.strip()}")
+
+
+def _print_from_the_first_word() -> Callable[[str], None]:
+    """Prints pieces of a text as they come, without the space before it."""
+    begun = False
+
+    def show(piece: str) -> None:
+        nonlocal begun
+        piece = piece if begun else piece.lstrip()
+        begun = begun or bool(piece)
+        click.echo(piece, nl=False)
+
+    return show

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -53,13 +54,20 @@ class Comparison:
 
 
 def compare(
-    model: Any, tokeniser: Tokeniser, examples: list[Example], *, exact_match: bool = False, batch_size: int = 16
+    model: Any,
+    tokeniser: Tokeniser,
+    examples: list[Example],
+    *,
+    seen: Sequence[Example] = (),
+    exact_match: bool = False,
+    batch_size: int = 16,
 ) -> Comparison:
     """Measure ``examples`` without and with the active adapters.
 
-    Choice accuracy is measured where the answers are few; exact match where they are not, or when asked for.
+    Choice accuracy is measured where the answers are few, those of the rows ``seen`` in training too; exact match
+    where they are not, or when asked for.
     """
-    choices = list(tokeniser.classes) or choices_of(examples)
+    choices = list(tokeniser.classes) or choices_of([*seen, *examples])
     exact = (exact_match or not choices) and not tokeniser.classes and _have_answers(examples)
     with disabled(model):
         base = measure(model, tokeniser, examples, choices, exact, batch_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,27 +19,53 @@ MOST_CHOICES = 20
 def choices_of(examples: list[Example]) -> list[str]:
     """The distinct answers, when they are few enough to choose among (each given several times); else none.
 
-    Twenty at most, five rows for each on average.
+    Twenty at most, five rows for each on average. Answers that differ in space around them are one.
     """
     if any(example.prompt is None for example in examples):
         return []
-    answers = sorted({example.answer for example in examples})
-    return answers if 1 < len(answers) <= min(MOST_CHOICES, len(examples) // 5) else []
+    answers = {class_of(example): example.answer for example in sorted(examples, key=lambda e: e.answer, reverse=True)}
+    return sorted(answers.values()) if 1 < len(answers) <= min(MOST_CHOICES, len(examples) // 5) else []
 
 
 @torch.no_grad()
 def choose(model: Any, tokeniser: Tokeniser, examples: list[Example], choices: list[str], batch_size: int) -> list[str]:
-    """The most likely of ``choices`` after each example's prompt, by the sum of its tokens' log-likelihoods."""
+    """The most likely of ``choices`` after each example's prompt, by the sum of its tokens' log-likelihoods.
+
+    Each choice has the tokens that it is trained on. Its end token counts only where one choice's tokens begin
+    another's ("no", "no way"), of which the longer one could never be the likelier.
+    """
     if tokeniser.classes:
         return _classify(model, tokeniser, examples, batch_size)
-    answers = [tokeniser.encode(choice.strip() if tokeniser.seq2seq else choice) for choice in choices]
-    prompts = [tokeniser.prompt(example)[-tokeniser.max_length :] for example in examples]
-    if not tokeniser.seq2seq and all(len(answer) == 1 for answer in answers):
-        scores = _first_token(model, tokeniser, prompts, [answer[0] for answer in answers], batch_size)
+    rows = _rows(tokeniser, examples, choices)
+    if not tokeniser.seq2seq and all(row.learned == 1 for row in rows):
+        scores = _first_token(model, tokeniser, rows[:: len(choices)], rows, batch_size)
     else:
-        rows = [_row(prompt, answer, tokeniser.seq2seq) for prompt in prompts for answer in answers]
-        scores = _log_likelihoods(model, tokeniser, rows, batch_size).view(len(prompts), len(answers))
-    return [choices[i] for i in scores.argmax(dim=1).tolist()]
+        scores = _log_likelihoods(model, tokeniser, rows, batch_size)
+    return [choices[i] for i in scores.view(len(examples), len(choices)).argmax(dim=1).tolist()]
+
+
+def _rows(tokeniser: Tokeniser, examples: list[Example], choices: list[str]) -> list[Tokens]:
+    """(examples · choices) rows, of which the choice is learned."""
+    answers = replace(tokeniser, learn="answer")
+    ends, limit = set(tokeniser.ends()), tokeniser.max_length
+    rows = [answers.one(replace(example, answer=choice)) for example in examples for choice in choices]
+    whole = [[label for label in row.labels if label != IGNORE] for row in rows]
+    bare = [answer[:-1] if len(answer) > 1 and answer[-1] in ends else answer for answer in whole]
+    ambiguous = any(_one_begins_another(bare[i : i + len(choices)]) for i in range(0, len(bare), len(choices)))
+    scored = whole if ambiguous else bare
+    if tokeniser.seq2seq:
+        return [Tokens(row.ids[-limit:], answer, "") for row, answer in zip(rows, scored, strict=True)]
+    found = []
+    for row, answer in zip(rows, scored, strict=True):
+        start = next(i for i, label in enumerate(row.labels) if label != IGNORE)
+        ids = [*row.ids[:start], *answer][-limit:]  # of a long prompt the end is kept
+        found.append(Tokens(ids, [IGNORE] * (len(ids) - len(answer)) + answer, ""))
+    return found
+
+
+def _one_begins_another(answers: list[list[int]]) -> bool:
+    ordered = sorted(answers)
+    return any(longer[: len(shorter)] == shorter for shorter, longer in pairwise(ordered))
 
 
 def accuracy(chosen: list[str], examples: list[Example]) -> float:
@@ -47,22 +74,17 @@ def accuracy(chosen: list[str], examples: list[Example]) -> float:
     return right / len(examples)
 
 
-def _row(prompt: list[int], answer: list[int], seq2seq: bool) -> Tokens:
-    if seq2seq:
-        return Tokens(prompt, answer, "")
-    return Tokens(prompt + answer, [IGNORE] * len(prompt) + answer, "")
-
-
-def _first_token(model: Any, tokeniser: Tokeniser, prompts: list[list[int]], tokens: list[int], size: int) -> Tensor:
-    """(prompts, tokens) logits after each prompt: one pass tells all choices of one token."""
-    scores = torch.empty(len(prompts), len(tokens))
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+def _first_token(model: Any, tokeniser: Tokeniser, asked: list[Tokens], rows: list[Tokens], size: int) -> Tensor:
+    """(rows,) logits of the last token of ``rows``: one pass for ``asked``, a row of each prompt, tells all of them."""
+    scores = torch.empty(len(asked), len(rows) // len(asked))
+    answers = torch.tensor([row.ids[-1] for row in rows]).view(scores.shape)
+    order = sorted(range(len(asked)), key=lambda i: len(asked[i].ids))
     for start in range(0, len(order), size):
         part = order[start : start + size]
-        batch = _on(model, collate([Tokens(prompts[i], [IGNORE] * len(prompts[i]), "") for i in part], tokeniser.pad))
+        batch = _on(model, collate([asked[i] for i in part], tokeniser.pad))
         logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-        last = logits[torch.arange(len(part)), batch.mask.sum(dim=1) - 1]
-        scores[part] = last[:, tokens].float().cpu()
+        before = logits[torch.arange(len(part)), batch.mask.sum(dim=1) - 2].float().cpu()
+        scores[part] = before.gather(1, answers[part])
     return scores
 
 

@@ -11,8 +11,8 @@ from veneer.data.labels import Tokeniser
 from veneer.errors import AdapterFileError, TrainingError
 from veneer.frozen.load import load
 from veneer.training.config import CONFIG_NAME, TrainConfig
-from veneer.training.prepare import Prepared, prepare
-from veneer.training.run import ADAPTER
+from veneer.training.prepare import Prepared, prepare, tokeniser_of
+from veneer.training.run import ADAPTER, ROWS
 from veneer.updates.adapter_file import load_adapter
 from veneer.updates.peft_config import CONFIG_NAME as ADAPTER_CONFIG
 from veneer.updates.peft_config import from_peft
@@ -27,29 +27,41 @@ class Opened:
 
 
 def open_named(source: str | Path) -> Opened:
-    """A run folder, a PEFT adapter folder (over the base that it names), or anything that `load` takes."""
+    """A run folder, a PEFT adapter folder (over the base that it names), or anything that `load` takes.
+
+    A run's rows are not needed, and need not be there any more.
+    """
     path = Path(source)
     if (path / CONFIG_NAME).is_file():
-        prepared = open_run(path)
-        chat = prepared.config.template == "chat" or bool(prepared.train[0].messages)
-        return Opened(prepared.model, prepared.tokeniser, True, chat)
-    if (path / ADAPTER_CONFIG).is_file():
-        model, tokenizer = load(_base_of(path))
+        return _run(path)
+    adapted = (path / ADAPTER_CONFIG).is_file()
+    model, tokenizer = load(_base_of(path) if adapted else source)
+    if adapted:
         load_adapter(model, path)
-    else:
-        model, tokenizer = load(source)
-    tokeniser = Tokeniser(tokenizer, seq2seq=bool(getattr(model.config, "is_encoder_decoder", False)))
-    return Opened(model, tokeniser, (path / ADAPTER_CONFIG).is_file(), bool(tokenizer.chat_template))
+    return Opened(model, tokeniser_of(model, tokenizer), adapted, bool(tokenizer.chat_template))
 
 
-def open_run(folder: Path, **over: Any) -> Prepared:
+def open_run(folder: Path) -> Prepared:
     """A finished run's base with its adapter on it, and its rows."""
-    config = TrainConfig.read(folder / CONFIG_NAME, **over)
-    if not (folder / ADAPTER / ADAPTER_CONFIG).is_file():
-        raise TrainingError(f"{folder} has no adapter yet; finish the run: veneer train --resume {folder}")
+    config = _finished(folder)
     prepared = prepare(config)
     load_adapter(prepared.model, folder / ADAPTER)
     return prepared
+
+
+def _run(folder: Path) -> Opened:
+    config = _finished(folder)
+    rows = json.loads((folder / ROWS).read_text(encoding="utf-8"))
+    model, tokenizer = load(config.model, config.storage, task=config.task, labels=rows["classes"] or None)
+    load_adapter(model, folder / ADAPTER)
+    chat = config.template == "chat" or bool(rows["conversations"])
+    return Opened(model, tokeniser_of(model, tokenizer, config), True, chat)
+
+
+def _finished(folder: Path) -> TrainConfig:
+    if not (folder / ADAPTER / ADAPTER_CONFIG).is_file():
+        raise TrainingError(f"{folder} has no adapter yet; finish the run: veneer train --resume {folder}")
+    return TrainConfig.read(folder / CONFIG_NAME)
 
 
 def _base_of(folder: Path) -> str:

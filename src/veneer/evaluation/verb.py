@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from veneer.commands.verbs import EvaluateOptions, GenerateOptions, MergeOptions
@@ -16,6 +17,7 @@ from veneer.evaluation.opened import Opened, open_named, open_run
 from veneer.files import atomic_folder, write_text
 from veneer.frozen.load import STORAGES, quiet
 from veneer.training.preflight import check_writable
+from veneer.training.prepare import Prepared
 from veneer.training.run import refuse_no_run
 from veneer.updates.attach import disabled
 from veneer.updates.merge import merge
@@ -26,13 +28,18 @@ _ASKED = "The question"  # where a prompt stands, in a message about it
 def evaluate_run(folder: Path, options: EvaluateOptions) -> Comparison:
     """Measure a finished run's base and adapter; the figures are written to its evaluation.json, too."""
     refuse_no_run(folder)
-    prepared = open_run(folder)
-    rows = to_examples(read_rows(options.data)).items if options.data else prepared.held_out
+    opened: Opened | Prepared
+    if options.data:
+        opened, rows, seen = open_named(folder), to_examples(read_rows(options.data)).items, []
+    else:
+        opened = open_run(folder)
+        rows, seen = opened.held_out, opened.train
     if not rows:
         raise DataError(f"{folder} was trained without held-out rows; give some with --data.")
     comparison = compare(
-        prepared.model, prepared.tokeniser, rows, exact_match=options.exact_match, batch_size=options.batch_size
-    )
+        opened.model, opened.tokeniser, rows, seen=seen, exact_match=options.exact_match,
+        batch_size=options.batch_size,
+    )  # fmt: skip
     write_text(folder / "evaluation.json", json.dumps(comparison.as_json(), indent=2) + "\n")
     return comparison
 
@@ -54,20 +61,26 @@ def sides(opened: Opened, options: GenerateOptions) -> list[str]:
     return ["base", "adapter"] if options.both else ["base"] if options.base else ["adapter"]
 
 
-def say(opened: Opened, messages: tuple[dict[str, str], ...], side: str, options: GenerateOptions) -> str:
+def say(
+    opened: Opened, messages: tuple[dict[str, str], ...], side: str, options: GenerateOptions,
+    on_text: Callable[[str], None] | None = None,
+) -> str:  # fmt: skip
     """The answer of one side ("base" is without the adapter) to a conversation, or to its last message alone where
-    no chat template is used."""
+    no chat template is used. ``on_text`` is told each piece of it as it comes."""
     if side == "base":
         with disabled(opened.model):
-            return say(opened, messages, "model", options)
+            return say(opened, messages, "model", options, on_text)
     tokeniser, prompt = opened.tokeniser, messages[-1]["content"]
     if tokeniser.classes:
-        return choose(opened.model, tokeniser, [Example(_ASKED, prompt=prompt)], list(tokeniser.classes), 1)[0]
+        (name,) = choose(opened.model, tokeniser, [Example(_ASKED, prompt=prompt)], list(tokeniser.classes), 1)
+        if on_text is not None:
+            on_text(name)
+        return name
     chat = opened.chat if options.template == "auto" else options.template == "chat"
     ids = tokeniser.turn(messages) if chat else tokeniser.prompt(Example(_ASKED, prompt=prompt, answer="a"))
     (text,) = generate(
         opened.model, tokeniser, [ids], max_new_tokens=options.max_new_tokens, temperature=options.temperature,
-        seed=options.seed,
+        seed=options.seed, on_text=on_text,
     )  # fmt: skip
     return text
 

@@ -25,6 +25,7 @@ class Prepared:
     tokeniser: Tokeniser
     train: list[Example]
     held_out: list[Example]
+    shape: str
     notes: list[str] = field(default_factory=list)
 
 
@@ -41,19 +42,26 @@ def prepare(config: TrainConfig, model: Any = None, tokenizer: Any = None) -> Pr
     classes = sorted({class_of(example) for example in train_rows}) if _wants_classes(config, model) else []
     if model is None:
         model, tokenizer = load(config.model, config.storage, task=config.task, labels=classes or None)
-    names = model.config.id2label if type(model).__name__.endswith("ForSequenceClassification") else {}
-    tokeniser = Tokeniser(
-        tokenizer,
-        config.template,
-        config.learn,
-        _max_length(config, model),
-        seq2seq=bool(getattr(model.config, "is_encoder_decoder", False)),
-        classes=tuple(names[i] for i in sorted(names)),
-    )
-    prepared = Prepared(config, model, tokenizer, tokeniser, train_rows, held_out)
+    tokeniser = tokeniser_of(model, tokenizer, config)
+    prepared = Prepared(config, model, tokenizer, tokeniser, train_rows, held_out, examples.shape)
     if examples.unused:
         prepared.notes.append(f"Columns not used ({examples.shape} rows): {', '.join(examples.unused)}.")
     return prepared
+
+
+def tokeniser_of(model: Any, tokenizer: Any, config: TrainConfig | None = None) -> Tokeniser:
+    """How examples become this model's tokens, as a run's options say, or by their defaults."""
+    names = model.config.id2label if type(model).__name__.endswith("ForSequenceClassification") else {}
+    fields = TrainConfig.model_fields
+    template, learn, longest = (
+        getattr(config, name) if config is not None else fields[name].default
+        for name in ("template", "learn", "max_length")
+    )
+    return Tokeniser(
+        tokenizer, template, learn, _max_length(longest, model),
+        seq2seq=bool(getattr(model.config, "is_encoder_decoder", False)),
+        classes=tuple(names[i] for i in sorted(names)),
+    )  # fmt: skip
 
 
 def _wants_classes(config: TrainConfig, model: Any) -> bool:
@@ -63,7 +71,7 @@ def _wants_classes(config: TrainConfig, model: Any) -> bool:
     return config.task == "classification"
 
 
-def _max_length(config: TrainConfig, model: Any) -> int:
-    """max_length, or what the model has positions for when that is less."""
+def _max_length(wanted: int, model: Any) -> int:
+    """``wanted``, or what the model has positions for when that is less."""
     positions = getattr(model.config, "max_position_embeddings", None)
-    return min(config.max_length, positions) if isinstance(positions, int) and positions > 0 else config.max_length
+    return min(wanted, positions) if isinstance(positions, int) and positions > 0 else wanted

@@ -1,6 +1,6 @@
 """A run from its options to its folder, and a run that goes on where it was.
 
-run/  config.yaml  environment.json  metrics.jsonl  adapter/  best/  checkpoints/step-000200/
+run/  config.yaml  rows.json  environment.json  metrics.jsonl  adapter/  best/  checkpoints/step-000200/
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from veneer.updates.attach import adapters_of, attach
 from veneer.updates.trainable import trainable
 
 ADAPTER = "adapter"
+ROWS = "rows.json"
 # What a resumed run may change: nothing that would make its past another run's.
 RESUMABLE = (
     *("steps", "epochs", "learning_rate", "schedule", "warmup", "weight_decay", "clip", "micro_batch_size"),
@@ -163,6 +164,7 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
             # The seed does not give this start again. Before config.yaml, which makes the folder a run to resume.
             save_checkpoint(folder, model, optimizer, state, config.keep_checkpoints)
         config.write(folder)
+        write_text(folder / ROWS, json.dumps(_rows(prepared), indent=2) + "\n")
         write_text(folder / "environment.json", json.dumps(_environment(), indent=2) + "\n")
         metrics = Metrics(folder, state.step)
         with (
@@ -272,6 +274,17 @@ def _refuse_unknown_tokens(model: Any, rows: list[Tokens]) -> None:
 def _digest(rows: list[Tokens]) -> str:
     text = json.dumps([(row.ids, row.labels) for row in rows])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _rows(prepared: Prepared) -> dict[str, Any]:
+    """What the rows were, so that the run's model is opened without them."""
+    return {
+        "shape": prepared.shape,
+        "train": len(prepared.train),
+        "held_out": len(prepared.held_out),
+        "conversations": any(example.messages for example in prepared.train),
+        "classes": list(prepared.tokeniser.classes),
+    }
 
 
 def _environment() -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 
 import pytest
 
@@ -144,10 +146,26 @@ def test_chat_keeps_a_history_for_each_side(conversing, veneer_command):
     assert [text.strip() for text in said(both, "adapter")] == ["yo", "two"]
 
 
-def test_chat_refuses_a_command_it_does_not_have(conversing, veneer_command):
-    done = veneer_command("chat", conversing, stdin="/quit now\n")
-    assert done.code == 1
-    assert done.err == "Error: There is no command '/quit' in a chat; there is /new.\n"
+def test_a_question_may_begin_with_a_slash(conversing, veneer_command):
+    done = veneer_command("chat", conversing, stdin="/etc/hosts is what?\n")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("you> adapter> ")
+
+
+def test_a_run_is_opened_after_its_rows_have_moved(conversing, veneer_command, tmp_path):
+    run = shutil.copytree(conversing, tmp_path / "run")
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(re.sub(r"(?m)^data: .*$", "data: moved.jsonl", config))
+    there, moved = (veneer_command("generate", folder, "hi") for folder in (conversing, run))
+    assert (moved.code, moved.out) == (0, there.out)
+    assert veneer_command("evaluate", run).err.startswith("Error: There is no file moved.jsonl.")
+
+
+def test_a_merged_classifier_names_the_class(finished_classifier, veneer_command, tmp_path):
+    assert veneer_command("merge", finished_classifier, tmp_path / "merged").code == 0
+    run, merged = (veneer_command("generate", s, "bat:") for s in (finished_classifier, tmp_path / "merged"))
+    assert (run.code, run.out) == (0, merged.out)
+    assert run.out.strip() in ("yes", "no")
 
 
 def test_a_chat_with_a_model_that_has_no_template(tmp_path, tiny_folder, refused):

@@ -58,8 +58,8 @@ def test_a_run(finished_run, veneer_command, tmp_path):
     shutil.rmtree(run / "adapter")
     (run / "metrics.jsonl").unlink()
     lines = veneer_command("inspect", run).out.splitlines()
-    assert lines[0] == f"run      {run}: 0 steps, not finished: veneer train --resume {run}"
-    assert "steps    100" in lines
+    assert lines[0] == f"{'run':<24}{run}: 0 steps, not finished: veneer train --resume {run}"
+    assert f"{'steps':<24}100" in lines
 
 
 def test_rows(rows_file, veneer_command):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
 from tokens import tokenizer
 from veneer.data.formats import Example
@@ -181,3 +182,13 @@ def test_any_prompt_and_answer(prompt, answer):
     assert tokens.labels[:start] == [IGNORE] * start
     assert tokens.labels[start:] == tokens.ids[start:]
     assert tokens.ids[-1] == tokeniser.tokenizer.eos_token_id
+
+
+def test_a_tokenizer_that_puts_a_space_before_every_text_puts_none_before_the_answer():
+    """As Llama 2's does; the model, asked with the prompt's tokens, goes on without one."""
+    made = tokenizer()
+    made.backend_tokenizer.normalizer = normalizers.Prepend("_")
+    tokeniser = Tokeniser(made)
+    assert _learned(tokeniser, Example("d", prompt="Is it so:", answer=" ok"))[1] == " ok<|end|>"
+    whole = made.apply_chat_template(list(TALK), tokenize=False)
+    assert tokeniser.one(Example("d", messages=TALK)).ids == tokeniser.encode(whole.removesuffix("\n"))

@@ -116,8 +116,10 @@ def test_datasets_folders_and_splits(tmp_path):
 
 def test_classes_come_by_their_names(tmp_path):
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
-    datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features).save_to_disk(tmp_path / "d")
-    assert [row.fields["label"] for row in read_rows(tmp_path / "d")] == ["pos", "neg"]
+    datasets.Dataset.from_dict({"text": list("abcd"), "label": [1, 0, -1, None]}, features=features).save_to_disk(
+        tmp_path / "d"
+    )
+    assert [row.fields["label"] for row in read_rows(tmp_path / "d")] == ["pos", "neg", None, None]
 
 
 def test_a_folder_of_data_files(tmp_path, monkeypatch):

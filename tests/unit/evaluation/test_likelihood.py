@@ -9,8 +9,10 @@ import transformers as tf
 import veneer
 from tokens import tokenizer
 from veneer.data.formats import Example
-from veneer.data.labels import Tokeniser
+from veneer.data.labels import IGNORE, Tokeniser
+from veneer.evaluation import likelihood
 from veneer.evaluation.likelihood import MOST_CHOICES, accuracy, choices_of, choose
+from veneer.training.loss import Loss
 
 pytestmark = pytest.mark.unit
 
@@ -72,7 +74,7 @@ def test_the_likeliest_choice(kind, choices, size, request):
 def test_a_long_prompt_keeps_its_end(causal):
     model, tokeniser = causal
     short = Tokeniser(tokeniser.tokenizer, max_length=4)
-    cut = [Example("d", prompt=prompt[-4:], answer="a") for prompt in PROMPTS]
+    cut = [Example("d", prompt=prompt[-3:], answer="a") for prompt in PROMPTS]
     choices = ["a", "b", "c", "d"]
     assert choose(model, short, _examples(), choices, 4) == choose(model, tokeniser, cut, choices, 4)
 
@@ -90,6 +92,31 @@ def test_a_classifiers_choice_does_not_depend_on_the_label(tiny_encoder):
         assert choose(model, tokeniser, _examples(answers), ["bad", "good"], 3) == wanted
 
 
+@pytest.mark.parametrize("right", [" no", " no way"])
+def test_a_label_that_begins_another_is_chosen_by_its_end(right, tiny_folder):
+    """Without the end token the shorter one would always be the likelier."""
+    model, made = veneer.load(tiny_folder)
+    tokeniser = Tokeniser(made)
+    learned = tokeniser.one(Example("d", prompt="so?", answer=right))
+    loss = Loss(model, tokeniser.pad, learned, kind="causal")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss([learned]).backward()
+        optimizer.step()
+    asked = [Example("d", prompt="so?", answer=right)]
+    assert choose(model, tokeniser, asked, [" no", " no way"], 4) == [right]
+
+
+def test_choices_have_the_tokens_that_are_trained():
+    """In the chat template an answer has no space before it."""
+    tokeniser, example = Tokeniser(tokenizer(), template="chat"), Example("d", prompt="so?", answer=" yes")
+    row = tokeniser.one(example)
+    trained = [label for label in row.labels if label != IGNORE]
+    scored = [likelihood._rows(tokeniser, [example], choices)[0] for choices in ([" yes", " no"], [" yes", " yes!"])]
+    assert [[label for label in found.labels if label != IGNORE] for found in scored] == [trained[:-1], trained]
+
+
 def test_accuracy_is_the_share_of_right_answers():
     examples = _examples((" a", " b"))
     assert accuracy([" a"] * len(examples), examples) == pytest.approx(4 / 7)
@@ -101,6 +128,8 @@ def test_when_there_are_choices_to_choose_among():
         return [Example("d", prompt="q", answer=f" {i % answers}") for i in range(count)]
 
     assert choices_of(rows(10, 2)) == [" 0", " 1"]
+    spaced = [Example("d", prompt="q", answer=answer) for answer in (" 0", "0 ", " 1", "0", "1") * 2]
+    assert choices_of(spaced) == [" 0", " 1"], "space around an answer makes no other answer"
     assert choices_of(rows(9, 2)) == [], "five rows for each, on average"
     assert choices_of(rows(100, 1)) == []
     assert len(choices_of(rows(500, MOST_CHOICES))) == MOST_CHOICES
