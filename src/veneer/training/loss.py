@@ -15,8 +15,10 @@ from torch.autograd.function import once_differentiable
 
 from veneer.data.labels import IGNORE, Tokens
 from veneer.training.batches import Batch, by_length, collate
+from veneer.updates.layers import AdaptedLinear
 
-_CHUNK = 2**22  # logits of a chunk: 16 MB in fp32
+_CHUNK = 2**23  # logits of a chunk: 32 MB in fp32
+_ROWS = 8  # of a chunk that are normalised together: 1.5 MB for a vocabulary of 49,152
 
 
 class Loss:
@@ -77,7 +79,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, head: Any, labels: Tensor, hidden: Tensor, *trained: Tensor) -> Tensor:
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
-        total = torch.zeros((), device=hidden.device)
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)  # a sum of many parts
         grads = [torch.zeros_like(parameter) for parameter in trained]
         grad_hidden = torch.empty_like(hidden) if 0 in wanted else None
         count = max(1, _CHUNK // head.weight.shape[0])
@@ -86,7 +88,9 @@ class _ChunkedLoss(torch.autograd.Function):
             chunk = hidden[rows].detach().requires_grad_(0 in wanted)
             with torch.enable_grad() if wanted else torch.no_grad():
                 logits = head(chunk)
-            loss, grad_logits = _cross_entropy(logits.detach(), labels[rows])
+            # A linear head keeps no copy of its logits, so that they may be overwritten; another one might.
+            own = logits.detach() if type(head) in (nn.Linear, AdaptedLinear) else logits.detach().clone()
+            loss, grad_logits = _cross_entropy(own, labels[rows])
             total += loss
             leaves = [chunk, *trained]
             found = (
@@ -101,7 +105,7 @@ class _ChunkedLoss(torch.autograd.Function):
                     grads[i - 1] += grad
         ctx.save_for_backward(*(tensor for tensor in [grad_hidden, *grads] if tensor is not None))
         ctx.has_hidden = grad_hidden is not None
-        return total
+        return total.float()
 
     @staticmethod
     @once_differentiable
@@ -111,13 +115,19 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ −log softmax(logits)[label], fp32 (), and its gradient softmax(logits) − onehot(label), like logits."""
-    log_probabilities = F.log_softmax(logits, dim=-1, dtype=torch.float32)
-    places = labels.unsqueeze(-1)
-    loss = -log_probabilities.gather(-1, places).sum()
-    grad = log_probabilities.exp_()
-    grad.scatter_add_(-1, places, torch.full_like(places, -1, dtype=grad.dtype))
-    return loss, grad.to(logits.dtype)
+    """Σ −log softmax(logits)[label], fp64 (), and its gradient softmax(logits) − onehot(label).
+
+    The gradient takes the place of ``logits`` (n, vocabulary) where they are fp32. A few rows at a time, which stay in
+    the cache from pass to pass.
+    """
+    exact = logits.float()
+    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    for block, places in zip(torch.split(exact, _ROWS), torch.split(labels[:, None], _ROWS), strict=True):
+        picked, largest = block.gather(-1, places), block.amax(-1, keepdim=True)
+        sums = block.sub_(largest).exp_().sum(-1, keepdim=True)
+        total += (sums.log() + largest - picked).sum()
+        block.div_(sums).scatter_add_(-1, places, torch.full_like(picked, -1))
+    return total, exact.to(logits.dtype)
 
 
 def _sum(logits: Tensor, labels: Tensor) -> Tensor:
