@@ -15,7 +15,8 @@ from veneer.evaluation.generate import generate
 from veneer.evaluation.likelihood import choose
 from veneer.evaluation.opened import Opened, open_named, open_run
 from veneer.files import atomic_folder, write_text
-from veneer.frozen.load import STORAGES, quiet
+from veneer.frozen.layers import DTYPES
+from veneer.frozen.load import quiet
 from veneer.training.preflight import check_writable
 from veneer.training.prepare import Prepared
 from veneer.training.run import refuse_no_run
@@ -94,7 +95,7 @@ def merge_to(source: str, out: Path, options: MergeOptions) -> None:
     if not opened.adapted:
         raise ModelError(f"{source} is a model, not a run or an adapter: there is nothing to merge.")
     merge(opened.model, reversible=False)
-    opened.model.to(STORAGES[options.storage])
+    opened.model.to(DTYPES[options.storage])
     with atomic_folder(out) as folder, quiet():
         opened.model.save_pretrained(folder)
         opened.tokeniser.tokenizer.save_pretrained(folder)
