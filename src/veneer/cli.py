@@ -11,7 +11,7 @@ import click
 
 from veneer import __version__
 from veneer.commands.options import flags, given
-from veneer.commands.verbs import EvaluateOptions, GenerateOptions, InspectOptions, MergeOptions
+from veneer.commands.verbs import EvaluateOptions, GenerateOptions, InspectOptions, MergeOptions, QuantizeOptions
 from veneer.errors import ConfigError, VeneerError, did_you_mean
 from veneer.training.config import TrainConfig, read_yaml
 
@@ -132,6 +132,21 @@ def merge(run: str, out: Path, **options: Any) -> None:
 
     merge_to(run, out, MergeOptions(**given(options)))
     click.echo(f"Merged model written to {out}. Next: veneer chat {out}")
+
+
+@cli.command(short_help="Keep a model in 4 bits: a bitsandbytes checkpoint comes out.")
+@click.argument("model")
+@click.argument("out", type=click.Path(path_type=Path))
+@flags(QuantizeOptions, first=("storage",))
+def quantize(model: str, out: Path, **options: Any) -> None:
+    """Write MODEL with its linear layers in 4 bits to the folder OUT, tokenizer included.
+
+    transformers loads the folder where bitsandbytes is installed; Veneer maps it into memory and reads no weight twice.
+    """
+    from veneer.evaluation.verb import quantise_to
+
+    quantise_to(model, out, QuantizeOptions(**given(options)))
+    click.echo(f"Quantised model written to {out}. Next: veneer train --model {out}")
 
 
 @cli.command(short_help="What is in a model, an adapter, a run, or rows.")

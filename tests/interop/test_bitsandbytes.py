@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from veneer.frozen.blockwise import NESTED_BLOCK, Panel, dense, quantise
+from veneer.frozen.blockwise import NESTED_BLOCK, dense, expand, quantise
 from veneer.frozen.codebook import codebook, dynamic8
 from veneer.frozen.config import BLOCK_SIZES
 
@@ -106,7 +106,7 @@ def test_what_comes_back_is_what_they_give_back(shape):
     """
     weight = _weight(shape)
     codes, state = _theirs(weight, nested=False)
-    ours = Panel().expand(quantise(weight), state.absmax, 0, shape[0], torch.float32)
+    ours = expand(quantise(weight), state.absmax, 0, shape[0], torch.float32)
     assert torch.equal(ours, functional.dequantize_4bit(codes, state))
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from veneer.frozen.config import BlockwiseOptions
 from veneer.options import Options
 
 
@@ -36,6 +37,12 @@ class MergeOptions(Options):
     """veneer merge RUN OUT"""
 
     storage: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Type of the merged weights on disk.")
+
+
+class QuantizeOptions(BlockwiseOptions):
+    """veneer quantize MODEL OUT"""
+
+    storage: Literal["nf4", "fp4"] = Field("nf4", description="How the linear layers are kept.")
 
 
 class InspectOptions(Options):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from veneer.commands.verbs import EvaluateOptions, GenerateOptions, MergeOptions
+from veneer.commands.verbs import EvaluateOptions, GenerateOptions, MergeOptions, QuantizeOptions
 from veneer.data.formats import Example, to_examples
 from veneer.data.read import read_rows
 from veneer.errors import ConfigError, DataError, ModelError
@@ -15,8 +15,9 @@ from veneer.evaluation.generate import generate
 from veneer.evaluation.likelihood import choose
 from veneer.evaluation.opened import Opened, open_named, open_run
 from veneer.files import atomic_folder, write_text
+from veneer.frozen.bnb_file import write_folder
 from veneer.frozen.layers import DTYPES
-from veneer.frozen.load import quiet
+from veneer.frozen.load import dtype_of, load, quiet
 from veneer.training.preflight import check_writable
 from veneer.training.prepare import Prepared
 from veneer.training.run import refuse_no_run
@@ -86,11 +87,24 @@ def say(
     return text
 
 
-def merge_to(source: str, out: Path, options: MergeOptions) -> None:
-    """Write a run's or an adapter's base with the adapter folded in, as a transformers folder."""
+def quantise_to(source: str, out: Path, options: QuantizeOptions) -> None:
+    """Write a model with its linear layers in 4 bits, as a folder that transformers loads with bitsandbytes."""
+    _refuse_taken(out)
+    model, tokenizer = load(source, **options.model_dump())
+    with atomic_folder(out) as folder, quiet():
+        write_folder(model, folder, dtype_of(source))
+        tokenizer.save_pretrained(folder)
+
+
+def _refuse_taken(out: Path) -> None:
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise ModelError(f"{out} exists and is not an empty folder; choose a new one.")
     check_writable(out)
+
+
+def merge_to(source: str, out: Path, options: MergeOptions) -> None:
+    """Write a run's or an adapter's base with the adapter folded in, as a transformers folder."""
+    _refuse_taken(out)
     opened = open_named(source)
     if not opened.adapted:
         raise ModelError(f"{source} is a model, not a run or an adapter: there is nothing to merge.")

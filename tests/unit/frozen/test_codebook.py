@@ -36,7 +36,11 @@ def test_the_integers_are_symmetric(storage, largest):
 @pytest.mark.parametrize("storage", ["nf4", "fp4", "int4", "int8", "dynamic8"])
 def test_every_value_is_nearest_to_itself_and_a_tie_goes_to_the_lower_one(storage):
     table = dynamic8() if storage == "dynamic8" else codebook(storage)
-    nearest = search(storage).nearest
+
+    def nearest(values):
+        places = torch.empty(len(values), dtype=torch.int32)
+        return search(storage).nearest(values, places, torch.empty(len(values), dtype=torch.uint8))
+
     assert torch.equal(table[nearest(table).long()], table)
     ascending = table.unique()
     between = (ascending[:-1] + ascending[1:]) / 2
