@@ -125,12 +125,18 @@ def chat(source: str, **options: Any) -> None:
 @cli.command(short_help="Fold an adapter into its base: a plain model comes out.")
 @click.argument("run", metavar="RUN|ADAPTER")
 @click.argument("out", type=click.Path(path_type=Path))
-@flags(MergeOptions)
+@flags(MergeOptions, first=("storage", "check"))
 def merge(run: str, out: Path, **options: Any) -> None:
-    """Write base and adapter as one transformers model to the folder OUT, tokenizer included."""
+    """Write base and adapter as one transformers model to the folder OUT, tokenizer included.
+
+    In nf4 or fp4 it is a bitsandbytes checkpoint; how far that moves its predictions is told.
+    """
     from veneer.evaluation.verb import merge_to
 
-    merge_to(run, out, MergeOptions(**given(options)))
+    asked = MergeOptions(**given(options))
+    moved = merge_to(run, out, asked)
+    if moved is not None:
+        click.echo(moved.sentence(asked.storage))
     click.echo(f"Merged model written to {out}. Next: veneer chat {out}")
 
 

@@ -33,10 +33,15 @@ class GenerateOptions(Options):
     both: bool = Field(False, description="Base and adapter side by side.")
 
 
-class MergeOptions(Options):
+class MergeOptions(BlockwiseOptions):
     """veneer merge RUN OUT"""
 
-    storage: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Type of the merged weights on disk.")
+    storage: Literal["fp32", "bf16", "fp16", "nf4", "fp4"] = Field(
+        "fp32", description="How the merged weights are kept on disk."
+    )
+    check: str | None = Field(
+        None, description="Rows on which to measure what nf4 or fp4 changes. Default: the run's held-out rows."
+    )
 
 
 class QuantizeOptions(BlockwiseOptions):

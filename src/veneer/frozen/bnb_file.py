@@ -137,9 +137,17 @@ def weight_tensors(layer: QuantisedLinear, name: str, dtype: torch.dtype) -> dic
 def write_folder(model: Any, folder: Path, dtype: torch.dtype) -> None:
     """A model with layers in nf4 or fp4 as a folder that transformers loads with bitsandbytes.
 
-    What is not kept in codes is written in ``dtype``.
+    What is not kept in codes is written in ``dtype``. Raises ModelError for a model of which transformers would not
+    load some of the codes.
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, QuantisedLinear)}
+    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    never = sorted({name.rpartition(".")[2] for name in layers if kept & set(name.split("."))})
+    if never:
+        raise ModelError(
+            f"transformers keeps {', '.join(never)} of a {type(model).__name__} in fp32, so that it would not find "
+            f"their codes; load it with storage={next(iter(layers.values())).storage!r} instead."
+        )
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
     state = {key: t for key, t in model.state_dict().items() if key.rpartition(".")[0] not in layers}
     tensors = {

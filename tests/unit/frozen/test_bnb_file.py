@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
+from tokens import tokenizer
 from veneer.commands.verbs import QuantizeOptions
 from veneer.errors import ConfigError, ModelError
 from veneer.evaluation.verb import quantise_to
@@ -182,3 +183,14 @@ def test_the_verb(tiny_folder, veneer_command, refused, tmp_path):
     assert refused("quantize", tiny_folder, tmp_path / "b", "--block-size", "48") == (
         "block_size = 48 is not one of 32, 64, 128, 256, 512, 1024, 2048, 4096."
     )
+
+
+def test_a_model_of_which_transformers_would_leave_out_codes(tmp_path):
+    tiny.build("t5").save_pretrained(tmp_path / "t5")
+    tokenizer().save_pretrained(tmp_path / "t5")
+    with pytest.raises(ModelError, match=(
+        r"^transformers keeps wo of a T5ForConditionalGeneration in fp32, so that it would not find their codes; load "
+        r"it with storage='nf4' instead\.$"
+    )):  # fmt: skip
+        quantise_to(str(tmp_path / "t5"), tmp_path / "out", QuantizeOptions())
+    assert not (tmp_path / "out").exists()
