@@ -11,7 +11,7 @@ import click
 
 from veneer import __version__
 from veneer.commands.options import flags, given
-from veneer.commands.verbs import EvaluateOptions, GenerateOptions, InspectOptions, MergeOptions
+from veneer.commands.verbs import EvaluateOptions, GenerateOptions, InspectOptions, MergeOptions, QuantizeOptions
 from veneer.errors import ConfigError, VeneerError, did_you_mean
 from veneer.training.config import TrainConfig, read_yaml
 
@@ -125,13 +125,34 @@ def chat(source: str, **options: Any) -> None:
 @cli.command(short_help="Fold an adapter into its base: a plain model comes out.")
 @click.argument("run", metavar="RUN|ADAPTER")
 @click.argument("out", type=click.Path(path_type=Path))
-@flags(MergeOptions)
+@flags(MergeOptions, first=("storage", "check"))
 def merge(run: str, out: Path, **options: Any) -> None:
-    """Write base and adapter as one transformers model to the folder OUT, tokenizer included."""
+    """Write base and adapter as one transformers model to the folder OUT, tokenizer included.
+
+    In nf4 or fp4 it is a bitsandbytes checkpoint; how far that moves its predictions is told.
+    """
     from veneer.evaluation.verb import merge_to
 
-    merge_to(run, out, MergeOptions(**given(options)))
+    asked = MergeOptions(**given(options))
+    moved = merge_to(run, out, asked)
+    if moved is not None:
+        click.echo(moved.sentence(asked.storage))
     click.echo(f"Merged model written to {out}. Next: veneer chat {out}")
+
+
+@cli.command(short_help="Keep a model in 4 bits: a bitsandbytes checkpoint comes out.")
+@click.argument("model")
+@click.argument("out", type=click.Path(path_type=Path))
+@flags(QuantizeOptions, first=("storage",))
+def quantize(model: str, out: Path, **options: Any) -> None:
+    """Write MODEL with its linear layers in 4 bits to the folder OUT, tokenizer included.
+
+    transformers loads the folder where bitsandbytes is installed; Veneer maps it into memory and reads no weight twice.
+    """
+    from veneer.evaluation.verb import quantise_to
+
+    quantise_to(model, out, QuantizeOptions(**given(options)))
+    click.echo(f"Quantised model written to {out}. Next: veneer train --model {out}")
 
 
 @cli.command(short_help="What is in a model, an adapter, a run, or rows.")

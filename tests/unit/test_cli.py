@@ -14,7 +14,7 @@ from veneer.training import loop
 
 pytestmark = pytest.mark.unit
 
-VERBS = ["train", "evaluate", "generate", "chat", "merge", "inspect", "completion"]
+VERBS = ["train", "evaluate", "generate", "chat", "merge", "quantize", "inspect", "completion"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"], ["completion", "bash"]])
@@ -50,7 +50,7 @@ def test_help_shows_defaults(veneer_command):
     words = " ".join(veneer_command("train", "--help").out.split())
     assert "--rank N Rank of the update; r(in + out) parameters for each adapted matrix. [8]" in words
     assert "--rslora / --no-rslora Scale by alpha / √rank instead of alpha / rank. [false]" in words
-    assert "--storage [fp32|bf16|fp16|nf4]" in words
+    assert "--storage [fp32|bf16|fp16|nf4|fp4|int4|int8]" in words
     assert "--rank-pattern NAME=VALUE,…" in words
     assert "--layers A,B,…" in words
     assert "--learning-rate X" in words

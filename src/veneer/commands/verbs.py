@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from veneer.frozen.config import BlockwiseOptions
 from veneer.options import Options
 
 
@@ -32,10 +33,21 @@ class GenerateOptions(Options):
     both: bool = Field(False, description="Base and adapter side by side.")
 
 
-class MergeOptions(Options):
+class MergeOptions(BlockwiseOptions):
     """veneer merge RUN OUT"""
 
-    storage: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Type of the merged weights on disk.")
+    storage: Literal["fp32", "bf16", "fp16", "nf4", "fp4"] = Field(
+        "fp32", description="How the merged weights are kept on disk."
+    )
+    check: str | None = Field(
+        None, description="Rows on which to measure what nf4 or fp4 changes. Default: the run's held-out rows."
+    )
+
+
+class QuantizeOptions(BlockwiseOptions):
+    """veneer quantize MODEL OUT"""
+
+    storage: Literal["nf4", "fp4"] = Field("nf4", description="How the linear layers are kept.")
 
 
 class InspectOptions(Options):

@@ -52,7 +52,7 @@ def open_run(folder: Path) -> Prepared:
 def _run(folder: Path) -> Opened:
     config = _finished(folder)
     rows = json.loads((folder / ROWS).read_text(encoding="utf-8"))
-    model, tokenizer = load(config.model, config.storage, task=config.task, labels=rows["classes"] or None)
+    model, tokenizer = load(config.model, **config.kept(), task=config.task, labels=rows["classes"] or None)
     load_adapter(model, folder / ADAPTER)
     chat = config.template == "chat" or bool(rows["conversations"])
     return Opened(model, tokeniser_of(model, tokenizer, config), True, chat)

@@ -1,90 +1,193 @@
-"""Block-wise 4-bit storage: a scale for each block of codes, the scales themselves in 8 bits (arXiv:2305.14314, 3).
+"""Block-wise storage: a scale for each block of codes, the scales themselves in 8 bits (arXiv:2305.14314, section 3).
 
-The definition, in plain PyTorch. Codes and scales are those of bitsandbytes for the same input, bit for bit.
+The definition, in plain PyTorch. Codes and scales are those of bitsandbytes for the same input, bit for bit; the 8-bit
+codes of the scales are the nearest ones, which its table of 65,536 bins misses in a few of a thousand.
 """
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from veneer.errors import ModelError
-from veneer.frozen.codebook import dynamic8, nf4
+from veneer.frozen.codebook import codebook, dynamic8, search
+from veneer.frozen.config import CODE_BITS
 
-BLOCK = 64  # weights that share a scale
 NESTED_BLOCK = 256  # scales that share a scale of their own
+_CHUNK = 2**18  # weights quantised at once: beside the result, quantising takes a few megabytes
+_PANEL = 2**18  # weights of a panel: 1 MB in fp32, which stays in the cache from its expansion to its product
+_room = threading.local()
+_SMALLEST = 1e-38  # what a block is divided by at least, so that the reciprocal is finite
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """A weight of ``shape`` (out, in): two codes a byte, the first in the high half; blocks run on over row ends."""
+    """A weight of ``shape`` (out, in), kept as codes; blocks run on over row ends, the last one may be short.
 
-    codes: Tensor  # uint8 (⌈out · in / 2⌉,)
-    scale_codes: Tensor  # uint8 (blocks,)
-    scale_scales: Tensor  # fp32 (⌈blocks / 256⌉,)
-    offset: Tensor  # fp32 (): mean of the scales, which the 8-bit codes are relative to
+    4-bit codes lie two in a byte, the first in the high half. The scale of a block, its largest absolute value, is a
+    float, or with double quantisation an 8-bit code: ``dynamic8[code] · nested_scale + offset``.
+    """
+
+    storage: str
+    block_size: int
     shape: tuple[int, int]
+    codes: Tensor  # uint8 (⌈out · in · bits / 8⌉,)
+    scales: Tensor  # fp32 (blocks,), or uint8 (blocks,)
+    nested_scales: Tensor | None = None  # fp32 (⌈blocks / 256⌉,)
+    offset: Tensor | None = None  # fp32 (): mean of the scales
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.shape[0] * self.shape[1] // self.block_size)
 
 
-def quantise(weight: Tensor, name: str = "the weight") -> Quantised:
-    """NF4 with double quantisation of ``weight`` (out, in): 4.127 bits a parameter.
+def quantise(
+    weight: Tensor,
+    name: str = "the weight",
+    *,
+    storage: str = "nf4",
+    block_size: int = 64,
+    double_quantisation: bool = True,
+) -> Quantised:
+    """``weight`` (out, in) of any floating-point type, from its fp32 values, in ``storage``: nf4, fp4, int4 or int8.
 
     Raises ModelError when ``weight``, called ``name`` in the message, holds a NaN or an infinity.
     """
-    flat = weight.detach().float().reshape(-1)
-    if not bool(torch.isfinite(flat).all()):
-        raise ModelError(f"{name} holds a value that is not finite, so it cannot be kept in 4 bits.")
-    blocks = _in_blocks(flat, BLOCK)
-    absmax = blocks.abs().amax(dim=1)
+    flat = weight.detach().reshape(-1)
+    size, blocks = flat.numel(), -(-flat.numel() // block_size)
+    codes = torch.empty(-(-size * CODE_BITS[storage] // 8), dtype=torch.uint8, device=flat.device)
+    scales = torch.empty(blocks, dtype=torch.float32, device=flat.device)
+    for start in range(0, size, _CHUNK):
+        part = flat[start : start + _CHUNK].float()
+        found, absmax = _quantise(part, storage, block_size)
+        scales[start // block_size :][: len(absmax)] = absmax
+        if CODE_BITS[storage] == 8:
+            codes[start : start + len(part)] = found[: len(part)]
+        else:
+            into = codes[start // 2 :][: len(found) // 2]
+            torch.bitwise_left_shift(found[0::2], 4, out=into)
+            into |= found[1::2]
+    if not bool(torch.isfinite(scales).all()):  # a NaN or an infinity is its block's largest value
+        raise ModelError(f"{name} holds a value that is not finite, so it cannot be kept as {storage}.")
+    quantised = Quantised(storage, block_size, (weight.shape[0], weight.shape[1]), codes, scales)
+    return _with_nested_scales(quantised) if double_quantisation else quantised
+
+
+def _quantise(flat: Tensor, storage: str, block_size: int) -> tuple[Tensor, Tensor]:
+    """uint8 codes of ``flat`` (n,), n made even by a zero, and the largest absolute value of each block.
+
+    The codes are a view of a buffer, good until the next call.
+    """
+    blocks = _in_blocks(flat, block_size)
+    absmax = torch.maximum(blocks.amax(dim=1), -blocks.amin(dim=1)).abs_()
     # A reciprocal multiply, as bitsandbytes does it: dividing would round some codes the other way.
-    scaled = (blocks * _reciprocal(absmax)[:, None]).clamp_(-1, 1)
-    codes = _nearest(scaled.reshape(-1)[: flat.numel() + flat.numel() % 2], nf4().to(flat.device))
-    packed = (codes[0::2] << 4) | codes[1::2]
+    scaled = _buffer("scaled", blocks.numel(), torch.float32, flat.device)
+    torch.mul(blocks, (1 / absmax.clamp(min=_SMALLEST))[:, None], out=scaled.view(blocks.shape))
+    short = flat.numel() % block_size
+    if short:  # and for a short last block it does divide, by a scale that it does not let be zero
+        absmax[-1].clamp_(min=_SMALLEST)
+        scaled[-block_size:] = blocks[-1] / absmax[-1]
+    even = flat.numel() + flat.numel() % 2
+    places = _buffer("places", even, torch.int32, flat.device)
+    codes = _buffer("codes", even, torch.uint8, flat.device)
+    return search(storage).nearest(scaled[:even].clamp_(-1, 1), places, codes), absmax
+
+
+def _with_nested_scales(quantised: Quantised) -> Quantised:
+    absmax = quantised.scales
     offset = absmax.mean()
     centred = _in_blocks(absmax - offset, NESTED_BLOCK)
-    scale_scales = centred.abs().amax(dim=1)
-    scale_codes = _nearest(
-        (centred * _reciprocal(scale_scales)[:, None]).reshape(-1)[: absmax.numel()], dynamic8().to(flat.device)
-    )
-    return Quantised(packed, scale_codes, scale_scales, offset, (weight.shape[0], weight.shape[1]))
+    nested = centred.abs().amax(dim=1)
+    scaled = (centred * (1 / nested.clamp(min=_SMALLEST))[:, None]).view(-1)[: absmax.numel()]
+    places = _buffer("places", absmax.numel(), torch.int32, absmax.device)
+    scales = search("dynamic8").nearest(scaled.clamp_(-1, 1), places, torch.empty_like(places, dtype=torch.uint8))
+    return Quantised(
+        quantised.storage, quantised.block_size, quantised.shape, quantised.codes, scales, nested, offset
+    )  # fmt: skip
 
 
-def scales(quantised: Quantised) -> Tensor:
+def block_scales(quantised: Quantised) -> Tensor:
     """The scale of every block, fp32 (blocks,)."""
     q = quantised
-    values = dynamic8().to(q.codes.device)[q.scale_codes.int()]
-    nested = q.scale_scales.repeat_interleave(NESTED_BLOCK)[: values.numel()]
-    return values * nested + q.offset
+    if q.nested_scales is None or q.offset is None:
+        return q.scales
+    values = dynamic8().to(q.scales.device)[q.scales.int()]
+    return values * q.nested_scales.repeat_interleave(NESTED_BLOCK)[: values.numel()] + q.offset
 
 
-def expand(quantised: Quantised, block_scales: Tensor, first: int, last: int, dtype: torch.dtype) -> Tensor:
-    """Rows ``first`` up to ``last`` of the weight, (last − first, in), expanded in fp32 and rounded to ``dtype``."""
-    columns = quantised.shape[1]
+def expand(quantised: Quantised, scales: Tensor, first: int, last: int, dtype: torch.dtype) -> Tensor:
+    """Rows ``first`` up to ``last`` of the weight, (last − first, in): code times scale in fp32, rounded to ``dtype``
+    once. They are a view of the thread's buffer, good until its next call.
+
+    ``scales`` are `block_scales(quantised)`, which are found once for all panels.
+    """
+    q, columns, device = quantised, quantised.shape[1], quantised.codes.device
     start, stop = first * columns, last * columns
-    packed = quantised.codes[start // 2 : (stop + 1) // 2]
-    codes = torch.stack([packed >> 4, packed & 15], dim=1).reshape(-1)
-    codes = codes[start % 2 : start % 2 + stop - start]
-    values = nf4().to(packed.device)[codes.int()]
-    first_block, last_block = start // BLOCK, (stop + BLOCK - 1) // BLOCK
-    by_element = block_scales[first_block:last_block].repeat_interleave(BLOCK)
-    skip = start - first_block * BLOCK
-    values *= by_element[skip : skip + stop - start]
-    return values.view(last - first, columns).to(dtype)
+    first_block, last_block = start // q.block_size, -(-stop // q.block_size)
+    per_byte = 8 // CODE_BITS[q.storage]
+    begin = first_block * q.block_size
+    # Whole blocks, so that a block's scale multiplies a row of a matrix; the last one's codes may end before it.
+    packed = q.codes[begin // per_byte : last_block * q.block_size // per_byte]
+    places = _buffer("places", len(packed), torch.int32, device).copy_(packed)
+    values = _buffer("values", (last_block - first_block) * q.block_size, torch.float32, device)
+    coded = values[: len(packed) * per_byte].view(-1, per_byte)
+    torch.index_select(_by_byte(q.storage, device), 0, places, out=coded)
+    values.view(-1, q.block_size).mul_(scales[first_block:last_block, None])
+    rows = values[start - begin : stop - begin].view(last - first, columns)
+    if dtype is torch.float32:
+        return rows
+    return _buffer("rounded", rows.numel(), dtype, device).view(rows.shape).copy_(rows)
+
+
+def panels(quantised: Quantised, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """The weight a panel of rows after another: which rows, and their values (rows, in) in ``dtype``.
+
+    All panels of a thread are expanded into one buffer: a panel holds until the next one is taken.
+    """
+    scales = block_scales(quantised)
+    height = max(1, _PANEL // max(1, quantised.shape[1]))
+    for first in range(0, quantised.shape[0], height):
+        last = min(first + height, quantised.shape[0])
+        yield slice(first, last), expand(quantised, scales, first, last, dtype)
+
+
+def dense(quantised: Quantised, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The whole weight (out, in), expanded into a new tensor."""
+    whole = torch.empty(quantised.shape, dtype=dtype, device=quantised.codes.device)
+    for rows, panel in panels(quantised, dtype):
+        whole[rows] = panel
+    return whole
+
+
+@cache
+def _by_byte(storage: str, device: torch.device) -> Tensor:
+    """The values that a byte of codes stands for: fp32 (256, 2) for 4-bit codes, (codes, 1) for 8-bit ones."""
+    values = codebook(storage)
+    if CODE_BITS[storage] == 8:
+        return values[:, None].to(device)
+    # INT4 has 15 values: its sixteenth code is never written, and NaN where a damaged file has it.
+    values = torch.nn.functional.pad(values, (0, 16 - len(values)), value=float("nan"))
+    return torch.stack([values.repeat_interleave(16), values.repeat(16)], dim=1).to(device)
+
+
+def _buffer(name: str, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(size,) of what this thread uses again and again under ``name``; it grows to the largest that was asked for.
+
+    A fresh tensor for each panel would cost its page faults, and leave holes between the tensors that stay.
+    """
+    buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = _room.__dict__.setdefault("buffers", {})
+    key = (name, dtype, device)
+    if key not in buffers or len(buffers[key]) < size:
+        buffers[key] = torch.zeros(size, dtype=dtype, device=device)
+    return buffers[key][:size]
 
 
 def _in_blocks(flat: Tensor, block: int) -> Tensor:
     """(n,) → (⌈n / block⌉, block), the tail padded with zeros, which change no block's largest value."""
-    return torch.nn.functional.pad(flat, (0, -flat.numel() % block)).view(-1, block)
-
-
-def _reciprocal(absmax: Tensor) -> Tensor:
-    """1 / absmax; 0 for a block of zeros, or of values whose reciprocal overflows, which so becomes zero."""
-    reciprocal = 1 / absmax
-    return torch.where(torch.isfinite(reciprocal), reciprocal, torch.zeros_like(absmax))
-
-
-def _nearest(values: Tensor, table: Tensor) -> Tensor:
-    """uint8 index of the nearest entry of the ascending ``table``; a tie goes to the lower one."""
-    return torch.bucketize(values, (table[:-1] + table[1:]) / 2, out_int32=True).to(torch.uint8)
+    short = -flat.numel() % block
+    return (torch.nn.functional.pad(flat, (0, short)) if short else flat).view(-1, block)

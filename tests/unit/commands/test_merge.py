@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 import torch
 import transformers as tf
 
 import tiny
-from veneer.evaluation.opened import open_named
+from veneer.data.formats import Example
+from veneer.evaluation.opened import open_named, open_run
+from veneer.frozen.layers import storage_of
+from veneer.frozen.load import load
 
 pytestmark = pytest.mark.unit
 
@@ -32,6 +38,60 @@ def test_storage(finished_run, veneer_command, tmp_path, storage, dtype):
     assert veneer_command("merge", finished_run, tmp_path / "merged", "--storage", storage).code == 0
     model = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_into_4_bits_tells_how_far_the_predictions_moved(finished_run, veneer_command, tmp_path, given):
+    check = ["--check", finished_run.parent / "rows.jsonl"] if given else []
+    out = tmp_path / "merged"
+    done = veneer_command("merge", finished_run, out, "--storage", "nf4", "--block-size", "32", *check)
+    assert (done.code, done.err) == (0, "")
+    moved, written = done.out.splitlines()
+    assert written == f"Merged model written to {out}. Next: veneer chat {out}"
+    told = re.fullmatch(
+        r"On (\d+) rows \((\d+) predictions\) nf4 moves the merged model by a mean KL of (.+) nats; the most likely "
+        r"prediction stays the same in (.+) %\.",
+        moved,
+    )
+    assert told
+    rows, predictions, kl, same = map(float, told.groups())
+    assert rows == (48 if given else 16)
+    model, _ = load(out)
+    assert storage_of(model) == {"storage": "nf4", "block_size": 32, "double_quantisation": True}
+    # The same by hand, a row after another.
+    plain = open_named(finished_run)
+    kls, agreed = [], []
+    lines = (finished_run.parent / "rows.jsonl").read_text().splitlines()
+    examples = [Example(where="", **{"prompt": r["prompt"], "answer": r["completion"]}) for r in map(json.loads, lines)]
+    if not given:
+        examples = open_run(finished_run).held_out
+    for row in plain.tokeniser.all(examples)[0]:
+        learned = torch.tensor(row.labels[1:]) != -100
+        inputs = {"input_ids": torch.tensor([row.ids])}
+        p, q = (tiny.logits(m, inputs)[0, :-1][learned].log_softmax(-1) for m in (plain.model, model))
+        kls += (p.exp() * (p - q)).sum(-1).tolist()
+        agreed += (p.argmax(-1) == q.argmax(-1)).tolist()
+    assert predictions == len(kls)
+    assert kl == pytest.approx(sum(kls) / len(kls), abs=1e-4)
+    assert same == pytest.approx(100 * sum(agreed) / len(agreed), abs=0.06)
+
+
+def test_a_classifier_into_4_bits(finished_classifier, veneer_command, tmp_path):
+    done = veneer_command("merge", finished_classifier, tmp_path / "merged", "--storage", "fp4")
+    assert done.code == 0
+    assert done.out.startswith("On 16 rows (16 predictions) fp4 moves")
+    assert storage_of(load(tmp_path / "merged")[0])["storage"] == "fp4"
+
+
+def test_4_bits_without_rows_to_measure_on_and_rows_without_4_bits(finished_run, refused, tmp_path):
+    adapter = finished_run / "adapter"
+    assert refused("merge", adapter, tmp_path / "m", "--storage", "nf4") == (
+        f"{adapter} has no held-out rows on which to measure what 4 bits change; give some with --check."
+    )
+    assert refused("merge", finished_run, tmp_path / "m", "--check", "rows.jsonl") == (
+        "--check measures what nf4 or fp4 changes, and the merged model is kept in fp32."
+    )
+    assert not (tmp_path / "m").exists()
 
 
 def test_a_classifier(finished_classifier, veneer_command, tmp_path):

@@ -17,6 +17,7 @@ import veneer
 from gguf_file import write_gguf
 from tokens import tokenizer
 from veneer.errors import ConfigError, ModelError
+from veneer.frozen.layers import storage_of
 from veneer.frozen.load import generates_text, load, quiet
 from veneer.frozen.weight import QuantisedLinear
 
@@ -73,17 +74,21 @@ def test_storages(tiny_folder, storage):
     torch.testing.assert_close(_logits(model).float(), _logits(load(tiny_folder)[0]), rtol=0.05, atol=0.05)
 
 
-def test_nf4(tiny_folder):
-    model, _ = load(tiny_folder, "nf4")
+@pytest.mark.parametrize(("storage", "worst"), [("nf4", 0.05), ("fp4", 0.09), ("int4", 0.07), ("int8", 1e-3)])
+def test_quantised_storages(tiny_folder, storage, worst):
+    model, _ = load(tiny_folder, storage, block_size=32, double_quantisation=False)
+    assert storage_of(model) == {"storage": storage, "block_size": 32, "double_quantisation": False}
     kinds = {name.rsplit(".", 1)[-1]: type(module) for name, module in model.named_modules()}
     assert (kinds["q_proj"], kinds["down_proj"], kinds["lm_head"]) == (QuantisedLinear, QuantisedLinear, nn.Linear)
     plain = _logits(load(tiny_folder)[0])
     error = (_logits(model) - plain).square().mean() / plain.square().mean()
-    assert 1e-5 < float(error) < 0.05
+    assert 1e-7 < float(error) < worst
 
 
 def test_a_storage_or_task_that_does_not_exist(tiny_folder):
-    _refused(tiny_folder, r"^storage = 'fp64' is not one of fp32, bf16, fp16, nf4\.$", ConfigError, storage="fp64")
+    _refused(tiny_folder, r"^storage = 'fp64' is not one of fp32, bf16, fp16, nf4, fp4, int4, int8\.$", ConfigError,
+             storage="fp64")  # fmt: skip
+    _refused(tiny_folder, r"^block_size = 48 is not one of 32, 64, 128, .*, 4096\.$", ConfigError, block_size=48)
     _refused(
         tiny_folder, r"^task = 'poetry' is not one of auto, causal, seq2seq, classification\.$", ConfigError,
         task="poetry",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from transformers.pytorch_utils import Conv1D
 
 import tiny
 from veneer.errors import ModelError, TargetError
-from veneer.frozen import weight as weight_module
-from veneer.frozen.load import quantise_linear_layers
+from veneer.frozen import blockwise
+from veneer.frozen.config import CODE_BITS
+from veneer.frozen.layers import quantise_linear_layers
 from veneer.frozen.weight import DenseWeight, QuantisedLinear, frozen_weight
 
 pytestmark = pytest.mark.unit
@@ -27,14 +29,17 @@ def _linear(columns, rows, bias=True, dtype=torch.float32):
         return nn.Linear(columns, rows, bias=bias).to(dtype)
 
 
-@given(st.integers(1, 40), st.integers(1, 90), st.integers(1, 5), st.booleans(), st.integers(1, 400))
-def test_forward_and_backward_by_panels_equal_the_dense_product(rows, columns, batch, bias, panel):
+@given(
+    st.sampled_from(list(CODE_BITS)), st.integers(1, 40), st.integers(1, 90), st.integers(1, 5), st.booleans(),
+    st.integers(1, 400),
+)  # fmt: skip
+def test_forward_and_backward_by_panels_equal_the_dense_product(storage, rows, columns, batch, bias, panel):
     linear = _linear(columns, rows, bias)
-    ours = QuantisedLinear.of(linear)
+    ours = QuantisedLinear.of(linear, storage=storage)
     dense = ours.frozen().dense()
     x = torch.randn(batch, columns, generator=torch.Generator().manual_seed(1), requires_grad=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(weight_module, "_PANEL", panel)
+        patch.setattr(blockwise, "_PANEL", panel)
         y = ours(x)
         (grad,) = torch.autograd.grad(y.square().sum(), x)
     wanted = F.linear(x, dense, linear.bias)
@@ -52,20 +57,33 @@ def test_any_leading_dimensions(shape):
     torch.testing.assert_close(y, F.linear(x, linear.frozen().dense(), linear.bias))
 
 
-def test_a_full_size_copy_of_the_weight_is_never_made(monkeypatch):
-    heights = []
-    expand = weight_module.expand
+@pytest.mark.parametrize("storage", CODE_BITS)
+def test_no_full_size_copy_of_the_weight_is_made_and_its_panels_share_one_buffer(storage, monkeypatch):
+    """What the allocator hands out in a forward and backward pass: the outputs, the scales, and no panel anew."""
+    monkeypatch.setattr(blockwise, "_room", threading.local())
+    linear = QuantisedLinear.of(_linear(1024, 1024, bias=False), storage=storage)
+    x = torch.randn(2, 1024, requires_grad=True)
+    for first_time in (True, False):
+        with torch.profiler.profile(profile_memory=True) as profile:
+            linear(x).sum().backward()
+        sizes = _allocated(profile)
+        assert max(sizes) <= (blockwise._PANEL + 64) * 4, "a panel is the largest thing made"
+        assert sum(sizes) < 4 * 2**20 * (0.75 if first_time else 0.25)
 
-    def watched(quantised, block_scales, first, last, dtype):
-        heights.append(last - first)
-        return expand(quantised, block_scales, first, last, dtype)
 
-    linear = QuantisedLinear.of(_linear(64, 40))
-    monkeypatch.setattr(weight_module, "expand", watched)
-    monkeypatch.setattr(weight_module, "_PANEL", 16 * 64)
-    x = torch.randn(2, 64, requires_grad=True)
-    linear(x).sum().backward()
-    assert heights == [16, 16, 8, 16, 16, 8]
+def _allocated(profile):
+    """The sizes of the allocations, in bytes."""
+    return [
+        event.extra_fields.alloc_size
+        for event in _events(profile.profiler.kineto_results.experimental_event_tree())
+        if event.tag == torch._C._profiler._EventType.Allocation and event.extra_fields.alloc_size > 0
+    ]
+
+
+def _events(tree):
+    for event in tree:
+        yield event
+        yield from _events(event.children)
 
 
 def test_nothing_but_the_input_gets_a_gradient():
@@ -101,7 +119,7 @@ def test_moving_a_model_to_another_type_keeps_the_scales_and_so_the_values():
     linear = QuantisedLinear.of(_linear(90, 7))
     dense = linear.frozen().dense()
     for other in (copy.deepcopy(linear).to(torch.bfloat16), copy.deepcopy(linear).half().float()):
-        assert torch.equal(other.scale_scales, linear.scale_scales)
+        assert torch.equal(other.nested_scales, linear.nested_scales)
         assert torch.equal(other.offset, linear.offset)
         assert torch.equal(other.frozen().dense(), dense.to(other.dtype))
     half = copy.deepcopy(linear).to(torch.bfloat16)

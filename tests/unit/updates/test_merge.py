@@ -90,7 +90,7 @@ def test_merging_a_quantised_base_makes_a_plain_model(name, targets, tmp_path):
 def test_a_quantised_module_cannot_be_trained_whole():
     model = tiny.build("llama")
     quantise_linear_layers(model)
-    with pytest.raises(TargetError, match=r"train_also names model.layers.0.mlp, which is kept in 4 bits"):
+    with pytest.raises(TargetError, match=r"train_also names model.layers.0.mlp, which is kept in codes and cannot"):
         veneer.attach(model, veneer.LoRA(targets=["q_proj"], train_also=["0.mlp"]))
 
 

@@ -1,0 +1,28 @@
+"""How a frozen base is kept: the storages, and the options of the quantised ones. No torch here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from veneer.options import Options
+
+Storage = Literal["fp32", "bf16", "fp16", "nf4", "fp4", "int4", "int8"]
+# A storage of codes → the bits of one. All have a scale for each block of weights.
+CODE_BITS = {"nf4": 4, "fp4": 4, "int4": 4, "int8": 8}
+BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+class BlockwiseOptions(Options):
+    """What the quantised storages have in common."""
+
+    block_size: int = Field(64, description="Weights of a quantised storage that share a scale: 32, 64, … 4096.")
+    double_quantisation: bool = Field(True, description="Keep the scales of a quantised storage in 8 bits, too.")
+
+    @field_validator("block_size")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value not in BLOCK_SIZES:
+            raise ValueError(f"block_size = {value} is not one of {', '.join(map(str, BLOCK_SIZES))}.")
+        return value
