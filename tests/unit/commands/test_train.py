@@ -111,7 +111,7 @@ def test_a_run_is_resumed_with_more_steps(flags, veneer_command, refused, tmp_pa
 
 def test_unknown_keys_and_values_in_yaml(yaml_file, refused):
     assert refused("train", yaml_file(learning_rat=1e-3)).startswith(
-        "TrainConfig has no option 'learning_rat'. Did you mean 'learning_rate'? It has: rank, alpha, "
+        "TrainConfig has no option 'learning_rat'. Did you mean 'learning_rate'? It has: "
     )
     both = refused("train", yaml_file(rank=0, schedule="cosin"))
     assert "TrainConfig: rank = 0 is not valid: Input should be greater than or equal to 1." in both
