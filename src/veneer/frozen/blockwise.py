@@ -1,6 +1,6 @@
 """Block-wise 4-bit storage: a scale for each block of codes, the scales themselves in 8 bits (arXiv:2305.14314, 3).
 
-The definition, in plain PyTorch. Codes and scales are those of bitsandbytes for the same input, bit for bit.
+Codes and scales are those of bitsandbytes for the same input, bit for bit. The loops are in veneer.kernels.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from veneer.errors import ModelError
 from veneer.frozen.codebook import dynamic8, nf4
+from veneer.kernels.operators import dequantise4, product4, quantise4
 
 BLOCK = 64  # weights that share a scale
 NESTED_BLOCK = 256  # scales that share a scale of their own
@@ -33,15 +34,12 @@ def quantise(weight: Tensor, name: str = "the weight") -> Quantised:
 
     Raises ModelError when ``weight``, called ``name`` in the message, holds a NaN or an infinity.
     """
+    table = nf4().to(weight.device)
+    order = torch.arange(16, dtype=torch.uint8, device=weight.device)
     flat = weight.detach().float().reshape(-1)
-    if not bool(torch.isfinite(flat).all()):
+    packed, absmax = quantise4(flat, _boundaries(table), order, BLOCK)
+    if not bool(torch.isfinite(absmax).all()):
         raise ModelError(f"{name} holds a value that is not finite, so it cannot be kept in 4 bits.")
-    blocks = _in_blocks(flat, BLOCK)
-    absmax = blocks.abs().amax(dim=1)
-    # A reciprocal multiply, as bitsandbytes does it: dividing would round some codes the other way.
-    scaled = (blocks * _reciprocal(absmax)[:, None]).clamp_(-1, 1)
-    codes = _nearest(scaled.reshape(-1)[: flat.numel() + flat.numel() % 2], nf4().to(flat.device))
-    packed = (codes[0::2] << 4) | codes[1::2]
     offset = absmax.mean()
     centred = _in_blocks(absmax - offset, NESTED_BLOCK)
     scale_scales = centred.abs().amax(dim=1)
@@ -61,17 +59,27 @@ def scales(quantised: Quantised) -> Tensor:
 
 def expand(quantised: Quantised, block_scales: Tensor, first: int, last: int, dtype: torch.dtype) -> Tensor:
     """Rows ``first`` up to ``last`` of the weight, (last − first, in), expanded in fp32 and rounded to ``dtype``."""
-    columns = quantised.shape[1]
-    start, stop = first * columns, last * columns
-    packed = quantised.codes[start // 2 : (stop + 1) // 2]
-    codes = torch.stack([packed >> 4, packed & 15], dim=1).reshape(-1)
-    codes = codes[start % 2 : start % 2 + stop - start]
-    values = nf4().to(packed.device)[codes.int()]
-    first_block, last_block = start // BLOCK, (stop + BLOCK - 1) // BLOCK
-    by_element = block_scales[first_block:last_block].repeat_interleave(BLOCK)
-    skip = start - first_block * BLOCK
-    values *= by_element[skip : skip + stop - start]
-    return values.view(last - first, columns).to(dtype)
+    out = quantised.codes.new_empty(last - first, quantised.shape[1], dtype=dtype)
+    table = nf4().to(out.device)
+    dequantise4(quantised.codes, table, block_scales, None, None, None, BLOCK, NESTED_BLOCK, first, out)
+    return out
+
+
+def expand_into(out: Tensor, quantised: Quantised, first: int) -> None:
+    """Rows ``first`` and on into ``out`` (rows, in), expanded in fp32 and rounded to its type."""
+    dequantise4(*_stored(quantised), BLOCK, NESTED_BLOCK, first, out)
+
+
+def few_token_product(x: Tensor, quantised: Quantised) -> Tensor:
+    """A new x Wᵀ (tokens, out) of ``x`` (tokens, in), fp32, of at most FEW tokens; W is expanded in registers."""
+    y: Tensor = product4(x, *_stored(quantised), BLOCK, NESTED_BLOCK, quantised.shape[0])
+    return y
+
+
+def _stored(quantised: Quantised) -> tuple[Tensor, ...]:
+    """A weight as the operators take it."""
+    q, device = quantised, quantised.codes.device
+    return q.codes, nf4().to(device), q.scale_codes, dynamic8().to(device), q.scale_scales, q.offset
 
 
 def _in_blocks(flat: Tensor, block: int) -> Tensor:
@@ -87,4 +95,9 @@ def _reciprocal(absmax: Tensor) -> Tensor:
 
 def _nearest(values: Tensor, table: Tensor) -> Tensor:
     """uint8 index of the nearest entry of the ascending ``table``; a tie goes to the lower one."""
-    return torch.bucketize(values, (table[:-1] + table[1:]) / 2, out_int32=True).to(torch.uint8)
+    return torch.bucketize(values, _boundaries(table), out_int32=True).to(torch.uint8)
+
+
+def _boundaries(table: Tensor) -> Tensor:
+    """The midpoints between the entries of an ascending ``table``."""
+    return (table[:-1] + table[1:]) / 2

@@ -16,7 +16,8 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from veneer.errors import TargetError
-from veneer.frozen.blockwise import Quantised, expand, quantise, scales
+from veneer.frozen.blockwise import Quantised, expand_into, few_token_product, quantise
+from veneer.kernels.operators import FEW
 
 _PANEL = 2**18  # weights of a panel: 1 MB in fp32, which stays in the cache from its expansion to its product
 
@@ -64,9 +65,12 @@ class BlockwiseWeight(FrozenWeight):
         self.shape = quantised.shape
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        y = x.new_empty(x.shape[0], self.shape[0])
-        for rows, panel in self._panels(x.dtype):
-            y[:, rows] = x @ panel.t()
+        if 1 <= x.shape[0] <= FEW and x.dtype == torch.float32:
+            y = few_token_product(x, self._quantised)
+        else:
+            y = x.new_empty(x.shape[0], self.shape[0])
+            for rows, panel in self._panels(x.dtype):
+                y[:, rows] = x @ panel.t()
         return y if bias is None else y.add_(bias.detach())
 
     def product_transposed(self, grad: Tensor) -> Tensor:
@@ -76,14 +80,19 @@ class BlockwiseWeight(FrozenWeight):
         return out
 
     def dense(self) -> Tensor:
-        return expand(self._quantised, scales(self._quantised), 0, self.shape[0], self._dtype)
+        out = self._quantised.codes.new_empty(self.shape, dtype=self._dtype)
+        expand_into(out, self._quantised, 0)
+        return out
 
     def _panels(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        block_scales = scales(self._quantised)
+        """Rows and their expansion, which the next one overwrites."""
         height = max(1, _PANEL // self.shape[1])
+        buffer = self._quantised.codes.new_empty(min(height, self.shape[0]), self.shape[1], dtype=dtype)
         for first in range(0, self.shape[0], height):
             last = min(first + height, self.shape[0])
-            yield slice(first, last), expand(self._quantised, block_scales, first, last, dtype)
+            panel = buffer[: last - first]
+            expand_into(panel, self._quantised, first)
+            yield slice(first, last), panel
 
 
 class QuantisedLinear(nn.Module):
