@@ -19,7 +19,7 @@ from veneer.errors import TargetError
 from veneer.frozen.blockwise import Quantised, expand_into, few_token_product, quantise
 from veneer.kernels.operators import FEW
 
-_PANEL = 2**18  # weights of a panel: 1 MB in fp32, which stays in the cache from its expansion to its product
+_PANEL = 2**19  # weights of a panel: 2 MB in fp32, which stays in the cache from its expansion to its product
 
 
 class FrozenWeight(ABC):
