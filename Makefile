@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench test-sanitize
 
 demo: $(READY)
 	$(BIN)/python -m veneer.demo
@@ -18,10 +18,24 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/kernels.py
 
-# constraints.txt pins every version, with torch's CPU build; packaged.txt lists real models and data, without what they
+# The C++ kernels built with AddressSanitizer, in an environment that borrows the packages of the usual one, and their
+# tests. Python itself never frees everything, so leaks are not looked for; torch throws before the extension brings
+# libstdc++, so that comes first, too.
+SANITIZED := build/sanitize
+test-sanitize: $(READY)
+	$(PYTHON) -m venv --clear --without-pip $(SANITIZED)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> $$(echo $(SANITIZED)/lib/python3*/site-packages)/packages.pth
+	$(BIN)/python -m pip --python $(SANITIZED)/bin/python install --quiet --disable-pip-version-check --no-deps \
+		--config-settings=cmake.define.VENEER_SANITIZE=ON --config-settings=build-dir=build/sanitize-objects .
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+		$(SANITIZED)/bin/python -m pytest tests/unit/kernels/test_operators.py
+
+# constraints.txt pins every version; packaged.txt lists real models and data, without what they
 # would drag in.
-$(READY): pyproject.toml constraints.txt packaged.txt
+$(READY): pyproject.toml constraints.txt packaged.txt CMakeLists.txt $(wildcard src/veneer/kernels/csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r packaged.txt

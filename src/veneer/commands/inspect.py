@@ -19,6 +19,7 @@ from veneer.data.read import read_rows
 from veneer.errors import DataError
 from veneer.frozen.load import load
 from veneer.frozen.packaged import PACKAGED_MODELS
+from veneer.kernels.operators import serving, serving_line
 from veneer.training.checkpoint import checkpoints
 from veneer.training.config import CONFIG_NAME, TrainConfig
 from veneer.training.metrics import read_metrics
@@ -109,7 +110,7 @@ def _model(source: str) -> Found:
     count = model.num_parameters()
     values = {
         "kind": "model", "class": type(model).__name__, "parameters": count, "targets": kinds, "head": heads,
-        "chat_template": bool(tokenizer.chat_template), "end_token": tokenizer.eos_token,
+        "chat_template": bool(tokenizer.chat_template), "end_token": tokenizer.eos_token, "kernels": serving(),
     }  # fmt: skip
     lines: list[Text | str] = [
         f"{source}: {type(model).__name__}, {count:,} parameters",
@@ -117,6 +118,7 @@ def _model(source: str) -> Found:
         *(f"  {name:<24}{number}" for name, number in kinds.items()),
         f"head, left out of all-linear: {', '.join(heads) or 'none'}",
         f"chat template: {'yes' if tokenizer.chat_template else 'no'}; end token: {tokenizer.eos_token}",
+        f"4-bit kernels on this CPU: {serving_line()}",
     ]
     return Found(values, lines)
 

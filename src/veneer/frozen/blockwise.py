@@ -17,6 +17,7 @@ from torch import Tensor
 from veneer.errors import ModelError
 from veneer.frozen.codebook import codebook, dynamic8, search
 from veneer.frozen.config import CODE_BITS
+from veneer.kernels.operators import dequantise4, product4, quantise4
 
 NESTED_BLOCK = 256  # scales that share a scale of their own
 _CHUNK = 2**18  # weights quantised at once: beside the result, quantising takes a few megabytes
@@ -64,14 +65,25 @@ def quantise(
     scales = torch.empty(blocks, dtype=torch.float32, device=flat.device)
     for start in range(0, size, _CHUNK):
         part = flat[start : start + _CHUNK].float()
-        found, absmax = _quantise(part, storage, block_size)
-        scales[start // block_size :][: len(absmax)] = absmax
-        if CODE_BITS[storage] == 8:
-            codes[start : start + len(part)] = found[: len(part)]
-        else:
-            into = codes[start // 2 :][: len(found) // 2]
-            torch.bitwise_left_shift(found[0::2], 4, out=into)
-            into |= found[1::2]
+        # The kernel takes whole blocks of 4-bit codes; of the last one that is short, bitsandbytes makes an exception.
+        whole = len(part) - len(part) % block_size if CODE_BITS[storage] == 4 else 0
+        if whole:
+            how = search(storage)
+            found, absmax = quantise4(
+                part[:whole], how.midpoints.to(part.device), how.codes.to(part.device), block_size
+            )
+            codes[start // 2 :][: len(found)] = found
+            scales[start // block_size :][: len(absmax)] = absmax
+        if whole < len(part):
+            start, part = start + whole, part[whole:]
+            found, absmax = _quantise(part, storage, block_size)
+            scales[start // block_size :][: len(absmax)] = absmax
+            if CODE_BITS[storage] == 8:
+                codes[start : start + len(part)] = found[: len(part)]
+            else:
+                into = codes[start // 2 :][: len(found) // 2]
+                torch.bitwise_left_shift(found[0::2], 4, out=into)
+                into |= found[1::2]
     if not bool(torch.isfinite(scales).all()):  # a NaN or an infinity is its block's largest value
         raise ModelError(f"{name} holds a value that is not finite, so it cannot be kept as {storage}.")
     quantised = Quantised(storage, block_size, (weight.shape[0], weight.shape[1]), codes, scales)
@@ -120,28 +132,43 @@ def block_scales(quantised: Quantised) -> Tensor:
     return values * q.nested_scales.repeat_interleave(NESTED_BLOCK)[: values.numel()] + q.offset
 
 
-def expand(quantised: Quantised, scales: Tensor, first: int, last: int, dtype: torch.dtype) -> Tensor:
+def expand(quantised: Quantised, first: int, last: int, dtype: torch.dtype, scales: Tensor | None = None) -> Tensor:
     """Rows ``first`` up to ``last`` of the weight, (last − first, in): code times scale in fp32, rounded to ``dtype``
     once. They are a view of the thread's buffer, good until its next call.
 
-    ``scales`` are `block_scales(quantised)`, which are found once for all panels.
+    ``scales``: `block_scales(quantised)`, where they were found for several panels. In 4 bits the kernel finds them.
     """
-    q, columns, device = quantised, quantised.shape[1], quantised.codes.device
-    start, stop = first * columns, last * columns
+    q, shape = quantised, (last - first, quantised.shape[1])
+    if CODE_BITS[q.storage] == 4:
+        out = _buffer("values", shape[0] * shape[1], dtype, q.codes.device).view(shape)
+        dequantise4(*_as_operators_take(q), q.block_size, NESTED_BLOCK, first, out)
+        return out
+    scales = block_scales(q) if scales is None else scales
+    rows = _expand8(q, scales, first * shape[1], last * shape[1]).view(shape)
+    return (
+        rows if dtype is torch.float32 else _buffer("rounded", rows.numel(), dtype, rows.device).view(shape).copy_(rows)
+    )
+
+
+def _expand8(q: Quantised, scales: Tensor, start: int, stop: int) -> Tensor:
+    """The elements ``start`` up to ``stop`` of a weight in 8 bits, fp32."""
     first_block, last_block = start // q.block_size, -(-stop // q.block_size)
-    per_byte = 8 // CODE_BITS[q.storage]
     begin = first_block * q.block_size
     # Whole blocks, so that a block's scale multiplies a row of a matrix; the last one's codes may end before it.
-    packed = q.codes[begin // per_byte : last_block * q.block_size // per_byte]
-    places = _buffer("places", len(packed), torch.int32, device).copy_(packed)
-    values = _buffer("values", (last_block - first_block) * q.block_size, torch.float32, device)
-    coded = values[: len(packed) * per_byte].view(-1, per_byte)
-    torch.index_select(_by_byte(q.storage, device), 0, places, out=coded)
+    packed = q.codes[begin : last_block * q.block_size]
+    places = _buffer("places", len(packed), torch.int32, packed.device).copy_(packed)
+    values = _buffer("values", (last_block - first_block) * q.block_size, torch.float32, packed.device)
+    torch.index_select(_table(q.storage, packed.device), 0, places, out=values[: len(packed)])
     values.view(-1, q.block_size).mul_(scales[first_block:last_block, None])
-    rows = values[start - begin : stop - begin].view(last - first, columns)
-    if dtype is torch.float32:
-        return rows
-    return _buffer("rounded", rows.numel(), dtype, device).view(rows.shape).copy_(rows)
+    return values[start - begin : stop - begin]
+
+
+def few_token_product(x: Tensor, quantised: Quantised) -> Tensor:
+    """A new x Wᵀ (tokens, out) of ``x`` (tokens, in), fp32, of at most FEW tokens; W, in 4 bits, is expanded in
+    registers."""
+    q = quantised
+    y: Tensor = product4(x, *_as_operators_take(q), q.block_size, NESTED_BLOCK, q.shape[0])
+    return y
 
 
 def panels(quantised: Quantised, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
@@ -149,11 +176,11 @@ def panels(quantised: Quantised, dtype: torch.dtype) -> Iterator[tuple[slice, Te
 
     All panels of a thread are expanded into one buffer: a panel holds until the next one is taken.
     """
-    scales = block_scales(quantised)
+    scales = block_scales(quantised) if CODE_BITS[quantised.storage] == 8 else None
     height = max(1, _PANEL // max(1, quantised.shape[1]))
     for first in range(0, quantised.shape[0], height):
         last = min(first + height, quantised.shape[0])
-        yield slice(first, last), expand(quantised, scales, first, last, dtype)
+        yield slice(first, last), expand(quantised, first, last, dtype, scales)
 
 
 def dense(quantised: Quantised, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -164,15 +191,20 @@ def dense(quantised: Quantised, dtype: torch.dtype = torch.float32) -> Tensor:
     return whole
 
 
+def _as_operators_take(q: Quantised) -> tuple[Tensor | None, ...]:
+    """A weight in 4 bits: codes, table, scales, and of double quantisation its table, scales and offset."""
+    device = q.codes.device
+    nested = None if q.nested_scales is None else dynamic8().to(device)
+    return q.codes, _table(q.storage, device), q.scales, nested, q.nested_scales, q.offset
+
+
 @cache
-def _by_byte(storage: str, device: torch.device) -> Tensor:
-    """The values that a byte of codes stands for: fp32 (256, 2) for 4-bit codes, (codes, 1) for 8-bit ones."""
+def _table(storage: str, device: torch.device) -> Tensor:
+    """The value of each code, fp32 (2^bits or, of int8, 255)."""
     values = codebook(storage)
-    if CODE_BITS[storage] == 8:
-        return values[:, None].to(device)
     # INT4 has 15 values: its sixteenth code is never written, and NaN where a damaged file has it.
-    values = torch.nn.functional.pad(values, (0, 16 - len(values)), value=float("nan"))
-    return torch.stack([values.repeat_interleave(16), values.repeat(16)], dim=1).to(device)
+    short = 16 - len(values) if CODE_BITS[storage] == 4 else 0
+    return torch.nn.functional.pad(values, (0, short), value=float("nan")).to(device)
 
 
 def _buffer(name: str, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:

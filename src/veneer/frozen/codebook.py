@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 # NF4's published table (Dettmers et al., 2023, arXiv:2305.14314, appendix E). Its definition, quantiles of the normal
 # distribution, gives it to 2e-7 only; files of other tools are read exactly with these very bits.
@@ -78,4 +80,7 @@ def search(storage: str) -> Search:
     table = dynamic8() if storage == "dynamic8" else codebook(storage)
     order = torch.argsort(table, stable=True)
     ascending = table[order]
-    return Search((ascending[:-1] + ascending[1:]) / 2, order.to(torch.uint8))
+    midpoints, codes = (ascending[:-1] + ascending[1:]) / 2, order.to(torch.uint8)
+    if storage == "int4":  # one value less than 4 bits have; the kernels take sixteen, the last one never reached
+        midpoints, codes = pad(midpoints, (0, 1), value=math.inf), pad(codes, (0, 1))
+    return Search(midpoints, codes)

@@ -15,7 +15,9 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from veneer.errors import TargetError
-from veneer.frozen.blockwise import Quantised, dense, panels, quantise
+from veneer.frozen.blockwise import Quantised, dense, few_token_product, panels, quantise
+from veneer.frozen.config import CODE_BITS
+from veneer.kernels.operators import FEW
 
 _TENSORS = ("codes", "scales", "nested_scales", "offset")  # of a Quantised, and buffers of the layer that holds it
 
@@ -63,9 +65,12 @@ class BlockwiseWeight(FrozenWeight):
         self.shape = quantised.shape
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        y = x.new_empty(x.shape[0], self.shape[0])
-        for rows, panel in panels(self._quantised, x.dtype):
-            torch.mm(x, panel.t(), out=y[:, rows])
+        if 1 <= x.shape[0] <= FEW and x.dtype == torch.float32 and CODE_BITS[self._quantised.storage] == 4:
+            y = few_token_product(x, self._quantised)
+        else:
+            y = x.new_empty(x.shape[0], self.shape[0])
+            for rows, panel in panels(self._quantised, x.dtype):
+                torch.mm(x, panel.t(), out=y[:, rows])
         return y if bias is None else y.add_(bias.detach())
 
     def product_transposed(self, grad: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import shutil
 import pytest
 from safetensors.torch import load_file
 
+from veneer.kernels.operators import serving, serving_line
 from veneer.training.metrics import read_metrics
 
 pytestmark = pytest.mark.unit
@@ -25,11 +26,15 @@ def test_a_model(tiny_folder, veneer_command):
     assert found == {
         "kind": "model", "class": "LlamaForCausalLM", "parameters": 32224, "targets": {**found["targets"], **kinds},
         "head": ["lm_head"], "chat_template": True, "end_token": "<|end|>",
+        "kernels": serving(),
     }  # fmt: skip
     out = veneer_command("inspect", tiny_folder).out
     assert out.startswith(f"{tiny_folder}: LlamaForCausalLM, 32,224 parameters\n")
     assert "\n  q_proj                  2\n" in out
-    assert out.endswith("head, left out of all-linear: lm_head\nchat template: yes; end token: <|end|>\n")
+    assert out.endswith(
+        "head, left out of all-linear: lm_head\nchat template: yes; end token: <|end|>\n"
+        f"4-bit kernels on this CPU: {serving_line()}\n"
+    )
 
 
 def test_an_adapter(finished_run, tiny_folder, veneer_command):

@@ -14,6 +14,7 @@ import tiny
 from veneer.frozen.layers import quantise_linear_layers
 from veneer.frozen.load import load
 from veneer.frozen.stream import stream
+from veneer.kernels.operators import serving
 
 pytestmark = pytest.mark.unit
 
@@ -113,6 +114,7 @@ def _big(folder, hidden, layers):
     return max(parameter.nbytes for parameter in model.parameters()), sum(p.nbytes for p in model.parameters())
 
 
+@pytest.mark.skipif(serving() == "reference", reason="without C++ kernels quantising takes some more room")
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_peak_is_the_result_and_two_tensors(tmp_path):
     """In a process of its own, after a tiny model has brought in all code."""

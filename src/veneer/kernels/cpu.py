@@ -1,0 +1,120 @@
+"""The 4-bit operations in C++ (csrc/): checks tensors, and hands their addresses to the extension.
+
+The extension has no OpenMP runtime of its own. Two in one process, both spinning for work, cost milliseconds a call; it
+uses the one that torch has loaded, and as many threads as torch does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_HALVES = {torch.float32: False, torch.bfloat16: True}  # what a kernel writes, and whether it rounds
+
+# torch loads its runtime for all to see; where a build of it does not, its symbols are made visible here.
+for _runtime in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")):
+    ctypes.CDLL(str(_runtime), mode=ctypes.RTLD_GLOBAL)
+
+try:
+    from veneer.kernels import _cpu
+
+    VARIANTS = tuple(_cpu.variants())  # the fastest last
+    MISSING = ""
+except ImportError as error:
+    VARIANTS = ()
+    MISSING = "they were not built" if isinstance(error, ModuleNotFoundError) else str(error)
+
+
+class Cpu:
+    """The operations of reference.py by one variant, of those in VARIANTS."""
+
+    def __init__(self, variant: str) -> None:
+        self.name = variant
+
+    def quantise4(self, weight: Tensor, boundaries: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:
+        _check("weight", weight, torch.float32, weight.numel())
+        _check("boundaries", boundaries, torch.float32, 15)
+        _check("order", order, torch.uint8, 16)
+        _check_block(block)
+        codes = torch.empty((weight.numel() + 1) // 2, dtype=torch.uint8)
+        absmax = torch.empty(-(-weight.numel() // block), dtype=torch.float32)
+        _cpu.quantise4(
+            self.name, weight.data_ptr(), weight.numel(), boundaries.data_ptr(), order.data_ptr(), block,
+            codes.data_ptr(), absmax.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return codes, absmax
+
+    def dequantise4(
+        self, codes: Tensor, table: Tensor, scales: Tensor, nested_table: Tensor | None, nested_scales: Tensor | None,
+        offset: Tensor | None, block: int, nested_block: int, first: int, out: Tensor,
+    ) -> None:  # fmt: skip
+        into = out if out.dtype in _HALVES and out.is_contiguous() else torch.empty(out.shape)
+        start = first * out.shape[1]
+        weight = _weight(
+            start + out.numel(), codes, table, scales, nested_table, nested_scales, offset, block, nested_block
+        )  # fmt: skip
+        _cpu.dequantise4(
+            self.name, *weight, start, start + out.numel(), into.data_ptr(), _HALVES[into.dtype],
+            torch.get_num_threads(),
+        )  # fmt: skip
+        if into is not out:
+            out.copy_(into)
+
+    def product4(
+        self, x: Tensor, codes: Tensor, table: Tensor, scales: Tensor, nested_table: Tensor | None,
+        nested_scales: Tensor | None, offset: Tensor | None, block: int, nested_block: int, rows: int,
+    ) -> Tensor:  # fmt: skip
+        tokens, columns = x.shape
+        if not 1 <= tokens <= 8:
+            raise ValueError(f"The few-token product takes 1 to 8 rows of x, not {tokens}.")
+        x = x.contiguous()
+        _check("x", x, torch.float32, x.numel())
+        weight = _weight(
+            rows * columns, codes, table, scales, nested_table, nested_scales, offset, block, nested_block
+        )  # fmt: skip
+        y = torch.empty(tokens, rows)
+        _cpu.product4(
+            self.name, x.data_ptr(), tokens, *weight, rows, columns, y.data_ptr(), torch.get_num_threads()
+        )  # fmt: skip
+        return y
+
+
+def _weight(
+    elements: int, codes: Tensor, table: Tensor, scales: Tensor, nested_table: Tensor | None,
+    nested_scales: Tensor | None, offset: Tensor | None, block: int, nested_block: int,
+) -> tuple[int, int, int, int, int, int, int, int]:  # fmt: skip
+    """A weight of at least ``elements``, as the extension takes it. Raises ValueError when a tensor is not as it must
+    be, for nothing behind this looks again."""
+    _check_block(block)
+    blocks = -(-elements // block)
+    _check("codes", codes, torch.uint8, (elements + 1) // 2)
+    _check("table", table, torch.float32, 16)
+    if nested_table is None or nested_scales is None or offset is None:
+        _check("scales", scales, torch.float32, blocks)
+        return codes.data_ptr(), table.data_ptr(), scales.data_ptr(), 0, 0, 0, block, 0
+    if nested_block < 1 or nested_block & (nested_block - 1):
+        raise ValueError(f"A block of scales is a power of two, not {nested_block}.")
+    _check("scales", scales, torch.uint8, blocks)
+    _check("nested_table", nested_table, torch.float32, 256)
+    _check("nested_scales", nested_scales, torch.float32, -(-blocks // nested_block))
+    _check("offset", offset, torch.float32, 1)
+    return (
+        codes.data_ptr(), table.data_ptr(), scales.data_ptr(), nested_table.data_ptr(), nested_scales.data_ptr(),
+        offset.data_ptr(), block, nested_block.bit_length() - 1,
+    )  # fmt: skip
+
+
+def _check(name: str, tensor: Tensor, dtype: torch.dtype, least: int) -> None:
+    if tensor.dtype != dtype or tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.numel() < least:
+        raise ValueError(
+            f"{name} must be {dtype}, contiguous, on the CPU and of at least {least} elements, "
+            f"not {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}."
+        )
+
+
+def _check_block(block: int) -> None:
+    if block < 32 or block % 32:
+        raise ValueError(f"A block is a multiple of 32 elements, not {block}.")

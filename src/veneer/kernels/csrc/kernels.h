@@ -1,0 +1,67 @@
+// What the variants offer and the arguments they take. Nothing here has a body with vector code in it: the variants are
+// compiled with flags of their own, and an inline function they shared could be linked into code for a lesser machine.
+#pragma once
+
+#include <cstdint>
+
+namespace veneer {
+
+// The scale of each block: fp32 values, or 8-bit codes with a table, scales of their own and an offset.
+struct Scales {
+    const float* values;          // (blocks,), or null when nested
+    const uint8_t* codes;         // (blocks,)
+    const float* table;           // (256,)
+    const float* nested;          // (ceil(blocks / nested block),)
+    const float* offset;          // one number
+    int nested_shift;             // log2 of the nested block
+};
+
+// A weight in 4 bits: two codes a byte, the first in the high half; block b is the elements [b · block, (b + 1) · block).
+struct Packed {
+    const uint8_t* codes;
+    const float* table;           // (16,)
+    Scales scales;
+    int64_t block;                // a multiple of 32
+};
+
+// Elements 0..count of source → codes and the largest absolute value of each block, in which a NaN or infinity shows.
+struct Quantise {
+    const float* source;
+    int64_t count;
+    const float* boundaries;      // (15,) ascending
+    const uint8_t* order;         // (16,) the code of each interval between boundaries
+    int64_t block;
+    uint8_t* codes;
+    float* absmax;
+};
+
+// x of a few tokens, taken apart: lane(parity, token, half) holds x[parity + half], x[parity + half + 2], …, so that the
+// two codes of a byte meet x without a shuffle wherever a row begins.
+struct Tokens {
+    const float* lanes;
+    int64_t stride;               // between lanes
+    const float* x;               // (tokens, columns)
+    int64_t columns;
+    int count;                    // 1..8
+
+    const float* lane(int parity, int token, int half) const {
+        return lanes + ((parity * count + token) * 2 + half) * stride;
+    }
+};
+
+struct Variant {
+    const char* name;
+    void (*quantise)(const Quantise&, int threads);
+    // Elements [start, stop) into out, as fp32 or as the upper halves of fp32 rounded to nearest even.
+    void (*dequantise)(const Packed&, int64_t start, int64_t stop, float* out, int threads);
+    void (*dequantise_bf16)(const Packed&, int64_t start, int64_t stop, uint16_t* out, int threads);
+    void (*product)(const Packed&, const Tokens&, int64_t rows, float* out, int threads);
+};
+
+extern const Variant scalar;
+#ifdef VENEER_X86
+extern const Variant avx2;
+extern const Variant avx512;
+#endif
+
+}  // namespace veneer

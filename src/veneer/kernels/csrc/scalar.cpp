@@ -1,0 +1,81 @@
+// One element at a time: for machines without vector code of their own here, and the easiest one to read.
+#include "kernels.h"
+
+namespace veneer {
+namespace {
+
+inline int interval(float value, const float* boundaries);
+inline uint16_t rounded_to_bf16(float value);
+
+struct Levels {
+    explicit Levels(const float*) {}
+};
+
+// The bits of |x| order as |x| does, infinity and NaN above all numbers: one maximum finds both.
+inline float largest(const float* x, int64_t n) {
+    uint32_t most = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        uint32_t bits;
+        __builtin_memcpy(&bits, x + i, 4);
+        bits &= 0x7fffffff;
+        if (bits > most) most = bits;
+    }
+    float found;
+    __builtin_memcpy(&found, &most, 4);
+    return found;
+}
+
+inline void encode(const float* x, int64_t n, float reciprocal, const Levels&, const Quantise& q, uint8_t* codes) {
+    for (int64_t i = 0; i < n; i += 2) {
+        const int high = q.order[interval(x[i] * reciprocal, q.boundaries)];
+        const int low = q.order[interval(i + 1 < n ? x[i + 1] * reciprocal : 0.0f, q.boundaries)];
+        codes[i / 2] = static_cast<uint8_t>(high << 4 | low);
+    }
+}
+
+inline void put(float value, float& to) { to = value; }
+inline void put(float value, uint16_t& to) { to = rounded_to_bf16(value); }
+
+template <class Out>
+struct Lookup {
+    Out values[16];
+    Lookup(const float* table, float scale) {
+        for (int i = 0; i < 16; ++i) put(table[i] * scale, values[i]);
+    }
+    Out one(int code) const { return values[code]; }
+};
+
+template <class Out>
+inline void expand(const uint8_t* codes, int64_t n, const Lookup<Out>& lookup, Out* out) {
+    int64_t i = 0;
+    for (; i + 1 < n; i += 2) {
+        out[i] = lookup.values[codes[i / 2] >> 4];
+        out[i + 1] = lookup.values[codes[i / 2] & 15];
+    }
+    if (i < n) out[i] = lookup.values[codes[i / 2] >> 4];
+}
+
+// One sum after another over a whole row loses digits that many lanes keep: so in fp64.
+template <int M>
+struct Sums {
+    double sums[M] = {};
+    void add(const uint8_t* codes, int64_t bytes, const Lookup<float>& lookup, const Tokens& x, int parity, int64_t at) {
+        for (int m = 0; m < M; ++m) {
+            const float *high = x.lane(parity, m, 0) + at, *low = x.lane(parity, m, 1) + at;
+            for (int64_t i = 0; i < bytes; ++i) {
+                sums[m] += static_cast<double>(lookup.values[codes[i] >> 4]) * high[i];
+                sums[m] += static_cast<double>(lookup.values[codes[i] & 15]) * low[i];
+            }
+        }
+    }
+    double total(int m) const { return sums[m]; }
+};
+
+}  // namespace
+}  // namespace veneer
+
+#include "body.h"
+
+namespace veneer {
+const Variant scalar{"scalar", quantise, dequantise, dequantise_bf16, product};
+}

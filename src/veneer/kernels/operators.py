@@ -1,0 +1,94 @@
+"""The 4-bit operations as torch.library operators, ``torch.ops.veneer.…``, and which implementation serves each device.
+
+What each computes, and its arguments: reference.py. Registered with fakes, so that torch.compile and export see shapes
+and nothing inside.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from veneer.errors import ConfigError
+from veneer.kernels import cpu, reference
+
+FEW = 8  # rows of x that product4 takes
+VARIABLE = "VENEER_KERNELS"
+
+_WEIGHT = "Tensor codes, Tensor table, Tensor scales, Tensor? nested_table, Tensor? nested_scales, Tensor? offset"
+_SCHEMAS = {
+    "quantise4": "(Tensor weight, Tensor boundaries, Tensor order, int block) -> (Tensor, Tensor)",
+    "dequantise4": f"({_WEIGHT}, int block, int nested_block, int first, Tensor(a!) out) -> ()",
+    "product4": f"(Tensor x, {_WEIGHT}, int block, int nested_block, int rows) -> Tensor",
+}
+
+
+@cache
+def _on_cpu() -> Any:
+    """The fastest variant, or the one that VENEER_KERNELS names. Raises ConfigError when the machine cannot run it."""
+    wanted = os.environ.get(VARIABLE)
+    if wanted == reference.name or (not wanted and not cpu.VARIANTS):
+        return reference
+    if not wanted:
+        return cpu.Cpu(cpu.VARIANTS[-1])
+    if wanted not in cpu.VARIANTS:
+        able = ", ".join((reference.name, *cpu.VARIANTS))
+        why = f" (no C++ kernels: {cpu.MISSING})" if cpu.MISSING else ""
+        raise ConfigError(f"{VARIABLE} is {wanted!r}, which this machine cannot run. It can run {able}{why}.")
+    return cpu.Cpu(wanted)
+
+
+# A device that is not here is served by the reference.
+TABLE: dict[str, Callable[[], Any]] = {"cpu": _on_cpu}
+
+
+def serving(device: str = "cpu") -> str:
+    """The name of the kernels that serve a type of device."""
+    name: str = TABLE.get(device, lambda: reference)().name
+    return name
+
+
+def serving_line() -> str:
+    """What serves on this machine's CPU, and why if it is not the C++, in a few words."""
+    name = serving()
+    if name != reference.name:
+        return f"C++, {name}"
+    return f"plain PyTorch ({cpu.MISSING or f'{VARIABLE}={name}'})"
+
+
+def _dispatch(operation: str) -> Callable[..., Any]:
+    def run(*arguments: Any) -> Any:
+        kernels = TABLE.get(arguments[0].device.type, lambda: reference)()
+        return getattr(kernels, operation)(*arguments)
+
+    return run
+
+
+def _fake_quantise4(weight: Tensor, boundaries: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    size = weight.numel()
+    return weight.new_empty((size + 1) // 2, dtype=torch.uint8), weight.new_empty((size + block - 1) // block)
+
+
+def _fake_dequantise4(*arguments: Any) -> None:
+    return None
+
+
+def _fake_product4(x: Tensor, *weight_and_rows: Any) -> Tensor:
+    return x.new_empty(x.shape[0], weight_and_rows[-1])
+
+
+for _name, _schema in _SCHEMAS.items():
+    torch.library.define(f"veneer::{_name}", _schema, tags=torch.Tag.pt2_compliant_tag)
+    torch.library.impl(f"veneer::{_name}", "default", _dispatch(_name))
+torch.library.register_fake("veneer::quantise4", _fake_quantise4)
+torch.library.register_fake("veneer::dequantise4", _fake_dequantise4)
+torch.library.register_fake("veneer::product4", _fake_product4)
+
+quantise4 = torch.ops.veneer.quantise4.default
+dequantise4 = torch.ops.veneer.dequantise4.default
+product4 = torch.ops.veneer.product4.default

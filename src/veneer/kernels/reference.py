@@ -1,0 +1,67 @@
+"""The 4-bit operations in plain PyTorch: the definition, on any device, that every other implementation equals.
+
+A weight in 4 bits is ``codes``, two a byte and the first in the high half; a ``table`` (16,) fp32 of what they stand
+for; and a scale for each ``block`` of elements in row-major order, a multiple of 32, which runs on over row ends.
+``scales`` are fp32 (blocks,), or nested: uint8 (blocks,) with ``nested_table`` (256,), ``nested_scales``
+(⌈blocks / nested_block⌉,) and ``offset`` (), all fp32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+name = "reference"
+
+_PANEL = 2**18  # weights expanded at once by the product: 1 MB in fp32
+
+
+def quantise4(weight: Tensor, boundaries: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Codes uint8 (⌈n / 2⌉,) and absmax fp32 (blocks,) of ``weight`` (n,) fp32; an odd tail is padded with 0.0.
+
+    An element's interval is the number of ``boundaries`` (15,), fp32 ascending, below x · (1 / absmax), so that a tie
+    goes to the lower one; its code is ``order[interval]``, uint8 (16,). A block's NaN or infinity is in its absmax; its
+    codes then mean nothing.
+    """
+    blocks = torch.nn.functional.pad(weight, (0, -weight.numel() % block)).view(-1, block)
+    absmax = blocks.abs().amax(dim=1)
+    # A reciprocal multiply, as bitsandbytes does it: dividing would round some codes the other way.
+    reciprocal = 1 / absmax.clamp(min=1e-38)
+    scaled = (blocks * reciprocal[:, None]).reshape(-1)[: weight.numel() + weight.numel() % 2]
+    codes = order[torch.bucketize(scaled, boundaries, out_int32=True)]
+    return (codes[0::2] << 4) | codes[1::2], absmax
+
+
+def dequantise4(
+    codes: Tensor, table: Tensor, scales: Tensor, nested_table: Tensor | None, nested_scales: Tensor | None,
+    offset: Tensor | None, block: int, nested_block: int, first: int, out: Tensor,
+) -> None:  # fmt: skip
+    """Rows ``first`` and on of a weight into ``out`` (rows, columns): table · scale in fp32, rounded to out's type."""
+    start, stop = first * out.shape[1], first * out.shape[1] + out.numel()
+    packed = codes[start // 2 : (stop + 1) // 2]
+    both = torch.stack([packed >> 4, packed & 15], dim=1).reshape(-1)
+    values = table[both[start % 2 : start % 2 + stop - start].int()]
+    blocks = slice(start // block, (stop + block - 1) // block)
+    by_block = scales[blocks]
+    if nested_table is not None and nested_scales is not None and offset is not None:
+        nested = nested_scales[torch.arange(blocks.start, blocks.stop, device=codes.device) // nested_block]
+        by_block = nested_table[by_block.int()] * nested + offset
+    skip = start - blocks.start * block
+    values *= by_block.repeat_interleave(block)[skip : skip + stop - start]
+    out.copy_(values.view(out.shape))
+
+
+def product4(
+    x: Tensor, codes: Tensor, table: Tensor, scales: Tensor, nested_table: Tensor | None, nested_scales: Tensor | None,
+    offset: Tensor | None, block: int, nested_block: int, rows: int,
+) -> Tensor:  # fmt: skip
+    """A new x Wᵀ (tokens, rows) of ``x`` (tokens, columns), both fp32; a panel of W at a time."""
+    y = x.new_empty(x.shape[0], rows)
+    height = max(1, _PANEL // x.shape[1])
+    for first in range(0, rows, height):
+        panel = x.new_empty(min(height, rows - first), x.shape[1])
+        dequantise4(
+            codes, table, scales, nested_table, nested_scales, offset, block, nested_block, first, panel
+        )  # fmt: skip
+        y[:, first : first + height] = x @ panel.t()
+    return y

@@ -1,0 +1,243 @@
+"""Every variant of the 4-bit operations that this machine runs, against their definition in plain PyTorch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from veneer.errors import ConfigError
+from veneer.frozen.codebook import codebook, dynamic8
+from veneer.kernels import cpu, operators, reference
+
+pytestmark = pytest.mark.unit
+
+VARIANTS = [pytest.param(cpu.Cpu(name), id=name) for name in cpu.VARIANTS]
+every_variant = pytest.mark.parametrize("kernels", VARIANTS)
+
+BLOCKS = st.sampled_from([32, 64, 96, 128, 256, 512, 1024, 2048, 4096])
+SHAPES = st.one_of(
+    st.tuples(st.integers(1, 9), st.integers(1, 300)),
+    st.tuples(st.sampled_from([1, 3, 64]), st.sampled_from([64, 96, 127, 1024, 4097])),
+)
+SEEDS = st.integers(0, 99)
+# Tables of 16 as their codes have them; the second is neither ascending nor free of equal values, as FP4's is not.
+TABLES = {
+    "nf4": codebook("nf4"),
+    "fp4": torch.tensor([0, 1 / 192, 2 / 3, 1, 1 / 3, 0.5, 1 / 6, 0.25, -0.0, -1 / 192, -2 / 3, -1, -1 / 3, -0.5,
+                         -1 / 6, -0.25]),
+}  # fmt: skip
+
+
+def _values(size, kind, seed):
+    """Weights of a network; of any size at all, subnormal and huge; with blocks of zeros; or all on a tie."""
+    drawn = torch.Generator().manual_seed(seed)
+    values = torch.randn(size, generator=drawn)
+    if kind == "any":
+        exponents = torch.empty(-(-size // 32)).uniform_(-44, 37, generator=drawn)
+        return (values.double() * 10.0 ** exponents.repeat_interleave(32)[:size].double()).float().clamp(-3e38, 3e38)
+    if kind == "zeros":
+        values[torch.rand(size, generator=drawn) < 0.5] = 0
+        values[: size // 2] = 0
+    if kind == "ties":
+        boundaries = (codebook("nf4")[1:] + codebook("nf4")[:-1]) / 2
+        values = boundaries[torch.randint(15, (size,), generator=drawn)]
+        values[::32] = 1
+    return values
+
+
+KINDS = st.sampled_from(["network", "any", "zeros", "ties"])
+
+
+def _shifted(tensor, offset):
+    """The same values at an address that no vector is aligned to."""
+    room = torch.empty(tensor.numel() + offset, dtype=tensor.dtype)
+    return room[offset:].copy_(tensor.reshape(-1)).view(tensor.shape)
+
+
+def _ordered(name):
+    """Boundaries and order for quantising to a table."""
+    values, order = TABLES[name].sort(stable=True)
+    return (values[1:] + values[:-1]) / 2, order.to(torch.uint8)
+
+
+def _weight(elements, table, block, nested, seed, nested_block=256, shift=0):
+    """Any codes with any scales, as the operators take a weight."""
+    drawn = torch.Generator().manual_seed(seed)
+    blocks = -(-elements // block)
+    codes = torch.randint(256, ((elements + 1) // 2,), generator=drawn, dtype=torch.uint8)
+    if not nested:
+        scales, rest = torch.rand(blocks, generator=drawn) * 10.0 ** (seed % 7 - 3), (None, None, None)
+    else:
+        scales = torch.randint(256, (blocks,), generator=drawn, dtype=torch.uint8)
+        nested_scales = torch.rand(-(-blocks // nested_block), generator=drawn)
+        rest = (dynamic8(), nested_scales, torch.rand((), generator=drawn))
+    return (_shifted(codes, shift), TABLES[table], _shifted(scales, shift), *rest, block, nested_block)
+
+
+@every_variant
+@given(SHAPES, BLOCKS, KINDS, st.sampled_from(list(TABLES)), SEEDS, st.integers(0, 3))
+def test_codes_and_scales_are_the_references_bit_for_bit(kernels, shape, block, kind, table, seed, shift):
+    values = _shifted(_values(shape[0] * shape[1], kind, seed), shift)
+    codes, absmax = kernels.quantise4(values, *_ordered(table), block)
+    wanted_codes, wanted_absmax = reference.quantise4(values, *_ordered(table), block)
+    assert torch.equal(absmax, wanted_absmax)
+    assert torch.equal(codes, wanted_codes)
+
+
+@every_variant
+@pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [0, 17, 63, 64, 100, 129])
+def test_a_value_that_is_not_finite_shows_in_its_blocks_scale_alone(kernels, value, place):
+    values = torch.randn(130)
+    values[place] = value
+    _, absmax = kernels.quantise4(values, *_ordered("nf4"), 64)
+    assert (torch.isfinite(absmax) == (torch.arange(3) != place // 64)).all()
+
+
+@every_variant
+@given(
+    SHAPES, BLOCKS, st.sampled_from(list(TABLES)), st.booleans(), SEEDS, st.integers(0, 3),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]), st.data(),
+)  # fmt: skip
+def test_any_rows_come_back_as_the_references_do(kernels, shape, block, table, nested, seed, shift, dtype, data):
+    rows, columns = shape
+    weight = _weight(rows * columns, table, block, nested, seed, data.draw(st.sampled_from([1, 16, 256])), shift)
+    first = data.draw(st.integers(0, rows - 1))
+    count = data.draw(st.integers(1, rows - first))
+    # What lies around the rows must stay as it is.
+    room = torch.full((count * columns + 8,), 7.0, dtype=dtype)
+    kernels.dequantise4(*weight, first, room[4:-4].view(count, columns))
+    wanted = torch.empty(count, columns, dtype=dtype)
+    reference.dequantise4(*weight, first, wanted)
+    assert torch.equal(room[4:-4].view(count, columns), wanted)
+    assert (room[:4] == 7).all()
+    assert (room[-4:] == 7).all()
+
+
+@every_variant
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.0, 1e-45, 1e-40, 1e-38, 3.4e38, float("inf"), float("nan")])
+def test_scales_at_the_ends_of_the_range_do_too(kernels, scale, dtype):
+    weight = (torch.arange(64, dtype=torch.uint8), codebook("nf4"), torch.full((2,), scale), None, None, None, 64, 256)
+    out, wanted = torch.empty(2, 64, dtype=dtype), torch.empty(2, 64, dtype=dtype)
+    kernels.dequantise4(*weight, 0, out)
+    reference.dequantise4(*weight, 0, wanted)
+    torch.testing.assert_close(out, wanted, rtol=0, atol=0, equal_nan=True)
+
+
+@every_variant
+@settings(max_examples=200)
+@given(SHAPES, BLOCKS, st.sampled_from(list(TABLES)), st.booleans(), SEEDS, st.integers(1, 8), st.integers(0, 3))
+def test_the_few_token_product_is_exact(kernels, shape, block, table, nested, seed, tokens, shift):
+    rows, columns = shape
+    weight = _weight(rows * columns, table, block, nested, seed, shift=shift)
+    x = _shifted(torch.randn(tokens, columns, generator=torch.Generator().manual_seed(seed)), shift)
+    dense = torch.empty(rows, columns)
+    reference.dequantise4(*weight, 0, dense)
+    wanted, size = x.double() @ dense.double().t(), x.double().abs() @ dense.double().abs().t()
+    for found in (kernels.product4(x, *weight, rows), reference.product4(x, *weight, rows)):
+        assert found.shape == (tokens, rows)
+        assert ((found - wanted).abs() <= 1e-6 * size).all()
+
+
+@every_variant
+def test_many_threads_compute_what_one_does(kernels):
+    weight = _weight(513 * 768, "nf4", 64, True, 0)
+    x = torch.randn(3, 768)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            out = torch.empty(513, 768)
+            kernels.dequantise4(*weight, 0, out)
+            found.append(
+                (kernels.product4(x, *weight, 513), out, *kernels.quantise4(out.view(-1), *_ordered("nf4"), 64))
+            )
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@every_variant
+def test_what_does_not_fit_is_refused_before_an_address_is_passed_on(kernels):
+    weight = _weight(64 * 4, "nf4", 64, True, 0)
+    out = torch.empty(4, 64)
+    with pytest.raises(ValueError, match=r"^codes must be torch\.uint8, .* at least 160 elements, not .*\(128,\)"):
+        kernels.dequantise4(*weight, 1, out)
+    with pytest.raises(ValueError, match=r"^scales must be torch\.float32"):
+        kernels.dequantise4(*weight[:3], None, None, None, 64, 256, 0, out)
+    with pytest.raises(ValueError, match="a multiple of 32 elements, not 48"):
+        kernels.quantise4(torch.randn(96), *_ordered("nf4"), 48)
+    with pytest.raises(ValueError, match="a power of two, not 100"):
+        kernels.dequantise4(*weight[:-1], 100, 0, out)
+    with pytest.raises(ValueError, match="1 to 8 rows of x, not 9"):
+        kernels.product4(torch.randn(9, 64), *weight, 4)
+    with pytest.raises(ValueError, match=r"^x must be torch\.float32"):
+        kernels.product4(torch.randn(1, 64).double(), *weight, 4)
+    with pytest.raises(ValueError, match=r"^weight must be torch\.float32, contiguous"):
+        kernels.quantise4(torch.randn(96)[::2], *_ordered("nf4"), 32)
+
+
+def test_the_operators_keep_torchs_contracts():
+    weight = _weight(64 * 5, "nf4", 64, True, 0)
+    torch.library.opcheck(operators.quantise4, (torch.randn(130), *_ordered("nf4"), 64))
+    torch.library.opcheck(operators.dequantise4, (*weight, 1, torch.empty(3, 64)))
+    torch.library.opcheck(operators.product4, (torch.randn(2, 64), *weight, 5))
+
+
+def test_a_compiled_function_calls_them():
+    weight = _weight(64 * 5, "nf4", 64, True, 0)
+
+    def doubled(x):
+        return operators.product4(x * 2, *weight, 5)
+
+    x = torch.randn(2, 64)
+    assert torch.equal(torch.compile(doubled, backend="aot_eager", fullgraph=True)(x), doubled(x))
+
+
+def _in_a_process(code, kernels):
+    environment = {**os.environ, operators.VARIABLE: kernels}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", ["reference", *cpu.VARIANTS])
+def test_a_variant_can_be_forced(name):
+    code = "from veneer.kernels.operators import serving; print(serving())"
+    assert _in_a_process(code, name).stdout == f"{name}\n"
+
+
+def test_one_that_the_machine_cannot_run_is_refused(monkeypatch):
+    operators._on_cpu.cache_clear()
+    monkeypatch.setenv(operators.VARIABLE, "avx1024")
+    try:
+        with pytest.raises(ConfigError, match=r"^VENEER_KERNELS is 'avx1024', which this machine cannot run\. It can"):
+            operators.serving()
+        monkeypatch.setattr(cpu, "VARIANTS", ())
+        monkeypatch.setattr(cpu, "MISSING", "they were not built")
+        with pytest.raises(ConfigError, match=r"run reference \(no C\+\+ kernels: they were not built\)\.$"):
+            operators.serving()
+        monkeypatch.delenv(operators.VARIABLE)
+        assert operators.serving_line() == "plain PyTorch (they were not built)"
+    finally:
+        operators._on_cpu.cache_clear()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what a process has loaded")
+def test_the_process_has_one_openmp_runtime():
+    """A second one would spin against the first for the same cores."""
+    code = """
+import torch
+from veneer.kernels import cpu
+torch.randn(512, 512) @ torch.randn(512, 512)
+print(len({line.split()[-1] for line in open("/proc/self/maps") if "omp" in line.split("/")[-1]}))
+"""
+    assert _in_a_process(code, "").stdout == "1\n"
