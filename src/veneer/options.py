@@ -27,7 +27,8 @@ class Options(BaseModel):
 
 def _explain(error: ValidationError, options: type[Options]) -> str:
     """All that is wrong with the given options, one clause each."""
-    clauses = []
+    needed = [str(problem["loc"][-1]) for problem in error.errors() if problem["type"] == "missing"]
+    clauses = [f"Needed and not given: {', '.join(needed)}."] if needed else []
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"]) or options.__name__
         if problem["type"] == "extra_forbidden":
@@ -37,8 +38,6 @@ def _explain(error: ValidationError, options: type[Options]) -> str:
             )
         elif problem["type"] == "value_error":
             clauses.append(f"{problem['msg'].removeprefix('Value error, ')}")
-        elif problem["type"] == "missing":
-            clauses.append(f"{options.__name__} needs the option {name!r}.")
-        else:
+        elif problem["type"] != "missing":
             clauses.append(f"{options.__name__}: {name} = {problem['input']!r} is not valid: {problem['msg']}.")
     return " ".join(clauses)

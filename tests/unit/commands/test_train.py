@@ -161,10 +161,7 @@ def test_values_that_make_no_sense(flags, refused, more, message, monkeypatch, t
 
 
 def test_needed_options_are_named(refused):
-    assert refused("train") == (
-        "TrainConfig needs the option 'model'. TrainConfig needs the option 'data'. TrainConfig needs the option "
-        "'output'."
-    )
+    assert refused("train") == "Needed and not given: model, data, output."
 
 
 @pytest.mark.parametrize(

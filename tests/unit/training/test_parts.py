@@ -92,7 +92,7 @@ def test_options_that_make_no_sense(options, match):
 
 
 def test_what_is_needed_is_named():
-    with pytest.raises(ConfigError, match="needs the option 'data'"):
+    with pytest.raises(ConfigError, match="Needed and not given: data"):
         TrainConfig(model="m", output="o")
 
 
