@@ -6,6 +6,7 @@ from there.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -41,3 +42,14 @@ def _explain(error: ValidationError, options: type[Options]) -> str:
         elif problem["type"] != "missing":
             clauses.append(f"{options.__name__}: {name} = {problem['input']!r} is not valid: {problem['msg']}.")
     return " ".join(clauses)
+
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def memory_size(value: int | str) -> int:
+    """Bytes of "256MB", "1.5GiB" or a plain number. Raises ConfigError for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
+    if found is None or (found[2] or "B").upper() not in _UNITS:
+        raise ConfigError(f"{value!r} is not a size in memory; write a number and KB, MB, GB, KiB, MiB or GiB: 256MB.")
+    return round(float(found[1]) * _UNITS[(found[2] or "B").upper()])

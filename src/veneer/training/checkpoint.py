@@ -9,18 +9,20 @@ import json
 import random
 import shutil
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from veneer.errors import AdapterFileError, TrainingError
 from veneer.files import atomic_folder, remove_leftovers
-from veneer.updates.adapter_file import active_tensors, restore, write_adapter, write_tensors
+from veneer.training.paged_adamw import MOMENTS, PagedAdamW
+from veneer.training.tensor_file import Streamed, TensorFile, write_streamed
+from veneer.updates.adapter_file import active_tensors, restore, write_adapter
 
 FOLDER = "checkpoints"
 BEST = "best"
@@ -43,11 +45,15 @@ def save_checkpoint(run: Path, model: nn.Module, optimizer: torch.optim.Optimize
     """Write the checkpoint of ``state.step``, then delete all but the ``keep`` latest."""
     with atomic_folder(run / FOLDER / f"step-{state.step:06d}") as folder:
         write_adapter(model, folder / "adapter")
-        tensors = {f"random.{name}": value for name, value in _random_states().items()}
+        tensors: dict[str, Tensor | Streamed] = {f"random.{name}": value for name, value in _random_states().items()}
         for key, parameter in active_tensors(model).items():
             for name, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"{key}:{name}"] = value.detach().cpu().contiguous()
-        write_tensors(tensors, folder / "optimizer.safetensors")
+                tensors[f"{key}:{name}"] = value
+            if isinstance(optimizer, PagedAdamW) and parameter in optimizer.state:
+                for name in MOMENTS:
+                    parts = partial(optimizer.parts, parameter, name)
+                    tensors[f"{key}:{name}"] = Streamed(parameter.shape, parameter.dtype, parts)
+        write_streamed(tensors, folder / "optimizer.safetensors")
         fields = {**asdict(state), "random.python": random.getstate()}
         (folder / "state.json").write_text(json.dumps(fields), encoding="utf-8")
     for old in checkpoints(run)[:-keep]:
@@ -78,14 +84,19 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     """
     try:
         fields: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "optimizer.safetensors")
+        file = TensorFile(folder / "optimizer.safetensors")
         restore(model, folder / "adapter")
         parameters = active_tensors(model)
-        for entry, value in tensors.items():
+        for entry in file.names:
             if not entry.startswith("random."):
                 key, _, name = entry.rpartition(":")
-                optimizer.state[parameters[key]][name] = _like(value, parameters[key])
-        _set_random_states(tensors, fields.pop("random.python"))
+                parameter = parameters[key]
+                if isinstance(optimizer, PagedAdamW) and name in MOMENTS:
+                    optimizer.fill(parameter, name, file.reader(entry, parameter.dtype, parameter.shape))
+                else:
+                    optimizer.state[parameter][name] = _like(file.tensor(entry), parameter)
+        random_states = {entry: file.tensor(entry) for entry in file.names if entry.startswith("random.")}
+        _set_random_states(random_states, fields.pop("random.python"))
         return State(**fields)
     except (AdapterFileError, SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise TrainingError(

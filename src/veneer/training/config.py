@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from veneer.errors import ConfigError, did_you_mean
 from veneer.files import write_text
 from veneer.frozen.config import BlockwiseOptions, Storage
+from veneer.options import memory_size
 from veneer.updates.config import LoRA
 
 CONFIG_NAME = "config.yaml"
@@ -47,6 +48,12 @@ class TrainConfig(LoRA, BlockwiseOptions):
     schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="Learning rate after warm-up.")
     warmup: float = Field(0.03, ge=0, description="Steps of warm-up: a share of all below 1, else a number.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of AdamW.")
+    optimizer: Literal["adamw", "paged-adamw"] = Field(
+        "adamw", description="AdamW, or the same with its states in a file of which a part is in memory."
+    )
+    optimizer_memory: str = Field(
+        "256MB", description="States of paged-adamw in memory at a time; does not change the result."
+    )
     clip: float = Field(1.0, ge=0, description="Largest norm of the gradient; 0 does not clip.")
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third slower."
@@ -74,6 +81,21 @@ class TrainConfig(LoRA, BlockwiseOptions):
         if not 0 <= number < math.inf or (number >= 1 and number % 1):
             raise ValueError(f"held_out = {value} is not a share from 0 up to 1, a whole number of rows, or a file.")
         return number
+
+    @field_validator("optimizer_memory", mode="before")
+    @classmethod
+    def _size_in_memory(cls, value: Any) -> str:
+        try:
+            memory_size(value)
+        except ConfigError as error:
+            raise ValueError(f"optimizer_memory = {error}") from None
+        return str(value)
+
+    @model_validator(mode="after")
+    def _memory_of_pages(self) -> TrainConfig:
+        if self.optimizer == "adamw" and self.optimizer_memory != type(self).model_fields["optimizer_memory"].default:
+            raise ValueError("optimizer_memory limits the states of paged-adamw; give optimizer: paged-adamw as well.")
+        return self
 
     @model_validator(mode="after")
     def _micro_batch_fits(self) -> TrainConfig:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from veneer.data.labels import Tokens
 from veneer.errors import ConfigError, ModelError, TrainingError, did_you_mean
@@ -41,6 +41,7 @@ from veneer.training.interrupt import stop_requests
 from veneer.training.loop import Run, finished, train_loop
 from veneer.training.loss import Loss
 from veneer.training.metrics import Metrics, peak_memory, read_metrics
+from veneer.training.paged_adamw import PagedAdamW
 from veneer.training.preflight import check_disk, check_new_run, check_writable
 from veneer.training.prepare import Prepared, prepare
 from veneer.training.progress import RunProgress
@@ -54,6 +55,7 @@ ROWS = "rows.json"
 RESUMABLE = (
     *("steps", "epochs", "learning_rate", "schedule", "warmup", "weight_decay", "clip", "micro_batch_size"),
     *("gradient_checkpointing", "evaluate_every", "patience", "checkpoint_every", "keep_checkpoints"),
+    *("optimizer", "optimizer_memory"),
 )
 
 
@@ -143,11 +145,8 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
     batches = Batches(tokens, config.batch_size, config.seed)
     total = config.steps or max(1, math.ceil(config.epochs * batches.per_epoch))
     folder.mkdir(parents=True, exist_ok=True)
-    check_disk(folder, table.parameters, config.keep_checkpoints)
-    optimizer = torch.optim.AdamW(
-        [p for p in active_tensors(model).values() if p.requires_grad],
-        lr=config.learning_rate, weight_decay=config.weight_decay, fused=True,
-    )  # fmt: skip
+    check_disk(folder, table.parameters, config.keep_checkpoints, config.optimizer == "paged-adamw")
+    optimizer = _optimizer(config, [p for p in active_tensors(model).values() if p.requires_grad])
     loss = Loss(model, prepared.tokeniser.pad, tokens[0], kind=prepared.tokeniser.kind)
     state = State(data=_digest(tokens + held_out))
     if checkpoint is not None:
@@ -198,6 +197,16 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
         folder, model, prepared.tokenizer, state.step, losses[0] if losses else None, state.best_loss, state.best_step,
         state.seconds, peak_memory(),
     )  # fmt: skip
+
+
+def _optimizer(config: TrainConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    """Either takes the same steps, to the last bit."""
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.optimizer == "paged-adamw":
+        return PagedAdamW(
+            parameters, rate, weight_decay=decay, folder=config.output, resident=config.optimizer_memory
+        )  # fmt: skip
+    return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)
 
 
 def _write_result(folder: Path, model: nn.Module, state: State) -> None:

@@ -1,0 +1,242 @@
+"""AdamW whose moments live in pages of a scratch file, so that they need not fit in memory.
+
+Its steps are those of ``torch.optim.AdamW``, to the last bit: each page's part of the parameters goes through torch's
+own function. Only where the moments lie is different.
+
+On a GPU the pages would lie in unified memory (QLoRA, Dettmers et al. 2023, §3): another `Pages` with the same
+``visit``, chosen in `PagedAdamW._lay_out` by the parameters' device. There is none yet: a GPU's are refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from veneer.errors import ConfigError
+from veneer.options import memory_size
+from veneer.training.pages import Pages, page_size_within
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+_LARGEST_PAGE = 4 * 2**20  # of this size on, a page's Python time is lost in its arithmetic
+# Elements. torch's fused loop rounds differently in the last elements, which do not fill a vector register: a cut at a
+# multiple of this, counted from the parameter's start, leaves the same elements last.
+_CUT = 64
+
+
+class _Piece(NamedTuple):
+    """Elements of one parameter, in the order in which they lie in memory, whose moments lie in one page."""
+
+    parameter: Tensor
+    group: int  # its place in param_groups
+    start: int  # elements
+    stop: int
+    page: int
+    offset: int  # bytes into the page, where exp_avg lies; exp_avg_sq follows
+
+    def moment(self, page: Tensor, name: str) -> Tensor:
+        """The piece's own moment in the bytes of its page, (stop − start,)."""
+        size = (self.stop - self.start) * self.parameter.element_size()
+        at = self.offset + MOMENTS.index(name) * _aligned(size)
+        return page[at : at + size].view(self.parameter.dtype)
+
+
+class PagedAdamW(torch.optim.Optimizer):
+    """Decoupled weight decay Adam (Loshchilov & Hutter 2019) with its moments in pages on the disk.
+
+    ``params``: parameters or groups, as for ``torch.optim.AdamW``; floating point, on the CPU, without gaps in memory.
+    ``folder``: where the scratch file lies; it takes the moments' size, twice the parameters' bytes, and is gone when
+    the optimizer is. ``resident``: bytes, or text such as "256MB", of moments in memory at a time. ``page_size``:
+    bytes, a multiple of 64 KiB; by default as large as the budget allows, up to 4 MiB. ``fused``: which of torch's two
+    CPU loops takes the step; it equals ``torch.optim.AdamW`` with the same ``fused``, bit for bit.
+
+    Raises ConfigError for a value that makes no sense, TrainingError for a budget too small, OSError when the disk of
+    ``folder`` has no room.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+        weight_decay: float = 1e-2, *, folder: str | Path, resident: int | str = "256MB",
+        page_size: int | None = None, fused: bool = True,
+    ) -> None:  # fmt: skip
+        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+            if not value >= 0:
+                raise ConfigError(f"{name} = {value} is negative or no number.")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ConfigError(f"betas = {betas} are not both from 0 up to 1.")
+        self._pages: Pages | None = None
+        self._pieces: dict[Tensor, list[_Piece]] = {}
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": fused}
+        )  # fmt: skip
+        budget = memory_size(resident)
+        largest = page_size_within(budget, _LARGEST_PAGE if page_size is None else page_size)
+        if page_size is not None and largest != page_size:
+            raise ConfigError(
+                f"page_size = {page_size} is not a power of two from 64 KiB up of which {budget} bytes hold twelve."
+            )
+        self._lay_out(Path(folder), largest, budget)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's, while the optimizer is made. Raises ConfigError later, and for a parameter that cannot page."""
+        if self._pages is not None:
+            raise ConfigError("PagedAdamW has its pages laid out; give all parameter groups when it is made.")
+        super().add_param_group(param_group)
+        for parameter in self.param_groups[-1]["params"]:
+            _refuse_unpageable(parameter)
+
+    def _lay_out(self, folder: Path, page_size: int, resident: int) -> None:
+        """Pack the parameters into pages, in their order; a page begins where the one before is full."""
+        page, used = 0, 0
+        for number, group in enumerate(self.param_groups):
+            for parameter in group["params"]:
+                pieces, start, size = [], 0, parameter.element_size()
+                while start < parameter.numel():
+                    room = (page_size - used) // (2 * size) // _CUT * _CUT
+                    if not room:
+                        page, used = page + 1, 0
+                        continue
+                    stop = min(start + room, parameter.numel())
+                    pieces.append(_Piece(parameter, number, start, stop, page, used))
+                    used += 2 * _aligned((stop - start) * size)
+                    start = stop
+                self._pieces[parameter] = pieces
+        self._pages = Pages(folder, page + 1 if used else page, page_size, resident)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of every parameter that has a gradient. Raises ConfigError for a sparse gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        gradients = {parameter: _laid_out_as(parameter) for parameter in self._pieces if parameter.grad is not None}
+        for parameter in gradients:
+            if not self.state[parameter]:
+                self.state[parameter]["step"] = torch.tensor(0.0)
+        for bytes_, pieces in self._visit(piece for parameter in gradients for piece in self._pieces[parameter]):
+            for group, together in itertools.groupby(pieces, key=lambda piece: piece.group):
+                self._update(self.param_groups[group], list(together), bytes_, gradients)
+        for parameter in gradients:
+            self.state[parameter]["step"] += 1
+        return loss
+
+    def _update(
+        self, group: dict[str, Any], pieces: list[_Piece], page: Tensor, gradients: dict[Tensor, Tensor]
+    ) -> None:
+        beta1, beta2 = group["betas"]
+        adamw(
+            [_flat(piece.parameter)[piece.start : piece.stop] for piece in pieces],
+            [_flat(gradients[piece.parameter])[piece.start : piece.stop] for piece in pieces],
+            [piece.moment(page, "exp_avg") for piece in pieces],
+            [piece.moment(page, "exp_avg_sq") for piece in pieces],
+            [],
+            # A counter for each piece: the function counts on, and a parameter of many pieces would count many times.
+            [self.state[piece.parameter]["step"].clone() for piece in pieces],
+            foreach=False, fused=group["fused"], beta1=beta1, beta2=beta2, lr=group["lr"],
+            weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False, maximize=False,
+        )  # fmt: skip
+
+    def _visit(self, pieces: Iterable[_Piece]) -> Iterator[tuple[Tensor, list[_Piece]]]:
+        """Pages in turn, each with those of ``pieces``, given in order, that lie in it."""
+        by_page = {page: list(its) for page, its in itertools.groupby(pieces, key=lambda piece: piece.page)}
+        assert self._pages is not None
+        for number, page in self._pages.visit(list(by_page)):
+            yield page, by_page[number]
+
+    def parts(self, parameter: Tensor, name: str) -> Iterator[Tensor]:
+        """A moment in the order of the parameter's elements, a part of at most a page at a time, each 1-D.
+
+        ``name``: exp_avg or exp_avg_sq. A part is the page itself, to be used before the next is asked for. Of a
+        parameter whose elements lie in another order (a transposed one), it is one copy of the whole.
+        """
+        if not parameter.is_contiguous():
+            yield self.moment(parameter, name).reshape(-1)
+            return
+        for page, pieces in self._visit(self._pieces[parameter]):
+            for piece in pieces:
+                yield piece.moment(page, name)
+
+    def fill(self, parameter: Tensor, name: str, read: Callable[[Tensor], None]) -> None:
+        """Set a moment: ``read`` fills the 1-D tensors that it is called with, in the order of `parts`."""
+        if parameter.is_contiguous():
+            for part in self.parts(parameter, name):
+                read(part)
+            return
+        whole = torch.empty(parameter.numel(), dtype=parameter.dtype)
+        read(whole)
+        self._set(parameter, name, whole.view(parameter.shape))
+
+    def moment(self, parameter: Tensor, name: str) -> Tensor:
+        """A copy of a whole moment, in the parameter's shape and strides."""
+        found = torch.empty_like(parameter, requires_grad=False)
+        for page, pieces in self._visit(self._pieces[parameter]):
+            for piece in pieces:
+                _flat(found)[piece.start : piece.stop] = piece.moment(page, name)
+        return found
+
+    def _set(self, parameter: Tensor, name: str, value: Tensor) -> None:
+        laid_out = torch.empty_like(parameter, requires_grad=False).copy_(value)
+        for page, pieces in self._visit(self._pieces[parameter]):
+            for piece in pieces:
+                piece.moment(page, name).copy_(_flat(laid_out)[piece.start : piece.stop])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What ``torch.optim.AdamW`` gives, and takes. It gathers all moments in memory; `parts` does not."""
+        found = super().state_dict()
+        for number, parameter in enumerate(self._pieces):
+            if number in found["state"]:
+                moments = {name: self.moment(parameter, name) for name in MOMENTS}
+                found["state"][number] = {**found["state"][number], **moments}
+        return found
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state of a PagedAdamW or a ``torch.optim.AdamW``.
+
+        Raises ConfigError when it was made with amsgrad or maximize, which this optimizer does not have.
+        """
+        for name in ("amsgrad", "maximize"):
+            if any(group.get(name) for group in state_dict["param_groups"]):
+                raise ConfigError(f"PagedAdamW has no {name}, with which this state was made.")
+        counters = {number: {"step": state["step"]} for number, state in state_dict["state"].items()}
+        super().load_state_dict({**state_dict, "state": counters})
+        for number, parameter in enumerate(self._pieces):
+            state = state_dict["state"].get(number, {})
+            for name in MOMENTS:
+                self._set(parameter, name, state.get(name, torch.zeros(())))
+
+
+def _refuse_unpageable(parameter: Tensor) -> None:
+    what = f"A parameter of shape {tuple(parameter.shape)}"
+    if parameter.device.type != "cpu":
+        raise ConfigError(f"{what} is on {parameter.device}, but PagedAdamW pages on the CPU only; use torch's AdamW.")
+    if not parameter.is_floating_point():
+        raise ConfigError(f"{what} is {parameter.dtype}; PagedAdamW updates floating-point ones.")
+    if torch.empty_like(parameter).stride() != parameter.stride():
+        raise ConfigError(f"{what} has gaps in memory (strides {parameter.stride()}); make it contiguous.")
+
+
+def _laid_out_as(parameter: Tensor) -> Tensor:
+    """The parameter's gradient with the parameter's strides: itself, as a rule."""
+    gradient = parameter.grad
+    assert gradient is not None
+    if gradient.layout != torch.strided:
+        raise ConfigError("PagedAdamW takes dense gradients; make the embedding with sparse=False.")
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """All elements as they lie in memory, (n,); of a tensor without gaps."""
+    return tensor.detach().as_strided((tensor.numel(),), (1,))
+
+
+def _aligned(size: int) -> int:
+    """Bytes, up to a full cache line."""
+    return -(-size // 64) * 64
