@@ -16,7 +16,7 @@ from veneer.errors import ConfigError
 from veneer.options import Options
 
 
-def flags(options: type[Options], *, but: tuple[str, ...] = (), first: tuple[str, ...] = ()) -> Callable[[Any], Any]:
+def flags(options: type[Options], *, first: tuple[str, ...] = ()) -> Callable[[Any], Any]:
     """A decorator that gives a command one flag for each field of ``options``, those named ``first`` at the top.
 
     A flag that is not given is not passed, so that a YAML file's value or the field's default holds.
@@ -24,7 +24,7 @@ def flags(options: type[Options], *, but: tuple[str, ...] = (), first: tuple[str
     names = [*first, *(name for name in options.model_fields if name not in first)]
 
     def decorate(command: Any) -> Any:
-        for name in reversed([name for name in names if name not in but]):
+        for name in reversed(names):
             command = _flag(name, options.model_fields[name])(command)
         return command
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import re
 
@@ -21,8 +20,6 @@ def split(examples: list[Example], held_out: float, seed: int) -> tuple[list[Exa
 
     Raises DataError when a side would be empty.
     """
-    if not 0 < held_out < math.inf:
-        raise DataError(f"held_out = {held_out:g} is neither a share nor a number of rows.")
     wanted = max(1, round(held_out * len(examples) if held_out < 1 else held_out))
     groups = _grouped([_gist(example) for example in examples])
     if len(groups) == 1:

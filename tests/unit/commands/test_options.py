@@ -67,7 +67,7 @@ def test_help_names_the_kind_of_value_and_the_default_unless_the_text_does():
     ]
 
 
-def test_order_and_omission():
-    text = _run("--help", but=("ranks", "names"), first=("text", "loud"))[0].output
+def test_order():
+    text = _run("--help", first=("text", "loud"))[0].output
     shown = [line.split()[0] for line in text.splitlines() if line.strip().startswith("--")]
-    assert shown == ["--text", "--loud", "--size", "--share", "--kind", "--help"]
+    assert shown == ["--text", "--loud", "--size", "--share", "--names", "--ranks", "--kind", "--help"]

@@ -50,12 +50,6 @@ def test_an_empty_side_is_refused():
         split(_examples(["x", "X", "x!"]), 0.1, seed=0)
 
 
-@pytest.mark.parametrize("held_out", [-3, -0.5, float("nan"), float("inf")])
-def test_what_is_no_share_and_no_number_is_refused(held_out):
-    with pytest.raises(DataError, match=rf"^held_out = {held_out:g} is neither a share nor a number of rows\.$"):
-        split(_examples(WORDS), held_out, seed=0)
-
-
 def test_conversations_and_texts_are_told_apart_by_what_is_asked():
     talk = [Example(f"d:{i}", messages=({"role": "user", "content": q},)) for i, q in enumerate("aAbcd")]
     train, held_out = split(talk, 2, seed=0)
