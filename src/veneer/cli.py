@@ -147,7 +147,7 @@ def merge(run: str, out: Path, **options: Any) -> None:
 def quantize(model: str, out: Path, **options: Any) -> None:
     """Write MODEL with its linear layers in 4 bits to the folder OUT, tokenizer included.
 
-    transformers loads the folder where bitsandbytes is installed; Veneer maps it into memory and reads no weight twice.
+    transformers loads the folder where bitsandbytes is installed; Veneer maps it into memory as it is.
     """
     from veneer.evaluation.verb import quantise_to
 

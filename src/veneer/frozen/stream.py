@@ -2,7 +2,7 @@
 
 The model is made without weights. Each is read, quantised and dropped before the next one is read, so the peak is the
 result and two tensors. What a bitsandbytes checkpoint keeps in codes is not read at all: its tensors are the mapped
-file, whose pages the system brings when a product needs them, and shares between processes.
+file, whose pages the system brings when a product needs them.
 """
 
 from __future__ import annotations
