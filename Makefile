@@ -18,6 +18,7 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/products.py
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/paged.py
 

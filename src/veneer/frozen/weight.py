@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
@@ -17,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from veneer.errors import TargetError
 from veneer.frozen.blockwise import Quantised, dense, few_token_product, panels, quantise
 from veneer.frozen.config import CODE_BITS
+from veneer.kernels.dense import base_linear, linear
 from veneer.kernels.operators import FEW
 
 _TENSORS = ("codes", "scales", "nested_scales", "offset")  # of a Quantised, and buffers of the layer that holds it
@@ -48,10 +48,10 @@ class DenseWeight(FrozenWeight):
         self.shape = (self._weight.shape[0], self._weight.shape[1])
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.linear(x, self._weight.to(x.dtype), None if bias is None else bias.detach().to(x.dtype))
+        return base_linear(x, self._weight.to(x.dtype), None if bias is None else bias.detach().to(x.dtype))
 
     def product_transposed(self, grad: Tensor) -> Tensor:
-        return grad @ self._weight.to(grad.dtype)
+        return linear(grad, self._weight.to(grad.dtype).t())
 
     def dense(self) -> Tensor:
         return self._weight
@@ -130,10 +130,7 @@ class QuantisedLinear(nn.Module):
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
         with torch.autocast(device, enabled=False):
-            y: Tensor = _FrozenProduct.apply(  # type: ignore[no-untyped-call]
-                x.reshape(-1, x.shape[-1]), self.frozen(), self.bias
-            )
-        return y.view(*x.shape[:-1], self.out_features)
+            return frozen_product(x, self.frozen(), self.bias)
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantisedLinear:
         # model.to(bfloat16) means the compute type: the scales stay the fp32 numbers that the codes were made with.
@@ -146,6 +143,12 @@ class QuantisedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, storage={self.storage}"
+
+
+def frozen_product(x: Tensor, frozen: FrozenWeight, bias: Tensor | None) -> Tensor:
+    """x (…, in) → x W0ᵀ + b (…, out), differentiable in x; keeps nothing for the backward pass."""
+    y: Tensor = _FrozenProduct.apply(x.reshape(-1, x.shape[-1]), frozen, bias)  # type: ignore[no-untyped-call]
+    return y.view(*x.shape[:-1], y.shape[-1])
 
 
 class _FrozenProduct(torch.autograd.Function):

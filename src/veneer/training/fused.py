@@ -1,4 +1,4 @@
-"""A model's element-wise passes replaced, while it trains, by those that keep less for the backward pass."""
+"""A model's passes replaced, while it trains, by those that keep less for the backward pass or are done faster."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from transformers.models.mistral.modeling_mistral import MistralMLP, MistralRMSN
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
 
+from veneer.frozen.weight import frozen_product, frozen_weight
+from veneer.kernels.dense import swift_products
 from veneer.kernels.elementwise import rms_norm, swiglu
 
 # Types whose forward is known to be weight · norm(x), and down(silu(gate(x)) · up(x)). A subclass may do more.
@@ -23,15 +25,17 @@ _GATED = (LlamaMLP, MistralMLP, Qwen2MLP, Qwen3MLP)
 
 @contextmanager
 def fused_passes(model: nn.Module) -> Iterator[None]:
-    """Inside, the norms and gated layers of the known types compute the same with less memory and fewer passes.
+    """Inside, the norms and gated layers of the known types compute the same with less memory and fewer passes, and
+    frozen linear layers the same but for the last bits.
 
-    A module of another type, a norm that is trained, or a gate that is not SiLU keeps its own forward.
+    A module of another type, one that is trained, or a gate that is not SiLU keeps its own forward.
     """
     fused = [(module, forward) for module in model.modules() if (forward := _fused_forward(module)) is not None]
     for module, forward in fused:
         module.forward = forward
     try:
-        yield
+        with swift_products():
+            yield
     finally:
         for module, _ in fused:
             del module.forward  # the class's own stands again
@@ -40,6 +44,8 @@ def fused_passes(model: nn.Module) -> Iterator[None]:
 def _fused_forward(module: Any) -> Callable[[Tensor], Tensor] | None:
     if "forward" in module.__dict__:
         return None  # somebody else's hook stands there
+    if type(module) is nn.Linear and not any(parameter.requires_grad for parameter in module.parameters()):
+        return lambda x: frozen_product(x, frozen_weight(module), module.bias)
     if type(module) in _NORMS and not module.weight.requires_grad:
         return lambda x: rms_norm(x, module.weight, module.variance_epsilon)
     if type(module) in _GATED and _is_silu(module.act_fn):
