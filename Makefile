@@ -5,8 +5,10 @@ READY := .venv/ready
 
 .PHONY: demo test lint bench test-sanitize
 
+# make demo STORAGE=nf4: over a base in 4 bits.
+STORAGE ?= fp32
 demo: $(READY)
-	$(BIN)/python -m veneer.demo
+	$(BIN)/python -m veneer.demo $(STORAGE)
 
 test: $(READY) lint
 	$(BIN)/python -m pytest --cov --cov-report=term
@@ -21,6 +23,9 @@ bench: $(READY)
 	$(BIN)/python benchmarks/products.py
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/paged.py
+	$(BIN)/python benchmarks/storage.py
+	$(BIN)/python benchmarks/demo_seeds.py
+	$(BIN)/python benchmarks/large.py
 
 # The C++ kernels built with AddressSanitizer, in an environment that borrows the packages of the usual one, and their
 # tests. Python itself never frees everything, so leaks are not looked for; torch throws before the extension brings

@@ -2,8 +2,9 @@
 
     make bench
 
-The packaged SmolLM2-135M, fp32, rank 8 on all linear layers, 8 × 128 tokens of BBC articles, every token learned. Run
-it on an idle machine: a second torch process on the same cores slows both by up to ten times.
+The packaged SmolLM2-135M over fp32 and over NF4 (peft's by bitsandbytes), rank 8 on all linear layers, 8 × 128 tokens
+of BBC articles, every token learned. Run it on an idle machine: a second torch process on the same cores slows both by
+up to ten times.
 """
 
 from __future__ import annotations
@@ -21,45 +22,59 @@ from typing import Any
 
 ROWS, LENGTH, RANK = 8, 128, 8
 WARM, TIMED, ROUNDS = 1, 4, 3
+SIDES, STORAGES = ("veneer", "peft"), ("fp32", "nf4")
 RESULT = Path(__file__).parent / "results" / "step.json"
 
 
 def main() -> None:
     load_before = os.getloadavg()[0]
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = {(who, kept): [] for kept in STORAGES for who in SIDES}
     with tempfile.TemporaryDirectory() as folder:
         _save_model(folder)
-        runs: dict[str, list[dict[str, Any]]] = {"veneer": [], "peft": []}
         for number in range(ROUNDS):
-            for who in runs if number % 2 == 0 else reversed(runs):
-                runs[who].append(_in_a_process(who, folder))
-                print(f"{who:<8} {runs[who][-1]['tokens_per_second']:7.1f} tokens/s", file=sys.stderr)
-        merged = _in_a_process("merged", folder)
+            for who, kept in runs if number % 2 == 0 else reversed(runs):
+                runs[who, kept].append(_in_a_process(who, kept, folder))
+                print(f"{who:<8} {kept} {runs[who, kept][-1]['tokens_per_second']:7.1f} tokens/s", file=sys.stderr)
+        merged = _in_a_process("merged", "fp32", folder)
     result: dict[str, Any] = {
-        who: {
-            "tokens_per_second": statistics.median(run["tokens_per_second"] for run in found),
-            "peak_gb": statistics.median(run["peak_gb"] for run in found),
-            "loss": found[0]["losses"],
+        kept: {
+            who: {
+                "tokens_per_second": statistics.median(run["tokens_per_second"] for run in runs[who, kept]),
+                "peak_gb": statistics.median(run["peak_gb"] for run in runs[who, kept]),
+                "loss": runs[who, kept][0]["losses"],
+            }
+            for who in SIDES
         }
-        for who, found in runs.items()
+        for kept in STORAGES
     }
-    result["speed_ratio"] = result["veneer"]["tokens_per_second"] / result["peft"]["tokens_per_second"]
-    result["memory_ratio"] = result["veneer"]["peak_gb"] / result["peft"]["peak_gb"]
+    for found in result.values():
+        found["speed_ratio"] = found["veneer"]["tokens_per_second"] / found["peft"]["tokens_per_second"]
+        found["memory_ratio"] = found["veneer"]["peak_gb"] / found["peft"]["peak_gb"]
+        found["largest_loss_difference"] = _largest_difference(found["veneer"]["loss"], found["peft"]["loss"])
+    ours = {kept: result[kept]["veneer"]["tokens_per_second"] for kept in STORAGES}
+    result["nf4_speed_over_fp32"] = ours["nf4"] / ours["fp32"]
     result["merged_forward_over_base"] = merged["ratio"]
     result["load_before"] = load_before
     result["versions"] = _versions()
-    drift = max(abs(a - b) for a, b in zip(result["veneer"]["loss"], result["peft"]["loss"], strict=True))
-    result["largest_loss_difference"] = drift
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
 
-    print(f"\nA step on {ROWS} × {LENGTH} tokens, fp32, rank {RANK}, all linear layers; median of {ROUNDS} runs each\n")
-    print("|        | tokens/s | peak memory |\n|--------|---------:|------------:|")
-    for who in ("veneer", "peft"):
-        print(f"| {who:<6} | {result[who]['tokens_per_second']:8.1f} | {result[who]['peak_gb']:8.2f} GB |")
-    print(f"| ratio  | {result['speed_ratio']:6.2f} × | {result['memory_ratio']:9.2f} × |")
-    print(f"\nLosses of the same steps differ by at most {drift:.1e}.")
+    print(f"\nA step on {ROWS} × {LENGTH} tokens, rank {RANK}, all linear layers; median of {ROUNDS} runs each\n")
+    print("| base |        | tokens/s | peak memory |\n|------|--------|---------:|------------:|")
+    for kept in STORAGES:
+        for who in SIDES:
+            found = result[kept][who]
+            print(f"| {kept:<4} | {who:<6} | {found['tokens_per_second']:8.1f} | {found['peak_gb']:8.2f} GB |")
+        print(f"| {kept:<4} | ratio  | {result[kept]['speed_ratio']:6.2f} × | {result[kept]['memory_ratio']:9.2f} × |")
+    for kept in STORAGES:
+        print(f"\nOver {kept} the two losses differ by at most {result[kept]['largest_loss_difference']:.1e}.")
+    print(f"A step over nf4 runs at {result['nf4_speed_over_fp32']:.2f} × the speed of one over fp32.")
     print(f"A forward pass of the merged model takes {merged['ratio']:.3f} × the base's.")
     print(f"Written to {RESULT.relative_to(Path.cwd())}. Load before the run: {load_before:.2f}.")
+
+
+def _largest_difference(ours: list[float], theirs: list[float]) -> float:
+    return max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
 
 
 def _save_model(folder: str) -> None:
@@ -70,8 +85,8 @@ def _save_model(folder: str) -> None:
         part.save_pretrained(folder)
 
 
-def _in_a_process(who: str, folder: str) -> dict[str, Any]:
-    command = [sys.executable, __file__, who, folder]
+def _in_a_process(who: str, kept: str, folder: str) -> dict[str, Any]:
+    command = [sys.executable, __file__, who, kept, folder]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
@@ -95,13 +110,32 @@ def _batches(folder: str) -> list[list[list[int]]]:
     return [rows[i : i + ROWS] for i in range(0, (WARM + TIMED) * ROWS, ROWS)]
 
 
-def _measure_steps(who: str, folder: str) -> dict[str, Any]:
+def _model(who: str, kept: str, folder: str) -> Any:
+    """The base as each side loads it: fp32 in the same way, NF4 by its own quantisation."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    if kept == "fp32":
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if who == "veneer":
+        import veneer
+
+        return veneer.load(folder, storage=kept)[0]
+    how = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kept,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=how)
+
+
+def _measure_steps(who: str, kept: str, folder: str) -> dict[str, Any]:
+    import torch
 
     torch.manual_seed(0)
     batches = _batches(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = _model(who, kept, folder)
     passes: AbstractContextManager[None] = nullcontext()
     if who == "veneer":
         import veneer
@@ -180,12 +214,13 @@ def _peak_memory() -> int:
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("veneer", "torch", "transformers", "peft")}
+    return {name: version(name) for name in ("veneer", "torch", "transformers", "peft", "bitsandbytes")}
 
 
 if __name__ == "__main__":
     if len(sys.argv) == 1:
         main()
     else:
-        job, model_folder = sys.argv[1:]
-        print(json.dumps(_measure_merged(model_folder) if job == "merged" else _measure_steps(job, model_folder)))
+        job, storage, model_folder = sys.argv[1:]
+        merging = job == "merged"
+        print(json.dumps(_measure_merged(model_folder) if merging else _measure_steps(job, storage, model_folder)))

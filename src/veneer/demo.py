@@ -1,10 +1,11 @@
-"""``make demo``: a real language model learns a real task on this machine, in a few minutes."""
+"""``make demo [STORAGE=nf4]``: a real language model learns a real task on this machine, in a few minutes."""
 
 from __future__ import annotations
 
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -20,17 +21,22 @@ from veneer.training.run import train
 from veneer.updates.attach import disabled
 
 MODEL = "smollm2-135m-instruct"
+_OPTIONS: dict[str, Any] = {
+    "model": MODEL, "data": BBC_TOPICS, "held_out": 400, "steps": 100, "batch_size": 16, "rank": 8,
+    "learning_rate": 1e-3, "evaluate_every": 0,
+}  # fmt: skip
 _SHOWN = 3
 
 
-def demo(output: Path, console: Console, *, steps: int = 100, held_out: int = 400) -> tuple[float, float]:
-    """Teach the packaged model the topics of BBC headlines; the held-out accuracy before and after, as shares."""
+def demo(output: Path, console: Console, **options: Any) -> tuple[float, float]:
+    """Teach the packaged model the topics of BBC headlines; the held-out accuracy before and after, as shares.
+
+    ``options``: any of a run's, over the demo's own.
+    """
     started = time.monotonic()
-    config = TrainConfig(
-        model=MODEL, data=BBC_TOPICS, output=str(output), held_out=held_out, steps=steps, batch_size=16, rank=8,
-        learning_rate=1e-3, evaluate_every=0, seed=0,
-    )  # fmt: skip
-    _say(console, f"Loading {MODEL}, a real language model that comes inside a Python package …")
+    config = TrainConfig(**{**_OPTIONS, "output": str(output), **options})
+    _say(console, f"Loading {MODEL}, a real language model that comes inside a Python package, "
+                  f"in {config.storage} …")  # fmt: skip
     prepared = prepare(config)
     model, tokeniser, rows = prepared.model, prepared.tokeniser, prepared.held_out
     choices = choices_of(rows)
@@ -81,6 +87,7 @@ def _say(console: Console, text: str) -> None:
 
 if __name__ == "__main__":
     try:
-        demo(free_folder(Path("runs/demo")), Console())
+        storage = dict(zip(["storage"], sys.argv[1:], strict=False))
+        demo(free_folder(Path("runs/demo")), Console(), **storage)
     except VeneerError as error:
         sys.exit(f"Error: {error}")

@@ -90,12 +90,17 @@ def test_the_public_face(smollm2_folder, storage, tmp_path, monkeypatch):
         torch.testing.assert_close(again(ids).logits, adapted, rtol=0, atol=1e-4)
 
 
-def test_the_demo(tmp_path):
+@pytest.mark.parametrize("storage", ["fp32", "nf4"])
+def test_the_demo(tmp_path, storage):
     console = Console(file=io.StringIO(), width=120)
-    before, after = demo(tmp_path / "demo", console, steps=10, held_out=40)
+    before, after = demo(tmp_path / "demo", console, storage=storage, steps=10, held_out=40)
     assert before < after
     shown = console.file.getvalue()
     assert f"accuracy before: {100 * before:.1f} %   after: {100 * after:.1f} %" in shown
+    assert (
+        f"Loading smollm2-135m-instruct, a real language model that comes inside a Python package, in {storage} …"
+        in (shown)
+    )
     assert "one of business, entertainment, politics, sports, tech." in shown
     assert "Three held-out headlines" in shown
     assert f".venv/bin/veneer chat {tmp_path / 'demo'} --both" in shown

@@ -6,6 +6,7 @@ forward pass while its logits are there, so the logits of a whole batch never ex
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from veneer.data.labels import IGNORE, Tokens
 from veneer.training.batches import Batch, by_length, collate
+from veneer.training.packing import attention_by_rows_in, hidden_of_rows, packs
 from veneer.updates.layers import AdaptedLinear
 
 _CHUNK = 2**23  # logits of a chunk: 32 MB in fp32
@@ -25,15 +27,25 @@ class Loss:
     """Sum of the cross-entropies of a batch's learned tokens (or classes), for one model.
 
     Whether the model's logits are its head applied to its last hidden states is tried once on ``sample``: some
-    architectures scale or cap them, or have no such parts, and are then asked for their logits.
+    architectures scale or cap them, or have no such parts, and are then asked for their logits. So is whether rows may
+    stand back to back; if not, they are padded to the longest.
     """
 
     def __init__(self, model: Any, pad: int, sample: Tokens, *, kind: str) -> None:
         self._model, self._pad, self._kind = model, pad, kind
         self._chunked = kind == "causal" and _head_makes_logits(model, collate([sample], pad))
+        self._packed = self._chunked and packs(model, sample)
+
+    def attention(self) -> AbstractContextManager[None]:
+        """To be entered around loss *and* backward pass where layers are checkpointed, which attend a second time."""
+        return attention_by_rows_in(self._model) if self._packed else nullcontext()
 
     def __call__(self, rows: list[Tokens]) -> Tensor:
         """The summed loss of ``rows``, fp32 (), differentiable."""
+        if self._packed:
+            with self.attention():
+                hidden, labels = hidden_of_rows(self._model, rows)
+            return chunked_loss(hidden, self._model.get_output_embeddings(), labels)
         batch = collate(rows, self._pad, classes=self._kind == "classification")
         batch = Batch(*(tensor.to(self._model.device) for tensor in batch))
         if self._kind == "classification":

@@ -170,6 +170,7 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
             RunProgress(console, total, state.step) as progress,
             stop_requests() as stop,
             fused_passes(model),
+            loss.attention(),
             _activation_checkpointing(model, config.gradient_checkpointing),
         ):
             _introduce(progress, prepared, str(table).splitlines()[-1], len(tokens), len(held_out), total, state)

