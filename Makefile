@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint bench test-sanitize
+.PHONY: demo test lint bench test-sanitize test-neon
 
 # make demo STORAGE=nf4: over a base in 4 bits.
 STORAGE ?= fp32
@@ -22,6 +22,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/products.py
 	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/paged.py
 	$(BIN)/python benchmarks/storage.py
 	$(BIN)/python benchmarks/demo_seeds.py
@@ -39,6 +40,16 @@ test-sanitize: $(READY)
 		--config-settings=cmake.define.VENEER_SANITIZE=ON --config-settings=build-dir=build/sanitize-objects .
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 		$(SANITIZED)/bin/python -m pytest tests/unit/kernels/test_operators.py
+
+# The NEON kernels compared with the scalar ones on an emulated processor. On Debian: g++-aarch64-linux-gnu, qemu-user.
+test-neon:
+	@command -v aarch64-linux-gnu-g++ qemu-aarch64 > /dev/null || \
+		{ echo "test-neon needs aarch64-linux-gnu-g++ and qemu-aarch64"; exit 1; }
+	mkdir -p build
+	aarch64-linux-gnu-g++ -std=c++17 -O3 -ffp-contract=off -Wall -Wextra -Wno-unknown-pragmas -Wno-unused-parameter -DVENEER_ARM -static \
+		src/veneer/kernels/csrc/neon.cpp src/veneer/kernels/csrc/scalar.cpp tests/unit/kernels/compare_neon.cpp \
+		-o build/compare_neon
+	qemu-aarch64 build/compare_neon
 
 # constraints.txt pins every version; packaged.txt lists real models and data, without what they
 # would drag in.

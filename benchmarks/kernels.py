@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from veneer.frozen.blockwise import expand, quantise
+from veneer.frozen.blockwise import expand, prepared_int8, quantise
 from veneer.frozen.weight import BlockwiseWeight
 from veneer.kernels.operators import serving
 
@@ -69,6 +69,7 @@ def _rows(weight: torch.Tensor) -> dict[str, dict[str, Callable[[], object]]]:
     logging.disable(logging.NOTSET)
     ours = quantise(weight)
     frozen = BlockwiseWeight(ours)
+    in_8_bits = prepared_int8(ours)
     options: dict[str, Any] = {"blocksize": BLOCK, "quant_type": "nf4", "compress_statistics": True}
     codes, state = functional.quantize_4bit(weight, **options)
     out = torch.empty_like(weight)
@@ -113,8 +114,18 @@ def _rows(weight: torch.Tensor) -> dict[str, dict[str, Callable[[], object]]]:
             "bitsandbytes": theirs(one),
             "fp32": lambda: one @ weight.t(),
         },
+        "product of 1 token, activations in 8 bits": {
+            "veneer": lambda: in_8_bits(one),
+            "bitsandbytes": theirs(one),
+            "fp32": lambda: one @ weight.t(),
+        },
         "product of 8 tokens": {
             "veneer": lambda: frozen.product(few),
+            "bitsandbytes": theirs(few),
+            "fp32": lambda: few @ weight.t(),
+        },
+        "product of 8 tokens, activations in 8 bits": {
+            "veneer": lambda: in_8_bits(few),
             "bitsandbytes": theirs(few),
             "fp32": lambda: few @ weight.t(),
         },

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from veneer.errors import VeneerError as VeneerError
     from veneer.frozen.load import load as load
+    from veneer.frozen.weight import int8_activations as int8_activations
     from veneer.training.run import train as train
     from veneer.updates.adapter_file import load_adapter as load_adapter
     from veneer.updates.adapter_file import save as save
@@ -27,6 +28,7 @@ _HOME = {
     "VeneerError": "veneer.errors",
     "LoRA": "veneer.updates.config",
     "load": "veneer.frozen.load",
+    "int8_activations": "veneer.frozen.weight",
     "attach": "veneer.updates.attach",
     "activate": "veneer.updates.attach",
     "disabled": "veneer.updates.attach",

@@ -38,7 +38,10 @@ def test_its_folder_loads_to_the_same_logits_and_4_bits_still_know_it(smollm2, s
     with torch.no_grad():
         wanted = smollm2[0](ids).logits
         assert torch.equal(load(smollm2_folder)[0](ids).logits, wanted)
-    assert "Paris" in _answer(*load(smollm2_folder, "nf4"))
+    model, tokenizer = load(smollm2_folder, "nf4")
+    assert "Paris" in _answer(model, tokenizer)
+    with veneer.int8_activations(model):
+        assert "Paris" in _answer(model, tokenizer)
 
 
 def test_a_few_steps_lower_the_held_out_loss(smollm2_folder, tmp_path):

@@ -29,6 +29,9 @@ class GenerateOptions(Options):
     template: Literal["auto", "chat", "plain"] = Field(
         "auto", description="Put the prompt into the model's chat template, or not; auto does as the run was trained."
     )
+    activations: Literal["fp32", "int8"] = Field(
+        "fp32", description="What a base in 4 bits multiplies, a token at a time: int8 is faster and not exact."
+    )
     base: bool = Field(False, description="The base's answer, without the adapter.")
     both: bool = Field(False, description="Base and adapter side by side.")
 

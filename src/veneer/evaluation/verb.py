@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from veneer.frozen.bnb_file import write_folder
 from veneer.frozen.config import CODE_BITS, BlockwiseOptions
 from veneer.frozen.layers import DTYPES, linear_layers
 from veneer.frozen.load import dtype_of, load, quiet
-from veneer.frozen.weight import QuantisedLinear
+from veneer.frozen.weight import QuantisedLinear, int8_activations
 from veneer.training.config import CONFIG_NAME
 from veneer.training.preflight import check_writable
 from veneer.training.prepare import Prepared
@@ -79,6 +80,14 @@ def say(
     if side == "base":
         with disabled(opened.model):
             return say(opened, messages, "model", options, on_text)
+    with int8_activations(opened.model) if options.activations == "int8" else nullcontext():
+        return _say(opened, messages, options, on_text)
+
+
+def _say(
+    opened: Opened, messages: tuple[dict[str, str], ...], options: GenerateOptions,
+    on_text: Callable[[str], None] | None,
+) -> str:  # fmt: skip
     tokeniser, prompt = opened.tokeniser, messages[-1]["content"]
     if tokeniser.classes:
         (name,) = choose(opened.model, tokeniser, [Example(_ASKED, prompt=prompt)], list(tokeniser.classes), 1)

@@ -7,7 +7,7 @@ codes of the scales are the nearest ones, which its table of 65,536 bins misses 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from veneer.errors import ModelError
-from veneer.frozen.codebook import codebook, dynamic8, search
+from veneer.frozen.codebook import codebook, dynamic8, levels8, search
 from veneer.frozen.config import CODE_BITS
-from veneer.kernels.operators import dequantise4, product4, quantise4
+from veneer.kernels import operators
+from veneer.kernels.operators import dequantise4, nearest8, product4, quantise4
 
 NESTED_BLOCK = 256  # scales that share a scale of their own
 _CHUNK = 2**18  # weights quantised at once: beside the result, quantising takes a few megabytes
+_LARGE_CHUNK = 2**22  # the same where no fp32 copy of them is made, only 2 MB of codes
 _PANEL = 2**18  # weights of a panel: 1 MB in fp32, which stays in the cache from its expansion to its product
 _room = threading.local()
 _SMALLEST = 1e-38  # what a block is divided by at least, so that the reciprocal is finite
@@ -63,8 +65,9 @@ def quantise(
     size, blocks = flat.numel(), -(-flat.numel() // block_size)
     codes = torch.empty(-(-size * CODE_BITS[storage] // 8), dtype=torch.uint8, device=flat.device)
     scales = torch.empty(blocks, dtype=torch.float32, device=flat.device)
-    for start in range(0, size, _CHUNK):
-        part = flat[start : start + _CHUNK].float()
+    chunk = _CHUNK if CODE_BITS[storage] == 8 or flat.dtype != torch.float32 else _LARGE_CHUNK
+    for start in range(0, size, chunk):
+        part = flat[start : start + chunk].float()
         # The kernel takes whole blocks of 4-bit codes; of the last one that is short, bitsandbytes makes an exception.
         whole = len(part) - len(part) % block_size if CODE_BITS[storage] == 4 else 0
         if whole:
@@ -116,8 +119,7 @@ def _with_nested_scales(quantised: Quantised) -> Quantised:
     centred = _in_blocks(absmax - offset, NESTED_BLOCK)
     nested = centred.abs().amax(dim=1)
     scaled = (centred * (1 / nested.clamp(min=_SMALLEST))[:, None]).view(-1)[: absmax.numel()]
-    places = _buffer("places", absmax.numel(), torch.int32, absmax.device)
-    scales = search("dynamic8").nearest(scaled.clamp_(-1, 1), places, torch.empty_like(places, dtype=torch.uint8))
+    scales = nearest8(scaled.clamp_(-1, 1), search("dynamic8").midpoints.to(absmax.device))
     return Quantised(
         quantised.storage, quantised.block_size, quantised.shape, quantised.codes, scales, nested, offset
     )  # fmt: skip
@@ -169,6 +171,15 @@ def few_token_product(x: Tensor, quantised: Quantised) -> Tensor:
     q = quantised
     y: Tensor = product4(x, *_as_operators_take(q), q.block_size, NESTED_BLOCK, q.shape[0])
     return y
+
+
+def prepared_int8(quantised: Quantised) -> Callable[[Tensor], Tensor]:
+    """few_token_product of a weight in 4 bits with x and the table in 8: x (tokens, in), fp32 → (tokens, out)."""
+    q = quantised
+    codes, _, *scales = _as_operators_take(q)
+    levels, step = levels8(q.storage)
+    assert codes is not None
+    return operators.prepared_int8(codes, levels.to(codes.device), step, *scales, q.block_size, NESTED_BLOCK, *q.shape)
 
 
 def panels(quantised: Quantised, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:

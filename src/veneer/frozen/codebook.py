@@ -31,6 +31,18 @@ def codebook(storage: str) -> Tensor:
     return torch.arange(-largest, largest + 1, dtype=torch.float32) / largest
 
 
+@cache
+def levels8(storage: str) -> tuple[Tensor, float]:
+    """The codebook of a 4-bit ``storage`` in 8 bits: int8 (16,), and the step that multiplies them.
+
+    Of the steps 1/64 … 1/127 it is the one with the smallest rounding error: 0.3 % of NF4, 0.2 % of FP4, none of INT4.
+    """
+    values = codebook(storage).double()
+    errors = [float(((values * n).round() / n - values).square().mean()) for n in range(64, 128)]
+    n = 64 + min(range(64), key=errors.__getitem__)
+    return pad((values * n).round().to(torch.int8), (0, 16 - len(values))), 1 / n
+
+
 def nf4_from_definition() -> Tensor:
     """NF4 by its definition: quantiles of N(0, 1), eight positive, seven negative, and 0; in fp64."""
     offset = 0.5 * ((1 - 1 / 32) + (1 - 1 / 30))

@@ -6,6 +6,8 @@ Storage type and compute type are different things: a product runs in the type o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -13,11 +15,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-from veneer.errors import TargetError
-from veneer.frozen.blockwise import Quantised, dense, few_token_product, panels, quantise
+from veneer.errors import ModelError, TargetError
+from veneer.frozen.blockwise import Quantised, dense, few_token_product, panels, prepared_int8, quantise
 from veneer.frozen.config import CODE_BITS
 from veneer.kernels.dense import base_linear, linear
 from veneer.kernels.operators import FEW
+from veneer.kernels.reference import GROUP
 
 _TENSORS = ("codes", "scales", "nested_scales", "offset")  # of a Quantised, and buffers of the layer that holds it
 
@@ -60,13 +63,23 @@ class DenseWeight(FrozenWeight):
 class BlockwiseWeight(FrozenWeight):
     """A quantised weight, expanded panel by panel of rows into one buffer: no product makes a full-size copy of it."""
 
-    def __init__(self, quantised: Quantised, dtype: torch.dtype = torch.float32) -> None:
-        self._quantised, self._dtype = quantised, dtype
+    def __init__(
+        self, quantised: Quantised, dtype: torch.dtype = torch.float32,
+        few_tokens: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        self._quantised, self._dtype, self._few_tokens = quantised, dtype, few_tokens
+        # Asked now: an autograd function, which calls the product, switches gradients off.
+        self._refuses = few_tokens is not None and torch.is_grad_enabled()
         self.shape = quantised.shape
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        if self._refuses:
+            raise ModelError(
+                "Activations in 8 bits are for generation: nothing is learned through them. Leave int8_activations() "
+                "before a pass that needs gradients, or run this one under torch.no_grad()."
+            )
         if 1 <= x.shape[0] <= FEW and x.dtype == torch.float32 and CODE_BITS[self._quantised.storage] == 4:
-            y = few_token_product(x, self._quantised)
+            y = self._few_tokens(x) if self._few_tokens is not None else few_token_product(x, self._quantised)
         else:
             y = x.new_empty(x.shape[0], self.shape[0])
             for rows, panel in panels(self._quantised, x.dtype):
@@ -93,6 +106,7 @@ class QuantisedLinear(nn.Module):
     scales: Tensor
     nested_scales: Tensor | None
     offset: Tensor | None
+    few_tokens: Callable[[Tensor], Tensor] | None = None  # the product while int8_activations() holds
 
     def __init__(self, quantised: Quantised, bias: Tensor | None, dtype: torch.dtype, transposed: bool = False) -> None:
         super().__init__()
@@ -123,14 +137,22 @@ class QuantisedLinear(nn.Module):
         return torch.empty(0, self.in_features, dtype=self.dtype, device=self.codes.device)
 
     def frozen(self) -> BlockwiseWeight:
-        return BlockwiseWeight(self.quantised, self.dtype)
+        return BlockwiseWeight(self.quantised, self.dtype, self.few_tokens)
 
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
         if torch.is_autocast_enabled(device):
-            x = x.to(torch.get_autocast_dtype(device))
-        with torch.autocast(device, enabled=False):
+            with torch.autocast(device, enabled=False):
+                return self.forward(x.to(torch.get_autocast_dtype(device)))
+        if torch.is_grad_enabled():
             return frozen_product(x, self.frozen(), self.bias)
+        rows = x.reshape(-1, x.shape[-1])
+        if self.few_tokens is not None and 1 <= rows.shape[0] <= FEW and x.dtype == torch.float32:
+            y = self.few_tokens(rows)  # a token at a time, where each step more is felt
+            y = y if self.bias is None else y.add_(self.bias)
+        else:
+            y = self.frozen().product(rows, self.bias)
+        return y.view(*x.shape[:-1], self.out_features)
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantisedLinear:
         # model.to(bfloat16) means the compute type: the scales stay the fp32 numbers that the codes were made with.
@@ -172,3 +194,27 @@ def frozen_weight(module: nn.Module) -> FrozenWeight:
     if isinstance(module, (nn.Linear, Conv1D)):
         return DenseWeight(cast(Tensor, module.weight), transposed=isinstance(module, Conv1D))
     raise TargetError(f"A {type(module).__name__} has no frozen weight to multiply by.")
+
+
+@contextmanager
+def int8_activations(model: nn.Module) -> Iterator[None]:
+    """Inside, products of up to eight rows by a weight in 4 bits round their input and the table of 16 to 8 bits.
+
+    For generation: the error is 0.7 % of a product, and a pass that needs gradients is refused. Layers whose rows are
+    no multiple of 32 stay exact. Raises ModelError when there is no layer to serve.
+    """
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, QuantisedLinear) and CODE_BITS[module.storage] == 4 and module.in_features % GROUP == 0
+    ]
+    if not layers:
+        raise ModelError("Activations in 8 bits need a base kept in 4 bits (storage nf4, fp4 or int4); this is none.")
+    before = [layer.few_tokens for layer in layers]
+    for layer in layers:
+        layer.few_tokens = prepared_int8(layer.quantised)
+    try:
+        yield
+    finally:
+        for layer, few_tokens in zip(layers, before, strict=True):
+            layer.few_tokens = few_tokens

@@ -15,6 +15,7 @@ def quantise4(
     threads: int,
     /,
 ) -> None: ...
+def nearest8(variant: str, values: int, count: int, boundaries: int, found: int, threads: int, /) -> None: ...
 def dequantise4(
     variant: str,
     codes: int,
@@ -38,6 +39,25 @@ def product4(
     tokens: int,
     codes: int,
     table: int,
+    scales: int,
+    nested_table: int,
+    nested_scales: int,
+    offset: int,
+    block: int,
+    nested_shift: int,
+    rows: int,
+    columns: int,
+    out: int,
+    threads: int,
+    /,
+) -> None: ...
+def product4_int8(
+    variant: str,
+    x: int,
+    tokens: int,
+    codes: int,
+    levels: int,
+    step: float,
     scales: int,
     nested_table: int,
     nested_scales: int,

@@ -7,10 +7,13 @@ uses the one that torch has loaded, and as many threads as torch does.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from veneer.kernels.reference import GROUP
 
 _HALVES = {torch.float32: False, torch.bfloat16: True}  # what a kernel writes, and whether it rounds
 
@@ -47,6 +50,16 @@ class Cpu:
         )  # fmt: skip
         return codes, absmax
 
+    def nearest8(self, values: Tensor, boundaries: Tensor) -> Tensor:
+        _check("values", values, torch.float32, values.numel())
+        _check("boundaries", boundaries, torch.float32, 255)
+        found = torch.empty(values.shape, dtype=torch.uint8)
+        _cpu.nearest8(
+            self.name, values.data_ptr(), values.numel(), boundaries.data_ptr(), found.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return found
+
     def dequantise4(
         self, codes: Tensor, table: Tensor, scales: Tensor, nested_table: Tensor | None, nested_scales: Tensor | None,
         offset: Tensor | None, block: int, nested_block: int, first: int, out: Tensor,
@@ -68,8 +81,7 @@ class Cpu:
         nested_scales: Tensor | None, offset: Tensor | None, block: int, nested_block: int, rows: int,
     ) -> Tensor:  # fmt: skip
         tokens, columns = x.shape
-        if not 1 <= tokens <= 8:
-            raise ValueError(f"The few-token product takes 1 to 8 rows of x, not {tokens}.")
+        _check_tokens(tokens)
         x = x.contiguous()
         _check("x", x, torch.float32, x.numel())
         weight = _weight(
@@ -81,6 +93,37 @@ class Cpu:
         )  # fmt: skip
         return y
 
+    def product4_int8(
+        self, x: Tensor, codes: Tensor, levels: Tensor, step: float, scales: Tensor, nested_table: Tensor | None,
+        nested_scales: Tensor | None, offset: Tensor | None, block: int, nested_block: int, rows: int,
+    ) -> Tensor:  # fmt: skip
+        weight = (codes, levels, step, scales, nested_table, nested_scales, offset, block, nested_block)
+        return self.prepared_int8(*weight, rows, x.shape[1])(x)
+
+    def prepared_int8(
+        self, codes: Tensor, levels: Tensor, step: float, scales: Tensor, nested_table: Tensor | None,
+        nested_scales: Tensor | None, offset: Tensor | None, block: int, nested_block: int, rows: int, columns: int,
+    ) -> Callable[[Tensor], Tensor]:  # fmt: skip
+        """product4_int8 of one weight, checked once: x (tokens, columns) → (tokens, rows). Of a small weight the checks
+        would take longer than the product."""
+        if columns % GROUP:
+            raise ValueError(f"The product in 8 bits takes a multiple of {GROUP} columns, not {columns}.")
+        _check("codes", codes, torch.uint8, (rows * columns + 1) // 2)
+        _check("levels", levels, torch.int8, 16)
+        of_blocks = _scales(rows * columns, scales, nested_table, nested_scales, offset, block, nested_block)
+        kept = (codes, levels, scales, nested_table, nested_scales, offset)  # alive as long as their addresses are used
+        addresses = (codes.data_ptr(), levels.data_ptr(), step, *of_blocks, rows, columns)
+
+        def product(x: Tensor, _: object = kept) -> Tensor:
+            tokens = x.shape[0]
+            _check_tokens(tokens)
+            _check("x", x := x.contiguous(), torch.float32, tokens * columns)
+            y = torch.empty(tokens, rows)
+            _cpu.product4_int8(self.name, x.data_ptr(), tokens, *addresses, y.data_ptr(), torch.get_num_threads())
+            return y
+
+        return product
+
 
 def _weight(
     elements: int, codes: Tensor, table: Tensor, scales: Tensor, nested_table: Tensor | None,
@@ -88,13 +131,22 @@ def _weight(
 ) -> tuple[int, int, int, int, int, int, int, int]:  # fmt: skip
     """A weight of at least ``elements``, as the extension takes it. Raises ValueError when a tensor is not as it must
     be, for nothing behind this looks again."""
-    _check_block(block)
-    blocks = -(-elements // block)
     _check("codes", codes, torch.uint8, (elements + 1) // 2)
     _check("table", table, torch.float32, 16)
+    of_blocks = _scales(elements, scales, nested_table, nested_scales, offset, block, nested_block)
+    return codes.data_ptr(), table.data_ptr(), *of_blocks
+
+
+def _scales(
+    elements: int, scales: Tensor, nested_table: Tensor | None, nested_scales: Tensor | None, offset: Tensor | None,
+    block: int, nested_block: int,
+) -> tuple[int, int, int, int, int, int]:  # fmt: skip
+    """The scales of at least ``elements``, and the block."""
+    _check_block(block)
+    blocks = -(-elements // block)
     if nested_table is None or nested_scales is None or offset is None:
         _check("scales", scales, torch.float32, blocks)
-        return codes.data_ptr(), table.data_ptr(), scales.data_ptr(), 0, 0, 0, block, 0
+        return scales.data_ptr(), 0, 0, 0, block, 0
     if nested_block < 1 or nested_block & (nested_block - 1):
         raise ValueError(f"A block of scales is a power of two, not {nested_block}.")
     _check("scales", scales, torch.uint8, blocks)
@@ -102,8 +154,8 @@ def _weight(
     _check("nested_scales", nested_scales, torch.float32, -(-blocks // nested_block))
     _check("offset", offset, torch.float32, 1)
     return (
-        codes.data_ptr(), table.data_ptr(), scales.data_ptr(), nested_table.data_ptr(), nested_scales.data_ptr(),
-        offset.data_ptr(), block, nested_block.bit_length() - 1,
+        scales.data_ptr(), nested_table.data_ptr(), nested_scales.data_ptr(), offset.data_ptr(), block,
+        nested_block.bit_length() - 1,
     )  # fmt: skip
 
 
@@ -113,6 +165,11 @@ def _check(name: str, tensor: Tensor, dtype: torch.dtype, least: int) -> None:
             f"{name} must be {dtype}, contiguous, on the CPU and of at least {least} elements, "
             f"not {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}."
         )
+
+
+def _check_tokens(tokens: int) -> None:
+    if not 1 <= tokens <= 8:
+        raise ValueError(f"The few-token product takes 1 to 8 rows of x, not {tokens}.")
 
 
 def _check_block(block: int) -> None:

@@ -17,14 +17,18 @@ from torch import Tensor
 from veneer.errors import ConfigError
 from veneer.kernels import cpu, reference
 
-FEW = 8  # rows of x that product4 takes
+FEW = 8  # rows of x that product4 and product4_int8 take
 VARIABLE = "VENEER_KERNELS"
 
-_WEIGHT = "Tensor codes, Tensor table, Tensor scales, Tensor? nested_table, Tensor? nested_scales, Tensor? offset"
+_SCALES = "Tensor scales, Tensor? nested_table, Tensor? nested_scales, Tensor? offset"
+_WEIGHT = f"Tensor codes, Tensor table, {_SCALES}"
 _SCHEMAS = {
     "quantise4": "(Tensor weight, Tensor boundaries, Tensor order, int block) -> (Tensor, Tensor)",
+    "nearest8": "(Tensor values, Tensor boundaries) -> Tensor",
     "dequantise4": f"({_WEIGHT}, int block, int nested_block, int first, Tensor(a!) out) -> ()",
     "product4": f"(Tensor x, {_WEIGHT}, int block, int nested_block, int rows) -> Tensor",
+    "product4_int8": f"(Tensor x, Tensor codes, Tensor levels, float step, {_SCALES}, int block, int nested_block, "
+    "int rows) -> Tensor",
 }
 
 
@@ -61,6 +65,14 @@ def serving_line() -> str:
     return f"plain PyTorch ({cpu.MISSING or f'{VARIABLE}={name}'})"
 
 
+def prepared_int8(codes: Tensor, *weight_rows_columns: Any) -> Callable[[Tensor], Tensor]:
+    """product4_int8 of one weight, without the operator's and the checks' time in each call: x (tokens, columns), fp32,
+    of 1 to FEW tokens → (tokens, rows)."""
+    kernels = TABLE.get(codes.device.type, lambda: reference)()
+    prepared: Callable[[Tensor], Tensor] = kernels.prepared_int8(codes, *weight_rows_columns)
+    return prepared
+
+
 def _dispatch(operation: str) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
         kernels = TABLE.get(arguments[0].device.type, lambda: reference)()
@@ -72,6 +84,10 @@ def _dispatch(operation: str) -> Callable[..., Any]:
 def _fake_quantise4(weight: Tensor, boundaries: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:
     size = weight.numel()
     return weight.new_empty((size + 1) // 2, dtype=torch.uint8), weight.new_empty((size + block - 1) // block)
+
+
+def _fake_nearest8(values: Tensor, boundaries: Tensor) -> Tensor:
+    return torch.empty_like(values, dtype=torch.uint8)
 
 
 def _fake_dequantise4(*arguments: Any) -> None:
@@ -86,9 +102,13 @@ for _name, _schema in _SCHEMAS.items():
     torch.library.define(f"veneer::{_name}", _schema, tags=torch.Tag.pt2_compliant_tag)
     torch.library.impl(f"veneer::{_name}", "default", _dispatch(_name))
 torch.library.register_fake("veneer::quantise4", _fake_quantise4)
+torch.library.register_fake("veneer::nearest8", _fake_nearest8)
 torch.library.register_fake("veneer::dequantise4", _fake_dequantise4)
 torch.library.register_fake("veneer::product4", _fake_product4)
+torch.library.register_fake("veneer::product4_int8", _fake_product4)
 
 quantise4 = torch.ops.veneer.quantise4.default
+nearest8 = torch.ops.veneer.nearest8.default
 dequantise4 = torch.ops.veneer.dequantise4.default
 product4 = torch.ops.veneer.product4.default
+product4_int8 = torch.ops.veneer.product4_int8.default

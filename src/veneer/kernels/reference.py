@@ -8,11 +8,15 @@ for; and a scale for each ``block`` of elements in row-major order, a multiple o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 name = "reference"
 
+GROUP = 32  # columns of x in 8 bits that share a scale
 _PANEL = 2**18  # weights expanded at once by the product: 1 MB in fp32
 
 
@@ -30,6 +34,12 @@ def quantise4(weight: Tensor, boundaries: Tensor, order: Tensor, block: int) -> 
     scaled = (blocks * reciprocal[:, None]).reshape(-1)[: weight.numel() + weight.numel() % 2]
     codes = order[torch.bucketize(scaled, boundaries, out_int32=True)]
     return (codes[0::2] << 4) | codes[1::2], absmax
+
+
+def nearest8(values: Tensor, boundaries: Tensor) -> Tensor:
+    """How many of the ascending ``boundaries`` (255,) lie below each of ``values`` (n,), both fp32 and finite: uint8
+    (n,), the nearest of 256 ascending values where the boundaries are the middles between them."""
+    return torch.bucketize(values, boundaries, out_int32=True).to(torch.uint8)
 
 
 def dequantise4(
@@ -65,3 +75,30 @@ def product4(
         )  # fmt: skip
         y[:, first : first + height] = x @ panel.t()
     return y
+
+
+def product4_int8(
+    x: Tensor, codes: Tensor, levels: Tensor, step: float, scales: Tensor, nested_table: Tensor | None,
+    nested_scales: Tensor | None, offset: Tensor | None, block: int, nested_block: int, rows: int,
+) -> Tensor:  # fmt: skip
+    """product4 with x and the table in 8 bits: the table is step · ``levels``, int8 (16,) from −127 to 127, and x
+    `in_8_bits`. Columns are a multiple of 32, so that each group lies within one block of the weight: what is summed
+    within it are integers."""
+    return product4(
+        in_8_bits(x), codes, levels.float() * step, scales, nested_table, nested_scales, offset, block, nested_block,
+        rows,
+    )  # fmt: skip
+
+
+def prepared_int8(*weight_rows_columns: Any) -> Callable[[Tensor], Tensor]:
+    """product4_int8 of one weight: x (tokens, columns) → (tokens, rows)."""
+    return lambda x: product4_int8(x, *weight_rows_columns[:-1])
+
+
+def in_8_bits(x: Tensor) -> Tensor:
+    """``x`` (tokens, columns) fp32 with each group of 32 columns rounded to integers of −127 … 127 times its scale,
+    absmax / 127; a group with a NaN or infinity becomes NaN."""
+    groups = x.reshape(-1, GROUP)
+    absmax = groups.abs().amax(dim=1, keepdim=True)
+    absmax = torch.where(absmax.isfinite(), absmax.clamp(min=1e-35), torch.nan)
+    return ((groups * (127 / absmax)).round() * (absmax / 127)).view(x.shape)

@@ -189,3 +189,13 @@ def test_what_is_no_model(refused, tmp_path):
     missing = tmp_path / "none"
     assert refused("generate", missing, "x") == f"There is no model at {missing}."
     assert refused("chat", missing) == f"There is no model at {missing}."
+
+
+def test_8_bit_activations(tiny_folder, finished_run, veneer_command, refused, tmp_path):
+    assert veneer_command("quantize", tiny_folder, tmp_path / "nf4").code == 0
+    asked = ("generate", tmp_path / "nf4", "x", "--max-new-tokens", 4)
+    exact, rounded = veneer_command(*asked), veneer_command(*asked, "--activations", "int8")
+    assert (exact.code, rounded.code, rounded.err) == (0, 0, "")
+    assert refused("generate", finished_run, "x", "--activations", "int8") == (
+        "Activations in 8 bits need a base kept in 4 bits (storage nf4, fp4 or int4); this is none."
+    )

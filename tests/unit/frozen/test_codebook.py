@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from veneer.frozen.codebook import codebook, dynamic8, nf4_from_definition, search
+from veneer.frozen.codebook import codebook, dynamic8, levels8, nf4_from_definition, search
 
 pytestmark = pytest.mark.unit
 
@@ -59,3 +59,18 @@ def test_the_dynamic_map_has_more_values_near_zero():
     assert counts == [1, 2, 4, 8, 16, 32, 64]
     assert torch.equal(table[:127], -table[128:-1].flip(0))
     assert table[128] == pytest.approx(0.55e-6)
+
+
+@pytest.mark.parametrize(
+    ("storage", "steps", "error"), [("nf4", 112, 0.0034), ("fp4", 120, 0.0024), ("int4", 70, 1e-7)]
+)
+def test_in_8_bits_a_codebook_is_the_nearest_integers_of_the_best_step(storage, steps, error):
+    table = codebook(storage).double()
+    levels, step = levels8(storage)
+    assert (levels.dtype, tuple(levels.shape)) == (torch.int8, (16,))
+    assert step == 1 / steps
+    off = levels[: len(table)].double() * step - table
+    assert off.abs().max() <= step / 2
+    assert off.norm() <= error * table.norm()
+    for other in range(64, 128):
+        assert off.norm() <= ((table * other).round() / other - table).norm() + 1e-7

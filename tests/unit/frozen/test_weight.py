@@ -14,11 +14,14 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import tiny
+import veneer
 from veneer.errors import ModelError, TargetError
 from veneer.frozen import blockwise
+from veneer.frozen.codebook import dynamic8, levels8
 from veneer.frozen.config import CODE_BITS
 from veneer.frozen.layers import quantise_linear_layers
-from veneer.frozen.weight import DenseWeight, QuantisedLinear, frozen_weight
+from veneer.frozen.weight import DenseWeight, QuantisedLinear, frozen_weight, int8_activations
+from veneer.kernels import reference
 from veneer.kernels.operators import serving
 
 pytestmark = pytest.mark.unit
@@ -197,3 +200,81 @@ def test_a_weight_that_is_not_finite_is_named_by_its_place_in_the_model():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
     with pytest.raises(ModelError, match=r"^model\.layers\.1\.mlp\.up_proj\.weight holds a value that is not finite"):
         quantise_linear_layers(model)
+
+
+def _close_but_not_equal(found, exact):
+    error = float((found - exact).norm() / exact.norm())
+    assert 1e-4 < error < 0.02
+    return True
+
+
+@pytest.mark.parametrize("storage", ["nf4", "fp4", "int4"])
+def test_in_8_bits_a_few_rows_are_multiplied_nearly_the_same_and_many_the_same(storage):
+    linear = QuantisedLinear.of(_linear(96, 40), storage=storage)
+    few, many = torch.randn(2, 4, 96), torch.randn(9, 96)
+    with torch.no_grad():
+        exact, of_many = linear(few), linear(many)
+        with int8_activations(linear):
+            found = linear(few)
+            assert torch.equal(linear(many), of_many)
+            assert linear(few.double()).dtype == torch.float64
+        assert torch.equal(linear(few), exact)
+    assert found.shape == exact.shape
+    assert _close_but_not_equal(found, exact)
+    # Of what is rounded, x and the table, by definition:
+    by_definition = few_token_product_by_definition(linear, few.view(8, 96)).view(exact.shape)
+    torch.testing.assert_close(found, by_definition, rtol=1e-5, atol=1e-5)
+
+
+def few_token_product_by_definition(linear, x):
+    q = linear.quantised
+    levels, step = levels8(q.storage)
+    nested = (dynamic8(), q.nested_scales, q.offset)
+    y = reference.product4_int8(x, q.codes, levels, step, q.scales, *nested, q.block_size, 256, q.shape[0])
+    return y + linear.bias
+
+
+def test_so_are_those_of_an_adapted_layer():
+    linear = QuantisedLinear.of(_linear(96, 40))
+    model = nn.Sequential(linear)
+    veneer.attach(model, veneer.LoRA(rank=4, targets="all-linear"))
+    x = torch.randn(1, 96)
+    with torch.no_grad():
+        exact = model(x)
+        with int8_activations(model):
+            assert _close_but_not_equal(model(x), exact)
+
+
+def test_nothing_is_trained_through_8_bits():
+    linear = QuantisedLinear.of(_linear(64, 8))
+    model = nn.Sequential(linear)
+    x = torch.randn(2, 64)
+    refusal = r"^Activations in 8 bits are for generation: nothing is learned through them\. Leave int8_activations"
+    with int8_activations(model):
+        for given in (x, x.clone().requires_grad_(), torch.randn(20, 64)):
+            with pytest.raises(ModelError, match=refusal):
+                model(given)
+        veneer.attach(model, veneer.LoRA(rank=2, targets="all-linear"))
+        with pytest.raises(ModelError, match=refusal):
+            model(x)
+    model(x).sum().backward()
+
+
+def test_8_bits_need_4_bits_under_them():
+    wanted = r"^Activations in 8 bits need a base kept in 4 bits \(storage nf4, fp4 or int4\); this is none\.$"
+    for model in (
+        _linear(64, 8),
+        QuantisedLinear.of(_linear(64, 8), storage="int8"),
+        QuantisedLinear.of(_linear(40, 8)),
+    ):
+        with pytest.raises(ModelError, match=wanted), int8_activations(model):
+            pass
+
+
+def test_a_layer_whose_rows_are_no_groups_stays_exact():
+    model = nn.ModuleList([QuantisedLinear.of(_linear(40, 8)), QuantisedLinear.of(_linear(64, 8))])
+    x = torch.randn(1, 40)
+    with torch.no_grad():
+        exact = model[0](x)
+        with int8_activations(model):
+            assert torch.equal(model[0](x), exact)

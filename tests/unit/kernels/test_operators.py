@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veneer.errors import ConfigError
-from veneer.frozen.codebook import codebook, dynamic8
+from veneer.frozen.codebook import codebook, dynamic8, levels8, search
 from veneer.kernels import cpu, operators, reference
 
 pytestmark = pytest.mark.unit
@@ -92,6 +92,20 @@ def test_codes_and_scales_are_the_references_bit_for_bit(kernels, shape, block, 
 
 
 @every_variant
+@given(st.integers(1, 40000), SEEDS, st.integers(0, 3))
+def test_the_nearest_of_256_is_the_references_and_a_tie_goes_to_the_lower_one(kernels, size, seed, shift):
+    drawn = torch.Generator().manual_seed(seed)
+    boundaries = search("dynamic8").midpoints
+    values = torch.empty(size).uniform_(-1, 1, generator=drawn) ** 3
+    some = torch.randint(255, (size,), generator=drawn)
+    ties = torch.rand(size, generator=drawn) < 0.3
+    values = _shifted(torch.where(ties, boundaries[some], values), shift)
+    found = kernels.nearest8(values, boundaries)
+    assert torch.equal(found, reference.nearest8(values, boundaries))
+    assert torch.equal(found[ties], some[ties].to(torch.uint8))
+
+
+@every_variant
 @pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("place", [0, 17, 63, 64, 100, 129])
 def test_a_value_that_is_not_finite_shows_in_its_blocks_scale_alone(kernels, value, place):
@@ -147,9 +161,106 @@ def test_the_few_token_product_is_exact(kernels, shape, block, table, nested, se
         assert ((found - wanted).abs() <= 1e-6 * size).all()
 
 
+def _is_in_8_bits(rounded, x):
+    """Each group of 32 columns is integers times a 127th of its largest value, the nearest ones to x."""
+    groups, found = x.double().view(-1, 32), rounded.double().view(-1, 32)
+    steps = groups.abs().amax(dim=1, keepdim=True).clamp(min=1e-35) / 127
+    integers = found / steps
+    torch.testing.assert_close(integers, integers.round(), rtol=1e-6, atol=0)
+    return bool(((found - groups).abs() <= 0.50001 * steps).all())
+
+
+def _weight8(rows, columns, storage, block, nested, seed, shift=0):
+    """A weight as product4_int8 takes it, and its dense values in float64."""
+    codes, _, *scales, block, nested_block = _weight(rows * columns, "nf4", block, nested, seed, shift=shift)
+    levels, step = levels8(storage)
+    dense = torch.empty(rows, columns)
+    reference.dequantise4(codes, levels.float(), *scales, block, nested_block, 0, dense)
+    return (codes, levels, step, *scales, block, nested_block), dense.double() * step
+
+
+@every_variant
+@settings(max_examples=200)
+@given(
+    st.integers(1, 9), st.sampled_from([1, 2, 3, 4, 5, 7, 18, 127, 128, 129, 131]), BLOCKS,
+    st.sampled_from(["nf4", "fp4", "int4"]), st.booleans(), SEEDS, st.integers(1, 8), st.integers(0, 3),
+)  # fmt: skip
+def test_the_product_in_8_bits_is_that_of_the_rounded_x_and_table(
+    kernels, rows, groups, block, storage, nested, seed, tokens, shift
+):
+    weight, dense = _weight8(rows, groups * 32, storage, block, nested, seed, shift)
+    x = _shifted(torch.randn(tokens, groups * 32, generator=torch.Generator().manual_seed(seed)), shift)
+    x[:, :32] *= 100  # an outlier makes its own group coarse, no other one
+    x[0, -32:] = 0
+    rounded = reference.in_8_bits(x).double()
+    assert _is_in_8_bits(rounded, x)
+    wanted, size = rounded @ dense.t(), rounded.abs() @ dense.abs().t()
+    for found in (kernels.product4_int8(x, *weight, rows), reference.product4_int8(x, *weight, rows)):
+        assert found.shape == (tokens, rows)
+        assert ((found - wanted).abs() <= 1e-6 * size).all()
+
+
+@every_variant
+@given(st.integers(1, 9), st.integers(1, 140), BLOCKS, SEEDS, st.integers(1, 8), st.booleans())
+def test_what_is_summed_within_a_group_are_integers(kernels, rows, groups, block, seed, tokens, extreme):
+    """With every scale 1 nothing is rounded, and the largest sums of the largest numbers must fit their lanes."""
+    drawn = torch.Generator().manual_seed(seed)
+    x = torch.randint(-127, 128, (tokens, groups * 32), generator=drawn).float()
+    levels = torch.randint(-127, 128, (16,), generator=drawn, dtype=torch.int8)
+    codes = torch.randint(256, (rows * groups * 16,), generator=drawn, dtype=torch.uint8)
+    if extreme:
+        x, levels = torch.full_like(x, -127.0), torch.full_like(levels, (-127, 127)[seed % 2])
+    x[:, ::32] = 127.0  # each group's largest: x is the integers it is rounded to
+    weight = (codes, levels, 1.0, torch.ones(-(-rows * groups * 32 // block)), None, None, None, block, 256)
+    dense = levels[torch.stack([codes >> 4, codes & 15], 1).flatten().int()].view(rows, -1)
+    wanted = x.to(torch.int64) @ dense.to(torch.int64).t()
+    found = kernels.product4_int8(x, *weight, rows)
+    assert torch.equal(found, wanted.float())
+
+
+@every_variant
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_value_of_x_that_is_not_finite_shows_in_its_row_alone(kernels, value):
+    weight, _ = _weight8(5, 96, "nf4", 32, False, 0)
+    x = torch.randn(3, 96)
+    x[1, 40] = value
+    for found in (kernels.product4_int8(x, *weight, 5), reference.product4_int8(x, *weight, 5)):
+        assert torch.isnan(found[1]).all()
+        assert torch.isfinite(found[[0, 2]]).all()
+
+
+@every_variant
+@pytest.mark.parametrize("size", [0.0, 1e-45, 1e-39, 1e-36, 1e-34, 1e34])
+def test_x_at_the_ends_of_the_range(kernels, size):
+    weight, _ = _weight8(5, 64, "nf4", 64, False, 1)
+    x = torch.full((1, 64), size)
+    found, wanted = kernels.product4_int8(x, *weight, 5), reference.product4_int8(x, *weight, 5)
+    assert torch.isfinite(found).all()
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-37)
+
+
+@every_variant
+def test_a_prepared_product_checks_what_it_is_given(kernels):
+    weight, _ = _weight8(4, 64, "nf4", 64, True, 0)
+    product = kernels.prepared_int8(*weight, 4, 64)
+    x = torch.randn(64, 2).t()  # not contiguous
+    torch.testing.assert_close(product(x), kernels.product4_int8(x.contiguous(), *weight, 4), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="1 to 8 rows of x, not 9"):
+        product(torch.randn(9, 64))
+    with pytest.raises(ValueError, match=r"^x must be torch\.float32, .* at least 128 elements"):
+        product(torch.randn(2, 32))
+    with pytest.raises(ValueError, match="a multiple of 32 columns, not 48"):
+        kernels.product4_int8(torch.randn(1, 48), *weight, 4)
+    with pytest.raises(ValueError, match=r"^levels must be torch\.int8"):
+        kernels.product4_int8(torch.randn(1, 64), weight[0], weight[1].float(), *weight[2:], 4)
+    with pytest.raises(ValueError, match=r"^codes must be torch\.uint8, .* at least 160 elements"):
+        kernels.prepared_int8(*weight, 5, 64)
+
+
 @every_variant
 def test_many_threads_compute_what_one_does(kernels):
     weight = _weight(513 * 768, "nf4", 64, True, 0)
+    weight8, _ = _weight8(513, 768, "nf4", 64, True, 0)
     x = torch.randn(3, 768)
     before = torch.get_num_threads()
     found = []
@@ -158,9 +269,8 @@ def test_many_threads_compute_what_one_does(kernels):
             torch.set_num_threads(threads)
             out = torch.empty(513, 768)
             kernels.dequantise4(*weight, 0, out)
-            found.append(
-                (kernels.product4(x, *weight, 513), out, *kernels.quantise4(out.view(-1), *_ordered("nf4"), 64))
-            )
+            products = kernels.product4(x, *weight, 513), kernels.product4_int8(x, *weight8, 513)
+            found.append((*products, out, *kernels.quantise4(out.view(-1), *_ordered("nf4"), 64)))
     finally:
         torch.set_num_threads(before)
     for other in found[1:]:
@@ -175,6 +285,8 @@ def test_what_does_not_fit_is_refused_before_an_address_is_passed_on(kernels):
         kernels.dequantise4(*weight, 1, out)
     with pytest.raises(ValueError, match=r"^scales must be torch\.float32"):
         kernels.dequantise4(*weight[:3], None, None, None, 64, 256, 0, out)
+    with pytest.raises(ValueError, match=r"^boundaries must be .* at least 255 elements"):
+        kernels.nearest8(torch.randn(9), torch.zeros(254))
     with pytest.raises(ValueError, match="a multiple of 32 elements, not 48"):
         kernels.quantise4(torch.randn(96), *_ordered("nf4"), 48)
     with pytest.raises(ValueError, match="a power of two, not 100"):
@@ -190,8 +302,10 @@ def test_what_does_not_fit_is_refused_before_an_address_is_passed_on(kernels):
 def test_the_operators_keep_torchs_contracts():
     weight = _weight(64 * 5, "nf4", 64, True, 0)
     torch.library.opcheck(operators.quantise4, (torch.randn(130), *_ordered("nf4"), 64))
+    torch.library.opcheck(operators.nearest8, (torch.randn(130), search("dynamic8").midpoints))
     torch.library.opcheck(operators.dequantise4, (*weight, 1, torch.empty(3, 64)))
     torch.library.opcheck(operators.product4, (torch.randn(2, 64), *weight, 5))
+    torch.library.opcheck(operators.product4_int8, (torch.randn(2, 64), *_weight8(5, 64, "nf4", 64, True, 0)[0], 5))
 
 
 def test_a_compiled_function_calls_them():

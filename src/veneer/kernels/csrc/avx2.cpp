@@ -196,11 +196,70 @@ struct Sums {
     }
 };
 
+struct Levels8 {
+    __m256i values;
+    explicit Levels8(const int8_t* levels)
+        : values(_mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(levels)))) {}
+};
+
+// The sums of level · x over pairs: |x| with the sign moved to the level, for one side of maddubs has none. Both are at
+// most 127, so that 16 bits hold a pair's sum.
+inline __m256i pairs(__m256i level, __m256i x) {
+    return _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(level, x));
+}
+
+// A lane is the sum over eight columns: four lanes a group.
+template <int M>
+struct Sums8 {
+    __m256 sums[M];
+    Sums8() {
+        for (int m = 0; m < M; ++m) sums[m] = _mm256_setzero_ps();
+    }
+    template <int64_t CHUNK>
+    void add(const uint8_t* codes, int64_t groups, const Levels8& levels, const Bytes& x, int64_t at,
+             const float (&scales)[M][CHUNK]) {
+        int64_t g = 0;
+        for (; g + 2 <= groups; g += 2) {
+            const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + g * (GROUP / 2)));
+            two(both, levels, x, at + g, [&](int m) {
+                return _mm_castsi128_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&scales[m][g])));
+            });
+        }
+        if (g < groups) {
+            const __m128i both = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + g * (GROUP / 2)));
+            two(_mm256_set_m128i(_mm_setzero_si128(), both), levels, x, at + g,
+                [&](int m) { return _mm_load_ss(&scales[m][g]); });
+        }
+    }
+    template <class ScalesOf>
+    void two(__m256i both, const Levels8& levels, const Bytes& x, int64_t group, const ScalesOf& scales) {
+        const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+        const __m256i spread = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
+        const __m256i first = _mm256_shuffle_epi8(levels.values, _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble));
+        const __m256i second = _mm256_shuffle_epi8(levels.values, _mm256_and_si256(both, nibble));
+        for (int m = 0; m < M; ++m) {
+            const int8_t* even = x.lanes + 2 * m * x.stride + group * (GROUP / 2);
+            const __m256i x0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(even));
+            const __m256i x1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(even + x.stride));
+            const __m256i found = _mm256_add_epi32(
+                _mm256_madd_epi16(pairs(first, x0), ones), _mm256_madd_epi16(pairs(second, x1), ones));
+            const __m256 scale = _mm256_permutevar8x32_ps(_mm256_castps128_ps256(scales(m)), spread);
+            sums[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(found), scale, sums[m]);
+        }
+    }
+    float total(int m) const {
+        __m128 half = _mm_add_ps(_mm256_castps256_ps128(sums[m]), _mm256_extractf128_ps(sums[m], 1));
+        half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+        half = _mm_add_ss(half, _mm_movehdup_ps(half));
+        return _mm_cvtss_f32(half);
+    }
+};
+
 }  // namespace
 }  // namespace veneer
 
 #include "body.h"
 
 namespace veneer {
-const Variant avx2{"avx2", quantise, dequantise, dequantise_bf16, product};
+const Variant avx2{"avx2", quantise, dequantise, dequantise_bf16, product, product8, nearest};
 }

@@ -1,4 +1,4 @@
-// Sixteen elements at a time (AVX-512 F, BW, VL, DQ): a table of sixteen is one register, and tails are masks.
+// Sixteen elements at a time (AVX-512 F, BW, VL, DQ, VNNI): a table of sixteen is one register, and tails are masks.
 #include <immintrin.h>
 
 #include "kernels.h"
@@ -151,11 +151,61 @@ struct Sums {
     float total(int m) const { return _mm512_reduce_add_ps(_mm512_add_ps(sums[m][0], sums[m][1])); }
 };
 
+// dpbusd wants one side without a sign: the levels plus 128. What that adds is in the corrections of x.
+struct Levels8 {
+    __m512i values;
+    explicit Levels8(const int8_t* levels)
+        : values(_mm512_broadcast_i32x4(_mm_xor_si128(
+              _mm_loadu_si128(reinterpret_cast<const __m128i*>(levels)), _mm_set1_epi8(static_cast<char>(0x80))))) {}
+};
+
+// A lane is the sum over eight columns: four lanes a group.
+template <int M>
+struct Sums8 {
+    __m512 sums[M];
+    Sums8() {
+        for (int m = 0; m < M; ++m) sums[m] = _mm512_setzero_ps();
+    }
+    template <int64_t CHUNK>
+    void add(const uint8_t* codes, int64_t groups, const Levels8& levels, const Bytes& x, int64_t at,
+             const float (&scales)[M][CHUNK]) {
+        int64_t g = 0;
+#pragma GCC unroll 2
+        for (; g + 4 <= groups; g += 4) {
+            __builtin_prefetch(codes + g * (GROUP / 2) + 4096);
+            four(_mm512_loadu_si512(codes + g * (GROUP / 2)), levels, x, at + g,
+                 [&](int m) { return _mm_loadu_ps(&scales[m][g]); });
+        }
+        if (g < groups) {  // beyond the end x is zero, and so must the scale be
+            const __m512i both =
+                _mm512_maskz_loadu_epi8((1ull << (groups - g) * (GROUP / 2)) - 1, codes + g * (GROUP / 2));
+            const __mmask8 mask = static_cast<__mmask8>((1u << (groups - g)) - 1);
+            four(both, levels, x, at + g, [&](int m) { return _mm_maskz_loadu_ps(mask, &scales[m][g]); });
+        }
+    }
+    template <class ScalesOf>
+    void four(__m512i both, const Levels8& levels, const Bytes& x, int64_t group, const ScalesOf& scales) {
+        const __m512i nibble = _mm512_set1_epi8(15);
+        const __m512i spread = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+        const __m512i first = _mm512_shuffle_epi8(levels.values, _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble));
+        const __m512i second = _mm512_shuffle_epi8(levels.values, _mm512_and_si512(both, nibble));
+        for (int m = 0; m < M; ++m) {
+            const int8_t* even = x.lanes + 2 * m * x.stride + group * (GROUP / 2);
+            __m512i found = _mm512_loadu_si512(x.corrections + m * (x.stride / 4) + group * (GROUP / 8));
+            found = _mm512_dpbusd_epi32(found, first, _mm512_loadu_si512(even));
+            found = _mm512_dpbusd_epi32(found, second, _mm512_loadu_si512(even + x.stride));
+            const __m512 scale = _mm512_permutexvar_ps(spread, _mm512_castps128_ps512(scales(m)));
+            sums[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(found), scale, sums[m]);
+        }
+    }
+    float total(int m) const { return _mm512_reduce_add_ps(sums[m]); }
+};
+
 }  // namespace
 }  // namespace veneer
 
 #include "body.h"
 
 namespace veneer {
-const Variant avx512{"avx512", quantise, dequantise, dequantise_bf16, product};
+const Variant avx512{"avx512", quantise, dequantise, dequantise_bf16, product, product8, nearest};
 }

@@ -7,6 +7,8 @@
 //   Lookup(table, scale)           the 16 products of table and scale
 //   void expand(codes, n, lookup, out)                     n elements, from a byte's beginning, fp32 or bf16
 //   Sums<M>                        M running sums: add(codes, bytes, lookup, tokens, parity, at), total(token)
+//   Levels8(levels)                16 values of 8 bits arranged for its lookup
+//   Sums8<M>                       M running sums: add(codes, groups, levels, x, at, scales), total(token)
 
 namespace veneer {
 namespace {
@@ -56,6 +58,15 @@ void quantise(const Quantise& q, int threads) {
         q.absmax[b] = absmax;
         // No clamp to [-1, 1]: a product that rounding carries past the ends lies beyond the last boundary all the same.
         encode(x, n, reciprocal_of(absmax), levels, q, q.codes + b * (q.block / 2));
+    }
+}
+
+void nearest(const float* values, int64_t count, const float* boundaries, uint8_t* found, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (count > SMALL)
+    for (int64_t i = 0; i < count; ++i) {
+        int below = 0;
+        for (int step = 128; step; step /= 2) below += values[i] > boundaries[below + step - 1] ? step : 0;
+        found[i] = static_cast<uint8_t>(below);
     }
 }
 
@@ -121,6 +132,103 @@ void product(const Packed& w, const Tokens& x, int64_t rows, float* out, int thr
         case 6: return product_of<6>(w, x, rows, out, threads);
         case 7: return product_of<7>(w, x, rows, out, threads);
         case 8: return product_of<8>(w, x, rows, out, threads);
+    }
+}
+
+// To the nearest integer, a tie to the even one, of |value| < 2^22: what lies below 1 is lost beside the constant.
+inline float rounded(float value) {
+    return (value + 12582912.0f) - 12582912.0f;
+}
+
+// One row of x in groups of 32: scale = absmax / 127, taken to be 1e-35 at least so that both ways to it stay finite.
+void activations(const Bytes& x, int token) {
+    const float* from = x.x + token * x.columns;
+    int8_t *even = x.lanes + 2 * token * x.stride, *odd = even + x.stride;
+    int32_t* corrections = x.corrections + token * (x.stride / 4);
+    float* scales = x.scales + token * (x.columns / GROUP);
+    for (int64_t i = 0; i < x.columns; i += GROUP) {
+        const float found = largest(from + i, GROUP), absmax = found > 1e-35f ? found : 1e-35f;
+        const bool finite = found <= 3.4028234663852886e38f;
+        scales[i / GROUP] = finite ? absmax / 127.0f : __builtin_nanf("");  // which the group's zeros carry on
+        const float reciprocal = 127.0f / absmax;
+        for (int64_t k = i / 2; k < (i + GROUP) / 2; ++k) {
+            even[k] = finite ? static_cast<int8_t>(rounded(from[2 * k] * reciprocal)) : 0;
+            odd[k] = finite ? static_cast<int8_t>(rounded(from[2 * k + 1] * reciprocal)) : 0;
+        }
+        for (int64_t j = i / 8; j < (i + GROUP) / 8; ++j) {
+            int sum = 0;
+            for (int k = 0; k < 4; ++k) sum += even[4 * j + k] + odd[4 * j + k];
+            corrections[j] = -128 * sum;
+        }
+    }
+    for (int64_t i = x.columns / 2; i < x.stride; ++i) even[i] = odd[i] = 0;
+    for (int64_t j = x.columns / 8; j < x.stride / 4; ++j) corrections[j] = 0;
+}
+
+// scale_of each of several blocks.
+inline void scales_of(const Scales& s, int64_t first, int64_t count, float* scales) {
+    if (s.values) {
+        for (int64_t i = 0; i < count; ++i) scales[i] = s.values[first + i];
+        return;
+    }
+    for (int64_t i = 0; i < count; ++i) scales[i] = s.table[s.codes[first + i]];
+    for (int64_t i = 0; i < count;) {
+        const int64_t of = (first + i) >> s.nested_shift;
+        const float nested = s.nested[of], offset = *s.offset;
+        for (const int64_t end = least(count, ((of + 1) << s.nested_shift) - first); i < end; ++i)
+            scales[i] = scales[i] * nested + offset;
+    }
+}
+
+// The scale of a group in the weight, which lies within one block, times that in x. A block has k groups, of the first
+// one some are skipped.
+inline void both_scales(const float* of_block, int64_t k, int64_t skipped, int64_t groups, const float* of_x, float* both) {
+    if (k == 2 && !skipped && groups % 2 == 0) {  // blocks of 64 in whole rows: what nearly every model has, in vectors
+        for (int64_t b = 0; b < groups / 2; ++b) {
+            both[2 * b] = of_block[b] * of_x[2 * b];
+            both[2 * b + 1] = of_block[b] * of_x[2 * b + 1];
+        }
+        return;
+    }
+    for (int64_t g = 0, end = k - skipped; g < groups; ++of_block, end += k)
+        for (; g < least(groups, end); ++g) both[g] = *of_block * of_x[g];
+}
+
+template <int M>
+void product8_of(const Packed& w, const Levels8& levels, float step, const Bytes& x, int64_t rows, float* out,
+                 int threads) {
+    constexpr int64_t CHUNK = 128;  // groups whose scales are found at once
+    const int64_t all = x.columns / GROUP;
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows * x.columns > SMALL)
+    for (int64_t row = 0; row < rows; ++row) {
+        const int64_t start = row * x.columns;
+        Sums8<M> sums;
+        for (int64_t at = 0; at < all; at += CHUNK) {
+            const int64_t from = start + at * GROUP, groups = least(CHUNK, all - at);
+            const int64_t first = from / w.block, last = (from + groups * GROUP + w.block - 1) / w.block;
+            float of_block[CHUNK + 1], both[M][CHUNK];
+            scales_of(w.scales, first, last - first, of_block);
+            for (int m = 0; m < M; ++m)
+                both_scales(of_block, w.block / GROUP, (from - first * w.block) / GROUP, groups, x.scales + m * all + at,
+                            both[m]);
+            sums.add(w.codes + from / 2, groups, levels, x, at, both);
+        }
+        for (int m = 0; m < M; ++m) out[m * rows + row] = static_cast<float>(sums.total(m) * step);
+    }
+}
+
+void product8(const Packed& w, const int8_t* table, float step, const Bytes& x, int64_t rows, float* out, int threads) {
+    for (int m = 0; m < x.count; ++m) activations(x, m);
+    const Levels8 levels(table);
+    switch (x.count) {
+        case 1: return product8_of<1>(w, levels, step, x, rows, out, threads);
+        case 2: return product8_of<2>(w, levels, step, x, rows, out, threads);
+        case 3: return product8_of<3>(w, levels, step, x, rows, out, threads);
+        case 4: return product8_of<4>(w, levels, step, x, rows, out, threads);
+        case 5: return product8_of<5>(w, levels, step, x, rows, out, threads);
+        case 6: return product8_of<6>(w, levels, step, x, rows, out, threads);
+        case 7: return product8_of<7>(w, levels, step, x, rows, out, threads);
+        case 8: return product8_of<8>(w, levels, step, x, rows, out, threads);
     }
 }
 

@@ -6,6 +6,8 @@
 
 namespace veneer {
 
+constexpr int GROUP = 32;         // columns of x in 8 bits that share a scale
+
 // The scale of each block: fp32 values, or 8-bit codes with a table, scales of their own and an offset.
 struct Scales {
     const float* values;          // (blocks,), or null when nested
@@ -49,6 +51,18 @@ struct Tokens {
     }
 };
 
+// x of a few tokens in 8 bits: each group of 32 columns has a scale. Even and odd columns lie apart, as in Tokens; tails
+// are zeros up to a multiple of 128 columns.
+struct Bytes {
+    int8_t* lanes;                // (count, 2, stride)
+    int32_t* corrections;         // (count, stride / 4): -128 times the sum of each eight columns
+    float* scales;                // (count, columns / 32)
+    int64_t stride;               // a multiple of 64
+    const float* x;               // (count, columns)
+    int64_t columns;              // a multiple of 32
+    int count;                    // 1..8
+};
+
 struct Variant {
     const char* name;
     void (*quantise)(const Quantise&, int threads);
@@ -56,12 +70,19 @@ struct Variant {
     void (*dequantise)(const Packed&, int64_t start, int64_t stop, float* out, int threads);
     void (*dequantise_bf16)(const Packed&, int64_t start, int64_t stop, uint16_t* out, int threads);
     void (*product)(const Packed&, const Tokens&, int64_t rows, float* out, int threads);
+    // The same with x in 8 bits, which it fills in, and step · levels (16,) for the table.
+    void (*product8)(const Packed&, const int8_t* levels, float step, const Bytes&, int64_t rows, float* out, int threads);
+    // How many of 255 ascending boundaries lie below each value.
+    void (*nearest)(const float* values, int64_t count, const float* boundaries, uint8_t* found, int threads);
 };
 
 extern const Variant scalar;
 #ifdef VENEER_X86
 extern const Variant avx2;
 extern const Variant avx512;
+#endif
+#ifdef VENEER_ARM
+extern const Variant neon;
 #endif
 
 }  // namespace veneer

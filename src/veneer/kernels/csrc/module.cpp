@@ -4,7 +4,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstdlib>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -26,9 +28,13 @@ std::vector<const Variant*> runnable() {
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
         found.push_back(&avx2);
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+            __builtin_cpu_supports("avx512vnni"))
             found.push_back(&avx512);
     }
+#endif
+#ifdef VENEER_ARM
+    found.push_back(&neon);
 #endif
     return found;
 }
@@ -51,6 +57,18 @@ T* at(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
+struct Free {
+    void operator()(void* room) const { std::free(room); }
+};
+
+// Room that begins with a cache line: a vector across two of them takes twice as long to load.
+template <class T>
+std::unique_ptr<T[], Free> lines(int64_t count) {
+    void* room = std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64);
+    if (!room) throw std::bad_alloc();
+    return std::unique_ptr<T[], Free>(static_cast<T*>(room));
+}
+
 // nested_table is 0 where the scales are fp32 themselves.
 Packed packed(Address codes, Address table, Address scales, Address nested_table, Address nested_scales, Address offset,
               int64_t block, int nested_shift) {
@@ -69,6 +87,10 @@ void quantise4(const std::string& name, Address source, int64_t count, Address b
     variant(name).quantise({at<const float>(source), count, at<const float>(boundaries), at<const uint8_t>(order), block,
                             at<uint8_t>(codes), at<float>(absmax)},
                            threads);
+}
+
+void nearest8(const std::string& name, Address values, int64_t count, Address boundaries, Address found, int threads) {
+    variant(name).nearest(at<const float>(values), count, at<const float>(boundaries), at<uint8_t>(found), threads);
 }
 
 void dequantise4(const std::string& name, Address codes, Address table, Address scales, Address nested_table,
@@ -98,12 +120,26 @@ void product4(const std::string& name, Address x, int tokens, Address codes, Add
     variant(name).product(w, {lanes.get(), stride, source, columns, tokens}, rows, at<float>(out), threads);
 }
 
+void product4_int8(const std::string& name, Address x, int tokens, Address codes, Address levels, float step,
+                   Address scales, Address nested_table, Address nested_scales, Address offset, int64_t block,
+                   int nested_shift, int64_t rows, int64_t columns, Address out, int threads) {
+    const Packed w = packed(codes, 0, scales, nested_table, nested_scales, offset, block, nested_shift);
+    const int64_t stride = (columns + 127) / 128 * 64;
+    const auto lanes = lines<int8_t>(tokens * 2 * stride);
+    const auto corrections = lines<int32_t>(tokens * stride / 4);
+    const auto of_groups = lines<float>(tokens * columns / GROUP);
+    const Bytes bytes{lanes.get(), corrections.get(), of_groups.get(), stride, at<const float>(x), columns, tokens};
+    variant(name).product8(w, at<const int8_t>(levels), step, bytes, rows, at<float>(out), threads);
+}
+
 }  // namespace
 
 NB_MODULE(_cpu, m) {
-    using Free = nb::call_guard<nb::gil_scoped_release>;
+    using Unlocked = nb::call_guard<nb::gil_scoped_release>;
     m.def("variants", &variants);
-    m.def("quantise4", &quantise4, Free());
-    m.def("dequantise4", &dequantise4, Free());
-    m.def("product4", &product4, Free());
+    m.def("quantise4", &quantise4, Unlocked());
+    m.def("nearest8", &nearest8, Unlocked());
+    m.def("dequantise4", &dequantise4, Unlocked());
+    m.def("product4", &product4, Unlocked());
+    m.def("product4_int8", &product4_int8, Unlocked());
 }

@@ -71,11 +71,35 @@ struct Sums {
     double total(int m) const { return sums[m]; }
 };
 
+struct Levels8 {
+    const int8_t* values;
+    explicit Levels8(const int8_t* levels) : values(levels) {}
+};
+
+template <int M>
+struct Sums8 {
+    double sums[M] = {};
+    template <int64_t CHUNK>
+    void add(const uint8_t* codes, int64_t groups, const Levels8& levels, const Bytes& x, int64_t at,
+             const float (&scales)[M][CHUNK]) {
+        for (int m = 0; m < M; ++m) {
+            const int8_t *even = x.lanes + 2 * m * x.stride + at * (GROUP / 2), *odd = even + x.stride;
+            for (int64_t g = 0; g < groups; ++g) {
+                int sum = 0;
+                for (int64_t i = g * (GROUP / 2); i < (g + 1) * (GROUP / 2); ++i)
+                    sum += levels.values[codes[i] >> 4] * even[i] + levels.values[codes[i] & 15] * odd[i];
+                sums[m] += static_cast<double>(scales[m][g]) * sum;
+            }
+        }
+    }
+    double total(int m) const { return sums[m]; }
+};
+
 }  // namespace
 }  // namespace veneer
 
 #include "body.h"
 
 namespace veneer {
-const Variant scalar{"scalar", quantise, dequantise, dequantise_bf16, product};
+const Variant scalar{"scalar", quantise, dequantise, dequantise_bf16, product, product8, nearest};
 }

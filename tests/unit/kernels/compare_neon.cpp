@@ -1,0 +1,165 @@
+// The NEON variant against the scalar one on random input: make test-neon, which emulates the processor.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "../../../src/veneer/kernels/csrc/kernels.h"
+
+using namespace veneer;
+
+namespace {
+
+std::mt19937 drawn(0);
+float uniform(float from, float to) { return std::uniform_real_distribution<float>(from, to)(drawn); }
+int64_t whole(int64_t from, int64_t to) { return std::uniform_int_distribution<int64_t>(from, to)(drawn); }
+
+void expect(bool holds, const char* what, int64_t rows, int64_t columns, int64_t block) {
+    if (holds) return;
+    std::printf("%s: NEON differs from scalar (rows %lld, columns %lld, block %lld)\n", what,
+                static_cast<long long>(rows), static_cast<long long>(columns), static_cast<long long>(block));
+    std::exit(1);
+}
+
+template <class T>
+bool same(const std::vector<T>& a, const std::vector<T>& b) {
+    return std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+}
+
+// Of a network's sizes; of any at all, subnormal and huge; zeros; what is not finite.
+float value(int kind) {
+    if (kind == 0) return uniform(-1, 1);
+    if (kind == 1) return uniform(-1, 1) * std::pow(10.0f, uniform(-44, 37));
+    if (kind == 2) return whole(0, 1) ? 0.0f : uniform(-1, 1);
+    return whole(0, 99) ? uniform(-1, 1) : (whole(0, 1) ? NAN : -INFINITY);
+}
+
+struct Case {
+    int64_t rows, columns, block, size = rows * columns, blocks = (size + block - 1) / block;
+    float table[16], dynamic[256], offset = uniform(0, 1);
+    int8_t levels[16];
+    std::vector<uint8_t> codes, nested_codes;
+    std::vector<float> absmax, nested;
+    Packed w{};
+
+    Case(int64_t r, int64_t c, int64_t b, bool double_scales) : rows(r), columns(c), block(b) {
+        for (float& entry : table) entry = uniform(-1, 1);
+        for (float& entry : dynamic) entry = uniform(-1, 1);
+        for (int8_t& level : levels) level = static_cast<int8_t>(whole(-127, 127));
+        for (int64_t i = 0; i < (size + 1) / 2; ++i) codes.push_back(static_cast<uint8_t>(whole(0, 255)));
+        for (int64_t i = 0; i < blocks; ++i) {
+            nested_codes.push_back(static_cast<uint8_t>(whole(0, 255)));
+            absmax.push_back(uniform(0, 1));
+        }
+        for (int64_t i = 0; i < blocks / 16 + 1; ++i) nested.push_back(uniform(0, 1));
+        Scales scales{};
+        scales.values = absmax.data();
+        if (double_scales) scales = {nullptr, nested_codes.data(), dynamic, nested.data(), &offset, 4};
+        w = {codes.data(), table, scales, block};
+    }
+
+    void check_quantise(int kind) {
+        std::vector<float> source(size), boundaries(15), scales[2] = {absmax, absmax};
+        for (float& x : source) x = value(kind);
+        for (int i = 0; i < 15; ++i) boundaries[i] = -0.9f + 0.12f * static_cast<float>(i);
+        if (kind == 2)  // ties
+            for (int64_t i = 0; i < size; ++i) source[i] = i % 32 ? boundaries[whole(0, 14)] : 1.0f;
+        uint8_t order[16];
+        for (int i = 0; i < 16; ++i) order[i] = static_cast<uint8_t>((5 * i + 3) % 16);
+        std::vector<uint8_t> found[2] = {codes, codes};
+        for (int k = 0; k < 2; ++k)
+            (k ? neon : scalar)
+                .quantise({source.data(), size, boundaries.data(), order, block, found[k].data(), scales[k].data()}, 1);
+        expect(same(scales[0], scales[1]), "scales", rows, columns, block);
+        for (int64_t i = 0; i < size; ++i)  // the codes of a block that is not finite mean nothing
+            if (std::isfinite(scales[0][i / block]))
+                expect(found[0][i / 2] == found[1][i / 2], "codes", rows, columns, block);
+    }
+
+    void check_dequantise() {
+        const int64_t start = whole(0, size - 1), stop = whole(start + 1, size);
+        std::vector<float> out[2];
+        std::vector<uint16_t> halves[2];
+        for (int k = 0; k < 2; ++k) {
+            out[k].assign(size + 8, 7.0f);
+            halves[k].assign(size + 8, 7);
+            (k ? neon : scalar).dequantise(w, start, stop, out[k].data() + 4, 1);
+            (k ? neon : scalar).dequantise_bf16(w, start, stop, halves[k].data() + 4, 1);
+        }
+        expect(same(out[0], out[1]) && same(halves[0], halves[1]), "values", rows, columns, block);
+    }
+
+    void check_products(int tokens) {
+        std::vector<float> x(tokens * columns), out[2], values(size), sizes(tokens * rows);
+        for (float& entry : x) entry = uniform(-1, 1);
+        scalar.dequantise(w, 0, size, values.data(), 1);
+        const int parities = columns % 2 ? 2 : 1;
+        const int64_t stride = columns / 2 + 1;
+        std::vector<float> lanes(parities * tokens * 2 * stride);
+        for (int p = 0; p < parities; ++p)
+            for (int m = 0; m < tokens; ++m)
+                for (int64_t i = p; i < columns; ++i)
+                    lanes[((p * tokens + m) * 2 + (i - p) % 2) * stride + (i - p) / 2] = x[m * columns + i];
+        for (int k = 0; k < 2; ++k) {
+            out[k].assign(tokens * rows, 0);
+            (k ? neon : scalar).product(w, {lanes.data(), stride, x.data(), columns, tokens}, rows, out[k].data(), 1);
+        }
+        near(out, x, values, tokens, "product");
+        if (columns % GROUP) return;
+        const int64_t stride8 = (columns + 127) / 128 * 64;
+        const float step = 1.0f / 112;
+        float table8[16];
+        for (int i = 0; i < 16; ++i) table8[i] = static_cast<float>(levels[i]) * step;
+        Packed rounded = w;
+        rounded.table = table8;
+        scalar.dequantise(rounded, 0, size, values.data(), 1);
+        for (int k = 0; k < 2; ++k) {
+            std::vector<int8_t> bytes(tokens * 2 * stride8);
+            std::vector<int32_t> corrections(tokens * stride8 / 4);
+            std::vector<float> scales(tokens * columns / GROUP);
+            const Bytes of{bytes.data(), corrections.data(), scales.data(), stride8, x.data(), columns, tokens};
+            (k ? neon : scalar).product8(w, levels, step, of, rows, out[k].data(), 1);
+        }
+        near(out, x, values, tokens, "product in 8 bits");
+    }
+
+    void near(const std::vector<float>* out, const std::vector<float>& x, const std::vector<float>& values, int tokens,
+              const char* what) {
+        for (int m = 0; m < tokens; ++m)
+            for (int64_t r = 0; r < rows; ++r) {
+                double size_of_terms = 0;
+                for (int64_t i = 0; i < columns; ++i)
+                    size_of_terms += std::fabs(static_cast<double>(x[m * columns + i]) * values[r * columns + i]);
+                const double difference = std::fabs(static_cast<double>(out[0][m * rows + r]) - out[1][m * rows + r]);
+                expect(difference <= 2e-6 * size_of_terms, what, rows, columns, block);
+            }
+    }
+};
+
+}  // namespace
+
+int main() {
+    const int64_t blocks[] = {32, 64, 96, 128, 256, 1024, 4096};
+    const int64_t wide[] = {32, 64, 96, 127, 576, 1024, 4097, 4128};
+    int cases = 0;
+    for (const int64_t block : blocks)
+        for (int i = 0; i < 60; ++i, ++cases) {
+            const int64_t columns = i % 3 == 0 ? wide[whole(0, 7)] : i % 3 == 1 ? 32 * whole(1, 12) : whole(1, 300);
+            Case one(whole(1, 9), columns, block, i % 2);
+            one.check_quantise(i % 4);
+            one.check_dequantise();
+            one.check_products(static_cast<int>(whole(1, 8)));
+        }
+    std::vector<float> values(100000), middles(255);
+    for (float& x : values) x = uniform(-1.1f, 1.1f);
+    for (int i = 0; i < 255; ++i) values[i] = middles[i] = -1 + static_cast<float>(i) / 127;
+    std::vector<uint8_t> found[2];
+    for (int k = 0; k < 2; ++k) {
+        found[k].resize(values.size());
+        (k ? neon : scalar).nearest(values.data(), values.size(), middles.data(), found[k].data(), 1);
+    }
+    expect(same(found[0], found[1]), "nearest", 1, 100000, 0);
+    std::printf("NEON equals scalar on %d random weights.\n", cases);
+}
