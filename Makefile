@@ -20,6 +20,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/paged.py
+	$(BIN)/python benchmarks/sixteen.py
+	$(BIN)/python benchmarks/loftq.py
 
 # The C++ kernels built with AddressSanitizer, in an environment that borrows the packages of the usual one, and their
 # tests. Python itself never frees everything, so leaks are not looked for; torch throws before the extension brings

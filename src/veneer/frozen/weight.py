@@ -1,6 +1,7 @@
 """FrozenWeight: how W0 is kept, and how to multiply by it forward and backward.
 
 Storage type and compute type are different things: a product runs in the type of its input, whatever W0 is kept in.
+Where the two differ, W0 is expanded a panel at a time into one reused buffer: no full-size copy of it exists.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from veneer.errors import TargetError
-from veneer.frozen.blockwise import Quantised, dense, few_token_product, panels, quantise
+from veneer.frozen.blockwise import Quantised, converted, dense, few_token_product, panels, quantise
 from veneer.frozen.config import CODE_BITS
 from veneer.kernels.operators import FEW
 
@@ -48,10 +49,21 @@ class DenseWeight(FrozenWeight):
         self.shape = (self._weight.shape[0], self._weight.shape[1])
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.linear(x, self._weight.to(x.dtype), None if bias is None else bias.detach().to(x.dtype))
+        bias = None if bias is None else bias.detach().to(x.dtype)
+        if x.dtype is self._weight.dtype:
+            return F.linear(x, self._weight, bias)
+        y = x.new_empty(x.shape[0], self.shape[0])
+        for rows, panel in converted(self._weight, x.dtype):
+            torch.mm(x, panel.t(), out=y[:, rows])
+        return y if bias is None else y.add_(bias)
 
     def product_transposed(self, grad: Tensor) -> Tensor:
-        return grad @ self._weight.to(grad.dtype)
+        if grad.dtype is self._weight.dtype:
+            return grad @ self._weight
+        out = grad.new_zeros(grad.shape[0], self.shape[1])
+        for rows, panel in converted(self._weight, grad.dtype):
+            out.addmm_(grad[:, rows], panel)
+        return out
 
     def dense(self) -> Tensor:
         return self._weight
@@ -126,14 +138,7 @@ class QuantisedLinear(nn.Module):
         return BlockwiseWeight(self.quantised, self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        device = x.device.type
-        if torch.is_autocast_enabled(device):
-            x = x.to(torch.get_autocast_dtype(device))
-        with torch.autocast(device, enabled=False):
-            y: Tensor = _FrozenProduct.apply(  # type: ignore[no-untyped-call]
-                x.reshape(-1, x.shape[-1]), self.frozen(), self.bias
-            )
-        return y.view(*x.shape[:-1], self.out_features)
+        return _frozen_layer(x, self.frozen(), self.bias)
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantisedLinear:
         # model.to(bfloat16) means the compute type: the scales stay the fp32 numbers that the codes were made with.
@@ -146,6 +151,40 @@ class QuantisedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, storage={self.storage}"
+
+
+class StoredLinear(nn.Linear):
+    """y = W0 x + b in the type of x, whatever W0 is kept in; differentiable in x, and in W0 where that is trained."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.requires_grad:
+            return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        return _frozen_layer(x, frozen_weight(self), self.bias)
+
+
+class StoredConv1D(Conv1D):  # type: ignore[misc]
+    """The same of GPT-2's layer, whose W0 lies as (in, out)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.requires_grad:
+            return F.linear(x, self.weight.t().to(x.dtype), self.bias.to(x.dtype))
+        return _frozen_layer(x, frozen_weight(self), self.bias)
+
+
+STORED = {nn.Linear: StoredLinear, Conv1D: StoredConv1D}
+PLAIN_TYPES = (*STORED, *STORED.values())  # the linear layers whose weight is a floating-point parameter
+
+
+def _frozen_layer(x: Tensor, frozen: FrozenWeight, bias: Tensor | None) -> Tensor:
+    """x (…, in) → x W0ᵀ + b (…, out), differentiable in x."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        x = x.to(torch.get_autocast_dtype(device))
+    with torch.autocast(device, enabled=False):
+        y: Tensor = _FrozenProduct.apply(  # type: ignore[no-untyped-call]
+            x.reshape(-1, x.shape[-1]), frozen, bias
+        )
+    return y.view(*x.shape[:-1], frozen.shape[0])
 
 
 class _FrozenProduct(torch.autograd.Function):

@@ -200,11 +200,12 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
 
 
 def _optimizer(config: TrainConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
-    """Either takes the same steps, to the last bit."""
+    """Either takes the same steps, to the last bit, but for states in 8 bits."""
     rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "paged-adamw":
         return PagedAdamW(
-            parameters, rate, weight_decay=decay, folder=config.output, resident=config.optimizer_memory
+            parameters, rate, weight_decay=decay, folder=config.output, resident=config.optimizer_memory,
+            bits=config.optimizer_bits,
         )  # fmt: skip
     return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)
 

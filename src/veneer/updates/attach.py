@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MethodType
 
-from torch import nn
+from torch import Tensor, nn
 
 from veneer.errors import TargetError, did_you_mean
 from veneer.frozen.weight import QuantisedLinear
@@ -29,6 +29,7 @@ from veneer.updates.layers import (
     Replaced,
     new_factors,
 )
+from veneer.updates.loftq import loftq_factors
 from veneer.updates.select import (
     Chosen,
     choose,
@@ -64,11 +65,12 @@ def adapters_of(model: nn.Module) -> Adapters:
 def attach(model: nn.Module, config: LoRA, name: str = "default") -> None:
     """Freeze every weight of ``model`` and put the updates that ``config`` describes on the modules it chooses.
 
-    The new adapter is the active one. The model's output does not change until the updates are trained. A
+    The new adapter is the active one. The model's output does not change until the updates are trained, unless they
+    start from what quantising lost (``init="loftq"``): then it is nearer to the unquantised model's. A
     sequence-classification model's head is trained whole, unless ``config`` targets it: frozen, it would stay random.
 
     Raises TargetError, with the model unchanged, when a name matches nothing, a module cannot be adapted, or an
-    adapter of this name is there already.
+    adapter of this name is there already; ModelError when loftq needs weights that are not at hand.
     """
     add_adapter(model, _with_head(model, config), name)
 
@@ -91,6 +93,7 @@ def add_adapter(model: nn.Module, config: LoRA, name: str) -> None:
     embedding = _new_token_modules(model, config, {c.name for c in chosen} | set(whole))
 
     _refuse_conflicts(model, {c.name for c in chosen} | set(embedding), set(whole))
+    from_loss = loftq_factors(model, chosen) if config.init == "loftq" else {}
 
     if not record.configs:
         record = Adapters()
@@ -99,7 +102,7 @@ def add_adapter(model: nn.Module, config: LoRA, name: str) -> None:
         model.requires_grad_(False)
         save_adapter_only(model)
     for module_chosen in chosen:
-        _add(model, module_chosen.name, name, _low_rank(module_chosen, config))
+        _add(model, module_chosen.name, name, _low_rank(module_chosen, config, from_loss))
     for path, module in whole.items():
         _add(model, path, name, copy.deepcopy(module).requires_grad_(True))
     if embedding:
@@ -254,8 +257,8 @@ def _wrap(base: nn.Module, update: nn.Module) -> Adapted:
     return AdaptedEmbedding(base) if isinstance(base, nn.Embedding) else AdaptedLinear(base)
 
 
-def _low_rank(chosen: Chosen, config: LoRA) -> LowRank:
-    A, B = new_factors(chosen.module, chosen.rank, config.init)
+def _low_rank(chosen: Chosen, config: LoRA, from_loss: dict[str, tuple[Tensor, Tensor]]) -> LowRank:
+    A, B = from_loss.get(chosen.name) or new_factors(chosen.module, chosen.rank, config.init)
     return LowRank(A, B, chosen.scale, config.dropout)
 
 

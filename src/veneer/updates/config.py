@@ -40,9 +40,10 @@ class LoRA(Options):
         {}, description="Other alphas for some modules: a name's ending, or a regex for it → alpha."
     )
     rslora: bool = Field(False, description="Scale by alpha / √rank instead of alpha / rank.")
-    init: Literal["kaiming", "gaussian"] = Field(
+    init: Literal["kaiming", "gaussian", "loftq"] = Field(
         "kaiming",
-        description="How A starts: Kaiming-uniform, as most libraries do, or the paper's Gaussian. B starts at zero.",
+        description="How A starts, B being zero: Kaiming-uniform, as most libraries do, or the paper's Gaussian. Or "
+        "loftq: A and B start from what quantising the base lost.",
     )
     train_also: list[str] = Field(
         [], description="Modules trained whole beside the update, by their name's ending (a new head, say)."
