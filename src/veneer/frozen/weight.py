@@ -129,6 +129,11 @@ class QuantisedLinear(nn.Module):
         tensors = (getattr(self, name) for name in _TENSORS)
         return Quantised(self.storage, self.block_size, (self.out_features, self.in_features), *tensors)
 
+    def replace(self, quantised: Quantised) -> None:
+        """Keep these codes and scales, of another weight of the same shape and storage."""
+        for name in _TENSORS:
+            setattr(self, name, getattr(quantised, name))
+
     @property
     def weight(self) -> Tensor:
         """An empty stand-in of W0's type and device, for models that look at these; it holds no values."""

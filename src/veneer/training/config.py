@@ -16,6 +16,7 @@ from veneer.options import memory_size
 from veneer.updates.config import LoRA
 
 CONFIG_NAME = "config.yaml"
+BASE = "base"  # in the run folder, where the run changed it
 
 
 class TrainConfig(LoRA, BlockwiseOptions):
@@ -114,6 +115,12 @@ class TrainConfig(LoRA, BlockwiseOptions):
     def kept(self) -> dict[str, Any]:
         """How the base is kept, as `veneer.load` takes it."""
         return {name: getattr(self, name) for name in ("storage", *BlockwiseOptions.model_fields)}
+
+    def base(self) -> str:
+        """What to load as the model: the run's own base, once it has one."""
+        own = Path(self.output) / BASE
+        begun = self.loftq_iterations > 1 and own.is_dir() and (Path(self.output) / CONFIG_NAME).is_file()
+        return str(own) if begun else self.model
 
     def lora(self) -> LoRA:
         """The update's own options."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 
 import pytest
@@ -9,14 +10,17 @@ import torch
 import transformers as tf
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from torch import nn
 
 import tiny
 import veneer
 from gguf_file import write_gguf
 from tokens import tokenizer
-from veneer.errors import ModelError, TargetError
+from veneer.errors import ConfigError, ModelError, TargetError
+from veneer.evaluation.opened import open_named, open_run
 from veneer.frozen.blockwise import dense, quantise
+from veneer.training.run import resume
 from veneer.updates.attach import adapters_of, updates_of
 from veneer.updates.loftq import best_factors, loftq
 
@@ -181,3 +185,113 @@ def test_a_base_of_codes_alone_is_refused(tiny_folder, tmp_path):
     quantise_to(str(tiny_folder), tmp_path / "nf4", QuantizeOptions())
     model, _ = veneer.load(tmp_path / "nf4")
     _refused(model, ModelError, r"nf4 holds codes, and not the weights that they were made from; load the model that")
+
+
+TWICE = veneer.LoRA(rank=4, init="loftq", loftq_iterations=2)
+
+
+@pytest.fixture
+def twice(tiny_folder):
+    """A model whose base two iterations changed, and its tokenizer."""
+    model, made = veneer.load(tiny_folder, storage="nf4")
+    veneer.attach(model, TWICE)
+    return model, made
+
+
+def test_more_iterations_change_the_base_and_lose_less(tiny_folder, twice):
+    plain, once = _weights(veneer.load(tiny_folder)[0]), veneer.load(tiny_folder, storage="nf4")[0]
+    veneer.attach(once, LOFTQ)
+    lost = []
+    for model in (once, twice[0]):
+        total = 0.0
+        for name, update in updates_of(model, "default").items():
+            base = model.get_submodule(name).base.frozen().dense()
+            total += float((plain[name] - base - update.delta(torch.float32)).square().sum())
+        lost.append(total)
+    assert lost[1] < lost[0]
+    for name, update in updates_of(twice[0], "default").items():
+        kept, A, B = loftq(plain[name], 4, 2, **HOW)
+        assert torch.equal(twice[0].get_submodule(name).base.codes, kept.codes)
+        torch.testing.assert_close(update.delta(torch.float32), B @ A, rtol=1e-5, atol=1e-6)
+
+
+def test_a_changed_base_is_saved_and_its_adapter_fits_it(twice, tmp_path):
+    """Veneer loads them again, and so does whoever reads a bitsandbytes checkpoint and PEFT's folder."""
+    model, made = twice
+    for _ in range(2):  # over the one that stands there, too
+        veneer.save_base(model, made, tmp_path / "base")
+    veneer.save(model, tmp_path / "adapter")
+    assert f'"base_model_name_or_path": "{tmp_path / "base"}"' in (tmp_path / "adapter/adapter_config.json").read_text()
+    again, _ = veneer.load(tmp_path / "base")
+    veneer.load_adapter(again, tmp_path / "adapter")
+    ids = tiny.batch("llama")
+    assert torch.equal(tiny.logits(again, ids), tiny.logits(model, ids))
+    before = tiny.logits(model, ids)
+    veneer.remove(model)
+    assert not torch.equal(tiny.logits(model, ids), before)
+    assert torch.equal(tiny.logits(model, ids), tiny.logits(veneer.load(tmp_path / "base")[0], ids))
+
+
+def test_what_a_changed_base_does_not_allow_is_refused(twice, tiny_folder, tmp_path):
+    model, made = twice
+    with pytest.raises(
+        TargetError, match=r"^loftq_iterations = 2 changed the base, which this adapter needs; save it fir"
+    ):
+        veneer.save(model, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+    with pytest.raises(
+        TargetError, match=r"^loftq_iterations = 2 changed the base, so it cannot be given back; load the"
+    ):
+        veneer.remove(model)
+    assert list(adapters_of(model).configs) == ["default"]
+    veneer.merge(model)
+    with pytest.raises(TargetError, match=r"unmerge\(model\) before you save the base"):
+        veneer.save_base(model, made, tmp_path / "base")
+
+    other, _ = veneer.load(tiny_folder, storage="nf4")
+    veneer.attach(other, LOFTQ, "first")
+    codes = other.model.layers[0].mlp.up_proj.base.codes.clone()
+    with pytest.raises(
+        TargetError, match=r"^loftq_iterations = 2 changes the base under first; remove what is attached"
+    ):
+        veneer.attach(other, TWICE)
+    assert torch.equal(other.model.layers[0].mlp.up_proj.base.codes, codes)
+
+    whole, _ = veneer.load(tiny_folder, storage="int8")
+    with pytest.raises(
+        TargetError, match=r"changes the base, which could not be saved in int8; use nf4 or fp4, or loftq"
+    ):
+        veneer.attach(whole, TWICE)
+    with pytest.raises(
+        TargetError, match=r"^save_base writes a base that is kept in nf4 or fp4; for any other use save_"
+    ):
+        veneer.save_base(veneer.load(tiny_folder)[0], made, tmp_path / "base")
+    with pytest.raises(ConfigError, match=r"loftq_iterations = 2 is of init = 'loftq', and init is 'kaiming'"):
+        veneer.LoRA(loftq_iterations=2)
+    assert not (tmp_path / "base").exists()
+
+
+def test_a_run_over_a_changed_base_resumes_to_the_same_bytes_and_is_opened(tiny_folder, rows_file, tmp_path):
+    """From its own base: after its first checkpoint, from its last, and after the folder was moved."""
+    console = Console(file=io.StringIO())
+    options = {"steps": 6, "rank": 4, "batch_size": 8, "learning_rate": 1e-2, "held_out": 8, "checkpoint_every": 3}
+    run = tmp_path / "run"
+    result = veneer.train(
+        str(tiny_folder), data=str(rows_file), output=str(run), storage="nf4", init="loftq", loftq_iterations=2,
+        keep_checkpoints=9, dropout=0.1, console=console, **options,
+    )  # fmt: skip
+    wanted = (run / "adapter/adapter_model.safetensors").read_bytes()
+    ids = {"input_ids": torch.tensor([[72, 69, 76, 76, 79]])}
+    logits = tiny.logits(result.model, ids)
+    for last in ("step-000003", "step-000000"):
+        for later in ("adapter", "best"):
+            shutil.rmtree(run / later)
+        for checkpoint in (run / "checkpoints").iterdir():
+            if checkpoint.name > last:
+                shutil.rmtree(checkpoint)
+        resume(run, console=console)
+        assert (run / "adapter/adapter_model.safetensors").read_bytes() == wanted
+    assert torch.equal(tiny.logits(open_named(run / "adapter").model, ids), logits)
+    moved = run.rename(tmp_path / "moved")
+    assert torch.equal(tiny.logits(open_named(moved).model, ids), logits)
+    assert torch.equal(tiny.logits(open_run(moved).model, ids), logits)
