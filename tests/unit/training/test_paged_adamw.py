@@ -182,8 +182,8 @@ def test_a_moment_gets_the_nearest_code_of_its_map(signed, values):
 def _distance(ours, wanted):
     """Distance of the parameters, as a share of how far they have come."""
     start = _parameters([p.shape for p in ours])
-    moved = sum(float((w - s).square().sum()) for w, s in zip(wanted, start, strict=True))
-    return (sum(float((o - w).square().sum()) for o, w in zip(ours, wanted, strict=True)) / moved) ** 0.5
+    moved = sum(float((w - s).detach().square().sum()) for w, s in zip(wanted, start, strict=True))
+    return (sum(float((o - w).detach().square().sum()) for o, w in zip(ours, wanted, strict=True)) / moved) ** 0.5
 
 
 def _descend(parameters, optimizer, steps):

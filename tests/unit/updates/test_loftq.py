@@ -19,6 +19,7 @@ from gguf_file import write_gguf
 from tokens import tokenizer
 from veneer.errors import ConfigError, ModelError, TargetError
 from veneer.evaluation.opened import open_named, open_run
+from veneer.frozen import original
 from veneer.frozen.blockwise import dense, quantise
 from veneer.training.run import resume
 from veneer.updates.attach import adapters_of, updates_of
@@ -176,6 +177,21 @@ def test_what_it_cannot_start_from_is_refused(tiny_folder, tmp_path):
     model, _ = veneer.load(shutil.copytree(tiny_folder, tmp_path / "other"), storage="nf4")
     tiny.build("gpt2").save_pretrained(tmp_path / "other")
     _refused(model, ModelError, r"other holds no model\.layers\.0\.self_attn\.q_proj\.weight, from which its codes")
+
+
+def test_weights_that_cannot_be_read_one_by_one_are_refused(tiny_folder, tmp_path, monkeypatch):
+    """In a GGUF file of an architecture whose tensors are reshaped, and in a checkpoint that joins some."""
+    model, _ = veneer.load(tiny_folder, storage="nf4")
+    path = tmp_path / "bloom.gguf"
+    write_gguf(path, veneer.load(tiny_folder)[0], tokenizer())
+    path.write_bytes(path.read_bytes().replace(b"llama", b"bloom"))
+    model.name_or_path = str(path)
+    _refused(
+        model, ModelError, r"^Single weights cannot be read from .*bloom\.gguf: .* cannot be read a tensor at a time"
+    )
+    model.name_or_path = str(tiny_folder)
+    monkeypatch.setattr(original, "get_model_conversion_mapping", lambda *_, **__: [object()])
+    _refused(model, ModelError, r"^Single weights cannot be read from .*, which keeps several of them joined\.$")
 
 
 def test_a_base_of_codes_alone_is_refused(tiny_folder, tmp_path):
