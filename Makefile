@@ -24,6 +24,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/paged.py
+	$(BIN)/python benchmarks/sixteen.py
+	$(BIN)/python benchmarks/loftq.py
 	$(BIN)/python benchmarks/storage.py
 	$(BIN)/python benchmarks/demo_seeds.py
 	$(BIN)/python benchmarks/large.py

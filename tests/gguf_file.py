@@ -9,8 +9,8 @@ from typing import Any
 import gguf
 
 
-def write_gguf(path: Path, model: Any, tokenizer: Any) -> None:
-    """``model``: a LlamaForCausalLM with an untied head; ``tokenizer``: a byte-level BPE one with merges."""
+def write_gguf(path: Path, model: Any, tokenizer: Any, kind: gguf.GGMLQuantizationType | None = None) -> None:
+    """``model``: a LlamaForCausalLM; ``tokenizer``: a byte-level BPE one with merges; matrices are kept as ``kind``."""
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(config.max_position_embeddings)
@@ -40,7 +40,11 @@ def write_gguf(path: Path, model: Any, tokenizer: Any) -> None:
             # llama.cpp rotates neighbours where transformers rotates halves.
             heads = config.num_attention_heads if "q_proj" in key else config.num_key_value_heads
             array = array.reshape(heads, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
-        writer.add_tensor(names.get_name(key, (".weight",)), array.copy())
+        if key == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        packed = array.copy() if kind is None or array.ndim < 2 else gguf.quantize(array.copy(), kind)
+        raw = None if packed.dtype == "float32" else kind
+        writer.add_tensor(names.get_name(key, (".weight",)), packed, raw_dtype=raw)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from veneer.updates.attach import attach as attach
     from veneer.updates.attach import disabled as disabled
     from veneer.updates.attach import remove as remove
+    from veneer.updates.base_file import save_base as save_base
     from veneer.updates.config import LoRA as LoRA
     from veneer.updates.merge import merge as merge
     from veneer.updates.merge import unmerge as unmerge
@@ -36,6 +37,7 @@ _HOME = {
     "trainable": "veneer.updates.trainable",
     "train": "veneer.training.run",
     "save": "veneer.updates.adapter_file",
+    "save_base": "veneer.updates.base_file",
     "load_adapter": "veneer.updates.adapter_file",
     "merge": "veneer.updates.merge",
     "unmerge": "veneer.updates.merge",

@@ -49,4 +49,7 @@ def test_a_half_precision_base_keeps_its_type(tiny_folder, storage, dtype, tmp_p
     model.save_pretrained(tmp_path / "merged")
     again = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert again.dtype == dtype
-    assert torch.equal(tiny.logits(again, tiny.batch("llama")), merged)
+    ours = model.state_dict()
+    assert [key for key, tensor in again.state_dict().items() if not torch.equal(tensor, ours[key].to(dtype))] == []
+    # Multiplied in fp32 or bf16 here, whichever is faster, and in the type of the file there.
+    torch.testing.assert_close(tiny.logits(again, tiny.batch("llama")).float(), merged.float(), rtol=0.02, atol=0.02)

@@ -17,6 +17,7 @@ from veneer.data.formats import Examples, to_examples
 from veneer.data.labels import IGNORE, Tokeniser, Tokens
 from veneer.data.read import read_rows
 from veneer.errors import DataError
+from veneer.frozen.compute import compute_line, compute_name
 from veneer.frozen.load import load
 from veneer.frozen.packaged import PACKAGED_MODELS
 from veneer.kernels.operators import serving, serving_line
@@ -111,6 +112,7 @@ def _model(source: str) -> Found:
     values = {
         "kind": "model", "class": type(model).__name__, "parameters": count, "targets": kinds, "head": heads,
         "chat_template": bool(tokenizer.chat_template), "end_token": tokenizer.eos_token, "kernels": serving(),
+        "compute_16_bit": compute_name(),
     }  # fmt: skip
     lines: list[Text | str] = [
         f"{source}: {type(model).__name__}, {count:,} parameters",
@@ -119,6 +121,7 @@ def _model(source: str) -> Found:
         f"head, left out of all-linear: {', '.join(heads) or 'none'}",
         f"chat template: {'yes' if tokenizer.chat_template else 'no'}; end token: {tokenizer.eos_token}",
         f"4-bit kernels on this CPU: {serving_line()}",
+        f"bf16 and fp16 bases are multiplied on this CPU in {compute_line()}",
     ]
     return Found(values, lines)
 

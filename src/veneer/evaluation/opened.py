@@ -52,7 +52,7 @@ def open_run(folder: Path) -> Prepared:
 def _run(folder: Path) -> Opened:
     config = _finished(folder)
     rows = json.loads((folder / ROWS).read_text(encoding="utf-8"))
-    model, tokenizer = load(config.model, **config.kept(), task=config.task, labels=rows["classes"] or None)
+    model, tokenizer = load(config.base(), **config.kept(), task=config.task, labels=rows["classes"] or None)
     load_adapter(model, folder / ADAPTER)
     chat = config.template == "chat" or bool(rows["conversations"])
     return Opened(model, tokeniser_of(model, tokenizer, config), True, chat)
@@ -61,7 +61,7 @@ def _run(folder: Path) -> Opened:
 def _finished(folder: Path) -> TrainConfig:
     if not (folder / ADAPTER / ADAPTER_CONFIG).is_file():
         raise TrainingError(f"{folder} has no adapter yet; finish the run: veneer train --resume {folder}")
-    return TrainConfig.read(folder / CONFIG_NAME)
+    return TrainConfig.read(folder / CONFIG_NAME, output=str(folder))
 
 
 def _base_of(folder: Path) -> str:

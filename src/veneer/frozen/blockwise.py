@@ -24,6 +24,7 @@ NESTED_BLOCK = 256  # scales that share a scale of their own
 _CHUNK = 2**18  # weights quantised at once: beside the result, quantising takes a few megabytes
 _LARGE_CHUNK = 2**22  # the same where no fp32 copy of them is made, only 2 MB of codes
 _PANEL = 2**18  # weights of a panel: 1 MB in fp32, which stays in the cache from its expansion to its product
+_WIDE_PANEL = 2**20  # of a weight that is only converted, which is less work: fewer products for it
 _room = threading.local()
 _SMALLEST = 1e-38  # what a block is divided by at least, so that the reciprocal is finite
 
@@ -192,6 +193,17 @@ def panels(quantised: Quantised, dtype: torch.dtype) -> Iterator[tuple[slice, Te
     for first in range(0, quantised.shape[0], height):
         last = min(first + height, quantised.shape[0])
         yield slice(first, last), expand(quantised, first, last, dtype, scales)
+
+
+def converted(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """`panels` of a weight (out, in) that is kept in another floating-point type."""
+    height = max(1, _WIDE_PANEL // max(1, weight.shape[1]))
+    for first in range(0, weight.shape[0], height):
+        part = weight[first : first + height]
+        room = _buffer("values", part.numel(), dtype, part.device)
+        # Laid out as the weight is: a transposed one is copied along its own rows.
+        panel = room.view(part.shape) if part.stride(1) == 1 else room.view(part.shape[::-1]).t()
+        yield slice(first, first + len(part)), panel.copy_(part)
 
 
 def dense(quantised: Quantised, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -60,16 +60,17 @@ def _fp4() -> Tensor:
 
 
 @cache
-def dynamic8() -> Tensor:
-    """The 256 values of the signed dynamic 8-bit map (Dettmers, 2015, arXiv:1511.04561), ascending, fp32.
+def dynamic8(signed: bool = True) -> Tensor:
+    """The 256 values of the dynamic 8-bit map (Dettmers, 2015, arXiv:1511.04561), ascending, fp32.
 
-    For each decimal exponent i − 6 the midpoints of 2^i equal steps of [0.1, 1], with both signs; and 0 and 1.
+    For each decimal exponent i − 6 the midpoints of 2^i equal steps of [0.1, 1], with both signs, or of 2^(i + 1)
+    steps, all positive; and 0 and 1.
     """
     values = [torch.zeros(1), torch.ones(1)]
     for i in range(7):
-        steps = torch.linspace(0.1, 1, 2**i + 1)
+        steps = torch.linspace(0.1, 1, (2**i if signed else 2 ** (i + 1)) + 1)
         midpoints = (steps[:-1] + steps[1:]) / 2 * 10.0 ** (i - 6)
-        values += [midpoints, -midpoints]
+        values += [midpoints, -midpoints] if signed else [midpoints]
     return torch.cat(values).sort().values
 
 
@@ -88,8 +89,8 @@ class Search(NamedTuple):
 
 @cache
 def search(storage: str) -> Search:
-    """For a storage's codebook, or "dynamic8"."""
-    table = dynamic8() if storage == "dynamic8" else codebook(storage)
+    """For a storage's codebook, or "dynamic8", or "dynamic8 unsigned"."""
+    table = dynamic8(storage == "dynamic8") if storage.startswith("dynamic8") else codebook(storage)
     order = torch.argsort(table, stable=True)
     ascending = table[order]
     midpoints, codes = (ascending[:-1] + ascending[1:]) / 2, order.to(torch.uint8)

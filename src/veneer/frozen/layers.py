@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor, nn
 
-from veneer.frozen.weight import QuantisedLinear
+from veneer.frozen.weight import PLAIN_TYPES, STORED, QuantisedLinear
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HEADS = ("classifier", "score", "classification_head")  # of sequence-classification models
@@ -27,8 +27,32 @@ def linear_layers(model: nn.Module) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if type(module) in (nn.Linear, Conv1D) and module is not head and name.split(".")[0] not in HEADS
+        if type(module) in PLAIN_TYPES and module is not head and name.split(".")[0] not in HEADS
     ]
+
+
+def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Multiply in ``dtype``, in place, by weights that stay in the type they are kept in.
+
+    Matrices of linear layers and embeddings stay; all else, which is small, is converted: norms, biases, a new
+    classification head, and what the model's class says must not be in 16 bits.
+    """
+    apart = {*HEADS, *(getattr(model, "_keep_in_fp32_modules", None) or ())}
+    stay = set()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding):
+            module.register_forward_hook(partial(_given_in, dtype))
+            stay.add(id(module.weight))
+        elif type(module) in STORED and not apart & set(name.split(".")):
+            module.__class__ = STORED[type(module)]  # in place: what else holds the module, holds it still
+            stay.add(id(module.weight))
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and id(parameter) not in stay:
+            parameter.data = parameter.data.to(dtype)
+
+
+def _given_in(dtype: torch.dtype, module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+    return output.to(dtype)
 
 
 def storage_of(model: nn.Module) -> dict[str, Any]:

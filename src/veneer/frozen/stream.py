@@ -1,4 +1,4 @@
-"""A safetensors folder → a model whose linear layers are kept in codes, one tensor after another.
+"""A safetensors folder or GGUF file → a model whose linear layers are kept in codes, one tensor after another.
 
 The model is made without weights. Each is read, quantised and dropped before the next one is read, so the peak is the
 result and two tensors. What a bitsandbytes checkpoint keeps in codes is not read at all: its tensors are the mapped
@@ -7,7 +7,6 @@ file, whose pages the system brings when a product needs them.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,30 +14,31 @@ from typing import Any
 import torch
 import transformers
 from accelerate import init_empty_weights
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming, apply_renamings
+from transformers.core_model_loading import WeightRenaming
 from transformers.pytorch_utils import Conv1D
 
 from veneer.errors import ModelError
 from veneer.frozen.blockwise import dense, quantise
 from veneer.frozen.bnb_file import quantised_weights, read_weight
-from veneer.frozen.layers import linear_layers
+from veneer.frozen.layers import HEADS, linear_layers
+from veneer.frozen.tensors import SafetensorsFolder, Tensors, tensors_of
 from veneer.frozen.weight import QuantisedLinear
 
 
-def stream(auto: Any, config: Any, folder: Path, dtype: torch.dtype, how: dict[str, Any]) -> Any | None:
-    """The model of ``folder``, its linear layers quantised as ``how`` says (see `quantise`), the rest in ``dtype``.
+def stream(auto: Any, config: Any, path: Path, dtype: torch.dtype, how: dict[str, Any]) -> Any | None:
+    """The model of a folder or GGUF file, its linear layers quantised as ``how`` says (see `quantise`), the rest in
+    ``dtype``.
 
     None when the checkpoint's tensors are not the model's own, name by name and shape by shape: other names, a head
     that is new, one file for many. transformers knows what to do about these, and what to call them.
     """
     try:
-        files = _Files(folder)
+        files = tensors_of(path)
         model = _empty(auto, config, dtype)
         files.rename(model)
-        fits = bool(files.where) and _one_to_one(model, files, set(files.where))
+        fits = bool(files.names()) and _one_to_one(model, files, files.names())
     except Exception:  # a damaged file or config, which raises the same again where it is reported
         return None
     if not fits:
@@ -50,23 +50,31 @@ def stream(auto: Any, config: Any, folder: Path, dtype: torch.dtype, how: dict[s
         made = quantise(weight.t() if transposed else weight, key, **how)
         del weight  # and with it the pages of the file
         model.set_submodule(name, QuantisedLinear(made, layer.bias, dtype, transposed))
-    for key in set(_tensors(model)) & set(files.where):
+    for key in set(_tensors(model)) & files.names():
         _fill(model, key, files.read(key), dtype, copy=True)
-    return _finished(model, folder)
+    return _finished(model, path.parent if path.is_file() else path)
 
 
-def stream_quantised(auto: Any, config: Any, folder: Path, dtype: torch.dtype, name: str) -> Any:
+def stream_quantised(
+    auto: Any, config: Any, folder: Path, dtype: torch.dtype, name: str, *, classifier: bool = False
+) -> Any:
     """The model of a bitsandbytes checkpoint, called ``name`` in messages, its codes and scales as they are.
+
+    A ``classifier`` has a new head where the checkpoint has none, one of another kind, or one for other classes.
 
     Raises ModelError when it is damaged, or its tensors are not the model's own.
     """
-    files = _Files(folder)
+    files = SafetensorsFolder(folder)
     model = _empty(auto, config, dtype)
     files.rename(model)
-    weights = quantised_weights(files.where)
+    weights = quantised_weights(files.names())
     beside = {f"{weight}.{part}" for weight, parts in weights.items() for part in parts}
     layers = set(linear_layers(model))
-    _refuse_others(model, files, set(files.where) - beside, set(weights), name)
+    held = files.names() - beside
+    new = _new_head(model, files, held, set(weights)) if classifier else set()
+    if new:  # and the head of a language model is not wanted
+        held -= new | {key for key in held if key.startswith("lm_head.")}
+    _refuse_others(model, files, held, set(weights), name, new)
     for weight, parts in weights.items():
         path = weight.removesuffix(".weight")
         layer = model.get_submodule(path)
@@ -80,51 +88,18 @@ def stream_quantised(auto: Any, config: Any, folder: Path, dtype: torch.dtype, n
         else:  # a head, which is multiplied as a whole
             whole = dense(made, dtype)
             _fill(model, weight, whole.t().contiguous() if transposed else whole, dtype)
-    for key in set(_tensors(model)) & set(files.where) - set(weights):
+    for key in (set(_tensors(model)) & held) - set(weights):
         _fill(model, key, files.mapped(key), dtype)
+    for head in {model.get_submodule(key.split(".")[0]) for key in new}:
+        head.to_empty(device="cpu").to(dtype).apply(model._init_weights)
     return _finished(model, folder)
 
 
-class _Files:
-    """The safetensors files of a folder: which holds what, and its tensors, copied or mapped."""
-
-    def __init__(self, folder: Path) -> None:
-        index = folder / "model.safetensors.index.json"
-        self.where: dict[str, Path] = {}
-        if index.is_file():
-            keys = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            self.where = {key: folder / file for key, file in keys.items()}
-        elif (folder / "model.safetensors").is_file():
-            with safe_open(folder / "model.safetensors", "pt") as file:
-                self.where = dict.fromkeys(file.keys(), folder / "model.safetensors")
-        self._open: dict[Path, Any] = {}
-        self._names: dict[str, str] = {}
-
-    def rename(self, model: Any) -> None:
-        """Call the tensors as the model does, where its checkpoints have other names."""
-        renamings = [c for c in get_model_conversion_mapping(model, add_legacy=False) if isinstance(c, WeightRenaming)]
-        self._names = {apply_renamings(key, renamings): key for key in self.where}
-        self.where = {name: self.where[key] for name, key in self._names.items()}
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        return tuple(self._file(key).get_slice(self._names[key]).get_shape())
-
-    def mapped(self, key: str) -> Tensor:
-        """The tensor in the mapped file; all of a file are parts of one mapping, which lives as long as they do."""
-        tensor: Tensor = self._file(key).get_tensor(self._names[key])
-        return tensor
-
-    def read(self, key: str) -> Tensor:
-        """The tensor in a mapping of its own: when it goes, no page of the file is left in the process."""
-        with safe_open(self.where[key], "pt") as file:
-            tensor: Tensor = file.get_tensor(self._names[key])
-        return tensor
-
-    def _file(self, key: str) -> Any:
-        path = self.where[key]
-        if path not in self._open:
-            self._open[path] = safe_open(path, "pt").__enter__()  # type: ignore[no-untyped-call]
-        return self._open[path]
+def _new_head(model: Any, files: Tensors, held: set[str], weights: set[str]) -> set[str]:
+    """The keys of a classification head that the checkpoint lacks, or has in another shape."""
+    wanted = {key: tuple(tensor.shape) for key, tensor in _tensors(model).items() if key.split(".")[0] in HEADS}
+    fits = all(key in weights or (key in held and files.shape(key) == shape) for key, shape in wanted.items())
+    return set() if fits else set(wanted)
 
 
 def _empty(auto: Any, config: Any, dtype: torch.dtype) -> Any:
@@ -144,7 +119,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in model.state_dict().items() if key not in inside}
 
 
-def _one_to_one(model: Any, files: _Files, keys: set[str]) -> bool:
+def _one_to_one(model: Any, files: Tensors, keys: set[str]) -> bool:
     if not all(isinstance(c, WeightRenaming) for c in get_model_conversion_mapping(model, add_legacy=False)):
         return False  # tensors are joined or turned as they are read
     missing, unexpected = _differences(model, keys)
@@ -162,8 +137,8 @@ def _differences(model: Any, keys: set[str]) -> tuple[list[str], list[str]]:
     return sorted(wanted - keys - tied), sorted(unexpected)
 
 
-def _refuse_others(model: Any, files: _Files, keys: set[str], weights: set[str], name: str) -> None:
-    missing, unexpected = _differences(model, keys)
+def _refuse_others(model: Any, files: Tensors, keys: set[str], weights: set[str], name: str, new: set[str]) -> None:
+    missing, unexpected = _differences(model, keys | new)
     wrong = missing or unexpected
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""

@@ -1,6 +1,7 @@
 """FrozenWeight: how W0 is kept, and how to multiply by it forward and backward.
 
 Storage type and compute type are different things: a product runs in the type of its input, whatever W0 is kept in.
+Where the two differ, W0 is expanded a panel at a time into one reused buffer: no full-size copy of it exists.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from veneer.errors import ModelError, TargetError
-from veneer.frozen.blockwise import Quantised, dense, few_token_product, panels, prepared_int8, quantise
+from veneer.frozen.blockwise import Quantised, converted, dense, few_token_product, panels, prepared_int8, quantise
 from veneer.frozen.config import CODE_BITS
 from veneer.kernels.dense import base_linear, linear
 from veneer.kernels.operators import FEW
@@ -51,10 +53,16 @@ class DenseWeight(FrozenWeight):
         self.shape = (self._weight.shape[0], self._weight.shape[1])
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return base_linear(x, self._weight.to(x.dtype), None if bias is None else bias.detach().to(x.dtype))
+        bias = None if bias is None else bias.detach().to(x.dtype)
+        if x.dtype is self._weight.dtype:
+            return base_linear(x, self._weight, bias)
+        y = _product(x, converted(self._weight, x.dtype), self.shape[0])
+        return y if bias is None else y.add_(bias)
 
     def product_transposed(self, grad: Tensor) -> Tensor:
-        return linear(grad, self._weight.to(grad.dtype).t())
+        if grad.dtype is self._weight.dtype:
+            return linear(grad, self._weight.t())
+        return _product_transposed(grad, converted(self._weight, grad.dtype), self.shape)
 
     def dense(self) -> Tensor:
         return self._weight
@@ -81,19 +89,41 @@ class BlockwiseWeight(FrozenWeight):
         if 1 <= x.shape[0] <= FEW and x.dtype == torch.float32 and CODE_BITS[self._quantised.storage] == 4:
             y = self._few_tokens(x) if self._few_tokens is not None else few_token_product(x, self._quantised)
         else:
-            y = x.new_empty(x.shape[0], self.shape[0])
-            for rows, panel in panels(self._quantised, x.dtype):
-                torch.mm(x, panel.t(), out=y[:, rows])
+            y = _product(x, panels(self._quantised, x.dtype), self.shape[0])
         return y if bias is None else y.add_(bias.detach())
 
     def product_transposed(self, grad: Tensor) -> Tensor:
-        out = grad.new_zeros(grad.shape[0], self.shape[1])
-        for rows, panel in panels(self._quantised, grad.dtype):
-            out.addmm_(grad[:, rows], panel)
-        return out
+        return _product_transposed(grad, panels(self._quantised, grad.dtype), self.shape)
 
     def dense(self) -> Tensor:
         return dense(self._quantised, self._dtype)
+
+
+_Panels = Iterator[tuple[slice, Tensor]]  # which rows of W0, and their values
+
+
+def _product(x: Tensor, panels: _Panels, out: int) -> Tensor:
+    """x (n, in) → x W0ᵀ (n, out)."""
+    y = x.new_empty(x.shape[0], out)
+    for rows, panel in panels:
+        part = linear(x, panel)
+        if len(panel) == out:
+            return part
+        y[:, rows] = part
+    return y
+
+
+def _product_transposed(grad: Tensor, panels: _Panels, shape: tuple[int, int]) -> Tensor:
+    """grad (n, out) → grad W0 (n, in) for W0 of ``shape``."""
+    if not shape[0]:
+        return grad.new_zeros(grad.shape[0], shape[1])
+    y: Tensor | None = None
+    for rows, panel in panels:
+        if y is None:
+            y = linear(grad[:, rows], panel.t())
+        else:
+            y.addmm_(grad[:, rows], panel)
+    return cast(Tensor, y)
 
 
 class QuantisedLinear(nn.Module):
@@ -131,6 +161,11 @@ class QuantisedLinear(nn.Module):
         tensors = (getattr(self, name) for name in _TENSORS)
         return Quantised(self.storage, self.block_size, (self.out_features, self.in_features), *tensors)
 
+    def replace(self, quantised: Quantised) -> None:
+        """Keep these codes and scales, of another weight of the same shape and storage."""
+        for name in _TENSORS:
+            setattr(self, name, getattr(quantised, name))
+
     @property
     def weight(self) -> Tensor:
         """An empty stand-in of W0's type and device, for models that look at these; it holds no values."""
@@ -140,19 +175,13 @@ class QuantisedLinear(nn.Module):
         return BlockwiseWeight(self.quantised, self.dtype, self.few_tokens)
 
     def forward(self, x: Tensor) -> Tensor:
-        device = x.device.type
-        if torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):
-                return self.forward(x.to(torch.get_autocast_dtype(device)))
-        if torch.is_grad_enabled():
-            return frozen_product(x, self.frozen(), self.bias)
-        rows = x.reshape(-1, x.shape[-1])
-        if self.few_tokens is not None and 1 <= rows.shape[0] <= FEW and x.dtype == torch.float32:
-            y = self.few_tokens(rows)  # a token at a time, where each step more is felt
-            y = y if self.bias is None else y.add_(self.bias)
-        else:
-            y = self.frozen().product(rows, self.bias)
-        return y.view(*x.shape[:-1], self.out_features)
+        if not torch.is_grad_enabled() and self.few_tokens is not None and not torch.is_autocast_enabled(x.device.type):
+            rows = x.reshape(-1, x.shape[-1])
+            if 1 <= rows.shape[0] <= FEW and x.dtype == torch.float32:
+                y = self.few_tokens(rows)  # a token at a time, where each step more is felt
+                y = y if self.bias is None else y.add_(self.bias)
+                return y.view(*x.shape[:-1], self.out_features)
+        return frozen_product(x, self.frozen(), self.bias)
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantisedLinear:
         # model.to(bfloat16) means the compute type: the scales stay the fp32 numbers that the codes were made with.
@@ -167,10 +196,41 @@ class QuantisedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, storage={self.storage}"
 
 
+class StoredLinear(nn.Linear):
+    """y = W0 x + b in the type of x, whatever W0 is kept in; differentiable in x, and in W0 where that is trained."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.requires_grad:
+            return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        return frozen_product(x, frozen_weight(self), self.bias)
+
+
+class StoredConv1D(Conv1D):  # type: ignore[misc]
+    """The same of GPT-2's layer, whose W0 lies as (in, out)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.requires_grad:
+            return F.linear(x, self.weight.t().to(x.dtype), self.bias.to(x.dtype))
+        return frozen_product(x, frozen_weight(self), self.bias)
+
+
+STORED = {nn.Linear: StoredLinear, Conv1D: StoredConv1D}
+PLAIN_TYPES = (*STORED, *STORED.values())  # the linear layers whose weight is a floating-point parameter
+
+
 def frozen_product(x: Tensor, frozen: FrozenWeight, bias: Tensor | None) -> Tensor:
     """x (…, in) → x W0ᵀ + b (…, out), differentiable in x; keeps nothing for the backward pass."""
-    y: Tensor = _FrozenProduct.apply(x.reshape(-1, x.shape[-1]), frozen, bias)  # type: ignore[no-untyped-call]
-    return y.view(*x.shape[:-1], y.shape[-1])
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return frozen_product(x.to(torch.get_autocast_dtype(device)), frozen, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    y: Tensor
+    if torch.is_grad_enabled():
+        y = _FrozenProduct.apply(rows, frozen, bias)  # type: ignore[no-untyped-call]
+    else:
+        y = frozen.product(rows, bias)
+    return y.view(*x.shape[:-1], frozen.shape[0])
 
 
 class _FrozenProduct(torch.autograd.Function):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from veneer.errors import AdapterFileError, TrainingError
 from veneer.files import atomic_folder, remove_leftovers
-from veneer.training.paged_adamw import MOMENTS, PagedAdamW
+from veneer.training.paged_adamw import MOMENTS, Field, PagedAdamW
 from veneer.training.tensor_file import Streamed, TensorFile, write_streamed
 from veneer.updates.adapter_file import active_tensors, restore, write_adapter
 
@@ -50,9 +50,9 @@ def save_checkpoint(run: Path, model: nn.Module, optimizer: torch.optim.Optimize
             for name, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}:{name}"] = value
             if isinstance(optimizer, PagedAdamW) and parameter in optimizer.state:
-                for name in MOMENTS:
-                    parts = partial(optimizer.parts, parameter, name)
-                    tensors[f"{key}:{name}"] = Streamed(parameter.shape, parameter.dtype, parts)
+                for field in optimizer.fields(parameter):
+                    parts = partial(optimizer.parts, parameter, field.name)
+                    tensors[f"{key}:{field.name}"] = Streamed(_shape(field, parameter), field.dtype, parts)
         write_streamed(tensors, folder / "optimizer.safetensors")
         fields = {**asdict(state), "random.python": random.getstate()}
         (folder / "state.json").write_text(json.dumps(fields), encoding="utf-8")
@@ -91,8 +91,10 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
             if not entry.startswith("random."):
                 key, _, name = entry.rpartition(":")
                 parameter = parameters[key]
-                if isinstance(optimizer, PagedAdamW) and name in MOMENTS:
-                    optimizer.fill(parameter, name, file.reader(entry, parameter.dtype, parameter.shape))
+                kept = optimizer.fields(parameter) if isinstance(optimizer, PagedAdamW) else ()
+                field = next((field for field in kept if field.name == name), None)
+                if field is not None and isinstance(optimizer, PagedAdamW):
+                    optimizer.fill(parameter, name, file.reader(entry, field.dtype, _shape(field, parameter)))
                 else:
                     optimizer.state[parameter][name] = _like(file.tensor(entry), parameter)
         random_states = {entry: file.tensor(entry) for entry in file.names if entry.startswith("random.")}
@@ -114,6 +116,11 @@ def tidy(run: Path) -> None:
     for folder in (run, run / FOLDER):
         if folder.is_dir():
             remove_leftovers(folder)
+
+
+def _shape(field: Field, parameter: Tensor) -> torch.Size:
+    """Of a field in a file: a moment's is its parameter's; codes and scales are in a row."""
+    return parameter.shape if field.name in MOMENTS else torch.Size([field.count(parameter.numel())])
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:

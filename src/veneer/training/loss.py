@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from veneer.data.labels import IGNORE, Tokens
+from veneer.frozen.weight import StoredLinear
 from veneer.training.batches import Batch, by_length, collate
 from veneer.training.packing import attention_by_rows_in, hidden_of_rows, packs
 from veneer.updates.layers import AdaptedLinear
@@ -101,7 +102,7 @@ class _ChunkedLoss(torch.autograd.Function):
             with torch.enable_grad() if wanted else torch.no_grad():
                 logits = head(chunk)
             # A linear head keeps no copy of its logits, so that they may be overwritten; another one might.
-            own = logits.detach() if type(head) in (nn.Linear, AdaptedLinear) else logits.detach().clone()
+            own = logits.detach() if type(head) in (nn.Linear, StoredLinear, AdaptedLinear) else logits.detach().clone()
             loss, grad_logits = _cross_entropy(own, labels[rows])
             total += loss
             leaves = [chunk, *trained]

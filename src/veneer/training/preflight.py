@@ -8,7 +8,7 @@ from pathlib import Path
 
 from veneer.errors import TrainingError
 from veneer.training.checkpoint import FOLDER, checkpoints, tidy
-from veneer.training.config import CONFIG_NAME
+from veneer.training.config import BASE, CONFIG_NAME
 
 _SLACK = 16 * 2**20  # configs, metrics, TensorBoard
 
@@ -25,7 +25,7 @@ def check_new_run(folder: Path) -> None:
     if folder.is_file():
         raise TrainingError(f"The output {folder} is a file; a run needs a folder.")
     tidy(folder)
-    if folder.is_dir() and any(path.name != FOLDER for path in folder.iterdir()):
+    if folder.is_dir() and any(path.name not in (FOLDER, BASE) for path in folder.iterdir()):
         raise TrainingError(f"{folder} is not empty and holds no run; choose a new folder as output.")
     check_writable(folder)
 

@@ -41,7 +41,7 @@ def prepare(config: TrainConfig, model: Any = None, tokenizer: Any = None) -> Pr
     torch.manual_seed(config.seed)  # before a new classification head is made
     classes = sorted({class_of(example) for example in train_rows}) if _wants_classes(config, model) else []
     if model is None:
-        model, tokenizer = load(config.model, **config.kept(), task=config.task, labels=classes or None)
+        model, tokenizer = load(config.base(), **config.kept(), task=config.task, labels=classes or None)
     tokeniser = tokeniser_of(model, tokenizer, config)
     prepared = Prepared(config, model, tokenizer, tokeniser, train_rows, held_out, examples.shape)
     if examples.unused:

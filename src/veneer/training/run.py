@@ -35,7 +35,7 @@ from veneer.training.checkpoint import (
     save_checkpoint,
     tidy,
 )
-from veneer.training.config import CONFIG_NAME, TrainConfig
+from veneer.training.config import BASE, CONFIG_NAME, TrainConfig
 from veneer.training.fused import fused_passes
 from veneer.training.interrupt import stop_requests
 from veneer.training.loop import Run, finished, train_loop
@@ -47,6 +47,7 @@ from veneer.training.prepare import Prepared, prepare
 from veneer.training.progress import RunProgress
 from veneer.updates.adapter_file import active_tensors, restore, write_adapter
 from veneer.updates.attach import adapters_of, attach
+from veneer.updates.base_file import save_base
 from veneer.updates.trainable import trainable
 
 ADAPTER = "adapter"
@@ -136,7 +137,8 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
     torch.manual_seed(config.seed)
     started_with_adapter = bool(adapters_of(model).configs)
     if not started_with_adapter:
-        attach(model, config.lora())
+        begun = config.base() != config.model  # the base is changed already, and a checkpoint has A and B
+        attach(model, config.lora().model_copy(update={"init": "kaiming", "loftq_iterations": 1} if begun else {}))
     table = trainable(model)
     if not table.parameters:
         raise TrainingError("The active adapter is not trainable; load it with trainable=True to train it further.")
@@ -159,7 +161,10 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
         state = saved
         forget_lost_best(folder, state)
     try:
-        if started_with_adapter and checkpoint is None:
+        own_base = bool(adapters_of(model).changed_base)
+        if own_base:
+            save_base(model, prepared.tokenizer, folder / BASE)
+        if (started_with_adapter or own_base) and checkpoint is None:
             # The seed does not give this start again. Before config.yaml, which makes the folder a run to resume.
             save_checkpoint(folder, model, optimizer, state, config.keep_checkpoints)
         config.write(folder)
@@ -201,11 +206,12 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
 
 
 def _optimizer(config: TrainConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
-    """Either takes the same steps, to the last bit."""
+    """Either takes the same steps, to the last bit, but for states in 8 bits."""
     rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "paged-adamw":
         return PagedAdamW(
-            parameters, rate, weight_decay=decay, folder=config.output, resident=config.optimizer_memory
+            parameters, rate, weight_decay=decay, folder=config.output, resident=config.optimizer_memory,
+            bits=config.optimizer_bits,
         )  # fmt: skip
     return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)
 

@@ -50,6 +50,11 @@ def write_adapter(model: nn.Module, folder: Path, name: str | None = None, dtype
             )
         (name,) = record.active
     refuse_unknown(record, name)
+    if record.changed_base:
+        raise TargetError(
+            f"loftq_iterations = {record.changed_base} changed the base, which this adapter needs; save it first: "
+            f"veneer.save_base(model, tokenizer, folder)."
+        )
     if dtype is not None and dtype not in _STORAGE:
         raise ConfigError(f"dtype = {dtype!r} is not one of {', '.join(_STORAGE)}.")
     if folder.is_file():

@@ -29,6 +29,7 @@ from veneer.updates.layers import (
     Replaced,
     new_factors,
 )
+from veneer.updates.loftq import Start, loftq_starts
 from veneer.updates.select import (
     Chosen,
     choose,
@@ -53,6 +54,8 @@ class Adapters:
     # While merged: the wrappers that the merged modules stand in for, by name, and whether the config said "tied".
     merged: dict[str, nn.Module] = field(default_factory=dict)
     was_tied: bool | None = None
+    # Iterations of LoftQ that changed the base's codes, until the changed base is saved.
+    changed_base: int = 0
 
 
 def adapters_of(model: nn.Module) -> Adapters:
@@ -64,11 +67,12 @@ def adapters_of(model: nn.Module) -> Adapters:
 def attach(model: nn.Module, config: LoRA, name: str = "default") -> None:
     """Freeze every weight of ``model`` and put the updates that ``config`` describes on the modules it chooses.
 
-    The new adapter is the active one. The model's output does not change until the updates are trained. A
+    The new adapter is the active one. The model's output does not change until the updates are trained, unless they
+    start from what quantising lost (``init="loftq"``): then it is nearer to the unquantised model's. A
     sequence-classification model's head is trained whole, unless ``config`` targets it: frozen, it would stay random.
 
     Raises TargetError, with the model unchanged, when a name matches nothing, a module cannot be adapted, or an
-    adapter of this name is there already.
+    adapter of this name is there already; ModelError when loftq needs weights that are not at hand.
     """
     add_adapter(model, _with_head(model, config), name)
 
@@ -91,6 +95,12 @@ def add_adapter(model: nn.Module, config: LoRA, name: str) -> None:
     embedding = _new_token_modules(model, config, {c.name for c in chosen} | set(whole))
 
     _refuse_conflicts(model, {c.name for c in chosen} | set(embedding), set(whole))
+    if config.loftq_iterations > 1 and record.configs:
+        raise TargetError(
+            f"loftq_iterations = {config.loftq_iterations} changes the base under {', '.join(record.configs)}; remove "
+            f"what is attached first, or use loftq_iterations = 1."
+        )
+    starts = loftq_starts(model, chosen, config.loftq_iterations) if config.init == "loftq" else {}
 
     if not record.configs:
         record = Adapters()
@@ -98,8 +108,9 @@ def add_adapter(model: nn.Module, config: LoRA, name: str) -> None:
         model.__dict__[_RECORD] = record
         model.requires_grad_(False)
         save_adapter_only(model)
+        record.changed_base = config.loftq_iterations if config.loftq_iterations > 1 else 0
     for module_chosen in chosen:
-        _add(model, module_chosen.name, name, _low_rank(module_chosen, config))
+        _add(model, module_chosen.name, name, _low_rank(module_chosen, config, starts.get(module_chosen.name)))
     for path, module in whole.items():
         _add(model, path, name, copy.deepcopy(module).requires_grad_(True))
     if embedding:
@@ -138,10 +149,18 @@ def disabled(model: nn.Module) -> Iterator[None]:
 
 
 def remove(model: nn.Module, name: str = "default") -> None:
-    """Take an adapter off. With the last one, the base's own modules stand in their places again, bit for bit."""
+    """Take an adapter off. With the last one, the base's own modules stand in their places again, bit for bit.
+
+    Raises TargetError when there is no such adapter, or LoftQ changed the base for it.
+    """
     record = adapters_of(model)
     refuse_merged(record, "remove an adapter")
     refuse_unknown(record, name)
+    if record.changed_base:
+        raise TargetError(
+            f"loftq_iterations = {record.changed_base} changed the base, so it cannot be given back; load the model "
+            f"again."
+        )
     for path, module in _adapted(model).items():
         if name in module.updates:
             del module.updates[name]
@@ -254,8 +273,10 @@ def _wrap(base: nn.Module, update: nn.Module) -> Adapted:
     return AdaptedEmbedding(base) if isinstance(base, nn.Embedding) else AdaptedLinear(base)
 
 
-def _low_rank(chosen: Chosen, config: LoRA) -> LowRank:
-    A, B = new_factors(chosen.module, chosen.rank, config.init)
+def _low_rank(chosen: Chosen, config: LoRA, start: Start | None) -> LowRank:
+    if start is not None and start.quantised is not None and isinstance(chosen.module, QuantisedLinear):
+        chosen.module.replace(start.quantised)
+    A, B = (start.A, start.B) if start is not None else new_factors(chosen.module, chosen.rank, config.init)
     return LowRank(A, B, chosen.scale, config.dropout)
 
 

@@ -40,9 +40,13 @@ class LoRA(Options):
         {}, description="Other alphas for some modules: a name's ending, or a regex for it → alpha."
     )
     rslora: bool = Field(False, description="Scale by alpha / √rank instead of alpha / rank.")
-    init: Literal["kaiming", "gaussian"] = Field(
+    init: Literal["kaiming", "gaussian", "loftq"] = Field(
         "kaiming",
-        description="How A starts: Kaiming-uniform, as most libraries do, or the paper's Gaussian. B starts at zero.",
+        description="How A starts, B being zero: Kaiming-uniform, as most libraries do, or the paper's Gaussian. Or "
+        "loftq: A and B start from what quantising the base lost.",
+    )
+    loftq_iterations: int = Field(
+        1, ge=1, description="Iterations of init loftq; from the second on the base's codes change, and are saved, too."
     )
     train_also: list[str] = Field(
         [], description="Modules trained whole beside the update, by their name's ending (a new head, say)."
@@ -76,6 +80,14 @@ class LoRA(Options):
             if not 0 < alpha < math.inf:
                 raise ValueError(f"alpha_pattern gives {name!r} alpha {alpha:g}; an alpha is a number above 0.")
         return value
+
+    @model_validator(mode="after")
+    def _iterations_of_loftq(self) -> LoRA:
+        if self.loftq_iterations > 1 and self.init != "loftq":
+            raise ValueError(
+                f"loftq_iterations = {self.loftq_iterations} is of init = 'loftq', and init is {self.init!r}."
+            )
+        return self
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> LoRA:

@@ -183,10 +183,10 @@ def new_factors(base: nn.Module, rank: int, init: str) -> tuple[Tensor, Tensor]:
     B = torch.zeros(out_features, rank, dtype=A.dtype, device=like.device)
     if isinstance(base, nn.Embedding):
         nn.init.normal_(B)
-    elif init == "kaiming":
-        nn.init.kaiming_uniform_(A, a=math.sqrt(5))
-    else:
+    elif init == "gaussian":
         nn.init.normal_(A, std=1 / rank)
+    else:  # also where loftq finds nothing that was lost
+        nn.init.kaiming_uniform_(A, a=math.sqrt(5))
     return A, B
 
 

@@ -46,7 +46,8 @@ def to_peft(model: nn.Module, config: LoRA, chosen: list[Chosen], embedding: str
         "rank_pattern": config.rank_pattern,
         "alpha_pattern": config.alpha_pattern,
         "use_rslora": config.rslora,
-        "init_lora_weights": True if config.init == "kaiming" else config.init,
+        # Of loftq, too: the base is unchanged, and peft, told so, would look for the quantising itself.
+        "init_lora_weights": config.init if config.init == "gaussian" else True,
         # Whole names: PEFT compares plain endings, and "norm" would reach every input_layernorm.
         "modules_to_save": _whole_names(model, config.train_also) or None,
         "trainable_token_indices": {embedding: config.new_tokens} if embedding else None,

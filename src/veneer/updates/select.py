@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from veneer.errors import TargetError, nearest
-from veneer.frozen.weight import QuantisedLinear
+from veneer.frozen.weight import PLAIN_TYPES, QuantisedLinear
 from veneer.updates.config import LoRA
 from veneer.updates.layers import Adapted
 
 _Number = TypeVar("_Number", int, float)
 
-LINEAR_TYPES = (nn.Linear, Conv1D, QuantisedLinear)
+LINEAR_TYPES = (*PLAIN_TYPES, QuantisedLinear)
 
 # Names that different architectures give to the layers of one role, for the hint when a name matches nothing.
 _ROLES = (

@@ -8,6 +8,7 @@ import shutil
 import pytest
 from safetensors.torch import load_file
 
+from veneer.frozen.compute import compute_line, compute_name
 from veneer.kernels.operators import serving, serving_line
 from veneer.training.metrics import read_metrics
 
@@ -26,7 +27,7 @@ def test_a_model(tiny_folder, veneer_command):
     assert found == {
         "kind": "model", "class": "LlamaForCausalLM", "parameters": 32224, "targets": {**found["targets"], **kinds},
         "head": ["lm_head"], "chat_template": True, "end_token": "<|end|>",
-        "kernels": serving(),
+        "kernels": serving(), "compute_16_bit": compute_name(),
     }  # fmt: skip
     out = veneer_command("inspect", tiny_folder).out
     assert out.startswith(f"{tiny_folder}: LlamaForCausalLM, 32,224 parameters\n")
@@ -34,6 +35,7 @@ def test_a_model(tiny_folder, veneer_command):
     assert out.endswith(
         "head, left out of all-linear: lm_head\nchat template: yes; end token: <|end|>\n"
         f"4-bit kernels on this CPU: {serving_line()}\n"
+        f"bf16 and fp16 bases are multiplied on this CPU in {compute_line()}\n"
     )
 
 

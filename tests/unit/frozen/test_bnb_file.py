@@ -194,3 +194,34 @@ def test_a_model_of_which_transformers_would_leave_out_codes(tmp_path):
     )):  # fmt: skip
         quantise_to(str(tmp_path / "t5"), tmp_path / "out", QuantizeOptions())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_classifier_gets_a_new_head_where_the_checkpoint_has_none_that_fits(tmp_path):
+    """One for other classes, and that of a language model; the rest is the checkpoint's codes."""
+    for name, labels in (("bert", ["a", "b"]), ("llama", ["a", "b", "c"])):
+        tiny.build(name).save_pretrained(tmp_path / name)
+        tokenizer().save_pretrained(tmp_path / name)
+        quantise_to(str(tmp_path / name), tmp_path / f"{name}-nf4", QuantizeOptions())
+        models = []
+        for _ in range(2):
+            torch.manual_seed(0)
+            models.append(load(tmp_path / f"{name}-nf4", labels=labels)[0])
+        wanted, _ = load(tmp_path / name, "nf4", labels=labels)
+        own, other = models[0].state_dict(), wanted.state_dict()
+        head = {key for key in own if key.startswith(("classifier.", "score."))}
+        assert [key for key in own if not torch.equal(own[key], other[key])] == sorted(
+            head & {"classifier.weight", "score.weight"}
+        )
+        inputs = {"input_ids": tiny.batch(name)["input_ids"]}
+        assert tiny.logits(models[0], inputs).shape == (3, len(labels))
+        assert torch.equal(tiny.logits(models[0], inputs), tiny.logits(models[1], inputs))
+        assert 0.01 < float(models[0].state_dict()[max(head)].std()) < 0.04, "as the model's class begins"
+
+
+def test_a_classifiers_own_head_is_kept(tmp_path):
+    tiny.build("bert").save_pretrained(tmp_path / "bert")
+    tokenizer().save_pretrained(tmp_path / "bert")
+    quantise_to(str(tmp_path / "bert"), tmp_path / "nf4", QuantizeOptions())
+    for labels in (None, ["a", "b", "c"]):
+        model, _ = load(tmp_path / "nf4", labels=labels)
+        assert torch.equal(model.classifier.weight, tiny.build("bert").classifier.weight)

@@ -70,7 +70,7 @@ def test_a_folder(tiny_folder):
 def test_storages(tiny_folder, storage):
     model, _ = load(tiny_folder, storage)
     wanted = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[storage]
-    assert {p.dtype for p in model.parameters()} == {wanted}
+    assert {p.dtype for p in model.parameters() if p.dim() > 1} == {wanted}
     torch.testing.assert_close(_logits(model).float(), _logits(load(tiny_folder)[0]), rtol=0.05, atol=0.05)
 
 

@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 import transformers as tf
 
 import tiny
+from gguf_file import write_gguf
+from tokens import tokenizer
 from veneer.frozen.layers import quantise_linear_layers
 from veneer.frozen.load import load
 from veneer.frozen.stream import stream
@@ -80,6 +83,44 @@ def test_a_half_precision_checkpoint_is_quantised_from_its_values(tmp_path):
     assert torch.equal(tiny.logits(ours, inputs), tiny.logits(wanted, inputs))
 
 
+def _llama(tied=False, hidden=64, layers=2):
+    config = tf.LlamaConfig(
+        vocab_size=len(tokenizer()), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
+        num_attention_heads=8, num_key_value_heads=4, tie_word_embeddings=tied,
+    )  # fmt: skip
+    return tf.LlamaForCausalLM(config)
+
+
+_TYPES = gguf.GGMLQuantizationType
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", [None, _TYPES.F16, _TYPES.BF16, _TYPES.Q8_0, _TYPES.Q4_1])
+def test_a_streamed_gguf_file_is_the_one_that_was_loaded_whole_and_quantised(kind, tied, tmp_path):
+    """Queries and keys turned back, a head that is tied or not, whatever the file keeps its matrices in."""
+    torch.manual_seed(0)
+    write_gguf(tmp_path / "tiny.gguf", _llama(tied), tokenizer(), kind)
+    config = tf.AutoConfig.from_pretrained(tmp_path, gguf_file="tiny.gguf")
+    ours = stream(tf.AutoModelForCausalLM, config, tmp_path / "tiny.gguf", torch.float32, HOW).eval()
+    wanted = tf.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf", dtype=torch.float32)
+    quantise_linear_layers(wanted, **HOW)
+    a, b = ours.state_dict(), wanted.state_dict()
+    assert list(a) == list(b)
+    assert [key for key in a if not torch.equal(a[key], b[key])] == []
+    assert (ours.lm_head.weight is ours.model.embed_tokens.weight) == tied
+    inputs = tiny.batch("llama")
+    assert torch.equal(tiny.logits(ours, inputs), tiny.logits(wanted, inputs))
+
+
+def test_an_architecture_whose_tensors_gguf_joins_is_loaded_whole(tmp_path):
+    """Which one has a reader of its own in transformers is read off the file."""
+    write_gguf(tmp_path / "tiny.gguf", _llama(), tokenizer())
+    whole = (tmp_path / "tiny.gguf").read_bytes()
+    (tmp_path / "other.gguf").write_bytes(whole.replace(b"llama", b"bloom"))
+    config = tf.AutoConfig.from_pretrained(tmp_path, gguf_file="tiny.gguf")
+    assert stream(tf.AutoModelForCausalLM, config, tmp_path / "other.gguf", torch.float32, HOW) is None
+
+
 _MEASURE = """
 import sys, torch, transformers
 from pathlib import Path
@@ -89,41 +130,40 @@ def high_water():
     return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 torch.set_num_threads(1)
 warm = torch.randn(64, 64) @ torch.randn(64, 64)
-folders = [Path(folder) for folder in sys.argv[1:]]
+paths = [Path(path) for path in sys.argv[1:]]
 how = {"storage": "nf4", "block_size": 64, "double_quantisation": True}
-for folder in folders:
+for path in paths:
+    where = (path.parent, {"gguf_file": path.name}) if path.is_file() else (path, {})
+    config = transformers.AutoConfig.from_pretrained(where[0], **where[1])
     before = high_water()
-    model = stream(transformers.AutoModelForCausalLM, transformers.AutoConfig.from_pretrained(folder), folder,
-                   torch.float32, how)
+    model = stream(transformers.AutoModelForCausalLM, config, path, torch.float32, how)
 print(high_water() - before, sum(tensor.nbytes for tensor in model.state_dict().values()))
 """
 
 
-def _big(folder, hidden, layers):
-    config = tf.LlamaConfig(
-        vocab_size=64, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
-        num_attention_heads=8, num_key_value_heads=8,
-    )  # fmt: skip
+def _big(path, hidden, layers):
     with torch.device("meta"):
-        model = tf.LlamaForCausalLM(config)
+        model = _llama(hidden=hidden, layers=layers)
     model.to_empty(device="cpu")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(0.01)
-    model.save_pretrained(folder)
+    if path.suffix == ".gguf":
+        write_gguf(path, model, tokenizer(), _TYPES.Q8_0)
+    else:
+        model.save_pretrained(path)
     return max(parameter.nbytes for parameter in model.parameters()), sum(p.nbytes for p in model.parameters())
 
 
 @pytest.mark.skipif(serving() == "reference", reason="without C++ kernels quantising takes some more room")
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_peak_is_the_result_and_two_tensors(tmp_path):
+@pytest.mark.parametrize("suffix", ["", ".gguf"])
+def test_the_peak_is_the_result_and_two_tensors(tmp_path, suffix):
     """In a process of its own, after a tiny model has brought in all code."""
-    _big(tmp_path / "small", 64, 1)
-    tensor, whole = _big(tmp_path / "big", 1024, 8)
-    done = subprocess.run(
-        [sys.executable, "-c", _MEASURE, tmp_path / "small", tmp_path / "big"], capture_output=True, text=True,
-        check=True,
-    )  # fmt: skip
+    small, big = tmp_path / f"small{suffix}", tmp_path / f"big{suffix}"
+    _big(small, 64, 1)
+    tensor, whole = _big(big, 1024, 8)
+    done = subprocess.run([sys.executable, "-c", _MEASURE, small, big], capture_output=True, text=True, check=True)
     peak, result = map(int, done.stdout.split())
     assert result < 0.15 * whole
     # A few megabytes are the chunk that is quantised at once, and torch's own.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.functional import create_dynamic_map
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -20,9 +21,11 @@ from safetensors.torch import load_file, save_file
 
 import veneer
 from veneer.errors import ConfigError, TrainingError
+from veneer.frozen.codebook import dynamic8
 from veneer.options import memory_size
-from veneer.training import pages
+from veneer.training import eight_bit, pages
 from veneer.training.config import TrainConfig
+from veneer.training.metrics import read_metrics
 from veneer.training.paged_adamw import MOMENTS, PagedAdamW
 from veneer.training.preflight import check_disk
 from veneer.training.run import resume
@@ -156,6 +159,174 @@ def test_the_state_goes_to_torchs_adamw_and_back(tmp_path):
     _equal(again, wanted, back, reference)
 
 
+@pytest.mark.parametrize("signed", [True, False])
+@given(values=st.lists(st.floats(-(2.0**90), 2.0**90, width=32, allow_subnormal=False), min_size=1, max_size=600))
+def test_a_moment_gets_the_nearest_code_of_its_map(signed, values):
+    """Of each of a block's 256, by the distances to all values of the map, in fp64."""
+    moment = torch.tensor(values if signed else [abs(value) for value in values])
+    codes, scales = torch.empty(len(values), dtype=torch.uint8), torch.empty(-(-len(values) // 256))
+    eight_bit.code(moment, codes, scales, signed=signed)
+    found = eight_bit.expand(codes, scales, signed=signed)
+    table = dynamic8(signed).double()
+    for start in range(0, len(values), 256):
+        block, scale = moment[start : start + 256].double(), scales[start // 256].double()
+        assert scale == block.abs().max()
+        best = (block[:, None] - table * scale).abs().min(dim=1).values
+        distance = (block - found[start : start + 256].double()).abs()
+        never_zero = scale * table[1] if not signed else 0.0
+        assert bool((distance <= torch.maximum(best, torch.as_tensor(never_zero)) + 1e-6 * scale).all())
+    assert torch.equal(found == 0, moment == 0) or signed
+    assert not found[moment == 0].any()
+
+
+def _distance(ours, wanted):
+    """Distance of the parameters, as a share of how far they have come."""
+    start = _parameters([p.shape for p in ours])
+    moved = sum(float((w - s).detach().square().sum()) for w, s in zip(wanted, start, strict=True))
+    return (sum(float((o - w).detach().square().sum()) for o, w in zip(ours, wanted, strict=True)) / moved) ** 0.5
+
+
+def _descend(parameters, optimizer, steps):
+    """Towards zero, by gradients with noise: a small problem with a right answer."""
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        for parameter in parameters:
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.grad = parameter.detach() + 0.1 * noise
+        optimizer.step()
+
+
+def test_states_in_8_bits_are_small_and_their_steps_near(tmp_path):
+    shapes = [(200, 300), (5,), (1000, 7), (0,)]
+    ours, wanted = _parameters(shapes), _parameters(shapes)
+    optimizer = PagedAdamW(ours, 1e-2, folder=tmp_path, bits=8)
+    reference = torch.optim.AdamW(wanted, 1e-2)
+    for each, parameters in ((optimizer, ours), (reference, wanted)):
+        _descend(parameters, each, 60)
+    assert _distance(ours, wanted) < 0.03
+    state = optimizer.state_dict()["state"]
+    kept = sum(tensor.nbytes for each in state.values() for name, tensor in each.items() if name != "step")
+    elements = sum(parameter.numel() for parameter in ours)
+    assert kept == 2 * elements + 2 * 4 * sum(-(-p.numel() // 256) for p in ours)  # 2.03 bytes for each, not 8
+
+
+def test_states_in_8_bits_are_as_near_as_bitsandbytes(tmp_path):
+    """Its own blockwise optimizer is for GPUs; here its maps, and coding by exact distances, around AdamW's formula."""
+    (ours,), (wanted,) = _parameters([(64, 64)]), _parameters([(64, 64)])
+    optimizer = PagedAdamW([ours], 1e-2, weight_decay=0.1, folder=tmp_path, bits=8)
+    m, v = torch.zeros(64 * 64), torch.zeros(64 * 64)
+    maps = [create_dynamic_map(signed) for signed in (True, False)]
+    for step in range(1, 5):
+        for parameter in (ours, wanted):
+            _set_gradients([parameter], step)
+        optimizer.step()
+        g = wanted.grad.flatten()
+        m, v = m.lerp(g, 0.1), v * 0.999 + g * g * 0.001
+        with torch.no_grad():
+            wanted.mul_(1 - 1e-3)
+            size = (v / (1 - 0.999**step)).sqrt() + 1e-8
+            wanted -= (1e-2 * m / (1 - 0.9**step) / size).view(64, 64)
+        m, v = (_nearest(moment, table) for moment, table in zip((m, v), maps, strict=True))
+        torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)
+
+
+def _nearest(moment, table):
+    blocks = moment.view(-1, 256)
+    scale = blocks.abs().amax(1, keepdim=True)
+    places = (blocks[:, :, None] / scale[:, :, None] - table).abs().argmin(-1)
+    places = torch.where((blocks > 0) & (table[0] == 0), places.clamp(min=1), places)
+    return (table[places] * scale).flatten()
+
+
+def test_a_second_moment_that_is_not_zero_stays_so(tmp_path):
+    """Once a large gradient, once none: what is kept of the smaller ones must still divide."""
+    (parameter,) = _parameters([(256,)])
+    optimizer = PagedAdamW([parameter], 1e-2, weight_decay=0.0, folder=tmp_path, bits=8)
+    before = parameter.detach().clone()
+    for step in range(3):
+        parameter.grad = torch.full((256,), 1e-3 if step == 0 else 0.0)
+        parameter.grad[0] = 10.0 if step == 0 else 0.0
+        optimizer.step()
+    assert float((parameter - before).abs().max()) < 0.1
+
+
+@settings(max_examples=15)
+@given(
+    sizes=st.lists(st.sampled_from([0, 1, 255, 256, 257, 4000, 30_000, 70_001]), min_size=1, max_size=6),
+    skip=st.sets(st.tuples(st.integers(0, 3), st.integers(0, 5)), max_size=8), first=st.sampled_from([0, 1, 2]),
+)  # fmt: skip
+def test_states_in_8_bits_do_not_depend_on_the_pages_and_go_on_from_a_state(tmp_path_factory, sizes, skip, first):
+    folder = tmp_path_factory.getbasetemp()
+    a, b = _parameters(sizes), _parameters(sizes)
+    small = PagedAdamW(a, folder=folder, resident=BUDGET, bits=8)
+    large = PagedAdamW(b, folder=folder, resident="64MB", bits=8)
+    for step in range(4):
+        if step == first:
+            again = PagedAdamW(b, folder=folder, resident="16MB", bits=8)
+            again.load_state_dict(copy.deepcopy(large.state_dict()))
+            large = again
+        for parameters, each in ((a, small), (b, large)):
+            _set_gradients(parameters, step, skip)
+            each.step()
+    for mine, its in zip(a, b, strict=True):
+        assert torch.equal(mine, its)
+        assert all(torch.equal(small.moment(mine, name), large.moment(its, name)) for name in MOMENTS)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_states_in_8_bits_of_other_types_and_transposed_ones(tmp_path, dtype):
+    (plain,) = _parameters([(301, 203)], dtype=dtype)
+    ours, wanted = torch.nn.Parameter(plain.detach().t().clone(memory_format=torch.preserve_format)), plain
+    optimizer = PagedAdamW([ours], folder=tmp_path, bits=8)
+    reference = PagedAdamW([wanted], folder=tmp_path, bits=8)
+    for step in range(3):
+        _set_gradients([wanted], step)
+        ours.grad = wanted.grad.t()
+        optimizer.step()
+        reference.step()
+    assert torch.equal(ours, wanted.t())
+    assert torch.equal(optimizer.moment(ours, "exp_avg"), reference.moment(wanted, "exp_avg").t())
+
+
+def test_a_state_of_other_bits_is_refused(tmp_path):
+    (parameter,) = _parameters([(300,)])
+    states = {}
+    for bits in (32, 8):
+        optimizer = PagedAdamW([parameter], folder=tmp_path, bits=bits)
+        _set_gradients([parameter], 0)
+        optimizer.step()
+        states[bits] = optimizer.state_dict()
+    for mine, its in ((32, 8), (8, 32)):
+        optimizer = PagedAdamW([parameter], folder=tmp_path, bits=mine)
+        with pytest.raises(ConfigError, match=rf"^This state was not kept in {mine} bits, which PagedAdamW was made"):
+            optimizer.load_state_dict(states[its])
+
+
+def test_the_maps_are_bitsandbytes():
+    for signed in (True, False):
+        assert torch.equal(dynamic8(signed), create_dynamic_map(signed))
+
+
+def test_a_run_with_states_in_8_bits_resumes_to_the_same_bytes(tiny_folder, rows_file, tmp_path):
+    """And learns as one with 32: the held-out loss is near."""
+    paged = {"optimizer": "paged-adamw", "optimizer_memory": "1MB"}
+    wanted = _train(tiny_folder, rows_file, tmp_path / "run", **paged, optimizer_bits=8)
+    assert wanted != _train(tiny_folder, rows_file, tmp_path / "whole", **paged)
+    folder = tmp_path / "run"
+    losses = [read_metrics(tmp_path / name)[-1]["held_out_loss"] for name in ("run", "whole")]
+    assert abs(losses[0] - losses[1]) < 0.02
+    file = load_file(folder / "checkpoints/step-000006/optimizer.safetensors")
+    assert {name.rpartition(":")[2] for name in file if ":" in name} == {
+        "step", "exp_avg.codes", "exp_avg.scales", "exp_avg_sq.codes", "exp_avg_sq.scales"
+    }  # fmt: skip
+    for later in ("adapter", "best", "checkpoints/step-000006"):
+        shutil.rmtree(folder / later)
+    resume(folder, console=Console(file=io.StringIO()))
+    assert (folder / "adapter/adapter_model.safetensors").read_bytes() == wanted
+    with pytest.raises(ConfigError, match="optimizer_bits"):
+        resume(folder, console=Console(file=io.StringIO()), optimizer_bits=32)
+
+
 def _resident(folder: Path) -> int:
     """Bytes of the scratch file that are in this process's memory, by the system's own count."""
     text = Path("/proc/self/smaps").read_text()
@@ -221,6 +392,7 @@ def test_the_scratch_file_has_no_name_and_goes_with_the_optimizer(tmp_path):
         ({"lr": -1}, "lr = -1 is negative"),
         ({"weight_decay": float("nan")}, "weight_decay = nan is negative or no number"),
         ({"betas": (0.9, 1.0)}, r"betas = \(0.9, 1.0\) are not both from 0 up to 1"),
+        ({"bits": 16}, r"^bits = 16 is not 32 or 8\.$"),
         ({"resident": "a lot"}, "'a lot' is not a size in memory; write a number and KB, MB"),
         ({"page_size": 100_000}, "page_size = 100000 is not a power of two from 64 KiB up of which"),
         ({"page_size": 2**16, "resident": 2**16}, "cannot work within 0.1 MB; give it at least 1MB"),
@@ -327,6 +499,7 @@ def test_a_damaged_moment_names_the_checkpoint(tiny_folder, rows_file, tmp_path)
     ("options", "message"),
     [
         ({"optimizer_memory": "1GB"}, "optimizer_memory limits the states of paged-adamw; give optimizer: paged-adamw"),
+        ({"optimizer_bits": 8}, "adamw has its states in 32 bits; give optimizer: paged-adamw as well as"),
         ({"optimizer_memory": "lots", "optimizer": "paged-adamw"}, "optimizer_memory = 'lots' is not a size in memory"),
     ],
 )

@@ -1,0 +1,80 @@
+"""What a base kept in 16 bits is multiplied in on this machine: fp32, or bf16 where that was measured to be faster.
+
+A CPU without bf16 instructions takes about nine times as long for a bf16 product as for an fp32 one. Which one this is
+shows in a tenth of a second, once: the measurement is kept in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from veneer.files import write_text
+
+_FASTER = 0.8  # share of fp32's time: for less gain, its 24 bits of precision are worth more than bf16's 8
+_SHAPE = (256, 1024, 1024)  # tokens, in, out of the product that is measured
+_RUNS = 3
+
+
+def compute_name() -> str:
+    """The type for the products of bf16 and fp16 weights, forward and backward, on the CPU: fp32 or bf16."""
+    return "bf16" if bf16_time() < _FASTER else "fp32"
+
+
+def bf16_time() -> float:
+    """Time of a product and its transposed in bf16, as a multiple of fp32's, on this CPU with torch's threads."""
+    return _remembered(torch.get_num_threads())
+
+
+def compute_line() -> str:
+    """The choice and its reason, for a person."""
+    return f"{compute_name()} (a bf16 product takes {bf16_time():.2g} × the time of an fp32 one)"
+
+
+@cache
+def _remembered(threads: int) -> float:
+    """From the cache file, else measured and put there. A file that cannot be read or written is no error."""
+    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "veneer" / "bf16.json"
+    key = f"{_processor()}, torch {torch.__version__}, {threads} threads"
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    known = known if isinstance(known, dict) else {}
+    if isinstance(found := known.get(key), float) and found > 0:
+        return found
+    measured = _seconds(torch.bfloat16) / _seconds(torch.float32)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps({**known, key: measured}, indent=2) + "\n")
+    except OSError:
+        pass
+    return measured
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    tokens, columns, rows = _SHAPE
+    # Not random: a measurement must leave a run's random state alone.
+    x, weight = (torch.linspace(-1, 1, n * columns).view(n, columns).to(dtype) for n in (tokens, rows))
+    times = []
+    for _ in range(_RUNS + 1):  # the first one warms up
+        started = time.perf_counter()
+        torch.mm(torch.mm(x, weight.t()), weight)
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,39 @@
+"""The base that several iterations of LoftQ changed, as a folder of its own, over which its adapter is right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from veneer.errors import TargetError
+from veneer.files import atomic_folder
+from veneer.frozen.bnb_file import write_folder
+from veneer.frozen.load import quiet
+from veneer.frozen.weight import QuantisedLinear
+from veneer.updates.attach import adapters_of, put, refuse_merged
+from veneer.updates.layers import Adapted, training_dtype
+
+
+def save_base(model: Any, tokenizer: Any, folder: str | Path) -> None:
+    """Write the base under the adapters, its linear layers in nf4 or fp4, as a bitsandbytes checkpoint.
+
+    The model is then one that was loaded from there: an adapter that is saved names that folder as its base. Raises
+    TargetError when the base is not kept in nf4 or fp4 or the adapters are merged, ModelError when transformers could
+    not load what would be written, OSError when the folder cannot be written to.
+    """
+    record = adapters_of(model)
+    refuse_merged(record, "save the base")
+    if not any(isinstance(module, QuantisedLinear) for module in model.modules()):
+        raise TargetError("save_base writes a base that is kept in nf4 or fp4; for any other use save_pretrained.")
+    wrappers = {path: module for path, module in model.named_modules() if isinstance(module, Adapted)}
+    for path, wrapper in wrappers.items():
+        put(model, path, wrapper.base)
+    try:
+        with atomic_folder(folder) as temporary, quiet():
+            write_folder(model, temporary, training_dtype(next(model.parameters())))
+            tokenizer.save_pretrained(temporary)
+    finally:
+        for path, wrapper in wrappers.items():
+            put(model, path, wrapper)
+    model.config.name_or_path = model.name_or_path = str(Path(folder).resolve())
+    record.changed_base = 0
