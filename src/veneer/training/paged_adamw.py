@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -185,6 +186,20 @@ class PagedAdamW(torch.optim.Optimizer):
         for page, pieces in self._visit(self._pieces[parameter]):
             for piece in pieces:
                 piece.moment(page, name).copy_(_flat(laid_out)[piece.start : piece.stop])
+
+    @contextmanager
+    def reshaping(self, parameter: Tensor, select: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Inside, the parameter gets fewer elements: those that ``select`` takes; its moments follow when it ends."""
+        moments = {name: select(self.moment(parameter, name)) for name in MOMENTS}
+        yield
+        # Each piece begins where it began, so that the fused loop goes on to round as torch's does.
+        self._pieces[parameter] = [
+            piece._replace(stop=min(piece.stop, parameter.numel()))
+            for piece in self._pieces[parameter]
+            if piece.start < parameter.numel()
+        ]
+        for name, moment in moments.items():
+            self._set(parameter, name, moment)
 
     def state_dict(self) -> dict[str, Any]:
         """What ``torch.optim.AdamW`` gives, and takes. It gathers all moments in memory; `parts` does not."""

@@ -12,10 +12,11 @@ from transformers.pytorch_utils import Conv1D
 
 from veneer.errors import TargetError, nearest
 from veneer.frozen.weight import QuantisedLinear
-from veneer.updates.config import LoRA
-from veneer.updates.layers import Adapted
+from veneer.updates.config import AdaLoRA, LoRA, UpdateOptions
+from veneer.updates.layers import Adapted, weight_shape
 
 _Number = TypeVar("_Number", int, float)
+_Update = TypeVar("_Update", bound=LoRA | AdaLoRA)
 
 LINEAR_TYPES = (nn.Linear, Conv1D, QuantisedLinear)
 
@@ -32,12 +33,12 @@ _ROLES = (
 
 @dataclass(frozen=True)
 class Chosen:
-    """A module that gets an update, with the rank and scale that the config's patterns give it."""
+    """A module that gets an update, with the rank and scale that LoRA's patterns give it; AdaLoRA's have 0 here."""
 
     name: str
     module: nn.Module
-    rank: int
-    scale: float
+    rank: int = 0
+    scale: float = 0.0
 
 
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -56,7 +57,7 @@ def _walk(module: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str, n
         yield from _walk(child, f"{name}.{child_name}" if name else child_name, seen)
 
 
-def choose(model: nn.Module, config: LoRA) -> list[Chosen]:
+def choose(model: nn.Module, config: LoRA | AdaLoRA) -> list[Chosen]:
     """The modules that ``config`` adapts, in the model's order.
 
     Raises TargetError when a target, an exclusion, a layer or a pattern key matches nothing, each one also when
@@ -82,14 +83,18 @@ def choose(model: nn.Module, config: LoRA) -> list[Chosen]:
                 f"it into one, such as nn.Sequential(layer)."
             )
         _refuse_unadaptable(name, modules[name])
+        if isinstance(config, AdaLoRA) and isinstance(modules[name], nn.Embedding):
+            raise TargetError(f"{name} is an Embedding, which AdaLoRA does not adapt; leave it out, or use LoRA.")
     if not names and config.targets:
         raise TargetError(_nothing(config, modules))
+    if isinstance(config, AdaLoRA):
+        return [Chosen(name, modules[name]) for name in names]
     for option, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
         _refuse_idle_keys(option, pattern, names)
     return [_with_rank(name, modules[name], config) for name in names]
 
 
-def without_idle_names(model: nn.Module, config: LoRA) -> LoRA:
+def without_idle_names(model: nn.Module, config: _Update) -> _Update:
     """``config`` less the names and keys that match nothing in ``model``.
 
     For adapter files only: other tools write the names of several architectures into one file, and there the tensors
@@ -108,6 +113,8 @@ def without_idle_names(model: nn.Module, config: LoRA) -> LoRA:
             "train_also": [name for name in modules if name and name.endswith(tuple(config.train_also))],
         }
     )
+    if isinstance(config, AdaLoRA):
+        return config
     plain = config.model_copy(update={"rank_pattern": {}, "alpha_pattern": {}})
     names = [chosen.name for chosen in choose(model, plain)] if config.targets else []
     patterns = {
@@ -202,6 +209,13 @@ def adaptable_kinds(modules: dict[str, nn.Module]) -> dict[str, int]:
     return kinds
 
 
+def count_parameters(modules: dict[str, nn.Module]) -> int:
+    """Parameters of these modules; a quantised weight counts by its shape, a tied one once."""
+    sizes = {id(p): p.numel() for module in modules.values() for p in module.parameters(recurse=False)}
+    quantised = (weight_shape(module) for module in modules.values() if isinstance(module, QuantisedLinear))
+    return sum(sizes.values()) + sum(rows * columns for rows, columns in quantised)
+
+
 def head_names(model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
     """Names of the output head: the language-modelling head, or all that belongs to a classification head."""
     head = output_head(model)
@@ -271,7 +285,7 @@ def _refuse_idle_keys(option: str, pattern: dict[str, int] | dict[str, float], n
             )
 
 
-def _nothing(config: LoRA, modules: dict[str, nn.Module]) -> str:
+def _nothing(config: UpdateOptions, modules: dict[str, nn.Module]) -> str:
     narrowed = [option for option in ("exclude", "layers") if getattr(config, option)]
     because = f" once {' and '.join(narrowed)} had been applied" if narrowed else ""
     return f"targets = {config.targets!r} chose no module{because}. {what_is_there(modules)}"
