@@ -176,7 +176,7 @@ class Allocator:
         self.step += 1
         if self.fixed:
             return
-        if self.config.sensitivity == "after":
+        if self.config.sensitivity == "after" and self.step < self.schedule.last:  # peft learns nothing at the last
             self._learn(parts_of(list(self.triplets.values()), _gradient))
         if self.schedule.allocates(self.step):
             assert self._importance is not None

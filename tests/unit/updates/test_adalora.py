@@ -92,7 +92,8 @@ class Paper:
         (self.loss(*_batch(t)) + self.regulariser()).backward()
         before = [p.detach().clone() for p in self.flat]
         self.optimizer.step()
-        self.learn([p.detach() for p in self.flat] if self.after else before)
+        if not (self.after and t == self.last):  # peft's allocator decides at the last step without having looked at it
+            self.learn([p.detach() for p in self.flat] if self.after else before)
         if self.first < t <= self.last and (t % self.interval == 0 or t == self.last):
             scores = self.scores()
             best = sorted(scores, key=lambda place: -scores[place])[: self.budget(t)]
