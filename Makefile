@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint bench test-sanitize
+.PHONY: demo test lint bench study-adalora test-sanitize
 
 demo: $(READY)
 	$(BIN)/python -m veneer.demo
@@ -20,6 +20,18 @@ bench: $(READY)
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/paged.py
+	$(BIN)/python benchmarks/adalora.py
+
+# The second task's rows are in a source package that is used for nothing else.
+FILMS := build/films/hutto_ICWSM_2014.tar.gz
+study-adalora: $(READY) $(FILMS)
+	$(BIN)/python benchmarks/study_adalora.py
+
+$(FILMS): | $(READY)
+	mkdir -p build/films
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: -d build/films \
+		vaderSentiment==3.3.2
+	tar -xzf build/films/vader*3.3.2.tar.gz -C build/films --wildcards --strip-components=2 '*/hutto_ICWSM_2014.tar.gz'
 
 # The C++ kernels built with AddressSanitizer, in an environment that borrows the packages of the usual one, and their
 # tests. Python itself never frees everything, so leaks are not looked for; torch throws before the extension brings

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from veneer.updates.attach import remove as remove
     from veneer.updates.config import AdaLoRA as AdaLoRA
     from veneer.updates.config import LoRA as LoRA
+    from veneer.updates.export import export as export
     from veneer.updates.merge import merge as merge
     from veneer.updates.merge import unmerge as unmerge
     from veneer.updates.trainable import trainable as trainable
@@ -39,6 +40,7 @@ _HOME = {
     "train": "veneer.training.run",
     "save": "veneer.updates.adapter_file",
     "load_adapter": "veneer.updates.adapter_file",
+    "export": "veneer.updates.export",
     "merge": "veneer.updates.merge",
     "unmerge": "veneer.updates.merge",
 }

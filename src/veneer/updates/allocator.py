@@ -67,7 +67,7 @@ class Allocator:
     def state_dict(self) -> dict[str, Tensor]:
         """All that the next step depends on, beside the adapter's parameters and the optimizer's state."""
         numbers = [self.step, self.schedule.first, self.schedule.last, self.fixed]
-        state = {"progress": torch.tensor(numbers), "kept": self._kept_now().to(torch.uint8)}
+        state = {"progress": torch.tensor(numbers), "kept": self.kept.to(torch.uint8)}
         if self._importance is not None:
             for number, (smooth, spread) in enumerate(
                 zip(self._importance.sensitivity, self._importance.uncertainty, strict=True)
@@ -106,9 +106,6 @@ class Allocator:
             if not bool(rows.all()):
                 cut(update, rows, optimizer)
         self.kept, self.fixed, self._importance = kept, True, None
-
-    def _kept_now(self) -> Tensor:
-        return torch.stack([update.kept.cpu() for update in self.triplets.values()]) if self.fixed else self.kept
 
     def _new_importance(self) -> Importance:
         return Importance(list(self.triplets.values()), self.config.beta1, self.config.beta2)

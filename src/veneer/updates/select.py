@@ -16,7 +16,6 @@ from veneer.updates.config import AdaLoRA, LoRA, UpdateOptions
 from veneer.updates.layers import Adapted, weight_shape
 
 _Number = TypeVar("_Number", int, float)
-_Update = TypeVar("_Update", bound=LoRA | AdaLoRA)
 
 LINEAR_TYPES = (nn.Linear, Conv1D, QuantisedLinear)
 
@@ -91,10 +90,10 @@ def choose(model: nn.Module, config: LoRA | AdaLoRA) -> list[Chosen]:
         return [Chosen(name, modules[name]) for name in names]
     for option, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
         _refuse_idle_keys(option, pattern, names)
-    return [_with_rank(name, modules[name], config) for name in names]
+    return [Chosen(name, modules[name], *rank_and_scale(name, config)) for name in names]
 
 
-def without_idle_names(model: nn.Module, config: _Update) -> _Update:
+def without_idle_names(model: nn.Module, config: LoRA | AdaLoRA) -> LoRA | AdaLoRA:
     """``config`` less the names and keys that match nothing in ``model``.
 
     For adapter files only: other tools write the names of several architectures into one file, and there the tensors
@@ -124,10 +123,11 @@ def without_idle_names(model: nn.Module, config: _Update) -> _Update:
     return config.model_copy(update=patterns)
 
 
-def _with_rank(name: str, module: nn.Module, config: LoRA) -> Chosen:
+def rank_and_scale(name: str, config: LoRA) -> tuple[int, float]:
+    """The rank and the scale s that LoRA's patterns give the module of this name."""
     rank = _first_match(config.rank_pattern, name, config.rank)
     alpha = config.alpha if config.alpha is not None else 2.0 * config.rank
-    return Chosen(name, module, rank, config.scale(rank, _first_match(config.alpha_pattern, name, alpha)))
+    return rank, config.scale(rank, _first_match(config.alpha_pattern, name, alpha))
 
 
 def _first_match(pattern: dict[str, _Number], name: str, otherwise: _Number) -> _Number:
