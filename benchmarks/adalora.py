@@ -4,7 +4,7 @@
 
 The packaged SmolLM2-135M, fp32, rank 12 (target 8) on all linear layers, 8 × 128 tokens of BBC articles. The three take
 their steps in turn in one process, so that a slow minute of the machine slows all of them; the peak memory is that of
-a process of its own. Run it on an idle machine.
+processes of their own, the median of some. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import step as common
 
 RANK, TARGET = 12, 8
 TIMED = 5
+ROUNDS = 5  # of the memory: what an allocator of the system keeps differs by some per cent from process to process
 RESULT = Path(__file__).parent / "results" / "adalora.json"
 # Ranks are taken from the second step on, for ever; or all of them in the second step.
 SCHEDULES = {"before the cut": {"total_steps": 10_000, "tinit": 1}, "after the cut": {"total_steps": 3, "tfinal": 1}}
@@ -34,7 +35,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         common._save_model(folder)
         result: dict[str, Any] = {"seconds": _in_a_process("time", folder)}
-        result["peak_gb"] = {who: _in_a_process(who, folder)["peak_gb"] for who in ("lora", "before the cut")}
+        found: dict[str, list[float]] = {"lora": [], "before the cut": []}
+        for _ in range(ROUNDS):
+            for who, peaks in found.items():
+                peaks.append(_in_a_process(who, folder)["peak_gb"])
+        result["peaks_gb"] = found
+        result["peak_gb"] = {who: statistics.median(peaks) for who, peaks in found.items()}
     seconds, peak = result["seconds"], result["peak_gb"]
     result["time_ratio"] = {who: seconds[who] / seconds["lora"] for who in SCHEDULES}
     result["memory_ratio"] = peak["before the cut"] / peak["lora"]

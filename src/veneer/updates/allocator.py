@@ -60,7 +60,7 @@ class Allocator:
 
     def importance(self) -> dict[str, float]:
         """Module name → the sum of its triplets' scores; empty before the first step and once the ranks are fixed."""
-        if self._importance is None:
+        if self._importance is None or not self.step:
             return {}
         return dict(zip(self.triplets, self._importance.scores().sum(1).tolist(), strict=True))
 
@@ -106,6 +106,11 @@ class Allocator:
             if not bool(rows.all()):
                 cut(update, rows, optimizer)
         self.kept, self.fixed, self._importance = kept, True, None
+
+    def prepare(self) -> None:
+        """Take the memory of the importance now. Later, between the first step's activations, its long-lived pieces
+        would break up what the next steps' activations need."""
+        self._importance = self._new_importance()
 
     def _new_importance(self) -> Importance:
         return Importance(list(self.triplets.values()), self.config.beta1, self.config.beta2)
@@ -161,8 +166,9 @@ class Allocator:
         return True
 
     def _learn(self, gradients: list[Tensor]) -> None:
-        if self._importance is None:
-            self._importance = self._new_importance()
+        if self._importance is None or (not self.step and not self._importance.fits(list(self.triplets.values()))):
+            self.prepare()
+        assert self._importance is not None
         self._importance.update(parts_of(list(self.triplets.values())), gradients)
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:

@@ -82,6 +82,8 @@ def attach(model: nn.Module, config: LoRA | AdaLoRA, name: str = "default") -> N
     adapter of this name is there already; ConfigError for an AdaLoRA without total_steps or with an impossible budget.
     """
     add_adapter(model, _with_head(model, config), name)
+    if isinstance(config, AdaLoRA):
+        allocator(model, name).prepare()
 
 
 def add_adapter(model: nn.Module, config: LoRA | AdaLoRA, name: str) -> None:

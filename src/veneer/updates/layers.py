@@ -86,6 +86,9 @@ class Triplets(LowRank):
     def matrices(self) -> tuple[Tensor, Tensor]:
         return self.lam * self.Q, self.P
 
+    def factors(self) -> Factors:
+        return Factors(self.Q, self.P, self.scale, self.dropout if self.training else 0.0, self.lam)
+
 
 class NewRows(nn.Module):
     """Vocabulary rows that are trained in place of the frozen ones: ``rows[i]`` stands for token ``ids[i]``.
@@ -175,7 +178,7 @@ class AdaptedEmbedding(Adapted):
             if isinstance(update, NewRows):
                 h = update.embed(tokens, h, factor)
             elif isinstance(update, LowRank):
-                A, B, scale, dropout = update.factors()
+                A, B, scale, dropout, _ = update.factors()
                 low = F.dropout(F.embedding(tokens, A.t()), dropout)
                 h = h + ((low @ B.t()) * (scale * factor)).to(h.dtype)
         return h

@@ -7,10 +7,13 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import veneer
 from veneer.updates.budget import Schedule
+from veneer.updates.importance import most_important
 
 pytestmark = pytest.mark.unit
 
@@ -166,6 +169,27 @@ def test_a_triplet_that_was_taken_can_come_back():
         optimizer.step()
         history.append(allocator.kept)
     assert any(bool((later & ~earlier).any()) for earlier, later in itertools.pairwise(history))
+
+
+@given(
+    target=st.integers(1, 50), more=st.integers(0, 50), first=st.integers(0, 20), taking=st.integers(1, 40),
+    final=st.integers(0, 20), interval=st.integers(1, 9),
+)  # fmt: skip
+def test_a_budget_only_falls_and_is_met_when_the_ranks_are_fixed(target, more, first, taking, final, interval):
+    schedule = Schedule(target + more, target, first, first + taking, interval)
+    budgets = [schedule.budget(t) for t in range(1, first + taking + final + 1)]
+    assert budgets == sorted(budgets, reverse=True)
+    assert all(target <= budget <= target + more for budget in budgets)
+    assert budgets[first + taking - 1] == target
+    assert schedule.allocates(first + taking)
+
+
+@given(scores=st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=6, max_size=6), count=st.integers(0, 6))
+def test_exactly_as_many_as_asked_for_are_kept_and_none_below_one_that_is_not(scores, count):
+    kept = most_important(torch.tensor(scores).view(2, 3), count).flatten()
+    assert int(kept.sum()) == count
+    taken = [score for score, flag in zip(scores, kept.tolist(), strict=True) if not flag]
+    assert all(score >= max(taken, default=0) for score, flag in zip(scores, kept.tolist(), strict=True) if flag)
 
 
 def test_the_schedule_is_cubic_between_its_phases():
