@@ -276,6 +276,8 @@ def _options_of(model: nn.Module, tokenizer: Any, given: dict[str, Any]) -> dict
             raise ConfigError(f"The model has an adapter attached, so its options cannot be given: {', '.join(both)}.")
         options |= {name: getattr(config, name) for name in type(config).model_fields if name != "total_steps"}
         options["method"] = "adalora" if isinstance(config, AdaLoRA) else "lora"
+        if isinstance(config, AdaLoRA) and config.budget is not None:
+            del options["target_rank"]  # which follows from it
     return options
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from veneer.errors import TrainingError
-from veneer.updates.budget import Schedule
+from veneer.updates.budget import Schedule, sizes_of
 from veneer.updates.config import AdaLoRA
 from veneer.updates.cut import cut
 from veneer.updates.importance import Importance, add_orthogonality, most_important, parts_of
@@ -36,7 +36,10 @@ class Allocator:
     def __init__(self, config: AdaLoRA, triplets: dict[str, Triplets]) -> None:
         self.config = config
         self.triplets = triplets
-        self.schedule = Schedule.of(config, len(triplets))
+        sizes = sizes_of([(len(update.P), update.Q.shape[1]) for update in triplets.values()])
+        costs = [1] * len(triplets) if config.budget is None else sizes
+        self.schedule = Schedule.of(config, costs)
+        self._costs = torch.tensor(costs)
         self.step = 0
         self.fixed = False  # whether the triplets that remain are the final ones
         self.deviation: Tensor | None = None
@@ -49,7 +52,7 @@ class Allocator:
 
     @property
     def budget(self) -> int:
-        """b(t) after the latest step: triplets of all matrices together."""
+        """b(t) after the latest step: triplets of all matrices together, or parameters where these were asked for."""
         return self.schedule.target if self.fixed else self.schedule.budget(self.step)
 
     def ranks(self) -> dict[str, int]:
@@ -183,7 +186,8 @@ class Allocator:
             self._learn(parts_of(list(self.triplets.values()), _gradient))
         if self.schedule.allocates(self.step):
             assert self._importance is not None
-            self.kept = most_important(self._importance.scores(), self.schedule.budget(self.step)).cpu()
+            budget = self.schedule.budget(self.step)
+            self.kept = most_important(self._importance.scores(), self._costs, budget).cpu()
             self._mask()
         if self.step >= self.schedule.last:
             self.fix(self.kept, optimizer)

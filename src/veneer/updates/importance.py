@@ -91,11 +91,15 @@ class Importance:
         return means.view(self._matrices, PARTS, self._rank).sum(1)
 
 
-def most_important(scores: Tensor, count: int) -> Tensor:
-    """Which ``count`` of all triplets have the largest scores, bool (matrices, rank); of equals the first."""
+def most_important(scores: Tensor, costs: Tensor, budget: int) -> Tensor:
+    """The triplets with the largest scores, as many as the budget pays for; bool (matrices, rank), of equals the first.
+
+    ``costs`` (matrices,): what a triplet of each matrix costs; whole numbers.
+    """
     order = scores.flatten().sort(descending=True, stable=True).indices
+    spent = costs.to(scores.device)[order // scores.shape[1]].cumsum(0)
     kept = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
-    kept[order[:count]] = True
+    kept[order[spent <= budget]] = True
     return kept.view(scores.shape)
 
 

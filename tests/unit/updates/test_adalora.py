@@ -186,7 +186,7 @@ def test_a_budget_only_falls_and_is_met_when_the_ranks_are_fixed(target, more, f
 
 @given(scores=st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=6, max_size=6), count=st.integers(0, 6))
 def test_exactly_as_many_as_asked_for_are_kept_and_none_below_one_that_is_not(scores, count):
-    kept = most_important(torch.tensor(scores).view(2, 3), count).flatten()
+    kept = most_important(torch.tensor(scores).view(2, 3), torch.ones(2, dtype=torch.long), count).flatten()
     assert int(kept.sum()) == count
     taken = [score for score, flag in zip(scores, kept.tolist(), strict=True) if not flag]
     assert all(score >= max(taken, default=0) for score, flag in zip(scores, kept.tolist(), strict=True) if flag)

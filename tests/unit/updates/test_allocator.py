@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import pickle
 
 import pytest
@@ -361,10 +362,17 @@ def test_a_budget_in_parameters_or_as_a_share(budget, expected):
     veneer.attach(model, veneer.AdaLoRA(budget=budget, total_steps=10, targets=["q_proj", "o_proj"]))
     allocator = veneer.allocator(model)
     size = 32 + 32 + 1
-    assert allocator.schedule.target == int((expected or 0.05 * base) / size)
-    assert allocator.config.initial_rank == -(-3 * allocator.schedule.target // (2 * 4))
+    assert allocator.schedule.target == (expected or int(0.05 * base))
+    assert allocator.config.initial_rank == math.ceil(1.5 * allocator.schedule.target / (size * 4))
     _steps(model, torch.optim.AdamW(_trained(model), lr=0.02), 10)
-    assert veneer.trainable(model).parameters == allocator.schedule.target * size
+    assert veneer.trainable(model).parameters == allocator.schedule.target // size * size
+
+
+def test_a_budget_of_parameters_is_met_where_matrices_differ_in_size():
+    model, allocator = _attached(budget="3000", target_rank=8, initial_rank=5)
+    _steps(model, torch.optim.AdamW(_trained(model), lr=0.02), TOTAL)
+    assert allocator.budget == 3000
+    assert 3000 - 81 < veneer.trainable(model).parameters <= 3000
 
 
 @pytest.mark.parametrize(
