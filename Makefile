@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint bench test-sanitize test-neon
+.PHONY: demo test lint bench study-adalora test-sanitize test-neon
 
 # make demo STORAGE=nf4: over a base in 4 bits.
 STORAGE ?= fp32
@@ -24,11 +24,23 @@ bench: $(READY)
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/paged.py
+	$(BIN)/python benchmarks/adalora.py
 	$(BIN)/python benchmarks/sixteen.py
 	$(BIN)/python benchmarks/loftq.py
 	$(BIN)/python benchmarks/storage.py
 	$(BIN)/python benchmarks/demo_seeds.py
 	$(BIN)/python benchmarks/large.py
+
+# The second task's rows are in a source package that is used for nothing else.
+FILMS := build/films/hutto_ICWSM_2014.tar.gz
+study-adalora: $(READY) $(FILMS)
+	$(BIN)/python benchmarks/study_adalora.py
+
+$(FILMS): | $(READY)
+	mkdir -p build/films
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: -d build/films \
+		vaderSentiment==3.3.2
+	tar -xzf build/films/vader*3.3.2.tar.gz -C build/films --wildcards --strip-components=2 '*/hutto_ICWSM_2014.tar.gz'
 
 # The C++ kernels built with AddressSanitizer, in an environment that borrows the packages of the usual one, and their
 # tests. Python itself never frees everything, so leaks are not looked for; torch throws before the extension brings

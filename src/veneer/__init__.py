@@ -13,11 +13,14 @@ if TYPE_CHECKING:
     from veneer.updates.adapter_file import load_adapter as load_adapter
     from veneer.updates.adapter_file import save as save
     from veneer.updates.attach import activate as activate
+    from veneer.updates.attach import allocator as allocator
     from veneer.updates.attach import attach as attach
     from veneer.updates.attach import disabled as disabled
     from veneer.updates.attach import remove as remove
     from veneer.updates.base_file import save_base as save_base
+    from veneer.updates.config import AdaLoRA as AdaLoRA
     from veneer.updates.config import LoRA as LoRA
+    from veneer.updates.export import export as export
     from veneer.updates.merge import merge as merge
     from veneer.updates.merge import unmerge as unmerge
     from veneer.updates.trainable import trainable as trainable
@@ -28,10 +31,12 @@ __version__ = "0.1.0"
 _HOME = {
     "VeneerError": "veneer.errors",
     "LoRA": "veneer.updates.config",
+    "AdaLoRA": "veneer.updates.config",
     "load": "veneer.frozen.load",
     "int8_activations": "veneer.frozen.weight",
     "attach": "veneer.updates.attach",
     "activate": "veneer.updates.attach",
+    "allocator": "veneer.updates.attach",
     "disabled": "veneer.updates.attach",
     "remove": "veneer.updates.attach",
     "trainable": "veneer.updates.trainable",
@@ -39,6 +44,7 @@ _HOME = {
     "save": "veneer.updates.adapter_file",
     "save_base": "veneer.updates.base_file",
     "load_adapter": "veneer.updates.adapter_file",
+    "export": "veneer.updates.export",
     "merge": "veneer.updates.merge",
     "unmerge": "veneer.updates.merge",
 }

@@ -11,7 +11,14 @@ import click
 
 from veneer import __version__
 from veneer.commands.options import flags, given
-from veneer.commands.verbs import EvaluateOptions, GenerateOptions, InspectOptions, MergeOptions, QuantizeOptions
+from veneer.commands.verbs import (
+    EvaluateOptions,
+    ExportOptions,
+    GenerateOptions,
+    InspectOptions,
+    MergeOptions,
+    QuantizeOptions,
+)
 from veneer.errors import ConfigError, VeneerError, did_you_mean
 from veneer.training.config import TrainConfig, read_yaml
 
@@ -138,6 +145,21 @@ def merge(run: str, out: Path, **options: Any) -> None:
     if moved is not None:
         click.echo(moved.sentence(asked.storage))
     click.echo(f"Merged model written to {out}. Next: veneer chat {out}")
+
+
+@cli.command(short_help="An adapter as a plain LoRA that every loader reads.")
+@click.argument("run", metavar="RUN|ADAPTER", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@flags(ExportOptions)
+def export(run: Path, out: Path, **options: Any) -> None:
+    """Write an adapter to the folder OUT as a LoRA of one rank and scale 1, for vLLM, llama.cpp and others.
+
+    What AdaLoRA's singular values, rank patterns and rsLoRA say is folded into the matrices.
+    """
+    from veneer.evaluation.verb import export_to
+
+    export_to(run, out, ExportOptions(**given(options)))
+    click.echo(f"Plain LoRA written to {out}.")
 
 
 @cli.command(short_help="Keep a model in 4 bits: a bitsandbytes checkpoint comes out.")

@@ -14,7 +14,7 @@ from veneer.training import loop
 
 pytestmark = pytest.mark.unit
 
-VERBS = ["train", "evaluate", "generate", "chat", "merge", "quantize", "inspect", "completion"]
+VERBS = ["train", "evaluate", "generate", "chat", "merge", "export", "quantize", "inspect", "completion"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"], ["completion", "bash"]])

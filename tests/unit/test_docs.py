@@ -29,6 +29,7 @@ from veneer.commands.options import given
 from veneer.data.formats import SHAPES
 from veneer.training.config import TrainConfig
 from veneer.training.run import RESUMABLE
+from veneer.updates.config import AllocationOptions, UpdateOptions
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -266,13 +267,20 @@ def test_imports_point_the_way_that_the_map_says():
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize(("page", "options"), [("lora.md", veneer.LoRA), ("training.md", TrainConfig)])
-def test_every_option_stands_in_a_table_with_its_default(page, options):
-    """Of a training run, the update's own options stand in lora.md."""
+@pytest.mark.parametrize(
+    ("page", "options", "elsewhere"),
+    [
+        ("lora.md", veneer.LoRA, ()),
+        ("adalora.md", veneer.AdaLoRA, (UpdateOptions,)),
+        ("training.md", TrainConfig, (veneer.LoRA, AllocationOptions)),
+    ],
+)
+def test_every_option_stands_in_a_table_with_its_default(page, options, elsewhere):
+    """Of a training run, the updates' own options stand in lora.md and adalora.md."""
     rows = dict(
-        re.findall(r"^\| `([a-z_]+)` \| (.+?) \|", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.MULTILINE)
+        re.findall(r"^\| `([a-z_0-9]+)` \| (.+?) \|", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.MULTILINE)
     )
-    own = set(options.model_fields) - (set() if options is veneer.LoRA else set(veneer.LoRA.model_fields))
+    own = set(options.model_fields) - {name for group in elsewhere for name in group.model_fields}
     assert set(rows) == own
     for name in own:
         assert rows[name] == _default(options.model_fields[name]), name

@@ -11,12 +11,13 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from veneer.commands.heatmap import RankMap
 from veneer.commands.verbs import InspectOptions
 from veneer.data.bbc import BBC_TOPICS
 from veneer.data.formats import Examples, to_examples
 from veneer.data.labels import IGNORE, Tokeniser, Tokens
 from veneer.data.read import read_rows
-from veneer.errors import DataError
+from veneer.errors import ConfigError, DataError
 from veneer.frozen.compute import compute_line, compute_name
 from veneer.frozen.load import load
 from veneer.frozen.packaged import PACKAGED_MODELS
@@ -25,6 +26,7 @@ from veneer.training.checkpoint import checkpoints
 from veneer.training.config import CONFIG_NAME, TrainConfig
 from veneer.training.metrics import read_metrics
 from veneer.updates.adapter_file import read_tensors
+from veneer.updates.config import AdaLoRA
 from veneer.updates.peft_config import CONFIG_NAME as ADAPTER_CONFIG
 from veneer.updates.peft_config import from_peft
 from veneer.updates.select import adaptable_kinds, head_names, modules_of
@@ -50,10 +52,12 @@ class Found:
 def inspect_source(source: str, options: InspectOptions) -> Found:
     """Look at ``source`` by what it is: a run, an adapter folder, rows, else a model."""
     path = Path(source)
+    if options.png is not None and not (path / ADAPTER_CONFIG).is_file():
+        raise ConfigError(f"--png draws the ranks of an adapter, and {source} is no adapter folder.")
     if (path / CONFIG_NAME).is_file():
         return _run(path)
     if (path / ADAPTER_CONFIG).is_file():
-        return _adapter(path)
+        return _adapter(path, options.png)
     if path.suffix.lower() in _DATA_SUFFIXES or source == BBC_TOPICS or (path.is_dir() and _holds_rows(path)):
         return _rows(source, options)
     if options.model is not None and source not in PACKAGED_MODELS:
@@ -87,20 +91,41 @@ def _run(path: Path) -> Found:
     return Found(values, lines)
 
 
-def _adapter(path: Path) -> Found:
+def _adapter(path: Path, png: str | None) -> Found:
     config, tensors = from_peft(path), read_tensors(path)
+    ranks = {
+        key.removeprefix("base_model.model.").partition(".lora_")[0]: tensor.shape[0]
+        for key, tensor in tensors.items()
+        if ".lora_A" in key or ".lora_embedding_A" in key
+    }
+    if isinstance(config, AdaLoRA):
+        rank = config.initial_rank
+        said = f"AdaLoRA, {sum(ranks.values())} of {rank} × {len(ranks)} triplets"
+    else:
+        rank, said = config.rank, f"rank {config.rank}"
     base = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
     shapes = {key: tuple(tensor.shape) for key, tensor in sorted(tensors.items())}
     count = sum(tensor.numel() for tensor in tensors.values())
     values = {
-        "kind": "adapter", "base": base, "rank": config.rank, "alpha": config.alpha, "parameters": count,
+        "kind": "adapter", "base": base, "rank": rank, "alpha": config.alpha, "parameters": count, "ranks": ranks,
         "tensors": {key: list(shape) for key, shape in shapes.items()},
     }  # fmt: skip
     lines: list[Text | str] = [
-        f"adapter {path} for {base}: rank {config.rank}, alpha {config.alpha:g}, {count:,} parameters",
+        f"adapter {path} for {base}: {said}, alpha {config.alpha:g}, {count:,} parameters",
         *(f"{key}  {' × '.join(map(str, shape))}" for key, shape in shapes.items()),
     ]
+    if ranks:
+        drawn = RankMap.of(dict(sorted(ranks.items(), key=lambda item: _natural(item[0]))))
+        lines += ["ranks:", *drawn.lines()]
+        if png is not None:
+            drawn.write_png(png, said)
+            lines.append(f"heat map written to {png}")
     return Found(values, lines)
+
+
+def _natural(path: str) -> list[tuple[int, str]]:
+    """Sorts layer 10 after layer 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in path.split(".")]
 
 
 def _model(source: str) -> Found:

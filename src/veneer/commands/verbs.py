@@ -53,8 +53,18 @@ class QuantizeOptions(BlockwiseOptions):
     storage: Literal["nf4", "fp4"] = Field("nf4", description="How the linear layers are kept.")
 
 
+class ExportOptions(Options):
+    """veneer export RUN OUT"""
+
+    padded: bool = Field(
+        True, description="One rank for all modules, filled with zeros; or each its own, which PEFT alone reads."
+    )
+
+
 class InspectOptions(Options):
     """veneer inspect X"""
+
+    png: str | None = Field(None, description="For an adapter: write the heat map of its ranks to this file, too.")
 
     model: str | None = Field(None, description="For rows: the model whose tokens and template show what is learned.")
     rows: int = Field(3, ge=1, description="For rows: how many to print.")

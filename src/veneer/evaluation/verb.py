@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from veneer.commands.verbs import EvaluateOptions, GenerateOptions, MergeOptions, QuantizeOptions
+from veneer.commands.verbs import EvaluateOptions, ExportOptions, GenerateOptions, MergeOptions, QuantizeOptions
 from veneer.data.formats import Example, to_examples
 from veneer.data.read import read_rows
 from veneer.errors import ConfigError, DataError, ModelError
@@ -28,8 +28,9 @@ from veneer.frozen.weight import QuantisedLinear, int8_activations
 from veneer.training.config import CONFIG_NAME
 from veneer.training.preflight import check_writable
 from veneer.training.prepare import Prepared
-from veneer.training.run import refuse_no_run
+from veneer.training.run import ADAPTER, refuse_no_run
 from veneer.updates.attach import disabled
+from veneer.updates.export import export
 from veneer.updates.merge import merge
 
 _ASKED = "The question"  # where a prompt stands, in a message about it
@@ -116,6 +117,11 @@ def _refuse_taken(out: Path) -> None:
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise ModelError(f"{out} exists and is not an empty folder; choose a new one.")
     check_writable(out)
+
+
+def export_to(source: Path, out: Path, options: ExportOptions) -> None:
+    """Write a finished run's or an adapter folder's adapter as a plain LoRA."""
+    export(source / ADAPTER if (source / CONFIG_NAME).is_file() else source, out, padded=options.padded)
 
 
 def merge_to(source: str, out: Path, options: MergeOptions) -> Moved | None:

@@ -23,8 +23,10 @@ from veneer.files import atomic_folder, remove_leftovers
 from veneer.training.paged_adamw import MOMENTS, Field, PagedAdamW
 from veneer.training.tensor_file import Streamed, TensorFile, write_streamed
 from veneer.updates.adapter_file import active_tensors, restore, write_adapter
+from veneer.updates.attach import active_allocator
 
 FOLDER = "checkpoints"
+_ALLOCATOR = "allocator."  # begins the names of its state's tensors
 BEST = "best"
 
 
@@ -46,6 +48,9 @@ def save_checkpoint(run: Path, model: nn.Module, optimizer: torch.optim.Optimize
     with atomic_folder(run / FOLDER / f"step-{state.step:06d}") as folder:
         write_adapter(model, folder / "adapter")
         tensors: dict[str, Tensor | Streamed] = {f"random.{name}": value for name, value in _random_states().items()}
+        allocator = active_allocator(model)
+        if allocator is not None:
+            tensors |= {f"{_ALLOCATOR}{name}": value for name, value in allocator.state_dict().items()}
         for key, parameter in active_tensors(model).items():
             for name, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}:{name}"] = value
@@ -85,10 +90,15 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     try:
         fields: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         file = TensorFile(folder / "optimizer.safetensors")
+        allocator = active_allocator(model)
+        if allocator is not None:
+            # First: where the ranks are fixed, the adapter and the optimizer's states are smaller.
+            names = [entry for entry in file.names if entry.startswith(_ALLOCATOR)]
+            allocator.load_state_dict({name.removeprefix(_ALLOCATOR): file.tensor(name) for name in names}, optimizer)
         restore(model, folder / "adapter")
         parameters = active_tensors(model)
         for entry in file.names:
-            if not entry.startswith("random."):
+            if not entry.startswith(("random.", _ALLOCATOR)):
                 key, _, name = entry.rpartition(":")
                 parameter = parameters[key]
                 kept = optimizer.fields(parameter) if isinstance(optimizer, PagedAdamW) else ()

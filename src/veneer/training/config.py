@@ -12,15 +12,15 @@ from pydantic import Field, field_validator, model_validator
 from veneer.errors import ConfigError, did_you_mean
 from veneer.files import write_text
 from veneer.frozen.config import BlockwiseOptions, Storage
-from veneer.options import memory_size
-from veneer.updates.config import LoRA
+from veneer.options import Options, memory_size
+from veneer.updates.config import AdaLoRA, AllocationOptions, LoRA, UpdateOptions
 
 CONFIG_NAME = "config.yaml"
 BASE = "base"  # in the run folder, where the run changed it
 
 
-class TrainConfig(LoRA, BlockwiseOptions):
-    """A run: the model, the rows, the update (every option of LoRA), and how it is trained."""
+class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
+    """A run: the model, the rows, the update (every option of LoRA and AdaLoRA), and how it is trained."""
 
     model: str = Field(description="Model folder, .gguf file, hub id, or packaged name (smollm2-135m-instruct).")
     data: str = Field(description="Rows: .jsonl, .json, .csv, .tsv, .parquet, a datasets folder or name, bbc-topics.")
@@ -28,7 +28,9 @@ class TrainConfig(LoRA, BlockwiseOptions):
     held_out: float | str = Field(
         0.1, description="Rows kept from training to measure on: a share, a number of rows, or a file. 0: none."
     )
-    method: Literal["lora"] = Field("lora", description="Kind of update.")
+    method: Literal["lora", "adalora"] = Field(
+        "lora", description="Kind of update: one rank for all, or a budget of ranks given out by importance."
+    )
     storage: Storage = Field("fp32", description="How the frozen base is kept.")
     task: Literal["auto", "causal", "seq2seq", "classification"] = Field(
         "auto", description="What the model is trained to do; auto asks its checkpoint."
@@ -104,6 +106,22 @@ class TrainConfig(LoRA, BlockwiseOptions):
         return self
 
     @model_validator(mode="after")
+    def _options_of_one_method(self) -> TrainConfig:
+        groups: dict[str, type[Options]] = {"lora": LoRA, "adalora": AllocationOptions}
+        own = {method: group.model_fields.keys() - UpdateOptions.model_fields for method, group in groups.items()}
+        changed = self.changed()
+        for method, names in own.items():
+            given = [name for name in changed if name in names]
+            if given and method != self.method:
+                raise ValueError(
+                    f"{', '.join(given)} {'is an option' if len(given) == 1 else 'are options'} of method: {method}, "
+                    f"and the method is {self.method}, which has {', '.join(sorted(own[self.method]))}."
+                )
+        if self.method == "adalora":
+            self.refuse_rising_ranks()
+        return self
+
+    @model_validator(mode="after")
     def _micro_batch_fits(self) -> TrainConfig:
         if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
             raise ValueError(
@@ -122,8 +140,11 @@ class TrainConfig(LoRA, BlockwiseOptions):
         begun = self.loftq_iterations > 1 and own.is_dir() and (Path(self.output) / CONFIG_NAME).is_file()
         return str(own) if begun else self.model
 
-    def lora(self) -> LoRA:
-        """The update's own options."""
+    def update(self, total_steps: int) -> LoRA | AdaLoRA:
+        """The update's own options; AdaLoRA lays its schedule out over the run's steps."""
+        if self.method == "adalora":
+            names = AdaLoRA.model_fields.keys() - {"total_steps"}
+            return AdaLoRA(total_steps=total_steps, **{name: getattr(self, name) for name in names})
         return LoRA(**{name: getattr(self, name) for name in LoRA.model_fields})
 
     def changed(self) -> dict[str, Any]:

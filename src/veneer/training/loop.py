@@ -21,6 +21,7 @@ from veneer.training.loss import Loss
 from veneer.training.metrics import Metrics, peak_memory
 from veneer.training.progress import RunProgress
 from veneer.training.schedule import learning_rate
+from veneer.updates.allocator import Allocator
 
 
 class Interrupted(TrainingError):
@@ -44,6 +45,7 @@ class Run:
     metrics: Metrics
     progress: RunProgress
     stop: StopRequest
+    allocator: Allocator | None = None  # of an AdaLoRA adapter
 
 
 def train_loop(run: Run, state: State) -> None:
@@ -65,7 +67,7 @@ def train_loop(run: Run, state: State) -> None:
         memory = peak_memory()
         run.metrics.write(
             step=state.step, loss=loss, learning_rate=rate, gradient_norm=norm, tokens=state.tokens,
-            tokens_per_second=tokens / seconds, peak_memory=memory,
+            tokens_per_second=tokens / seconds, peak_memory=memory, **_allocation(run),
         )  # fmt: skip
         run.progress.stepped(state.step, loss, tokens / seconds, memory)
         last = state.step == run.total
@@ -118,18 +120,32 @@ def finished(run: Run, state: State) -> bool:
     return state.step >= run.total or 0 < run.config.patience <= state.worse
 
 
+def _allocation(run: Run) -> dict[str, float]:
+    """What a step's record says of AdaLoRA."""
+    found = run.allocator
+    if found is None or found.deviation is None:
+        return {}
+    return {"budget": found.budget, "orthogonality_deviation": float(found.deviation)}
+
+
 def evaluate(run: Run, state: State) -> None:
-    """Measure the held-out loss; the adapter with the lowest one is kept in best/."""
+    """Measure the held-out loss; the adapter with the lowest one is kept in best/.
+
+    An AdaLoRA adapter is none to keep before its ranks are fixed: it is larger than was asked for.
+    """
     loss = run.loss.mean(run.held_out, run.config.batch_size)
     if not math.isfinite(loss):
         raise TrainingError(_not_finite(run, run.held_out))
-    better = state.step > 0 and (state.best_loss is None or loss < state.best_loss)
+    counts = state.step > 0 and (run.allocator is None or run.allocator.fixed)
+    better = counts and (state.best_loss is None or loss < state.best_loss)
     if better:
         state.best_loss, state.best_step, state.worse = loss, state.step, 0
         save_best(run.folder, run.model, state.step)
-    elif state.step > 0:
+    elif counts:
         state.worse += 1
     run.metrics.write(step=state.step, held_out_loss=loss, held_out_perplexity=math.exp(min(loss, 700)))
+    if run.allocator is not None:
+        run.metrics.write(step=state.step, ranks=run.allocator.ranks(), importance=run.allocator.importance())
     run.progress.evaluated(state.step, loss, better)
 
 

@@ -29,7 +29,7 @@ class Metrics:
         self._file.flush()
         if self._board is not None:
             for name, value in record.items():
-                if name != "step":
+                if name != "step" and not isinstance(value, dict):
                     self._board.add_scalar(name, value, record["step"])
 
     def close(self) -> None:

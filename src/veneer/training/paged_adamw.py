@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -250,6 +251,20 @@ class PagedAdamW(torch.optim.Optimizer):
             for piece in pieces:
                 first = piece.start // field.block
                 piece.kept(page, field.name).copy_(whole[first : first + field.count(piece.stop - piece.start)])
+
+    @contextmanager
+    def reshaping(self, parameter: Tensor, select: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Inside, the parameter gets fewer elements: those that ``select`` takes; its moments follow when it ends."""
+        moments = {name: select(self.moment(parameter, name)) for name in MOMENTS}
+        yield
+        # Each piece begins where it began, so that the fused loop goes on to round as torch's does.
+        self._pieces[parameter] = [
+            piece._replace(stop=min(piece.stop, parameter.numel()))
+            for piece in self._pieces[parameter]
+            if piece.start < parameter.numel()
+        ]
+        for name, moment in moments.items():
+            self._set(parameter, name, moment)
 
     def state_dict(self) -> dict[str, Any]:
         """What ``torch.optim.AdamW`` gives, and takes; of moments in 8 bits their codes and scales, which it does not.

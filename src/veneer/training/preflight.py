@@ -41,14 +41,17 @@ def check_writable(folder: Path) -> None:
         raise TrainingError(f"Nothing can be written to {there}: {error.strerror}.") from None
 
 
-def check_disk(folder: Path, parameters: int, keep_checkpoints: int, paged: bool = False) -> None:
+def check_disk(
+    folder: Path, parameters: int, keep_checkpoints: int, paged: bool = False, allocating: bool = False
+) -> None:
     """Raises TrainingError when the disk cannot hold the run's files.
 
     A checkpoint holds each trained parameter and AdamW's two moments in fp32; one more is being written while the
     kept ones stand; the best and the final adapter come on top, each beside the one it replaces. ``paged``: the two
-    moments lie there as well while the run goes on.
+    moments lie there as well while the run goes on. ``allocating``: AdaLoRA's importance, two numbers for each
+    parameter, is in the checkpoints as well.
     """
-    needed = 4 * parameters * (3 * (keep_checkpoints + 1) + 4 + 2 * paged) + _SLACK
+    needed = 4 * parameters * ((3 + 2 * allocating) * (keep_checkpoints + 1) + 4 + 2 * paged) + _SLACK
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise TrainingError(

@@ -46,8 +46,10 @@ from veneer.training.preflight import check_disk, check_new_run, check_writable
 from veneer.training.prepare import Prepared, prepare
 from veneer.training.progress import RunProgress
 from veneer.updates.adapter_file import active_tensors, restore, write_adapter
-from veneer.updates.attach import adapters_of, attach
+from veneer.updates.allocator import Allocator
+from veneer.updates.attach import active_allocator, adapters_of, attach
 from veneer.updates.base_file import save_base
+from veneer.updates.config import AdaLoRA
 from veneer.updates.trainable import trainable
 
 ADAPTER = "adapter"
@@ -135,19 +137,25 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
     tokens, report = prepared.tokeniser.all(prepared.train)
     held_out, held_out_report = prepared.tokeniser.all(prepared.held_out) if prepared.held_out else ([], None)
     torch.manual_seed(config.seed)
+    batches = Batches(tokens, config.batch_size, config.seed)
+    total = config.steps or max(1, math.ceil(config.epochs * batches.per_epoch))
     started_with_adapter = bool(adapters_of(model).configs)
     if not started_with_adapter:
         begun = config.base() != config.model  # the base is changed already, and a checkpoint has A and B
-        attach(model, config.lora().model_copy(update={"init": "kaiming", "loftq_iterations": 1} if begun else {}))
+        kept = {"init": "kaiming", "loftq_iterations": 1} if begun else {}
+        attach(model, config.update(total).model_copy(update=kept))
+    allocator = active_allocator(model)
+    if allocator is not None:
+        _refuse_other_schedule(allocator, total)
     table = trainable(model)
     if not table.parameters:
         raise TrainingError("The active adapter is not trainable; load it with trainable=True to train it further.")
     _refuse_unknown_tokens(model, tokens + held_out)
 
-    batches = Batches(tokens, config.batch_size, config.seed)
-    total = config.steps or max(1, math.ceil(config.epochs * batches.per_epoch))
     folder.mkdir(parents=True, exist_ok=True)
-    check_disk(folder, table.parameters, config.keep_checkpoints, config.optimizer == "paged-adamw")
+    check_disk(
+        folder, table.parameters, config.keep_checkpoints, config.optimizer == "paged-adamw", allocator is not None
+    )  # fmt: skip
     optimizer = _optimizer(config, [p for p in active_tensors(model).values() if p.requires_grad])
     loss = Loss(model, prepared.tokeniser.pad, tokens[0], kind=prepared.tokeniser.kind)
     state = State(data=_digest(tokens + held_out))
@@ -185,7 +193,9 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
                 + (held_out_report.sentences(prepared.tokeniser.max_length) if held_out_report else [])
             ):
                 progress.note(sentence)
-            run = Run(config, folder, model, loss, batches, held_out, optimizer, total, metrics, progress, stop)
+            run = Run(
+                config, folder, model, loss, batches, held_out, optimizer, total, metrics, progress, stop, allocator
+            )  # fmt: skip
             if not finished(run, state):
                 train_loop(run, state)
         metrics.close()
@@ -203,6 +213,16 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
         folder, model, prepared.tokenizer, state.step, losses[0] if losses else None, state.best_loss, state.best_step,
         state.seconds, peak_memory(),
     )  # fmt: skip
+
+
+def _refuse_other_schedule(allocator: Allocator, total: int) -> None:
+    """Raises ConfigError for an attached AdaLoRA adapter whose ranks would be taken over other steps than the run's."""
+    if not allocator.fixed and (allocator.step or allocator.config.total_steps != total):
+        raise ConfigError(
+            f"The attached AdaLoRA adapter has taken {allocator.step} of total_steps = {allocator.config.total_steps}, "
+            f"and the run takes {total} from the start; attach it with total_steps={total}, or give "
+            f"steps={allocator.config.total_steps} to a new one."
+        )
 
 
 def _optimizer(config: TrainConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
@@ -262,7 +282,10 @@ def _options_of(model: nn.Module, tokenizer: Any, given: dict[str, Any]) -> dict
         both = sorted(set(given) & set(type(config).model_fields))
         if both:
             raise ConfigError(f"The model has an adapter attached, so its options cannot be given: {', '.join(both)}.")
-        options |= {name: getattr(config, name) for name in type(config).model_fields}
+        options |= {name: getattr(config, name) for name in type(config).model_fields if name != "total_steps"}
+        options["method"] = "adalora" if isinstance(config, AdaLoRA) else "lora"
+        if isinstance(config, AdaLoRA) and config.budget is not None:
+            del options["target_rank"]  # which follows from it
     return options
 
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from veneer.errors import AdapterFileError, ConfigError, TargetError, nearest
 from veneer.files import atomic_file, atomic_folder, write_text
 from veneer.updates.attach import activate, adapters_of, add_adapter, refuse_merged, refuse_unknown, remove, updates_of
-from veneer.updates.layers import LowRank, NewRows
-from veneer.updates.peft_config import CONFIG_NAME, from_peft, to_peft
+from veneer.updates.config import AdaLoRA
+from veneer.updates.layers import NewRows, Pair, Triplets
+from veneer.updates.peft_config import CONFIG_NAME, from_peft, kept_triplets, to_peft
 from veneer.updates.select import choose, modules_of, without_idle_names
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -64,7 +65,7 @@ def write_adapter(model: nn.Module, folder: Path, name: str | None = None, dtype
     config = record.configs[name]
     rows = [path for path, update in updates_of(model, name).items() if isinstance(update, NewRows)]
     chosen = choose(model, config) if config.targets else []
-    fields = to_peft(model, config, chosen, rows[0] if rows else None)
+    fields = to_peft(model, config, chosen, rows[0] if rows else None, _kept(model, name))
     _refuse_not_finite(tensors, f"The adapter {name!r} as {dtype or 'trained'}")
     # Keys in one order: the same adapter is the same bytes.
     tensors = dict(sorted(tensors.items()))
@@ -77,6 +78,14 @@ def write_adapter(model: nn.Module, folder: Path, name: str | None = None, dtype
         with atomic_folder(folder) as temporary:
             write_tensors(tensors, temporary / WEIGHTS_NAME)
             (temporary / CONFIG_NAME).write_text(text, encoding="utf-8")
+
+
+def _kept(model: nn.Module, name: str) -> dict[str, list[bool]]:
+    """Module name → which of its first triplets are left, of an AdaLoRA adapter whose ranks are fixed."""
+    allocator = adapters_of(model).allocators.get(name)
+    if allocator is None or not allocator.fixed:
+        return {}
+    return {path: update.kept.tolist() for path, update in allocator.triplets.items()}
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -112,6 +121,8 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
         if name in adapters_of(model).configs:
             raise
         raise AdapterFileError(f"{folder} does not fit this model: {error}") from None
+    if isinstance(config, AdaLoRA):
+        _cut_as_in(model, name, folder)
     own = adapter_tensors(model, name)
     problems = _mismatches(tensors, own, _known_base_copies(model, tensors))
     if problems:
@@ -122,6 +133,18 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
     _copy(tensors, own)
     for update in updates_of(model, name).values():
         update.requires_grad_(trainable)
+
+
+def _cut_as_in(model: nn.Module, name: str, folder: Path) -> None:
+    """Make the triplets of a new adapter those that the folder has; once some are left out, the ranks are fixed."""
+    flags, allocator = kept_triplets(folder), adapters_of(model).allocators[name]
+    kept = allocator.kept.clone()
+    for row, path in zip(kept, allocator.triplets, strict=True):
+        given = flags.get(path)
+        if given is not None and len(given) == len(row):  # any other is found when the shapes are compared
+            row.copy_(torch.tensor(given))
+    if flags:
+        allocator.fix(kept)
 
 
 def restore(model: nn.Module, folder: str | Path) -> None:
@@ -150,7 +173,10 @@ def adapter_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
     modules = modules_of(model)
     tensors: dict[str, Tensor] = {}
     for path, update in updates_of(model, name).items():
-        if isinstance(update, LowRank):
+        if isinstance(update, Triplets):
+            parts = {"A": update.Q, "B": update.P, "E": update.lam}
+            tensors |= {f"{_PREFIX}{path}.lora_{part}": tensor for part, tensor in parts.items()}
+        elif isinstance(update, Pair):
             embedding = isinstance(modules[path], nn.Embedding)
             pattern = "lora_embedding_{}" if embedding else "lora_{}.weight"
             tensors[f"{_PREFIX}{path}.{pattern.format('A')}"] = update.A

@@ -19,21 +19,28 @@ from torch import nn
 
 from veneer.errors import TargetError, did_you_mean
 from veneer.frozen.weight import QuantisedLinear
-from veneer.updates.config import LoRA
+from veneer.updates.allocator import Allocator
+from veneer.updates.budget import resolved
+from veneer.updates.config import AdaLoRA, LoRA
 from veneer.updates.layers import (
     Adapted,
     AdaptedEmbedding,
     AdaptedLinear,
     LowRank,
     NewRows,
+    Pair,
     Replaced,
+    Triplets,
     new_factors,
+    new_triplets,
+    weight_shape,
 )
 from veneer.updates.loftq import Start, loftq_starts
 from veneer.updates.select import (
     Chosen,
     choose,
     classification_head,
+    count_parameters,
     matching_suffix,
     modules_of,
     no_such_modules,
@@ -47,8 +54,10 @@ _RECORD = "_veneer_adapters"
 class Adapters:
     """What is attached to a model; kept on the model itself, so that a copy of the model has its own."""
 
-    configs: dict[str, LoRA] = field(default_factory=dict)
+    configs: dict[str, LoRA | AdaLoRA] = field(default_factory=dict)
     active: tuple[str, ...] = ()
+    # Of the AdaLoRA adapters: what gives their ranks to the matrices while they are trained.
+    allocators: dict[str, Allocator] = field(default_factory=dict)
     # The base parameters that required a gradient before the first attach, to give back after the last remove.
     was_trainable: set[str] = field(default_factory=set)
     # While merged: the wrappers that the merged modules stand in for, by name, and whether the config said "tied".
@@ -64,20 +73,25 @@ def adapters_of(model: nn.Module) -> Adapters:
     return record if isinstance(record, Adapters) else Adapters()
 
 
-def attach(model: nn.Module, config: LoRA, name: str = "default") -> None:
+def attach(model: nn.Module, config: LoRA | AdaLoRA, name: str = "default") -> None:
     """Freeze every weight of ``model`` and put the updates that ``config`` describes on the modules it chooses.
 
     The new adapter is the active one. The model's output does not change until the updates are trained, unless they
     start from what quantising lost (``init="loftq"``): then it is nearer to the unquantised model's. A
     sequence-classification model's head is trained whole, unless ``config`` targets it: frozen, it would stay random.
 
+    An `AdaLoRA` adapter then finds its ranks by itself, in the steps of whichever torch optimizer holds its parameters.
+
     Raises TargetError, with the model unchanged, when a name matches nothing, a module cannot be adapted, or an
-    adapter of this name is there already; ModelError when loftq needs weights that are not at hand.
+    adapter of this name is there already; ModelError when loftq needs weights that are not at hand; ConfigError for an
+    AdaLoRA without total_steps or with an impossible budget.
     """
     add_adapter(model, _with_head(model, config), name)
+    if isinstance(config, AdaLoRA):
+        allocator(model, name).prepare()
 
 
-def add_adapter(model: nn.Module, config: LoRA, name: str) -> None:
+def add_adapter(model: nn.Module, config: LoRA | AdaLoRA, name: str) -> None:
     """`attach` of exactly what ``config`` names."""
     record = adapters_of(model)
     refuse_merged(record, "attach another adapter")
@@ -93,14 +107,17 @@ def add_adapter(model: nn.Module, config: LoRA, name: str) -> None:
     chosen = choose(model, config) if config.targets else []
     whole = _trained_whole(model, config)
     embedding = _new_token_modules(model, config, {c.name for c in chosen} | set(whole))
+    if isinstance(config, AdaLoRA):
+        config = resolved(config, [weight_shape(c.module) for c in chosen], count_parameters(modules_of(model)))
 
     _refuse_conflicts(model, {c.name for c in chosen} | set(embedding), set(whole))
-    if config.loftq_iterations > 1 and record.configs:
+    iterations = config.loftq_iterations if isinstance(config, LoRA) and config.init == "loftq" else 0
+    if iterations > 1 and record.configs:
         raise TargetError(
-            f"loftq_iterations = {config.loftq_iterations} changes the base under {', '.join(record.configs)}; remove "
+            f"loftq_iterations = {iterations} changes the base under {', '.join(record.configs)}; remove "
             f"what is attached first, or use loftq_iterations = 1."
         )
-    starts = loftq_starts(model, chosen, config.loftq_iterations) if config.init == "loftq" else {}
+    starts = loftq_starts(model, chosen, iterations) if iterations else {}
 
     if not record.configs:
         record = Adapters()
@@ -108,9 +125,12 @@ def add_adapter(model: nn.Module, config: LoRA, name: str) -> None:
         model.__dict__[_RECORD] = record
         model.requires_grad_(False)
         save_adapter_only(model)
-        record.changed_base = config.loftq_iterations if config.loftq_iterations > 1 else 0
+        record.changed_base = iterations if iterations > 1 else 0
     for module_chosen in chosen:
         _add(model, module_chosen.name, name, _low_rank(module_chosen, config, starts.get(module_chosen.name)))
+    if isinstance(config, AdaLoRA):
+        triplets = {path: u for path, u in updates_of(model, name).items() if isinstance(u, Triplets)}
+        record.allocators[name] = Allocator(config, triplets)
     for path, module in whole.items():
         _add(model, path, name, copy.deepcopy(module).requires_grad_(True))
     if embedding:
@@ -135,6 +155,26 @@ def activate(model: nn.Module, *names: str) -> None:
     record.active = tuple(dict.fromkeys(names))
     for module in _adapted(model).values():
         module.active = record.active
+
+
+def allocator(model: nn.Module, name: str | None = None) -> Allocator:
+    """What gives their ranks to the matrices of an AdaLoRA adapter: its budget, ranks, importance, and its state.
+
+    ``name``: which adapter; by default the one that is active. Raises TargetError when it is no AdaLoRA adapter.
+    """
+    record = adapters_of(model)
+    if name is None and len(record.active) == 1:
+        name = record.active[0]
+    if name not in record.allocators:
+        have = f"; of the attached ones these are: {', '.join(record.allocators)}" if record.allocators else ""
+        raise TargetError(f"{'No one adapter is active' if name is None else f'{name!r} is no AdaLoRA adapter'}{have}.")
+    return record.allocators[name]
+
+
+def active_allocator(model: nn.Module) -> Allocator | None:
+    """The allocator of the one adapter that is active, or None when that is no AdaLoRA adapter."""
+    record = adapters_of(model)
+    return record.allocators.get(record.active[0]) if len(record.active) == 1 else None
 
 
 @contextmanager
@@ -167,6 +207,7 @@ def remove(model: nn.Module, name: str = "default") -> None:
         if not module.updates:
             put(model, path, module.base)
     del record.configs[name]
+    record.allocators.pop(name, None)
     record.active = tuple(other for other in record.active if other != name)
     if record.configs:
         activate(model, *record.active)
@@ -273,25 +314,30 @@ def _wrap(base: nn.Module, update: nn.Module) -> Adapted:
     return AdaptedEmbedding(base) if isinstance(base, nn.Embedding) else AdaptedLinear(base)
 
 
-def _low_rank(chosen: Chosen, config: LoRA, start: Start | None) -> LowRank:
+def _low_rank(chosen: Chosen, config: LoRA | AdaLoRA, start: Start | None) -> LowRank:
+    if isinstance(config, AdaLoRA):
+        assert config.initial_rank is not None
+        alpha = config.alpha if config.alpha is not None else 2.0 * config.initial_rank
+        made = new_triplets(chosen.module, config.initial_rank)
+        return Triplets(*made, alpha / config.initial_rank, config.dropout)
     if start is not None and start.quantised is not None and isinstance(chosen.module, QuantisedLinear):
         chosen.module.replace(start.quantised)
     A, B = (start.A, start.B) if start is not None else new_factors(chosen.module, chosen.rank, config.init)
-    return LowRank(A, B, chosen.scale, config.dropout)
+    return Pair(A, B, chosen.scale, config.dropout)
 
 
-def _with_head(model: nn.Module, config: LoRA) -> LoRA:
+def _with_head(model: nn.Module, config: LoRA | AdaLoRA) -> LoRA | AdaLoRA:
     head = classification_head(model)
     if head is None or head in config.train_also or _targets_name(config, head):
         return config
     return config.model_copy(update={"train_also": [*config.train_also, head]})
 
 
-def _targets_name(config: LoRA, head: str) -> bool:
+def _targets_name(config: LoRA | AdaLoRA, head: str) -> bool:
     return isinstance(config.targets, list) and any(t == head or t.startswith(f"{head}.") for t in config.targets)
 
 
-def _trained_whole(model: nn.Module, config: LoRA) -> dict[str, nn.Module]:
+def _trained_whole(model: nn.Module, config: LoRA | AdaLoRA) -> dict[str, nn.Module]:
     modules = modules_of(model)
     missing = [target for target in config.train_also if not matching_suffix(target, modules)]
     if missing:
@@ -311,7 +357,7 @@ def _trained_whole(model: nn.Module, config: LoRA) -> dict[str, nn.Module]:
     return found
 
 
-def _new_token_modules(model: nn.Module, config: LoRA, taken: set[str]) -> dict[str, nn.Embedding]:
+def _new_token_modules(model: nn.Module, config: LoRA | AdaLoRA, taken: set[str]) -> dict[str, nn.Embedding]:
     """The embedding, and the head that is tied to it, by name; empty when no new tokens are asked for."""
     if not config.new_tokens:
         return {}

@@ -1,27 +1,25 @@
-"""What LoRA is asked to do. No torch here, so that the command line can show its help without loading it."""
+"""What LoRA and AdaLoRA are asked to do. No torch here, so that the command line shows its help without loading it."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+import re
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from veneer.options import Options
 
 
-class LoRA(Options):
-    """Low-rank adaptation (Hu et al., 2021, arXiv:2106.09685): h = W0 x + s · B A x with A (rank, in), B (out, rank).
+class UpdateOptions(Options):
+    """What every update has in common: where it goes, and what is trained beside it."""
 
-    The scale s is alpha / rank, or alpha / √rank with ``rslora`` (Kalajdzievski, 2023, arXiv:2312.03732).
-    """
-
-    rank: int = Field(8, ge=1, description="Rank of the update; r(in + out) parameters for each adapted matrix.")
     alpha: float | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
-        description="Scale of the update: alpha / rank multiplies it. Default: twice the rank.",
+        description="Scale of the update: alpha / rank multiplies it. Default: twice the rank (AdaLoRA: the initial "
+        "rank).",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of the update's inputs that are dropped while training.")
     targets: str | list[str] = Field(
@@ -33,21 +31,6 @@ class LoRA(Options):
         [], description="Modules not to adapt, among those that targets choose; names by ending or one regex."
     )
     layers: list[int] = Field([], description="Adapt only these layers (block numbers from 0). Default: all.")
-    rank_pattern: dict[str, int] = Field(
-        {}, description="Other ranks for some modules: a name's ending, or a regex for it → rank."
-    )
-    alpha_pattern: dict[str, float] = Field(
-        {}, description="Other alphas for some modules: a name's ending, or a regex for it → alpha."
-    )
-    rslora: bool = Field(False, description="Scale by alpha / √rank instead of alpha / rank.")
-    init: Literal["kaiming", "gaussian", "loftq"] = Field(
-        "kaiming",
-        description="How A starts, B being zero: Kaiming-uniform, as most libraries do, or the paper's Gaussian. Or "
-        "loftq: A and B start from what quantising the base lost.",
-    )
-    loftq_iterations: int = Field(
-        1, ge=1, description="Iterations of init loftq; from the second on the base's codes change, and are saved, too."
-    )
     train_also: list[str] = Field(
         [], description="Modules trained whole beside the update, by their name's ending (a new head, say)."
     )
@@ -64,6 +47,30 @@ class LoRA(Options):
             if all(name.replace("_", "").replace(".", "").isalnum() for name in names):
                 return names
         return value
+
+
+class LoRA(UpdateOptions):
+    """Low-rank adaptation (Hu et al., 2021, arXiv:2106.09685): h = W0 x + s · B A x with A (rank, in), B (out, rank).
+
+    The scale s is alpha / rank, or alpha / √rank with ``rslora`` (Kalajdzievski, 2023, arXiv:2312.03732).
+    """
+
+    rank: int = Field(8, ge=1, description="Rank of the update; r(in + out) parameters for each adapted matrix.")
+    rank_pattern: dict[str, int] = Field(
+        {}, description="Other ranks for some modules: a name's ending, or a regex for it → rank."
+    )
+    alpha_pattern: dict[str, float] = Field(
+        {}, description="Other alphas for some modules: a name's ending, or a regex for it → alpha."
+    )
+    rslora: bool = Field(False, description="Scale by alpha / √rank instead of alpha / rank.")
+    init: Literal["kaiming", "gaussian", "loftq"] = Field(
+        "kaiming",
+        description="How A starts, B being zero: Kaiming-uniform, as most libraries do, or the paper's Gaussian. Or "
+        "loftq: A and B start from what quantising the base lost.",
+    )
+    loftq_iterations: int = Field(
+        1, ge=1, description="Iterations of init loftq; from the second on the base's codes change, and are saved, too."
+    )
 
     @field_validator("rank_pattern")
     @classmethod
@@ -98,3 +105,115 @@ class LoRA(Options):
     def scale(self, rank: int, alpha: float) -> float:
         """s of the update for one module of the given rank and alpha."""
         return alpha / rank**0.5 if self.rslora else alpha / rank
+
+
+class AllocationOptions(Options):
+    """How AdaLoRA spends a budget of ranks over all matrices."""
+
+    initial_rank: int | None = Field(
+        None, ge=1, description="AdaLoRA: rank of every matrix at the start. Default: 1.5 times the target."
+    )
+    target_rank: float = Field(
+        8, gt=0, allow_inf_nan=False, description="AdaLoRA: mean rank of the matrices at the end."
+    )
+    budget: str | None = Field(
+        None,
+        description="AdaLoRA: the end in other words than target_rank: parameters of the update (0.3M), or their share "
+        "of the model's (0.1%).",
+    )
+    tinit: float = Field(
+        0.1, ge=0, description="AdaLoRA: steps before ranks are taken: a share of all below 1, else a number."
+    )
+    tfinal: float = Field(
+        0.5, ge=0, description="AdaLoRA: steps after the ranks are fixed: a share of all below 1, else a number."
+    )
+    delta_t: int = Field(1, ge=1, description="AdaLoRA: steps between two allocations of the budget.")
+    beta1: float = Field(0.85, gt=0, lt=1, description="AdaLoRA: smoothing of the sensitivity.")
+    beta2: float = Field(0.85, gt=0, lt=1, description="AdaLoRA: smoothing of the uncertainty.")
+    orthogonality: float = Field(
+        0.1, ge=0, allow_inf_nan=False, description="AdaLoRA: weight of the pull of P and Q towards orthogonality."
+    )
+    orthogonality_form: Literal["squared", "mean-norm"] = Field(
+        "squared",
+        description="AdaLoRA: the sum of squared norms, as in the paper, or the mean of norms, as in peft.",
+    )
+    sensitivity: Literal["before", "after"] = Field(
+        "before",
+        description="AdaLoRA: the gradient is multiplied by the weights of before the optimizer's step, as in the "
+        "paper, or of after it, as in peft.",
+    )
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _budget_is_an_amount(cls, value: Any) -> str | None:
+        if value is not None:
+            amount(str(value))
+        return None if value is None else str(value)
+
+    @model_validator(mode="after")
+    def _one_target(self) -> AllocationOptions:
+        if self.budget is not None and self.target_rank != AllocationOptions.model_fields["target_rank"].default:
+            raise ValueError("target_rank and budget say the same thing in two ways; give one of them.")
+        return self
+
+    def refuse_rising_ranks(self) -> None:
+        """Raises ValueError when the initial rank is below the target, where both are given as ranks."""
+        if self.initial_rank is not None and self.budget is None and self.initial_rank < self.target_rank:
+            raise ValueError(
+                f"initial_rank = {self.initial_rank} is less than target_rank = {self.target_rank:g}; ranks are only "
+                f"taken away."
+            )
+
+
+class AdaLoRA(AllocationOptions, UpdateOptions):
+    """Adaptive budget allocation (Zhang et al., 2023, arXiv:2303.10512): ΔW = s · P diag(λ) Q.
+
+    P (out, rank), λ (rank, 1), Q (rank, in); triplets are taken away where they matter least. s is alpha / initial rank
+    from the first step to the last.
+    """
+
+    total_steps: int | None = Field(
+        None, ge=1, description="Optimizer steps of the whole training, which the schedule is laid out over."
+    )
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> AdaLoRA:
+        self.refuse_rising_ranks()
+        if not self.targets:
+            raise ValueError("AdaLoRA has no targets, so there are no ranks to allocate.")
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_has_room(self) -> AdaLoRA:
+        if self.total_steps is not None:
+            first, last = self.phases()
+            if first >= last:
+                raise ValueError(
+                    f"tinit = {self.tinit:g} and tfinal = {self.tfinal:g} leave none of the {self.total_steps} steps "
+                    f"in which ranks could be taken; lower one of them."
+                )
+        return self
+
+    def phases(self) -> tuple[int, int]:
+        """The last step of the initial phase, and the one at which the ranks are fixed (from 1). Needs total_steps."""
+        assert self.total_steps is not None
+        first, final = (
+            round(value * self.total_steps) if value < 1 else round(value) for value in (self.tinit, self.tfinal)
+        )
+        return first, self.total_steps - final
+
+
+def amount(text: str) -> tuple[float, bool]:
+    """A number and whether it is a share: "0.3M" → (300000, False), "0.1%" or "0.001" → (0.001, True).
+
+    Raises ValueError for anything else.
+    """
+    units = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "%": 0.01}
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kKmMbB%]?)\s*", text)
+    number = float(found[1]) * units[found[2].upper()] if found else 0.0
+    share = found is not None and (found[2] == "%" or (not found[2] and number < 1))
+    if not number or (share and number >= 1):
+        raise ValueError(
+            f"budget = {text!r} is neither a number of parameters (300000, 0.3M) nor a share of the model's (0.1%)."
+        )
+    return number, share

@@ -17,31 +17,77 @@ from veneer.updates.product import Factors, adapted_product
 
 
 class LowRank(nn.Module):
-    """ΔW = s · B A with A (rank, in) and B (out, rank): one named LoRA update of one module.
+    """ΔW = s · B A with A (rank, in) and B (out, rank), however a method makes the two: one named update of one module.
 
-    The factors are kept in fp32 over a half-precision base: steps of 1e-4 vanish in bf16.
+    Its parameters are kept in fp32 over a half-precision base: steps of 1e-4 vanish in bf16.
     """
 
-    def __init__(self, A: Tensor, B: Tensor, scale: float, dropout: float = 0.0) -> None:
+    def __init__(self, scale: float, dropout: float = 0.0) -> None:
         super().__init__()
-        self.A = nn.Parameter(A)
-        self.B = nn.Parameter(B)
         self.scale = scale
         self.dropout = dropout
 
     @property
     def rank(self) -> int:
-        return self.A.shape[0]
+        raise NotImplementedError
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """A (rank, in) and B (out, rank), differentiable in the parameters."""
+        raise NotImplementedError
 
     def factors(self) -> Factors:
-        return Factors(self.A, self.B, self.scale, self.dropout if self.training else 0.0)
+        return Factors(*self.matrices(), self.scale, self.dropout if self.training else 0.0)
 
     def delta(self, dtype: torch.dtype) -> Tensor:
         """ΔW (out, in), formed in the given type; for merging only."""
-        return (self.B.detach().to(dtype) @ self.A.detach().to(dtype)).mul_(self.scale)
+        A, B = (matrix.detach().to(dtype) for matrix in self.matrices())
+        return (B @ A).mul_(self.scale)
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, scale={self.scale:g}, dropout={self.dropout:g}"
+
+
+class Pair(LowRank):
+    """LoRA's update: A and B are the parameters themselves."""
+
+    def __init__(self, A: Tensor, B: Tensor, scale: float, dropout: float = 0.0) -> None:
+        super().__init__(scale, dropout)
+        self.A = nn.Parameter(A)
+        self.B = nn.Parameter(B)
+
+    @property
+    def rank(self) -> int:
+        return self.A.shape[0]
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        return self.A, self.B
+
+
+class Triplets(LowRank):
+    """AdaLoRA's update, P diag(λ) Q (arXiv:2303.10512, equation 3): A is λ ∘ Q, B is P.
+
+    P (out, rank), λ (rank, 1) as ``lam``, Q (rank, in). ``kept`` (initial rank,) says which of the triplets that it
+    began with these are; the scale is that of the beginning.
+    """
+
+    kept: Tensor
+
+    def __init__(self, P: Tensor, lam: Tensor, Q: Tensor, scale: float, dropout: float = 0.0) -> None:
+        super().__init__(scale, dropout)
+        self.P = nn.Parameter(P)
+        self.lam = nn.Parameter(lam)
+        self.Q = nn.Parameter(Q)
+        self.register_buffer("kept", torch.ones(len(lam), dtype=torch.bool), persistent=False)
+
+    @property
+    def rank(self) -> int:
+        return self.lam.shape[0]
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        return self.lam * self.Q, self.P
+
+    def factors(self) -> Factors:
+        return Factors(self.Q, self.P, self.scale, self.dropout if self.training else 0.0, self.lam)
 
 
 class NewRows(nn.Module):
@@ -110,7 +156,7 @@ class AdaptedLinear(Adapted):
 
     def forward(self, x: Tensor) -> Tensor:
         updates = self.in_force()
-        low_rank = [update.factors() for update in updates if isinstance(update, LowRank)]
+        low_rank = [update.factors() for update in updates if isinstance(update, LowRank) and update.rank]
         if low_rank:
             y = adapted_product(x, frozen_weight(self.base), self.bias, low_rank)
         else:
@@ -132,7 +178,7 @@ class AdaptedEmbedding(Adapted):
             if isinstance(update, NewRows):
                 h = update.embed(tokens, h, factor)
             elif isinstance(update, LowRank):
-                A, B, scale, dropout = update.factors()
+                A, B, scale, dropout, _ = update.factors()
                 low = F.dropout(F.embedding(tokens, A.t()), dropout)
                 h = h + ((low @ B.t()) * (scale * factor)).to(h.dtype)
         return h
@@ -188,6 +234,17 @@ def new_factors(base: nn.Module, rank: int, init: str) -> tuple[Tensor, Tensor]:
     else:  # also where loftq finds nothing that was lost
         nn.init.kaiming_uniform_(A, a=math.sqrt(5))
     return A, B
+
+
+def new_triplets(base: nn.Module, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """P (out, rank), λ (rank, 1) and Q (rank, in) of a linear layer: λ zero, P and Q normal of deviation 0.02."""
+    like = cast(Tensor, base.weight)
+    out_features, in_features = weight_shape(base)
+    shapes = (out_features, rank), (rank, 1), (rank, in_features)
+    P, lam, Q = (torch.zeros(shape, dtype=training_dtype(like), device=like.device) for shape in shapes)
+    nn.init.normal_(Q, std=0.02)
+    nn.init.normal_(P, std=0.02)
+    return P, lam, Q
 
 
 def weight_shape(base: nn.Module) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""PEFT's ``adapter_config.json``: a LoRA config into it and out of it."""
+"""PEFT's ``adapter_config.json``: a LoRA or AdaLoRA config into it and out of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from veneer.errors import AdapterFileError, ConfigError, nearest
-from veneer.updates.config import LoRA
+from veneer.updates.config import AdaLoRA, LoRA
 from veneer.updates.select import Chosen, matching_suffix, modules_of
 
 CONFIG_NAME = "adapter_config.json"
@@ -32,22 +32,17 @@ _TASKS = (
 )
 
 
-def to_peft(model: nn.Module, config: LoRA, chosen: list[Chosen], embedding: str | None) -> dict[str, Any]:
-    """The fields PEFT reads. ``embedding`` names the module that ``new_tokens`` belong to."""
-    alpha = config.alpha if config.alpha is not None else 2.0 * config.rank
-    return {
-        "peft_type": "LORA",
+def to_peft(
+    model: nn.Module, config: LoRA | AdaLoRA, chosen: list[Chosen], embedding: str | None, kept: dict[str, list[bool]]
+) -> dict[str, Any]:
+    """The fields PEFT reads. ``embedding`` names the module that ``new_tokens`` belong to; ``kept`` says of each module
+    of an AdaLoRA adapter which of its first triplets are left, once that is decided."""
+    own = _adalora_fields(config, kept) if isinstance(config, AdaLoRA) else _lora_fields(config)
+    return own | {
         "task_type": next((task for ending, task in _TASKS if type(model).__name__.endswith(ending)), None),
         "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
-        "r": config.rank,
-        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
         "lora_dropout": config.dropout,
         "target_modules": _shortest_targets(model, [module.name for module in chosen]),
-        "rank_pattern": config.rank_pattern,
-        "alpha_pattern": config.alpha_pattern,
-        "use_rslora": config.rslora,
-        # Of loftq, too: the base is unchanged, and peft, told so, would look for the quantising itself.
-        "init_lora_weights": config.init if config.init == "gaussian" else True,
         # Whole names: PEFT compares plain endings, and "norm" would reach every input_layernorm.
         "modules_to_save": _whole_names(model, config.train_also) or None,
         "trainable_token_indices": {embedding: config.new_tokens} if embedding else None,
@@ -55,6 +50,43 @@ def to_peft(model: nn.Module, config: LoRA, chosen: list[Chosen], embedding: str
         "bias": "none",
         "inference_mode": True,
     }
+
+
+def _lora_fields(config: LoRA) -> dict[str, Any]:
+    return {
+        "peft_type": "LORA",
+        "r": config.rank,
+        "lora_alpha": _number(config.alpha if config.alpha is not None else 2.0 * config.rank),
+        "rank_pattern": config.rank_pattern,
+        "alpha_pattern": config.alpha_pattern,
+        "use_rslora": config.rslora,
+        # Of loftq, too: the base is unchanged, and peft, told so, would look for the quantising itself.
+        "init_lora_weights": config.init if config.init == "gaussian" else True,
+    }
+
+
+def _adalora_fields(config: AdaLoRA, kept: dict[str, list[bool]]) -> dict[str, Any]:
+    assert config.initial_rank is not None
+    assert config.total_steps is not None
+    first, last = config.phases()
+    return {
+        "peft_type": "ADALORA",
+        "init_r": config.initial_rank,
+        "target_r": _number(config.target_rank),
+        "lora_alpha": _number(config.alpha if config.alpha is not None else 2.0 * config.initial_rank),
+        "total_step": config.total_steps,
+        "tinit": first,
+        "tfinal": config.total_steps - last,
+        "deltaT": config.delta_t,
+        "beta1": config.beta1,
+        "beta2": config.beta2,
+        "orth_reg_weight": config.orthogonality,
+        "rank_pattern": {f"{path}.lora_E": flags for path, flags in kept.items()} or None,
+    }
+
+
+def _number(value: float) -> float:
+    return int(value) if float(value).is_integer() else value
 
 
 def _whole_names(model: nn.Module, endings: list[str]) -> list[str]:
@@ -70,22 +102,16 @@ def _shortest_targets(model: nn.Module, names: list[str]) -> list[str]:
     return endings if reached == set(names) else names
 
 
-def from_peft(folder: Path) -> LoRA:
-    """The LoRA config of a PEFT folder.
+def from_peft(folder: Path) -> LoRA | AdaLoRA:
+    """The LoRA or AdaLoRA config of a PEFT folder.
 
     Raises AdapterFileError when the file is missing or damaged, or asks for what Veneer does not do.
     """
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        raise AdapterFileError(_no_config(folder))
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise AdapterFileError(f"{path} cannot be read as JSON: {error}.") from None
-    if not isinstance(fields, dict):
-        raise AdapterFileError(f"{path} does not hold a JSON object.")
-    if fields.get("peft_type") != "LORA":
-        raise AdapterFileError(f"{path} describes a {fields.get('peft_type')} adapter; only LORA can be loaded.")
+    path, fields = folder / CONFIG_NAME, read_fields(folder)
+    if fields.get("peft_type") not in ("LORA", "ADALORA"):
+        raise AdapterFileError(
+            f"{path} describes a {fields.get('peft_type')} adapter; only LORA and ADALORA can be loaded."
+        )
     for name in _UNSUPPORTED:
         if fields.get(name) not in (None, False, "none", [], {}):
             raise AdapterFileError(f"{path} sets {name} = {fields[name]!r}, which Veneer does not support.")
@@ -96,22 +122,71 @@ def from_peft(folder: Path) -> LoRA:
             f"plain LoRA with PEFT first (path_initial_model_for_weight_conversion)."
         )
     try:
-        return LoRA(
-            rank=fields.get("r", 8),
-            alpha=fields.get("lora_alpha", 8),
-            dropout=fields.get("lora_dropout", 0.0),
-            targets=fields.get("target_modules") or [],
-            exclude=fields.get("exclude_modules") or [],
-            layers=_as_list(fields.get("layers_to_transform")),
-            rank_pattern=fields.get("rank_pattern") or {},
-            alpha_pattern=fields.get("alpha_pattern") or {},
-            rslora=fields.get("use_rslora", False),
-            init="gaussian" if init == "gaussian" else "kaiming",
-            train_also=fields.get("modules_to_save") or [],
-            new_tokens=_token_ids(path, fields.get("trainable_token_indices")),
-        )
+        return _adalora(path, fields) if fields["peft_type"] == "ADALORA" else _lora(path, fields)
     except (ConfigError, TypeError) as error:
         raise AdapterFileError(f"{path}: {error}") from None
+
+
+def _lora(path: Path, fields: dict[str, Any]) -> LoRA:
+    return LoRA(
+        rank=fields.get("r", 8),
+        alpha=fields.get("lora_alpha", 8),
+        rank_pattern=fields.get("rank_pattern") or {},
+        alpha_pattern=fields.get("alpha_pattern") or {},
+        rslora=fields.get("use_rslora", False),
+        init="gaussian" if fields.get("init_lora_weights", True) == "gaussian" else "kaiming",
+        **_shared(path, fields),
+    )
+
+
+def _adalora(path: Path, fields: dict[str, Any]) -> AdaLoRA:
+    initial, first, final = fields.get("init_r", 12), fields.get("tinit", 0), fields.get("tfinal", 0)
+    return AdaLoRA(
+        initial_rank=initial,
+        target_rank=min(initial, fields.get("target_r", 8)),
+        alpha=fields.get("lora_alpha") or initial,  # PEFT's scale is 1 when alpha is 0
+        # Old versions of PEFT wrote no steps; an adapter that is only used needs none.
+        total_steps=fields.get("total_step") or first + final + 1,
+        tinit=first,
+        tfinal=final,
+        delta_t=fields.get("deltaT", 1),
+        beta1=fields.get("beta1", 0.85),
+        beta2=fields.get("beta2", 0.85),
+        orthogonality=fields.get("orth_reg_weight", 0.5),
+        **_shared(path, fields),
+    )
+
+
+def _shared(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "dropout": fields.get("lora_dropout", 0.0),
+        "targets": fields.get("target_modules") or [],
+        "exclude": fields.get("exclude_modules") or [],
+        "layers": _as_list(fields.get("layers_to_transform")),
+        "train_also": fields.get("modules_to_save") or [],
+        "new_tokens": _token_ids(path, fields.get("trainable_token_indices")),
+    }
+
+
+def kept_triplets(folder: Path) -> dict[str, list[bool]]:
+    """Module name → which of its first triplets an AdaLoRA folder's tensors are; empty when they are all there."""
+    pattern = read_fields(folder).get("rank_pattern") or {}
+    # PEFT writes the adapter's name after lora_E, or leaves it out, by its version.
+    return {key.partition(".lora_E")[0]: flags for key, flags in pattern.items()}
+
+
+def read_fields(folder: Path) -> dict[str, Any]:
+    """The fields of a PEFT folder's config as they stand there. Raises AdapterFileError."""
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise AdapterFileError(_no_config(folder))
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise AdapterFileError(f"{path} cannot be read as JSON: {error}.") from None
+    if not isinstance(fields, dict):
+        raise AdapterFileError(f"{path} does not hold a JSON object.")
+    return fields
 
 
 def _as_list(value: int | list[int] | None) -> list[int]:

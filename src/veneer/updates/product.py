@@ -1,5 +1,7 @@
 """The adapted product, written by hand: y = W0 x + b + Σ s · (x Aᵀ) Bᵀ  (arXiv:2106.09685, equation 3).
 
+With singular values (AdaLoRA), A ← λ ∘ A: (x Aᵀ) ∘ λᵀ stands for x Aᵀ, and no product λ ∘ A is kept.
+
 What autograd would do for the same formula, and this does not: form B A, keep s · (x Aᵀ) Bᵀ beside the output, keep
 a dropped copy of x. Forward adds the update into the frozen product's own output; backward adds into the frozen
 product's own input gradient. Saved for backward: x, which the layers that share it share, and x Aᵀ (n, rank).
@@ -24,10 +26,12 @@ class Factors(NamedTuple):
     B: Tensor  # (out, rank)
     scale: float
     dropout: float = 0.0  # probability; 0 when not training
+    lam: Tensor | None = None  # (rank, 1): each row of A times its own number
 
 
 def adapted_product(x: Tensor, frozen: FrozenWeight, bias: Tensor | None, updates: list[Factors]) -> Tensor:
-    """x (…, in) → x W0ᵀ + b + Σ s · (dropout(x) Aᵀ) Bᵀ, (…, out), in x's type; differentiable in x, every A and B.
+    """x (…, in) → x W0ᵀ + b + Σ s · (dropout(x) Aᵀ) Bᵀ, (…, out), in x's type; differentiable in x and in every A, B
+    and λ.
 
     Neither W0 nor b gets a gradient. Dropout draws one seed from torch's CPU generator for each update, so a run
     whose random state is restored drops the same elements, and checkpointed layers drop them again in the same way.
@@ -39,7 +43,7 @@ def adapted_product(x: Tensor, frozen: FrozenWeight, bias: Tensor | None, update
             return adapted_product(x.to(torch.get_autocast_dtype(device)), frozen, bias, updates)
     seeds = [int(torch.randint(2**62, ())) if update.dropout else 0 for update in updates]
     recipe = [(update.scale, update.dropout, seed) for update, seed in zip(updates, seeds, strict=True)]
-    flat = [factor for update in updates for factor in (update.A, update.B)]
+    flat = [factor for update in updates for factor in (update.A, update.B, update.lam)]
     y: Tensor = _AdaptedProduct.apply(  # type: ignore[no-untyped-call]
         x.reshape(-1, x.shape[-1]), frozen, bias, recipe, *flat
     )
@@ -57,8 +61,13 @@ def _mask(like: Tensor, probability: float, seed: int) -> Tensor:
     return keep.div_(1 - probability)
 
 
+def _times(low: Tensor, lam: Tensor | None) -> Tensor:
+    """x Aᵀ (n, r) with each column times its singular value, where there are any."""
+    return low if lam is None else low * lam.to(low.dtype).t()
+
+
 class _AdaptedProduct(torch.autograd.Function):
-    """x (n, in), A (r, in), B (out, r) → y (n, out)."""
+    """x (n, in), A (r, in), B (out, r), λ (r, 1) or None → y (n, out)."""
 
     @staticmethod
     def forward(
@@ -67,14 +76,16 @@ class _AdaptedProduct(torch.autograd.Function):
         frozen: FrozenWeight,
         bias: Tensor | None,
         recipe: list[tuple[float, float, int]],
-        *flat: Tensor,
+        *flat: Tensor | None,
     ) -> Tensor:
         y = frozen.product(x, bias)
         lows = []
-        for (scale, dropout, seed), A, B in zip(recipe, flat[::2], flat[1::2], strict=True):
+        for (scale, dropout, seed), A, B, lam in zip(recipe, flat[::3], flat[1::3], flat[2::3], strict=True):
+            assert A is not None
+            assert B is not None
             inputs = _dropped(x, dropout, seed) if dropout else x
             low = linear(inputs, A.to(x.dtype))
-            y.addmm_(low, B.to(x.dtype).t(), alpha=scale)
+            y.addmm_(_times(low, lam), B.to(x.dtype).t(), alpha=scale)
             lows.append(low)
         ctx.frozen, ctx.recipe = frozen, recipe
         ctx.save_for_backward(x, *lows, *flat)
@@ -90,11 +101,15 @@ class _AdaptedProduct(torch.autograd.Function):
         grads: list[Tensor | None] = []
         wanted = ctx.needs_input_grad[4:]
         for i, ((scale, dropout, seed), low) in enumerate(zip(ctx.recipe, lows, strict=True)):
-            A, B = flat[2 * i : 2 * i + 2]
+            A, B, lam = flat[3 * i : 3 * i + 3]
             grad_low = linear(grad, B.to(grad.dtype).t()).mul_(scale)
+            grad_lam = (low * grad_low).sum(0).unsqueeze(1).to(lam.dtype) if wanted[3 * i + 2] else None
+            grad_low = _times(grad_low, lam)
             inputs = _dropped(x, dropout, seed) if dropout else x
-            grads.append(linear(grad_low.t(), inputs.t()).to(A.dtype) if wanted[2 * i] else None)
-            grads.append(linear(low.t(), grad.t()).mul_(scale).t().to(B.dtype) if wanted[2 * i + 1] else None)
+            grads.append(linear(grad_low.t(), inputs.t()).to(A.dtype) if wanted[3 * i] else None)
+            low = _times(low, lam)
+            grad_B = linear(low.t(), grad.t()).mul_(scale).t().to(B.dtype) if wanted[3 * i + 1] else None
+            grads += [grad_B, grad_lam]
             if grad_x is not None:
                 if dropout:
                     grad_x.addcmul_(grad_low @ A.to(grad.dtype), _mask(x, dropout, seed))

@@ -11,8 +11,8 @@ from torch import nn
 
 from veneer.errors import TargetError, nearest
 from veneer.frozen.weight import PLAIN_TYPES, QuantisedLinear
-from veneer.updates.config import LoRA
-from veneer.updates.layers import Adapted
+from veneer.updates.config import AdaLoRA, LoRA, UpdateOptions
+from veneer.updates.layers import Adapted, weight_shape
 
 _Number = TypeVar("_Number", int, float)
 
@@ -31,12 +31,12 @@ _ROLES = (
 
 @dataclass(frozen=True)
 class Chosen:
-    """A module that gets an update, with the rank and scale that the config's patterns give it."""
+    """A module that gets an update, with the rank and scale that LoRA's patterns give it; AdaLoRA's have 0 here."""
 
     name: str
     module: nn.Module
-    rank: int
-    scale: float
+    rank: int = 0
+    scale: float = 0.0
 
 
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -55,7 +55,7 @@ def _walk(module: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str, n
         yield from _walk(child, f"{name}.{child_name}" if name else child_name, seen)
 
 
-def choose(model: nn.Module, config: LoRA) -> list[Chosen]:
+def choose(model: nn.Module, config: LoRA | AdaLoRA) -> list[Chosen]:
     """The modules that ``config`` adapts, in the model's order.
 
     Raises TargetError when a target, an exclusion, a layer or a pattern key matches nothing, each one also when
@@ -81,14 +81,18 @@ def choose(model: nn.Module, config: LoRA) -> list[Chosen]:
                 f"it into one, such as nn.Sequential(layer)."
             )
         _refuse_unadaptable(name, modules[name])
+        if isinstance(config, AdaLoRA) and isinstance(modules[name], nn.Embedding):
+            raise TargetError(f"{name} is an Embedding, which AdaLoRA does not adapt; leave it out, or use LoRA.")
     if not names and config.targets:
         raise TargetError(_nothing(config, modules))
+    if isinstance(config, AdaLoRA):
+        return [Chosen(name, modules[name]) for name in names]
     for option, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
         _refuse_idle_keys(option, pattern, names)
-    return [_with_rank(name, modules[name], config) for name in names]
+    return [Chosen(name, modules[name], *rank_and_scale(name, config)) for name in names]
 
 
-def without_idle_names(model: nn.Module, config: LoRA) -> LoRA:
+def without_idle_names(model: nn.Module, config: LoRA | AdaLoRA) -> LoRA | AdaLoRA:
     """``config`` less the names and keys that match nothing in ``model``.
 
     For adapter files only: other tools write the names of several architectures into one file, and there the tensors
@@ -107,6 +111,8 @@ def without_idle_names(model: nn.Module, config: LoRA) -> LoRA:
             "train_also": [name for name in modules if name and name.endswith(tuple(config.train_also))],
         }
     )
+    if isinstance(config, AdaLoRA):
+        return config
     plain = config.model_copy(update={"rank_pattern": {}, "alpha_pattern": {}})
     names = [chosen.name for chosen in choose(model, plain)] if config.targets else []
     patterns = {
@@ -116,10 +122,11 @@ def without_idle_names(model: nn.Module, config: LoRA) -> LoRA:
     return config.model_copy(update=patterns)
 
 
-def _with_rank(name: str, module: nn.Module, config: LoRA) -> Chosen:
+def rank_and_scale(name: str, config: LoRA) -> tuple[int, float]:
+    """The rank and the scale s that LoRA's patterns give the module of this name."""
     rank = _first_match(config.rank_pattern, name, config.rank)
     alpha = config.alpha if config.alpha is not None else 2.0 * config.rank
-    return Chosen(name, module, rank, config.scale(rank, _first_match(config.alpha_pattern, name, alpha)))
+    return rank, config.scale(rank, _first_match(config.alpha_pattern, name, alpha))
 
 
 def _first_match(pattern: dict[str, _Number], name: str, otherwise: _Number) -> _Number:
@@ -201,6 +208,13 @@ def adaptable_kinds(modules: dict[str, nn.Module]) -> dict[str, int]:
     return kinds
 
 
+def count_parameters(modules: dict[str, nn.Module]) -> int:
+    """Parameters of these modules; a quantised weight counts by its shape, a tied one once."""
+    sizes = {id(p): p.numel() for module in modules.values() for p in module.parameters(recurse=False)}
+    quantised = (weight_shape(module) for module in modules.values() if isinstance(module, QuantisedLinear))
+    return sum(sizes.values()) + sum(rows * columns for rows, columns in quantised)
+
+
 def head_names(model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
     """Names of the output head: the language-modelling head, or all that belongs to a classification head."""
     head = output_head(model)
@@ -270,7 +284,7 @@ def _refuse_idle_keys(option: str, pattern: dict[str, int] | dict[str, float], n
             )
 
 
-def _nothing(config: LoRA, modules: dict[str, nn.Module]) -> str:
+def _nothing(config: UpdateOptions, modules: dict[str, nn.Module]) -> str:
     narrowed = [option for option in ("exclude", "layers") if getattr(config, option)]
     because = f" once {' and '.join(narrowed)} had been applied" if narrowed else ""
     return f"targets = {config.targets!r} chose no module{because}. {what_is_there(modules)}"

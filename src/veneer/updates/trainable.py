@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from veneer.frozen.weight import QuantisedLinear
 from veneer.updates.attach import adapters_of, updates_of
 from veneer.updates.layers import LowRank, weight_shape
-from veneer.updates.select import LINEAR_TYPES, modules_of
+from veneer.updates.select import LINEAR_TYPES, count_parameters, modules_of
 
 
 @dataclass(frozen=True)
@@ -65,12 +64,12 @@ def trainable(model: nn.Module) -> Trainable:
             seen.add(id(update))  # a tied embedding and head share their new rows
             rank = update.rank if isinstance(update, LowRank) else None
             rows.append(Row(path, _shape(modules[path]), rank, count))
-    return Trainable(rows, sum(row.parameters for row in rows), _count_base(modules))
+    return Trainable(rows, sum(row.parameters for row in rows), count_parameters(modules))
 
 
 def _of_plain_model(model: nn.Module) -> Trainable:
     rows = [Row(path, tuple(p.shape), None, p.numel()) for path, p in model.named_parameters() if p.requires_grad]
-    return Trainable(rows, sum(row.parameters for row in rows), _count_base(modules_of(model)))
+    return Trainable(rows, sum(row.parameters for row in rows), count_parameters(modules_of(model)))
 
 
 def _shape(module: nn.Module) -> tuple[int, ...]:
@@ -79,13 +78,6 @@ def _shape(module: nn.Module) -> tuple[int, ...]:
         return weight_shape(module)
     weight = getattr(module, "weight", None)
     return tuple(weight.shape) if isinstance(weight, nn.Parameter) else ()
-
-
-def _count_base(modules: dict[str, nn.Module]) -> int:
-    """Parameters of the base; a quantised weight counts by its shape, a tied one once."""
-    sizes = {id(p): p.numel() for module in modules.values() for p in module.parameters(recurse=False)}
-    quantised = (weight_shape(module) for module in modules.values() if isinstance(module, QuantisedLinear))
-    return sum(sizes.values()) + sum(rows * columns for rows, columns in quantised)
 
 
 def _grouped(rows: list[Row]) -> list[tuple[str, tuple[int, ...], int | None, int]]:

@@ -6,8 +6,11 @@ import json
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+import tiny
+import veneer
 from veneer.frozen.compute import compute_line, compute_name
 from veneer.kernels.operators import serving, serving_line
 from veneer.training.metrics import read_metrics
@@ -46,11 +49,42 @@ def test_an_adapter(finished_run, tiny_folder, veneer_command):
     assert _json(veneer_command, adapter) == {
         "kind": "adapter", "base": str(tiny_folder), "rank": 8, "alpha": 16, "parameters": count,
         "tensors": {key: list(tensor.shape) for key, tensor in tensors.items()},
+        "ranks": {
+            key.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): 8
+            for key in tensors if key.endswith("lora_A.weight")
+        },
     }  # fmt: skip
     first, *lines = veneer_command("inspect", adapter).out.splitlines()
     assert first == f"adapter {adapter} for {tiny_folder}: rank 8, alpha 16, {count:,} parameters"
     assert "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight  8 × 48" in lines
-    assert len(lines) == len(tensors)
+    assert lines[len(tensors) :] == [
+        "ranks:",
+        "layer   down_proj  gate_proj  up_proj  k_proj  o_proj  q_proj  v_proj",
+        "    0           8          8        8       8       8       8       8",
+        "    1           8          8        8       8       8       8       8",
+    ]
+
+
+def test_the_ranks_of_an_adalora_adapter(tmp_path, veneer_command, refused):
+    model = tiny.build("gpt2")
+    torch.manual_seed(0)
+    veneer.attach(model, veneer.AdaLoRA(initial_rank=3, target_rank=2, total_steps=4, targets=["c_attn", "c_proj"]))
+    kept = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [0, 0, 0], [1, 1, 1], [1, 1, 1]]).bool()
+    veneer.allocator(model).fix(kept)
+    veneer.save(model, tmp_path / "a")
+    picture = tmp_path / "ranks.png"
+    out = veneer_command("inspect", tmp_path / "a", "--png", picture).out.splitlines()
+    assert "AdaLoRA, 12 of 3 × 6 triplets, alpha 6" in out[0]
+    assert out[-4:] == [
+        "layer   c_attn  attn.c_proj  mlp.c_proj",
+        "    0        3            1           2",
+        "    1        0            3           3",
+        f"heat map written to {picture}",
+    ]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert _json(veneer_command, tmp_path / "a")["ranks"]["transformer.h.1.attn.c_attn"] == 0
+    said = refused("inspect", tmp_path, "--png", picture)
+    assert said == f"--png draws the ranks of an adapter, and {tmp_path} is no adapter folder."
 
 
 def test_a_run(finished_run, veneer_command, tmp_path):

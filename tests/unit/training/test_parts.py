@@ -73,7 +73,7 @@ def test_a_config_survives_its_file(tmp_path):
     config.write(tmp_path)
     assert TrainConfig.read(tmp_path / "config.yaml") == config
     assert TrainConfig.read(tmp_path / "config.yaml", rank=2).rank == 2
-    assert config.lora().rank_pattern == {"q_proj": 4}
+    assert config.update(1).rank_pattern == {"q_proj": 4}
 
 
 @pytest.mark.parametrize(

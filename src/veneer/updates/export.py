@@ -1,0 +1,100 @@
+"""Any adapter as a plain LoRA that every loader of PEFT folders reads, vLLM and llama.cpp's converter among them.
+
+They take ``lora_A`` and ``lora_B``, one rank and one alpha, and ignore what says otherwise for some modules. So
+AdaLoRA's λ and every module's own scale are folded into B, and the rank is made the same with zeros.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from veneer.errors import AdapterFileError
+from veneer.files import atomic_folder
+from veneer.updates.adapter_file import WEIGHTS_NAME, read_tensors, write_tensors
+from veneer.updates.config import AdaLoRA, LoRA
+from veneer.updates.peft_config import CONFIG_NAME, from_peft, read_fields
+from veneer.updates.select import rank_and_scale
+
+_PART = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<embedding>embedding_)?(?P<part>[ABE])(\.weight)?")
+_PLAIN = ("task_type", "base_model_name_or_path", "target_modules", "fan_in_fan_out")
+
+
+def export(folder: str | Path, out: str | Path, *, padded: bool = True) -> None:
+    """Write the adapter of a PEFT ``folder`` to ``out`` as a LoRA of scale 1.
+
+    ``padded``: every module has the largest rank that one of them needs, filled with zeros, which every loader takes.
+    Otherwise each has its own, in a ``rank_pattern``, which PEFT reads and vLLM and llama.cpp do not.
+
+    Raises AdapterFileError when the folder holds no adapter, ``out`` is there already, or what is trained is more than
+    low-rank updates: modules trained whole, or rows of an embedding.
+    """
+    folder, out = Path(folder), Path(out)
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        raise AdapterFileError(f"{out} exists and is not an empty folder; choose a new one.")
+    updates = _updates(folder)
+    ranks = {path: max(1, len(A)) for path, (A, _, _) in updates.items()}
+    largest = max(ranks.values())
+    tensors: dict[str, Tensor] = {}
+    for path, (A, B, embedding) in updates.items():
+        missing = (largest if padded else ranks[path]) - len(A)
+        name = f"base_model.model.{path}.lora_{'embedding_' if embedding else ''}{{}}{'' if embedding else '.weight'}"
+        tensors[name.format("A")] = torch.cat([A, A.new_zeros(missing, A.shape[1])])
+        tensors[name.format("B")] = torch.cat([B, B.new_zeros(len(B), missing)], 1)
+    source = read_fields(folder)
+    fields = {name: source.get(name) for name in _PLAIN} | {
+        "peft_type": "LORA",
+        "r": largest,
+        # With the pattern an alpha of its own for each rank, so that the scale is 1 there, too.
+        "lora_alpha": largest,
+        "rank_pattern": {} if padded else {re.escape(path): rank for path, rank in ranks.items()},
+        "alpha_pattern": {} if padded else {re.escape(path): rank for path, rank in ranks.items()},
+        "lora_dropout": source.get("lora_dropout", 0.0),
+        "use_rslora": False,
+        "modules_to_save": None,
+        "bias": "none",
+        "inference_mode": True,
+    }
+    with atomic_folder(out) as temporary:
+        write_tensors(dict(sorted(tensors.items())), temporary / WEIGHTS_NAME)
+        (temporary / CONFIG_NAME).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _updates(folder: Path) -> dict[str, tuple[Tensor, Tensor, bool]]:
+    """Module name → A (rank, in) and B (out, rank) with λ and the scale in B, and whether it is an embedding."""
+    config, tensors = from_peft(folder), read_tensors(folder)
+    parts: dict[str, dict[str, Tensor]] = {}
+    embeddings, others = set(), []
+    for key, tensor in tensors.items():
+        found = _PART.fullmatch(key)
+        if found is None:
+            others.append(key)
+            continue
+        parts.setdefault(found["path"], {})[found["part"]] = tensor
+        if found["embedding"]:
+            embeddings.add(found["path"])
+    # PEFT writes an adapted embedding's own frozen weight beside it.
+    others = [key for key in others if key.removeprefix("base_model.model.").removesuffix(".weight") not in embeddings]
+    if others or not parts:
+        what = f"trains more than low-rank updates ({others[0]})" if others else "holds no low-rank update"
+        raise AdapterFileError(f"{folder} {what}, which no plain LoRA can carry; merge it into its base instead.")
+    found_updates = {}
+    for path, its in parts.items():
+        A, B = its["A"], its["B"]
+        scale = _scale(config, path)
+        # In fp64: what is folded here is rounded once, to the type that it is kept in.
+        factor = scale * its["E"].double().t() if "E" in its else scale
+        found_updates[path] = A, (B.double() * factor).to(B.dtype).contiguous(), path in embeddings
+    return found_updates
+
+
+def _scale(config: LoRA | AdaLoRA, path: str) -> float:
+    if isinstance(config, LoRA):
+        return rank_and_scale(path, config)[1]
+    assert config.initial_rank is not None
+    assert config.alpha is not None
+    return config.alpha / config.initial_rank
