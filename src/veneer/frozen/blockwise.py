@@ -23,8 +23,7 @@ from veneer.kernels.operators import dequantise4, nearest8, product4, quantise4
 NESTED_BLOCK = 256  # scales that share a scale of their own
 _CHUNK = 2**18  # weights quantised at once: beside the result, quantising takes a few megabytes
 _LARGE_CHUNK = 2**22  # the same where no fp32 copy of them is made, only 2 MB of codes
-_PANEL = 2**18  # weights of a panel: 1 MB in fp32, which stays in the cache from its expansion to its product
-_WIDE_PANEL = 2**20  # of a weight that is only converted, which is less work: fewer products for it
+_PANEL = 2**21  # weights of a panel: 8 MB in fp32. Smaller ones make more products, each with fewer terms to a sum
 _room = threading.local()
 _SMALLEST = 1e-38  # what a block is divided by at least, so that the reciprocal is finite
 
@@ -197,7 +196,7 @@ def panels(quantised: Quantised, dtype: torch.dtype) -> Iterator[tuple[slice, Te
 
 def converted(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     """`panels` of a weight (out, in) that is kept in another floating-point type."""
-    height = max(1, _WIDE_PANEL // max(1, weight.shape[1]))
+    height = max(1, _PANEL // max(1, weight.shape[1]))
     for first in range(0, weight.shape[0], height):
         part = weight[first : first + height]
         room = _buffer("values", part.numel(), dtype, part.device)

@@ -99,6 +99,7 @@ class BlockwiseWeight(FrozenWeight):
         return dense(self._quantised, self._dtype)
 
 
+_MANY = 32  # rows from which on it pays that oneDNN lays a panel out anew
 _Panels = Iterator[tuple[slice, Tensor]]  # which rows of W0, and their values
 
 
@@ -106,7 +107,7 @@ def _product(x: Tensor, panels: _Panels, out: int) -> Tensor:
     """x (n, in) → x W0ᵀ (n, out)."""
     y = x.new_empty(x.shape[0], out)
     for rows, panel in panels:
-        part = linear(x, panel)
+        part = (linear if len(x) >= _MANY else F.linear)(x, panel)
         if len(panel) == out:
             return part
         y[:, rows] = part
@@ -119,10 +120,8 @@ def _product_transposed(grad: Tensor, panels: _Panels, shape: tuple[int, int]) -
         return grad.new_zeros(grad.shape[0], shape[1])
     y: Tensor | None = None
     for rows, panel in panels:
-        if y is None:
-            y = linear(grad[:, rows], panel.t())
-        else:
-            y.addmm_(grad[:, rows], panel)
+        part = (linear if len(grad) >= _MANY else F.linear)(grad[:, rows], panel.t())
+        y = part if y is None else y.add_(part)
     return cast(Tensor, y)
 
 

@@ -66,6 +66,7 @@ def test_any_leading_dimensions(shape):
 def test_no_full_size_copy_of_the_weight_is_made_and_its_panels_share_one_buffer(storage, monkeypatch):
     """What the allocator hands out in a forward and backward pass: the outputs, the scales, and no panel anew."""
     monkeypatch.setattr(blockwise, "_room", threading.local())
+    monkeypatch.setattr(blockwise, "_PANEL", 2**18)
     linear = QuantisedLinear.of(_linear(1024, 1024, bias=False), storage=storage)
     x = torch.randn(2, 1024, requires_grad=True)
     for first_time in (True, False):
