@@ -1,7 +1,7 @@
 """FrozenWeight: how W0 is kept, and how to multiply by it forward and backward.
 
 Storage type and compute type are different things: a product runs in the type of its input, whatever W0 is kept in.
-Where the two differ, W0 is expanded a panel at a time into one reused buffer: no full-size copy of it exists.
+Where the two differ, W0 is expanded a panel at a time into one reused buffer of eight megabytes.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class DenseWeight(FrozenWeight):
 
 
 class BlockwiseWeight(FrozenWeight):
-    """A quantised weight, expanded panel by panel of rows into one buffer: no product makes a full-size copy of it."""
+    """A quantised weight, expanded panel by panel of rows into one buffer: no product makes a larger copy of it."""
 
     def __init__(
         self, quantised: Quantised, dtype: torch.dtype = torch.float32,

@@ -101,4 +101,5 @@ def in_8_bits(x: Tensor) -> Tensor:
     groups = x.reshape(-1, GROUP)
     absmax = groups.abs().amax(dim=1, keepdim=True)
     absmax = torch.where(absmax.isfinite(), absmax.clamp(min=1e-35), torch.nan)
-    return ((groups * (127 / absmax)).round() * (absmax / 127)).view(x.shape)
+    largest = absmax.new_tensor(127)  # a tensor, because torch turns 127 / absmax into 127 · (1 / absmax)
+    return ((groups * (largest / absmax)).round() * (absmax / 127)).view(x.shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
 
 from veneer.frozen.weight import frozen_product, frozen_weight
 from veneer.kernels.dense import swift_products
-from veneer.kernels.elementwise import rms_norm, swiglu
+from veneer.kernels.elementwise import rms_norm, swiglu, swiglu_again
 
 # Types whose forward is known to be weight · norm(x), and down(silu(gate(x)) · up(x)). A subclass may do more.
 _NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
@@ -30,7 +30,7 @@ def fused_passes(model: nn.Module) -> Iterator[None]:
 
     A module of another type, one that is trained, or a gate that is not SiLU keeps its own forward.
     """
-    fused = [(module, forward) for module in model.modules() if (forward := _fused_forward(module)) is not None]
+    fused = [(module, forward) for module in model.modules() if (forward := _fused_forward(module, model)) is not None]
     for module, forward in fused:
         module.forward = forward
     try:
@@ -41,7 +41,7 @@ def fused_passes(model: nn.Module) -> Iterator[None]:
             del module.forward  # the class's own stands again
 
 
-def _fused_forward(module: Any) -> Callable[[Tensor], Tensor] | None:
+def _fused_forward(module: Any, model: Any) -> Callable[[Tensor], Tensor] | None:
     if "forward" in module.__dict__:
         return None  # somebody else's hook stands there
     if type(module) is nn.Linear and not any(parameter.requires_grad for parameter in module.parameters()):
@@ -49,8 +49,16 @@ def _fused_forward(module: Any) -> Callable[[Tensor], Tensor] | None:
     if type(module) in _NORMS and not module.weight.requires_grad:
         return lambda x: rms_norm(x, module.weight, module.variance_epsilon)
     if type(module) in _GATED and _is_silu(module.act_fn):
-        return lambda x: module.down_proj(swiglu(module.gate_proj(x), module.up_proj(x)))
+        return lambda x: _gated(module, x, again=not getattr(model, "is_gradient_checkpointing", False))
     return None
+
+
+def _gated(module: Any, x: Tensor, *, again: bool) -> Tensor:
+    """down(silu(gate(x)) · up(x)). A checkpointed layer keeps nothing, so there is nothing to keep less of."""
+    gate, up = module.gate_proj(x), module.up_proj(x)
+    y = swiglu(gate, up)
+    with swiglu_again(gate, up, y) if again else nullcontext():
+        return module.down_proj(y)  # type: ignore[no-any-return]
 
 
 def _is_silu(activation: Any) -> bool:
