@@ -49,7 +49,7 @@ def _fused_forward(module: Any, model: Any) -> Callable[[Tensor], Tensor] | None
     if type(module) in _NORMS and not module.weight.requires_grad:
         return lambda x: rms_norm(x, module.weight, module.variance_epsilon)
     if type(module) in _GATED and _is_silu(module.act_fn):
-        return lambda x: _gated(module, x, again=not getattr(model, "is_gradient_checkpointing", False))
+        return lambda x: _gated(module, x, again=not getattr(model, "is_activation_checkpointing", False))
     return None
 
 
