@@ -12,14 +12,14 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import step as common
+import step
+from common import in_a_process, peak_memory, save_model, versions
 
 RANK, TARGET = 12, 8
 TIMED = 9
@@ -36,38 +36,27 @@ WARM = 2
 def main() -> None:
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
-        common._save_model(folder)
-        result: dict[str, Any] = _in_a_process("time", folder)
+        save_model(folder)
+        result: dict[str, Any] = in_a_process(__file__, "time", folder)
         found: dict[str, list[float]] = {"lora": [], "before the cut": []}
         for _ in range(ROUNDS):
             for who, peaks in found.items():
-                peaks.append(_in_a_process(who, folder, NOTHING_KEPT)["peak_gb"])
+                peaks.append(in_a_process(__file__, who, folder, settings=NOTHING_KEPT)["peak_gb"])
         result["peaks_gb"] = found
         result["peak_gb"] = {who: statistics.median(peaks) for who, peaks in found.items()}
     seconds, peak = result["seconds"], result["peak_gb"]
     result["memory_ratio"] = peak["before the cut"] / peak["lora"]
     result["load_before"] = load_before
-    result["versions"] = common._versions()
+    result["versions"] = versions()
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
 
-    print(f"A step on {common.ROWS} × {common.LENGTH} tokens, fp32, initial rank {RANK}, all linear layers\n")
+    print(f"A step on {step.ROWS} × {step.LENGTH} tokens, fp32, initial rank {RANK}, all linear layers\n")
     print("|                         | seconds | over LoRA's | peak memory |\n|---|---:|---:|---:|")
     print(f"| LoRA, rank {RANK:<12} | {seconds['lora']:.2f} | 1 | {peak['lora']:.2f} GB |")
     for who in SCHEDULES:
         memory = f"{peak[who]:.2f} GB ({result['memory_ratio']:.3f} ×)" if who in peak else ""
         print(f"| AdaLoRA, {who} | {seconds[who]:.2f} | {result['time_ratio'][who]:.3f} × | {memory} |")
     print(f"\nWritten to {RESULT.relative_to(Path.cwd())}. Load before the run: {load_before:.2f}.")
-
-
-def _in_a_process(job: str, folder: str, settings: dict[str, str] | None = None) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, __file__, job, folder], capture_output=True, text=True, check=False,
-        env={**os.environ, **(settings or {})},
-    )  # fmt: skip
-    if done.returncode:
-        sys.exit(done.stderr)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 class _Training:
@@ -87,7 +76,7 @@ class _Training:
         if who in SCHEDULES:
             config = veneer.AdaLoRA(initial_rank=RANK, target_rank=TARGET, **SCHEDULES[who])
         veneer.attach(self.model, config)
-        batches = common._batches(folder)
+        batches = step.batches(folder)
         self.rows = [[Tokens(ids, [IGNORE, *ids[1:]], "") for ids in batch] for batch in batches]
         self.loss = Loss(self.model, 0, self.rows[0][0], kind="causal")
         self.model.train()
@@ -98,9 +87,9 @@ class _Training:
         from veneer.training.fused import fused_passes
 
         started = time.perf_counter()
-        with fused_passes(self.model):
+        with fused_passes(self.model), self.loss.attention():
             self.optimizer.zero_grad()
-            loss = self.loss(self.rows[number % len(self.rows)]) / (common.ROWS * (common.LENGTH - 1))
+            loss = self.loss(self.rows[number % len(self.rows)]) / (step.ROWS * (step.LENGTH - 1))
             loss.backward()
             self.optimizer.step()
         return time.perf_counter() - started
@@ -125,7 +114,7 @@ def _memory(who: str, folder: str) -> dict[str, float]:
     training = _Training(who, folder)
     for number in range(3):
         training.step(number)
-    return {"peak_gb": common._peak_memory() / 1e9}
+    return {"peak_gb": peak_memory() / 1e9}
 
 
 if __name__ == "__main__":

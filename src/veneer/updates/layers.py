@@ -6,6 +6,7 @@ Every one of them returns exactly what its base returns while no update is activ
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,7 @@ from veneer.frozen.weight import frozen_weight
 from veneer.updates.product import Factors, adapted_product
 
 
-class LowRank(nn.Module):
+class LowRank(nn.Module, ABC):
     """ΔW = s · B A with A (rank, in) and B (out, rank), however a method makes the two: one named update of one module.
 
     Its parameters are kept in fp32 over a half-precision base: steps of 1e-4 vanish in bf16.
@@ -28,12 +29,12 @@ class LowRank(nn.Module):
         self.dropout = dropout
 
     @property
-    def rank(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def rank(self) -> int: ...
 
+    @abstractmethod
     def matrices(self) -> tuple[Tensor, Tensor]:
         """A (rank, in) and B (out, rank), differentiable in the parameters."""
-        raise NotImplementedError
 
     def factors(self) -> Factors:
         return Factors(*self.matrices(), self.scale, self.dropout if self.training else 0.0)

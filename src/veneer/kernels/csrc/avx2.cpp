@@ -5,6 +5,7 @@
 
 namespace veneer {
 namespace {
+#include "tail.h"
 
 inline int interval(float value, const float* boundaries);
 inline uint16_t rounded_to_bf16(float value);
@@ -30,7 +31,6 @@ struct Levels {
     }
 };
 
-// The bits of |x| order as |x| does, infinity and NaN above all numbers: one maximum finds both.
 inline float largest(const float* x, int64_t n) {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
     __m256i most0 = _mm256_setzero_si256(), most1 = most0;
@@ -45,16 +45,8 @@ inline float largest(const float* x, int64_t n) {
     __m128i half = _mm_max_epi32(_mm256_castsi256_si128(most0), _mm256_extracti128_si256(most0, 1));
     half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
     half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1));
-    int most = _mm_cvtsi128_si32(half);
-    for (; i < n; ++i) {
-        int bits;
-        __builtin_memcpy(&bits, x + i, 4);
-        bits &= 0x7fffffff;
-        if (bits > most) most = bits;
-    }
-    float found;
-    __builtin_memcpy(&found, &most, 4);
-    return found;
+    const int most = _mm_cvtsi128_si32(half);
+    return largest_from(static_cast<uint32_t>(most), x, i, n);
 }
 
 inline void encode(const float* x, int64_t n, float reciprocal, const Levels& levels, const Quantise& q, uint8_t* codes) {

@@ -5,6 +5,7 @@
 
 namespace veneer {
 namespace {
+#include "tail.h"
 
 inline int interval(float value, const float* boundaries);
 inline uint16_t rounded_to_bf16(float value);
@@ -22,22 +23,13 @@ struct Levels {
     }
 };
 
-// The bits of |x| order as |x| does, infinity and NaN above all numbers: one maximum finds both.
 inline float largest(const float* x, int64_t n) {
     const uint32x4_t magnitude = vdupq_n_u32(0x7fffffff);
     uint32x4_t lanes = vdupq_n_u32(0);
     int64_t i = 0;
     for (; i + 4 <= n; i += 4) lanes = vmaxq_u32(lanes, vandq_u32(vreinterpretq_u32_f32(vld1q_f32(x + i)), magnitude));
-    uint32_t most = vmaxvq_u32(lanes);
-    for (; i < n; ++i) {
-        uint32_t bits;
-        __builtin_memcpy(&bits, x + i, 4);
-        bits &= 0x7fffffff;
-        if (bits > most) most = bits;
-    }
-    float found;
-    __builtin_memcpy(&found, &most, 4);
-    return found;
+    const uint32_t most = vmaxvq_u32(lanes);
+    return largest_from(most, x, i, n);
 }
 
 inline void encode(const float* x, int64_t n, float reciprocal, const Levels& levels, const Quantise& q, uint8_t* codes) {

@@ -3,6 +3,7 @@
 
 namespace veneer {
 namespace {
+#include "tail.h"
 
 inline int interval(float value, const float* boundaries);
 inline uint16_t rounded_to_bf16(float value);
@@ -11,18 +12,8 @@ struct Levels {
     explicit Levels(const float*) {}
 };
 
-// The bits of |x| order as |x| does, infinity and NaN above all numbers: one maximum finds both.
 inline float largest(const float* x, int64_t n) {
-    uint32_t most = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        uint32_t bits;
-        __builtin_memcpy(&bits, x + i, 4);
-        bits &= 0x7fffffff;
-        if (bits > most) most = bits;
-    }
-    float found;
-    __builtin_memcpy(&found, &most, 4);
-    return found;
+    return largest_from(0, x, 0, n);
 }
 
 inline void encode(const float* x, int64_t n, float reciprocal, const Levels&, const Quantise& q, uint8_t* codes) {

