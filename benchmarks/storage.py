@@ -25,7 +25,7 @@ from veneer.frozen.layers import linear_layers, quantise_linear_layers
 from veneer.frozen.weight import QuantisedLinear
 from veneer.training.loss import Loss
 
-ARTICLES, LENGTH = 24, 512
+ARTICLES, LENGTH = 12, 256
 GRID_BLOCK, GRID_STEPS = 32, 15  # of the format of SmolLM2's file, Q4_1
 RESULT = Path(__file__).parent / "results" / "storage.json"
 STORAGES: dict[str, dict[str, Any] | torch.dtype] = {
@@ -56,7 +56,7 @@ def main() -> None:
             found[f"perplexity_{which}"] = math.exp(Loss(kept, 0, rows[0], kind="causal").mean(rows, 4))
         result[name] = found
         perplexities = f"{found['perplexity_packaged']:.2f} | {found['perplexity_off_grid']:.2f}"
-        print(f"| {name} | {bits:.3f} | {error:.5f} | {perplexities} |", flush=True)
+        print(f"| {name} | {bits:.3f} | {error:.2g} | {perplexities} |", flush=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
 
 
