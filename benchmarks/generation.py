@@ -81,9 +81,14 @@ def _measure_speed(side: str, folder: str) -> dict[str, float]:
 
     def generate(count: int) -> float:
         started = time.perf_counter()
-        model.generate(
-            **inputs, max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=tokenizer.eos_token_id
-        )
+        if side == "bitsandbytes":
+            model.generate(
+                **inputs, max_new_tokens=count, min_new_tokens=count, do_sample=False,
+                pad_token_id=tokenizer.eos_token_id,
+            )  # fmt: skip
+        else:
+            (text,) = veneer.generate(model, tokenizer, [PROMPT], max_new_tokens=count)
+            assert len(tokenizer(text).input_ids) >= count - 1, "it did not stop before"
         return count / (time.perf_counter() - started)
 
     with veneer.int8_activations(model) if side == "int8" else nullcontext():
@@ -92,22 +97,22 @@ def _measure_speed(side: str, folder: str) -> dict[str, float]:
 
 
 def _measure_cost(folder: str) -> dict[str, float]:
-    """Of articles read eight tokens at a time, so that every product is one of few tokens."""
+    """Of articles read eight tokens at a time by the decoder, so that every product is one of few tokens."""
     import torch
-    from transformers import DynamicCache
 
     import veneer
+    from veneer.evaluation.decoder import Decoder
 
     model, tokenizer = veneer.load(folder, storage="nf4")
     losses: dict[str, list[torch.Tensor]] = {"exact": [], "int8": []}
     tokens: dict[str, list[torch.Tensor]] = {"exact": [], "int8": []}
     for text in articles()[:: 2000 // TEXTS][:TEXTS]:
-        ids = tokenizer(text, return_tensors="pt").input_ids[:, :LENGTH]
+        ids = tokenizer(text, return_tensors="pt").input_ids[0, :LENGTH]
         for side in losses:
-            cache = DynamicCache()
             with torch.no_grad(), veneer.int8_activations(model) if side == "int8" else nullcontext():
-                logits = torch.cat([model(part, past_key_values=cache).logits[0] for part in ids.split(8, dim=1)])
-            losses[side].append(torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:], reduction="none"))
+                decoder = Decoder(model, 1, LENGTH)
+                logits = torch.cat([decoder.step(part.tolist(), [0] * len(part)).clone() for part in ids.split(8)])
+            losses[side].append(torch.nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="none"))
             tokens[side].append(logits.argmax(dim=-1))
     same = torch.cat(tokens["exact"]) == torch.cat(tokens["int8"])
     return {

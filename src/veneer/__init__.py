@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from veneer.errors import VeneerError as VeneerError
+    from veneer.evaluation.generate import generate as generate
     from veneer.frozen.load import load as load
     from veneer.frozen.weight import int8_activations as int8_activations
     from veneer.training.run import train as train
@@ -41,6 +42,7 @@ _HOME = {
     "remove": "veneer.updates.attach",
     "trainable": "veneer.updates.trainable",
     "train": "veneer.training.run",
+    "generate": "veneer.evaluation.generate",
     "save": "veneer.updates.adapter_file",
     "save_base": "veneer.updates.base_file",
     "load_adapter": "veneer.updates.adapter_file",

@@ -13,7 +13,7 @@ from rich.table import Table
 from veneer.data.bbc import BBC_TOPICS
 from veneer.errors import VeneerError
 from veneer.evaluation.compare import measure
-from veneer.evaluation.generate import answer_of, generate
+from veneer.evaluation.generate import answer_of, continuations
 from veneer.evaluation.likelihood import choices_of
 from veneer.training.config import TrainConfig
 from veneer.training.prepare import prepare
@@ -53,8 +53,8 @@ def demo(output: Path, console: Console, **options: Any) -> tuple[float, float]:
     shown = list({answer_of(row): row for row in rows}.values())[:_SHOWN]
     prompts = [tokeniser.prompt(row) for row in shown]
     with disabled(model):
-        base = generate(model, tokeniser, prompts, max_new_tokens=8)
-    adapted = generate(model, tokeniser, prompts, max_new_tokens=8)
+        base = continuations(model, tokeniser, prompts, max_new_tokens=8)
+    adapted = continuations(model, tokeniser, prompts, max_new_tokens=8)
     table = Table("asked", "base says", "adapter says", title="Three held-out headlines", title_justify="left")
     for row, one, other in zip(shown, base, adapted, strict=True):
         table.add_row((row.prompt or "").strip(), " ".join(one.split()), " ".join(other.split()))

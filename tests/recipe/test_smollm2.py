@@ -12,7 +12,7 @@ from rich.console import Console
 import veneer
 from veneer.data.labels import Tokeniser
 from veneer.demo import demo, free_folder
-from veneer.evaluation.generate import generate
+from veneer.evaluation.generate import continuations
 from veneer.frozen.load import load
 from veneer.training.metrics import read_metrics
 
@@ -23,7 +23,7 @@ CAPITAL = ({"role": "user", "content": "What is the capital of France?"},)
 
 def _answer(model, tokenizer):
     tokeniser = Tokeniser(tokenizer)
-    return generate(model, tokeniser, [tokeniser.turn(CAPITAL)], max_new_tokens=12)[0]
+    return continuations(model, tokeniser, [tokeniser.turn(CAPITAL)], max_new_tokens=12)[0]
 
 
 def test_it_knows_the_capital_of_france(smollm2):

@@ -15,7 +15,7 @@ from veneer.data.formats import Example, to_examples
 from veneer.data.read import read_rows
 from veneer.errors import ConfigError, DataError, ModelError
 from veneer.evaluation.compare import Comparison, compare
-from veneer.evaluation.generate import generate
+from veneer.evaluation.generate import continuations
 from veneer.evaluation.likelihood import choose
 from veneer.evaluation.moved import Moved, swap_and_measure
 from veneer.evaluation.opened import Opened, open_named, open_run
@@ -97,7 +97,7 @@ def _say(
         return name
     chat = opened.chat if options.template == "auto" else options.template == "chat"
     ids = tokeniser.turn(messages) if chat else tokeniser.prompt(Example(_ASKED, prompt=prompt, answer="a"))
-    (text,) = generate(
+    (text,) = continuations(
         opened.model, tokeniser, [ids], max_new_tokens=options.max_new_tokens, temperature=options.temperature,
         seed=options.seed, on_text=on_text,
     )  # fmt: skip

@@ -18,6 +18,7 @@ from veneer.errors import ModelError
 from veneer.frozen.codebook import codebook, dynamic8, levels8, search
 from veneer.frozen.config import CODE_BITS
 from veneer.kernels import operators
+from veneer.kernels.decode import FourBits
 from veneer.kernels.operators import dequantise4, nearest8, product4, quantise4
 
 NESTED_BLOCK = 256  # scales that share a scale of their own
@@ -143,7 +144,7 @@ def expand(quantised: Quantised, first: int, last: int, dtype: torch.dtype, scal
     q, shape = quantised, (last - first, quantised.shape[1])
     if CODE_BITS[q.storage] == 4:
         out = _buffer("values", shape[0] * shape[1], dtype, q.codes.device).view(shape)
-        dequantise4(*_as_operators_take(q), q.block_size, NESTED_BLOCK, first, out)
+        dequantise4(*four_bits(q)[:8], first, out)
         return out
     scales = block_scales(q) if scales is None else scales
     rows = _expand8(q, scales, first * shape[1], last * shape[1]).view(shape)
@@ -168,18 +169,14 @@ def _expand8(q: Quantised, scales: Tensor, start: int, stop: int) -> Tensor:
 def few_token_product(x: Tensor, quantised: Quantised) -> Tensor:
     """A new x Wᵀ (tokens, out) of ``x`` (tokens, in), fp32, of at most FEW tokens; W, in 4 bits, is expanded in
     registers."""
-    q = quantised
-    y: Tensor = product4(x, *_as_operators_take(q), q.block_size, NESTED_BLOCK, q.shape[0])
+    y: Tensor = product4(x, *four_bits(quantised)[:9])
     return y
 
 
 def prepared_int8(quantised: Quantised) -> Callable[[Tensor], Tensor]:
     """few_token_product of a weight in 4 bits with x and the table in 8: x (tokens, in), fp32 → (tokens, out)."""
-    q = quantised
-    codes, _, *scales = _as_operators_take(q)
-    levels, step = levels8(q.storage)
-    assert codes is not None
-    return operators.prepared_int8(codes, levels.to(codes.device), step, *scales, q.block_size, NESTED_BLOCK, *q.shape)
+    q = four_bits(quantised, in_8_bits=True)
+    return operators.prepared_int8(q.codes, q.levels, q.step, *q[2:10])
 
 
 def panels(quantised: Quantised, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
@@ -213,11 +210,15 @@ def dense(quantised: Quantised, dtype: torch.dtype = torch.float32) -> Tensor:
     return whole
 
 
-def _as_operators_take(q: Quantised) -> tuple[Tensor | None, ...]:
-    """A weight in 4 bits: codes, table, scales, and of double quantisation its table, scales and offset."""
+def four_bits(q: Quantised, in_8_bits: bool = False) -> FourBits:
+    """A weight in 4 bits, as the kernels take it; ``in_8_bits`` for a product with x in 8 bits."""
     device = q.codes.device
     nested = None if q.nested_scales is None else dynamic8().to(device)
-    return q.codes, _table(q.storage, device), q.scales, nested, q.nested_scales, q.offset
+    levels, step = levels8(q.storage) if in_8_bits else (None, 0.0)
+    return FourBits(
+        q.codes, _table(q.storage, device), q.scales, nested, q.nested_scales, q.offset, q.block_size, NESTED_BLOCK,
+        *q.shape, None if levels is None else levels.to(device), step,
+    )  # fmt: skip
 
 
 @cache

@@ -70,3 +70,49 @@ def product4_int8(
     threads: int,
     /,
 ) -> None: ...
+def product8_int8(
+    variant: str, x: int, tokens: int, codes: int, scales: int, rows: int, columns: int, out: int, threads: int, /
+) -> None: ...
+
+class Linear:
+    @staticmethod
+    def four_bits(
+        codes: int,
+        table: int,
+        scales: int,
+        nested_table: int,
+        nested_scales: int,
+        offset: int,
+        block: int,
+        nested_shift: int,
+        rows: int,
+        columns: int,
+        levels: int,
+        step: float,
+        /,
+    ) -> Linear: ...
+    @staticmethod
+    def eight_bits(codes: int, scales: int, rows: int, columns: int, /) -> Linear: ...
+    @staticmethod
+    def dense(weight: int, rows: int, columns: int, /) -> Linear: ...
+    def set_bias(self, bias: int, /) -> None: ...
+    def add_update(self, A: int, B: int, rank: int, scale: float, /) -> None: ...
+
+class Decoder:
+    def __init__(
+        self,
+        variant: str,
+        heads: int,
+        key_heads: int,
+        dim: int,
+        room: int,
+        scaling: float,
+        eps: float,
+        cosines: int,
+        sines: int,
+        norm: int,
+        head: Linear,
+        /,
+    ) -> None: ...
+    def add_layer(self, norms: list[int], linears: list[Linear], keys: int, values: int, /) -> None: ...
+    def step(self, x: int, sequences: int, positions: int, count: int, logits: int, threads: int, /) -> None: ...

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from veneer.kernels.reference import GROUP
+from veneer.kernels.reference import GROUP, stride8
 
 _HALVES = {torch.float32: False, torch.bfloat16: True}  # what a kernel writes, and whether it rounds
 
@@ -38,9 +38,9 @@ class Cpu:
         self.name = variant
 
     def quantise4(self, weight: Tensor, boundaries: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:
-        _check("weight", weight, torch.float32, weight.numel())
-        _check("boundaries", boundaries, torch.float32, 15)
-        _check("order", order, torch.uint8, 16)
+        check("weight", weight, torch.float32, weight.numel())
+        check("boundaries", boundaries, torch.float32, 15)
+        check("order", order, torch.uint8, 16)
         _check_block(block)
         codes = torch.empty((weight.numel() + 1) // 2, dtype=torch.uint8)
         absmax = torch.empty(-(-weight.numel() // block), dtype=torch.float32)
@@ -51,8 +51,8 @@ class Cpu:
         return codes, absmax
 
     def nearest8(self, values: Tensor, boundaries: Tensor) -> Tensor:
-        _check("values", values, torch.float32, values.numel())
-        _check("boundaries", boundaries, torch.float32, 255)
+        check("values", values, torch.float32, values.numel())
+        check("boundaries", boundaries, torch.float32, 255)
         found = torch.empty(values.shape, dtype=torch.uint8)
         _cpu.nearest8(
             self.name, values.data_ptr(), values.numel(), boundaries.data_ptr(), found.data_ptr(),
@@ -66,7 +66,7 @@ class Cpu:
     ) -> None:  # fmt: skip
         into = out if out.dtype in _HALVES and out.is_contiguous() else torch.empty(out.shape)
         start = first * out.shape[1]
-        weight = _weight(
+        weight = weight_addresses(
             start + out.numel(), codes, table, scales, nested_table, nested_scales, offset, block, nested_block
         )  # fmt: skip
         _cpu.dequantise4(
@@ -83,8 +83,8 @@ class Cpu:
         tokens, columns = x.shape
         _check_tokens(tokens)
         x = x.contiguous()
-        _check("x", x, torch.float32, x.numel())
-        weight = _weight(
+        check("x", x, torch.float32, x.numel())
+        weight = weight_addresses(
             rows * columns, codes, table, scales, nested_table, nested_scales, offset, block, nested_block
         )  # fmt: skip
         y = torch.empty(tokens, rows)
@@ -106,10 +106,9 @@ class Cpu:
     ) -> Callable[[Tensor], Tensor]:  # fmt: skip
         """product4_int8 of one weight, checked once: x (tokens, columns) → (tokens, rows). Of a small weight the checks
         would take longer than the product."""
-        if columns % GROUP:
-            raise ValueError(f"The product in 8 bits takes a multiple of {GROUP} columns, not {columns}.")
-        _check("codes", codes, torch.uint8, (rows * columns + 1) // 2)
-        _check("levels", levels, torch.int8, 16)
+        _check_groups(columns)
+        check("codes", codes, torch.uint8, (rows * columns + 1) // 2)
+        check("levels", levels, torch.int8, 16)
         of_blocks = _scales(rows * columns, scales, nested_table, nested_scales, offset, block, nested_block)
         kept = (codes, levels, scales, nested_table, nested_scales, offset)  # alive as long as their addresses are used
         addresses = (codes.data_ptr(), levels.data_ptr(), step, *of_blocks, rows, columns)
@@ -117,22 +116,36 @@ class Cpu:
         def product(x: Tensor, _: object = kept) -> Tensor:
             tokens = x.shape[0]
             _check_tokens(tokens)
-            _check("x", x := x.contiguous(), torch.float32, tokens * columns)
+            check("x", x := x.contiguous(), torch.float32, tokens * columns)
             y = torch.empty(tokens, rows)
             _cpu.product4_int8(self.name, x.data_ptr(), tokens, *addresses, y.data_ptr(), torch.get_num_threads())
             return y
 
         return product
 
+    def product8_int8(self, x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+        tokens, columns = x.shape
+        _check_tokens(tokens)
+        _check_groups(columns)
+        check("x", x := x.contiguous(), torch.float32, x.numel())
+        check("codes", codes, torch.uint8, len(scales) * 2 * stride8(columns))
+        check("scales", scales, torch.float32, 0)
+        y = torch.empty(tokens, len(scales))
+        _cpu.product8_int8(
+            self.name, x.data_ptr(), tokens, codes.data_ptr(), scales.data_ptr(), len(scales), columns, y.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return y
 
-def _weight(
+
+def weight_addresses(
     elements: int, codes: Tensor, table: Tensor, scales: Tensor, nested_table: Tensor | None,
     nested_scales: Tensor | None, offset: Tensor | None, block: int, nested_block: int,
 ) -> tuple[int, int, int, int, int, int, int, int]:  # fmt: skip
     """A weight of at least ``elements``, as the extension takes it. Raises ValueError when a tensor is not as it must
     be, for nothing behind this looks again."""
-    _check("codes", codes, torch.uint8, (elements + 1) // 2)
-    _check("table", table, torch.float32, 16)
+    check("codes", codes, torch.uint8, (elements + 1) // 2)
+    check("table", table, torch.float32, 16)
     of_blocks = _scales(elements, scales, nested_table, nested_scales, offset, block, nested_block)
     return codes.data_ptr(), table.data_ptr(), *of_blocks
 
@@ -145,21 +158,21 @@ def _scales(
     _check_block(block)
     blocks = -(-elements // block)
     if nested_table is None or nested_scales is None or offset is None:
-        _check("scales", scales, torch.float32, blocks)
+        check("scales", scales, torch.float32, blocks)
         return scales.data_ptr(), 0, 0, 0, block, 0
     if nested_block < 1 or nested_block & (nested_block - 1):
         raise ValueError(f"A block of scales is a power of two, not {nested_block}.")
-    _check("scales", scales, torch.uint8, blocks)
-    _check("nested_table", nested_table, torch.float32, 256)
-    _check("nested_scales", nested_scales, torch.float32, -(-blocks // nested_block))
-    _check("offset", offset, torch.float32, 1)
+    check("scales", scales, torch.uint8, blocks)
+    check("nested_table", nested_table, torch.float32, 256)
+    check("nested_scales", nested_scales, torch.float32, -(-blocks // nested_block))
+    check("offset", offset, torch.float32, 1)
     return (
         scales.data_ptr(), nested_table.data_ptr(), nested_scales.data_ptr(), offset.data_ptr(), block,
         nested_block.bit_length() - 1,
     )  # fmt: skip
 
 
-def _check(name: str, tensor: Tensor, dtype: torch.dtype, least: int) -> None:
+def check(name: str, tensor: Tensor, dtype: torch.dtype, least: int) -> None:
     if tensor.dtype != dtype or tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.numel() < least:
         raise ValueError(
             f"{name} must be {dtype}, contiguous, on the CPU and of at least {least} elements, "
@@ -170,6 +183,11 @@ def _check(name: str, tensor: Tensor, dtype: torch.dtype, least: int) -> None:
 def _check_tokens(tokens: int) -> None:
     if not 1 <= tokens <= 8:
         raise ValueError(f"The few-token product takes 1 to 8 rows of x, not {tokens}.")
+
+
+def _check_groups(columns: int) -> None:
+    if columns % GROUP:
+        raise ValueError(f"The product in 8 bits takes a multiple of {GROUP} columns, not {columns}.")
 
 
 def _check_block(block: int) -> None:

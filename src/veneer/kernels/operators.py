@@ -29,6 +29,7 @@ _SCHEMAS = {
     "product4": f"(Tensor x, {_WEIGHT}, int block, int nested_block, int rows) -> Tensor",
     "product4_int8": f"(Tensor x, Tensor codes, Tensor levels, float step, {_SCALES}, int block, int nested_block, "
     "int rows) -> Tensor",
+    "product8_int8": "(Tensor x, Tensor codes, Tensor scales) -> Tensor",
 }
 
 
@@ -55,6 +56,12 @@ def serving(device: str = "cpu") -> str:
     """The name of the kernels that serve a type of device."""
     name: str = TABLE.get(device, lambda: reference)().name
     return name
+
+
+def cpu_kernels() -> cpu.Cpu | None:
+    """The C++ kernels that serve on this machine's CPU, if they do."""
+    kernels = _on_cpu()
+    return kernels if isinstance(kernels, cpu.Cpu) else None
 
 
 def serving_line() -> str:
@@ -98,6 +105,10 @@ def _fake_product4(x: Tensor, *weight_and_rows: Any) -> Tensor:
     return x.new_empty(x.shape[0], weight_and_rows[-1])
 
 
+def _fake_product8_int8(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], scales.shape[0])
+
+
 for _name, _schema in _SCHEMAS.items():
     torch.library.define(f"veneer::{_name}", _schema, tags=torch.Tag.pt2_compliant_tag)
     torch.library.impl(f"veneer::{_name}", "default", _dispatch(_name))
@@ -106,9 +117,11 @@ torch.library.register_fake("veneer::nearest8", _fake_nearest8)
 torch.library.register_fake("veneer::dequantise4", _fake_dequantise4)
 torch.library.register_fake("veneer::product4", _fake_product4)
 torch.library.register_fake("veneer::product4_int8", _fake_product4)
+torch.library.register_fake("veneer::product8_int8", _fake_product8_int8)
 
 quantise4 = torch.ops.veneer.quantise4.default
 nearest8 = torch.ops.veneer.nearest8.default
 dequantise4 = torch.ops.veneer.dequantise4.default
 product4 = torch.ops.veneer.product4.default
 product4_int8 = torch.ops.veneer.product4_int8.default
+product8_int8 = torch.ops.veneer.product8_int8.default

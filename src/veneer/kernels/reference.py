@@ -18,6 +18,7 @@ name = "reference"
 
 GROUP = 32  # columns of x in 8 bits that share a scale
 _PANEL = 2**18  # weights expanded at once by the product: 1 MB in fp32
+_ROWS = 1024  # of a weight, rounded to 8 bits at once
 
 
 def quantise4(weight: Tensor, boundaries: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:
@@ -93,6 +94,37 @@ def product4_int8(
 def prepared_int8(*weight_rows_columns: Any) -> Callable[[Tensor], Tensor]:
     """product4_int8 of one weight: x (tokens, columns) → (tokens, rows)."""
     return lambda x: product4_int8(x, *weight_rows_columns[:-1])
+
+
+def product8_int8(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+    """x (tokens, columns), in 8 bits, times the weight that `rows_in_8_bits` made ``codes`` and ``scales`` of →
+    (tokens, rows)."""
+    return torch.nn.functional.linear(in_8_bits(x), unpacked8(codes, scales, x.shape[1]))
+
+
+def rows_in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """``weight`` (rows, columns), fp32, in integers of −127 … 127 times a scale for each row: codes, uint8
+    (rows, 2, stride8(columns)), the integers plus 128, even and odd columns apart; and scales, fp32 (rows,)."""
+    rows, columns = weight.shape
+    codes = torch.full((rows, 2, stride8(columns)), 128, dtype=torch.uint8)
+    scales = torch.empty(rows)
+    for first in range(0, rows, _ROWS):
+        part = slice(first, first + _ROWS)
+        scales[part] = weight[part].abs().amax(dim=1).clamp(min=1e-35) / 127
+        found = (weight[part] / scales[part, None]).round_().add_(128).to(torch.uint8)
+        codes[part, :, : columns // 2] = found.view(len(found), -1, 2).transpose(1, 2)
+    return codes, scales
+
+
+def unpacked8(codes: Tensor, scales: Tensor, columns: int) -> Tensor:
+    """The weight (rows, columns) that codes and scales of `rows_in_8_bits` stand for."""
+    apart = codes[:, :, : columns // 2].float() - 128
+    return apart.transpose(1, 2).reshape(len(codes), columns) * scales[:, None]
+
+
+def stride8(columns: int) -> int:
+    """The even columns of a row, and zeros up to a multiple of 64."""
+    return -(-columns // 128) * 64
 
 
 def in_8_bits(x: Tensor) -> Tensor:

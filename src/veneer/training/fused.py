@@ -19,7 +19,7 @@ from veneer.kernels.dense import swift_products
 from veneer.kernels.elementwise import rms_norm, swiglu, swiglu_again
 
 # Types whose forward is known to be weight · norm(x), and down(silu(gate(x)) · up(x)). A subclass may do more.
-_NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
+NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
 _GATED = (LlamaMLP, MistralMLP, Qwen2MLP, Qwen3MLP)
 
 
@@ -49,9 +49,9 @@ def _fused_forward(module: Any, again: bool) -> Callable[[Tensor], Tensor] | Non
         return None  # somebody else's hook stands there
     if type(module) is nn.Linear and not any(parameter.requires_grad for parameter in module.parameters()):
         return lambda x: frozen_product(x, frozen_weight(module), module.bias)
-    if type(module) in _NORMS and not module.weight.requires_grad:
+    if type(module) in NORMS and not module.weight.requires_grad:
         return lambda x: rms_norm(x, module.weight, module.variance_epsilon)
-    if type(module) in _GATED and _is_silu(module.act_fn):
+    if type(module) in _GATED and is_silu(module.act_fn):
         return lambda x: _gated(module, x, again)
     return None
 
@@ -64,5 +64,6 @@ def _gated(module: Any, x: Tensor, again: bool) -> Tensor:
         return module.down_proj(y)  # type: ignore[no-any-return]
 
 
-def _is_silu(activation: Any) -> bool:
+def is_silu(activation: Any) -> bool:
+    """Whether a gate is x · sigmoid(x)."""
     return activation is F.silu or type(activation) in (nn.SiLU, SiLUActivation)

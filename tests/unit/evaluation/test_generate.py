@@ -11,7 +11,7 @@ import veneer
 from tokens import tokenizer
 from veneer.data.formats import Example
 from veneer.data.labels import Tokeniser
-from veneer.evaluation.generate import _Streamer, answer_of, exact_matches, generate
+from veneer.evaluation.generate import Told, answer_of, continuations, exact_matches
 from veneer.training.batches import collate
 
 pytestmark = pytest.mark.unit
@@ -38,22 +38,22 @@ def test_greedy_is_the_models_own_generate_one_row_at_a_time(parts):
         out = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False, pad_token_id=tokeniser.pad)
         wanted.append(tokeniser.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True))
     assert len(set(wanted)) == 3
-    assert generate(model, tokeniser, _ids(tokeniser), max_new_tokens=12) == wanted
+    assert continuations(model, tokeniser, _ids(tokeniser), max_new_tokens=12) == wanted
     for ids, text in zip(_ids(tokeniser), wanted, strict=True):
-        assert generate(model, tokeniser, [ids], max_new_tokens=12) == [text], "padding plays no part"
+        assert continuations(model, tokeniser, [ids], max_new_tokens=12) == [text], "padding plays no part"
 
 
 def test_sampling_is_a_function_of_the_seed_and_leaves_the_random_state_alone(parts):
     model, tokeniser = parts
 
     def sample(seed):
-        return generate(model, tokeniser, _ids(tokeniser), max_new_tokens=12, temperature=1.5, seed=seed)
+        return continuations(model, tokeniser, _ids(tokeniser), max_new_tokens=12, temperature=1.5, seed=seed)
 
     before = torch.get_rng_state()
     assert sample(1) == sample(1)
     assert sample(1) != sample(2)
     assert torch.equal(torch.get_rng_state(), before)
-    assert sample(1) != generate(model, tokeniser, _ids(tokeniser), max_new_tokens=12)
+    assert sample(1) != continuations(model, tokeniser, _ids(tokeniser), max_new_tokens=12)
 
 
 def test_an_encoder_decoder_begins_an_answer_of_its_own():
@@ -68,28 +68,27 @@ def test_an_encoder_decoder_begins_an_answer_of_its_own():
     tokeniser = Tokeniser(made, seq2seq=True)
     ids = tokeniser.prompt(Example("d", prompt="one", answer="a"))
     out = model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)
-    assert generate(model, tokeniser, [ids], max_new_tokens=6) == [made.decode(out[0], skip_special_tokens=True)]
+    assert continuations(model, tokeniser, [ids], max_new_tokens=6) == [made.decode(out[0], skip_special_tokens=True)]
 
 
 def test_text_is_told_as_it_comes(parts):
     model, tokeniser = parts
     told = []
-    (text,) = generate(model, tokeniser, [tokeniser.encode("one")], max_new_tokens=12, on_text=told.append)
+    (text,) = continuations(model, tokeniser, [tokeniser.encode("one")], max_new_tokens=12, on_text=told.append)
     assert "".join(told) == text
     assert len([piece for piece in told if piece]) > 1
 
 
 def test_a_character_of_several_tokens_is_told_when_it_is_whole():
-    made, told = tokenizer(), []
-    streamer = _Streamer(made, told.append)
-    streamer.put(torch.tensor([[1, 2, 3]]))  # the prompt
+    made, said = tokenizer(), []
+    told = Told(made, said.append)
     for token in made("aé€b").input_ids:
-        streamer.put(torch.tensor([token]))
-    assert told == ["a", "é", "€", "b"]
-    streamer.put(torch.tensor([made("é").input_ids[0]]))
-    assert told[4:] == []
-    streamer.end()
-    assert told[4:] == ["\ufffd"], "what remains half is told at the end"
+        told.put(torch.tensor([token]))
+    assert said == ["a", "é", "€", "b"]
+    told.put(torch.tensor([made("é").input_ids[0]]))
+    assert said[4:] == []
+    told.end()
+    assert said[4:] == ["\ufffd"], "what remains half is told at the end"
 
 
 def test_exact_matches(tiny_folder):

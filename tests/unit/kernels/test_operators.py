@@ -241,6 +241,25 @@ def test_x_at_the_ends_of_the_range(kernels, size):
 
 
 @every_variant
+@settings(max_examples=100)
+@given(st.integers(1, 9), st.integers(1, 140), SEEDS, st.integers(1, 8), st.integers(0, 3), st.booleans())
+def test_the_product_of_a_weight_in_8_bits_is_that_of_both_rounded(kernels, rows, groups, seed, tokens, shift, extreme):
+    drawn = torch.Generator().manual_seed(seed)
+    weight, x = (torch.randn(n, groups * 32, generator=drawn) for n in (rows, tokens))
+    weight[0] *= 1e3  # a row has a scale of its own
+    weight[-1, 1::2] = 0
+    if extreme:
+        weight, x = torch.full_like(weight, -2.0), torch.full_like(x, 2.0)
+    codes, scales = reference.rows_in_8_bits(weight)
+    assert ((reference.unpacked8(codes, scales, groups * 32) - weight).abs() <= 0.5001 * scales[:, None]).all()
+    rounded, dense = reference.in_8_bits(x).double(), reference.unpacked8(codes, scales, groups * 32).double()
+    wanted, size = rounded @ dense.t(), rounded.abs() @ dense.abs().t()
+    for by in (kernels, reference):
+        found = by.product8_int8(_shifted(x, shift), _shifted(codes, shift), scales)
+        assert ((found - wanted).abs() <= 1e-6 * size).all()
+
+
+@every_variant
 def test_a_prepared_product_checks_what_it_is_given(kernels):
     weight, _ = _weight8(4, 64, "nf4", 64, True, 0)
     product = kernels.prepared_int8(*weight, 4, 64)
@@ -296,6 +315,13 @@ def test_what_does_not_fit_is_refused_before_an_address_is_passed_on(kernels):
         kernels.product4(torch.randn(9, 64), *weight, 4)
     with pytest.raises(ValueError, match=r"^x must be torch\.float32"):
         kernels.product4(torch.randn(1, 64).double(), *weight, 4)
+    codes, scales = reference.rows_in_8_bits(torch.randn(3, 64))
+    with pytest.raises(ValueError, match="1 to 8 rows of x, not 9"):
+        kernels.product8_int8(torch.randn(9, 64), codes, scales)
+    with pytest.raises(ValueError, match="a multiple of 32 columns, not 48"):
+        kernels.product8_int8(torch.randn(1, 48), codes, scales)
+    with pytest.raises(ValueError, match=r"^codes must be torch\.uint8, .* at least 768 elements"):
+        kernels.product8_int8(torch.randn(1, 160), codes, scales)
     with pytest.raises(ValueError, match=r"^weight must be torch\.float32, contiguous"):
         kernels.quantise4(torch.randn(96)[::2], *_ordered("nf4"), 32)
 
@@ -307,6 +333,7 @@ def test_the_operators_keep_torchs_contracts():
     torch.library.opcheck(operators.dequantise4, (*weight, 1, torch.empty(3, 64)))
     torch.library.opcheck(operators.product4, (torch.randn(2, 64), *weight, 5))
     torch.library.opcheck(operators.product4_int8, (torch.randn(2, 64), *_weight8(5, 64, "nf4", 64, True, 0)[0], 5))
+    torch.library.opcheck(operators.product8_int8, (torch.randn(2, 64), *reference.rows_in_8_bits(torch.randn(5, 64))))
 
 
 def test_a_compiled_function_calls_them():

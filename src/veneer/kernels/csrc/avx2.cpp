@@ -207,36 +207,57 @@ struct Sums8 {
     Sums8() {
         for (int m = 0; m < M; ++m) sums[m] = _mm256_setzero_ps();
     }
-    template <int64_t CHUNK>
+    template <int64_t GROUPS>
     void add(const uint8_t* codes, int64_t groups, const Levels8& levels, const Bytes& x, int64_t at,
-             const float (&scales)[M][CHUNK]) {
+             const float (&scales)[M][GROUPS]) {
         int64_t g = 0;
-        for (; g + 2 <= groups; g += 2) {
-            const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + g * (GROUP / 2)));
-            two(both, levels, x, at + g, [&](int m) {
-                return _mm_castsi128_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&scales[m][g])));
-            });
-        }
+        for (; g + 2 <= groups; g += 2)
+            looked_up(load(codes + g * (GROUP / 2)), levels, x, at + g,
+                      [&](int m) { return four_each(scales[m][g], scales[m][g + 1]); });
         if (g < groups) {
             const __m128i both = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + g * (GROUP / 2)));
-            two(_mm256_set_m128i(_mm_setzero_si128(), both), levels, x, at + g,
-                [&](int m) { return _mm_load_ss(&scales[m][g]); });
+            looked_up(_mm256_set_m128i(_mm_setzero_si128(), both), levels, x, at + g,
+                      [&](int m) { return four_each(scales[m][g], 0); });
         }
     }
-    template <class ScalesOf>
-    void two(__m256i both, const Levels8& levels, const Bytes& x, int64_t group, const ScalesOf& scales) {
-        const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-        const __m256i spread = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
-        const __m256i first = _mm256_shuffle_epi8(levels.values, _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble));
-        const __m256i second = _mm256_shuffle_epi8(levels.values, _mm256_and_si256(both, nibble));
+    void add_blocks(const uint8_t* codes, int64_t blocks, const Levels8& levels, const Bytes& x, const float* scales) {
+        for (int64_t b = 0; b < blocks; ++b) {
+            const __m256 scale = _mm256_set1_ps(scales[b]);
+            looked_up(load(codes + b * GROUP), levels, x, 2 * b,
+                      [&](int m) { return _mm256_mul_ps(scale, scale_lanes(x, m, 2 * b)); });
+        }
+    }
+    void add_bytes(const uint8_t* even, const uint8_t* odd, int64_t groups, const Bytes& x) {
+        const __m256i offset = _mm256_set1_epi8(static_cast<char>(0x80));
+        for (int64_t g = 0; g < groups; g += 2)
+            two(_mm256_xor_si256(load(even + g * (GROUP / 2)), offset),
+                _mm256_xor_si256(load(odd + g * (GROUP / 2)), offset), x, g,
+                [&](int m) { return scale_lanes(x, m, g); });
+    }
+    static __m256i load(const uint8_t* codes) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)); }
+    static __m256 four_each(float first, float second) {
+        return _mm256_set_m128(_mm_set1_ps(second), _mm_set1_ps(first));
+    }
+    static __m256 scale_lanes(const Bytes& x, int m, int64_t group) {
+        return _mm256_loadu_ps(x.scale_lanes + m * (x.stride / 4) + group * (GROUP / 8));
+    }
+    template <class LanesOf>
+    void looked_up(__m256i both, const Levels8& levels, const Bytes& x, int64_t group, const LanesOf& scales) {
+        const __m256i nibble = _mm256_set1_epi8(15);
+        two(_mm256_shuffle_epi8(levels.values, _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble)),
+            _mm256_shuffle_epi8(levels.values, _mm256_and_si256(both, nibble)), x, group, scales);
+    }
+    // Two groups: the values of even and of odd columns; scales(m) for each eight columns.
+    template <class LanesOf>
+    void two(__m256i first, __m256i second, const Bytes& x, int64_t group, const LanesOf& scales) {
+        const __m256i ones = _mm256_set1_epi16(1);
         for (int m = 0; m < M; ++m) {
             const int8_t* even = x.lanes + 2 * m * x.stride + group * (GROUP / 2);
             const __m256i x0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(even));
             const __m256i x1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(even + x.stride));
             const __m256i found = _mm256_add_epi32(
                 _mm256_madd_epi16(pairs(first, x0), ones), _mm256_madd_epi16(pairs(second, x1), ones));
-            const __m256 scale = _mm256_permutevar8x32_ps(_mm256_castps128_ps256(scales(m)), spread);
-            sums[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(found), scale, sums[m]);
+            sums[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(found), scales(m), sums[m]);
         }
     }
     float total(int m) const {
@@ -251,7 +272,9 @@ struct Sums8 {
 }  // namespace veneer
 
 #include "body.h"
+#include "decode_body.h"
 
 namespace veneer {
-const Variant avx2{"avx2", quantise, dequantise, dequantise_bf16, product, product8, nearest};
+const Variant avx2{"avx2", quantise, dequantise, dequantise_bf16, nearest, product, round8,
+                   product8, product_wide, product_dense, attend, normalise, gate};
 }

@@ -6,6 +6,7 @@
 namespace veneer {
 namespace {
 
+inline int64_t least(int64_t a, int64_t b);
 inline int64_t greatest(int64_t a, int64_t b);
 
 inline __mmask16 first16(int64_t n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : (1u << n) - 1); }
@@ -166,36 +167,63 @@ struct Sums8 {
     Sums8() {
         for (int m = 0; m < M; ++m) sums[m] = _mm512_setzero_ps();
     }
-    template <int64_t CHUNK>
+    template <int64_t GROUPS>
     void add(const uint8_t* codes, int64_t groups, const Levels8& levels, const Bytes& x, int64_t at,
-             const float (&scales)[M][CHUNK]) {
-        int64_t g = 0;
-#pragma GCC unroll 2
-        for (; g + 4 <= groups; g += 4) {
-            __builtin_prefetch(codes + g * (GROUP / 2) + 4096);
-            four(_mm512_loadu_si512(codes + g * (GROUP / 2)), levels, x, at + g,
-                 [&](int m) { return _mm_loadu_ps(&scales[m][g]); });
-        }
-        if (g < groups) {  // beyond the end x is zero, and so must the scale be
-            const __m512i both =
-                _mm512_maskz_loadu_epi8((1ull << (groups - g) * (GROUP / 2)) - 1, codes + g * (GROUP / 2));
-            const __mmask8 mask = static_cast<__mmask8>((1u << (groups - g)) - 1);
-            four(both, levels, x, at + g, [&](int m) { return _mm_maskz_loadu_ps(mask, &scales[m][g]); });
+             const float (&scales)[M][GROUPS]) {
+        const __m512i four_each = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+        for (int64_t g = 0; g < groups; g += 4) {  // beyond the end x is zero, and so must the scale be
+            const int64_t n = least(groups - g, 4);
+            const __mmask64 bytes = ~0ull >> (64 - n * (GROUP / 2));
+            const __mmask8 some = static_cast<__mmask8>((1u << n) - 1);
+            looked_up(_mm512_maskz_loadu_epi8(bytes, codes + g * (GROUP / 2)), levels, x, at + g, [&](int m) {
+                const __m128 of_groups = _mm_maskz_loadu_ps(some, &scales[m][g]);
+                return _mm512_permutexvar_ps(four_each, _mm512_castps128_ps512(of_groups));
+            });
         }
     }
-    template <class ScalesOf>
-    void four(__m512i both, const Levels8& levels, const Bytes& x, int64_t group, const ScalesOf& scales) {
+    void add_blocks(const uint8_t* codes, int64_t blocks, const Levels8& levels, const Bytes& x, const float* scales) {
+        const __m512i eight_each = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+        const auto two = [&](__m512i both, int64_t b, __m128 of_blocks) {
+            const __m512 lanes = _mm512_permutexvar_ps(eight_each, _mm512_castps128_ps512(of_blocks));
+            looked_up(both, levels, x, 2 * b, [&](int m) { return _mm512_mul_ps(lanes, scale_lanes(x, m, 2 * b)); });
+        };
+        int64_t b = 0;
+#pragma GCC unroll 2
+        for (; b + 2 <= blocks; b += 2) {
+            __builtin_prefetch(codes + b * GROUP + 4096);
+            two(_mm512_loadu_si512(codes + b * GROUP), b,
+                _mm_castsi128_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(scales + b))));
+        }
+        if (b < blocks)
+            two(_mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + b * GROUP))), b,
+                _mm_load_ss(scales + b));
+    }
+    void add_bytes(const uint8_t* even, const uint8_t* odd, int64_t groups, const Bytes& x) {
+        for (int64_t g = 0; g < groups; g += 4) {
+            __builtin_prefetch(even + g * (GROUP / 2) + 2048);
+            __builtin_prefetch(odd + g * (GROUP / 2) + 2048);
+            four(_mm512_loadu_si512(even + g * (GROUP / 2)), _mm512_loadu_si512(odd + g * (GROUP / 2)), x, g,
+                 [&](int m) { return scale_lanes(x, m, g); });
+        }
+    }
+    static __m512 scale_lanes(const Bytes& x, int m, int64_t group) {
+        return _mm512_loadu_ps(x.scale_lanes + m * (x.stride / 4) + group * (GROUP / 8));
+    }
+    template <class LanesOf>
+    void looked_up(__m512i both, const Levels8& levels, const Bytes& x, int64_t group, const LanesOf& scales) {
         const __m512i nibble = _mm512_set1_epi8(15);
-        const __m512i spread = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-        const __m512i first = _mm512_shuffle_epi8(levels.values, _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble));
-        const __m512i second = _mm512_shuffle_epi8(levels.values, _mm512_and_si512(both, nibble));
+        four(_mm512_shuffle_epi8(levels.values, _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble)),
+             _mm512_shuffle_epi8(levels.values, _mm512_and_si512(both, nibble)), x, group, scales);
+    }
+    // Four groups: the codes of even and of odd columns, plus 128; scales(m) for each eight columns.
+    template <class LanesOf>
+    void four(__m512i first, __m512i second, const Bytes& x, int64_t group, const LanesOf& scales) {
         for (int m = 0; m < M; ++m) {
             const int8_t* even = x.lanes + 2 * m * x.stride + group * (GROUP / 2);
             __m512i found = _mm512_loadu_si512(x.corrections + m * (x.stride / 4) + group * (GROUP / 8));
             found = _mm512_dpbusd_epi32(found, first, _mm512_loadu_si512(even));
             found = _mm512_dpbusd_epi32(found, second, _mm512_loadu_si512(even + x.stride));
-            const __m512 scale = _mm512_permutexvar_ps(spread, _mm512_castps128_ps512(scales(m)));
-            sums[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(found), scale, sums[m]);
+            sums[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(found), scales(m), sums[m]);
         }
     }
     float total(int m) const { return _mm512_reduce_add_ps(sums[m]); }
@@ -205,7 +233,9 @@ struct Sums8 {
 }  // namespace veneer
 
 #include "body.h"
+#include "decode_body.h"
 
 namespace veneer {
-const Variant avx512{"avx512", quantise, dequantise, dequantise_bf16, product, product8, nearest};
+const Variant avx512{"avx512", quantise, dequantise, dequantise_bf16, nearest, product, round8,
+                     product8, product_wide, product_dense, attend, normalise, gate};
 }

@@ -8,7 +8,9 @@
 //   void expand(codes, n, lookup, out)                     n elements, from a byte's beginning, fp32 or bf16
 //   Sums<M>                        M running sums: add(codes, bytes, lookup, tokens, parity, at), total(token)
 //   Levels8(levels)                16 values of 8 bits arranged for its lookup
-//   Sums8<M>                       M running sums: add(codes, groups, levels, x, at, scales), total(token)
+//   Sums8<M>                       M running sums: add(codes, groups, levels, x, at, scales) with a scale for each group,
+//                                  add_blocks(codes, blocks, levels, x, scales) of a row in blocks of two groups,
+//                                  add_bytes(even, odd, groups, x) of codes in 8 bits; total(token)
 
 namespace veneer {
 namespace {
@@ -46,6 +48,26 @@ inline int code_at(const uint8_t* codes, int64_t element) {
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t greatest(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// A number of tokens as a type, so that a loop over them is unrolled.
+template <int M>
+struct Count {
+    static constexpr int value = M;
+};
+
+template <class Work>
+void for_tokens(int count, const Work& work) {
+    switch (count) {
+        case 1: return work(Count<1>());
+        case 2: return work(Count<2>());
+        case 3: return work(Count<3>());
+        case 4: return work(Count<4>());
+        case 5: return work(Count<5>());
+        case 6: return work(Count<6>());
+        case 7: return work(Count<7>());
+        case 8: return work(Count<8>());
+    }
+}
 
 void quantise(const Quantise& q, int threads) {
     const Levels levels(q.boundaries);
@@ -95,9 +117,8 @@ void dequantise_bf16(const Packed& w, int64_t start, int64_t stop, uint16_t* out
 }
 
 template <int M>
-void product_of(const Packed& w, const Tokens& x, int64_t rows, float* out, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (rows * x.columns > SMALL)
-    for (int64_t row = 0; row < rows; ++row) {
+void product_of(const Packed& w, const Tokens& x, const Rows& rows, float* out) {
+    for (int64_t row = rows.first; row < rows.last; ++row) {
         const int64_t start = row * x.columns, end = start + x.columns;
         const int parity = static_cast<int>(start & 1);
         Sums<M> sums;
@@ -118,21 +139,12 @@ void product_of(const Packed& w, const Tokens& x, int64_t rows, float* out, int 
             from = to;
             ++b;
         }
-        for (int m = 0; m < M; ++m) out[m * rows + row] = static_cast<float>(sums.total(m) + edges[m]);
+        for (int m = 0; m < M; ++m) out[m * rows.all + row] = static_cast<float>(sums.total(m) + edges[m]);
     }
 }
 
-void product(const Packed& w, const Tokens& x, int64_t rows, float* out, int threads) {
-    switch (x.count) {
-        case 1: return product_of<1>(w, x, rows, out, threads);
-        case 2: return product_of<2>(w, x, rows, out, threads);
-        case 3: return product_of<3>(w, x, rows, out, threads);
-        case 4: return product_of<4>(w, x, rows, out, threads);
-        case 5: return product_of<5>(w, x, rows, out, threads);
-        case 6: return product_of<6>(w, x, rows, out, threads);
-        case 7: return product_of<7>(w, x, rows, out, threads);
-        case 8: return product_of<8>(w, x, rows, out, threads);
-    }
+void product(const Packed& w, const Tokens& x, const Rows& rows, float* out) {
+    for_tokens(x.count, [&](auto count) { product_of<decltype(count)::value>(w, x, rows, out); });
 }
 
 // To the nearest integer, a tie to the even one, of |value| < 2^22: what lies below 1 is lost beside the constant.
@@ -141,28 +153,44 @@ inline float rounded(float value) {
 }
 
 // One row of x in groups of 32: scale = absmax / 127, taken to be 1e-35 at least so that both ways to it stay finite.
-void activations(const Bytes& x, int token) {
+// Every loop is one that a compiler makes vectors of: of a small weight this is a good part of the product's time.
+void round_one(const Bytes& x, int token) {
     const float* from = x.x + token * x.columns;
     int8_t *even = x.lanes + 2 * token * x.stride, *odd = even + x.stride;
     int32_t* corrections = x.corrections + token * (x.stride / 4);
-    float* scales = x.scales + token * (x.columns / GROUP);
+    float *scales = x.scales + token * (x.columns / GROUP), *lanes = x.scale_lanes + token * (x.stride / 4);
     for (int64_t i = 0; i < x.columns; i += GROUP) {
         const float found = largest(from + i, GROUP), absmax = found > 1e-35f ? found : 1e-35f;
         const bool finite = found <= 3.4028234663852886e38f;
-        scales[i / GROUP] = finite ? absmax / 127.0f : __builtin_nanf("");  // which the group's zeros carry on
-        const float reciprocal = 127.0f / absmax;
-        for (int64_t k = i / 2; k < (i + GROUP) / 2; ++k) {
-            even[k] = finite ? static_cast<int8_t>(rounded(from[2 * k] * reciprocal)) : 0;
-            odd[k] = finite ? static_cast<int8_t>(rounded(from[2 * k + 1] * reciprocal)) : 0;
-        }
-        for (int64_t j = i / 8; j < (i + GROUP) / 8; ++j) {
-            int sum = 0;
-            for (int k = 0; k < 4; ++k) sum += even[4 * j + k] + odd[4 * j + k];
-            corrections[j] = -128 * sum;
+        // A group that is not finite is zeros, and its scale carries on that it was not.
+        const float scale = finite ? absmax / 127.0f : __builtin_nanf(""), reciprocal = 127.0f / absmax;
+        scales[i / GROUP] = scale;
+        for (int64_t k = 0; k < GROUP / 8; ++k) lanes[i / 8 + k] = scale;
+        int8_t in_order[GROUP] = {};
+        if (finite)
+            for (int k = 0; k < GROUP; ++k)
+                in_order[k] = static_cast<int8_t>(static_cast<int32_t>(rounded(from[i + k] * reciprocal)));
+        uint16_t pairs[GROUP / 2];  // of bytes, the first in the low half
+        __builtin_memcpy(pairs, in_order, sizeof pairs);
+        for (int k = 0; k < GROUP / 2; ++k) {
+            even[i / 2 + k] = static_cast<int8_t>(pairs[k] & 255);
+            odd[i / 2 + k] = static_cast<int8_t>(pairs[k] >> 8);
         }
     }
     for (int64_t i = x.columns / 2; i < x.stride; ++i) even[i] = odd[i] = 0;
-    for (int64_t j = x.columns / 8; j < x.stride / 4; ++j) corrections[j] = 0;
+    for (int64_t j = x.columns / 8; j < x.stride / 4; ++j) lanes[j] = 0;
+    const auto sum_of_four = [](const int8_t* bytes) {
+        uint32_t word;
+        __builtin_memcpy(&word, bytes, 4);
+        const auto top = [](uint32_t shifted) { return static_cast<int32_t>(shifted) >> 24; };
+        return top(word << 24) + top(word << 16) + top(word << 8) + top(word);
+    };
+    for (int64_t j = 0; j < x.stride / 4; ++j)
+        corrections[j] = -128 * (sum_of_four(even + 4 * j) + sum_of_four(odd + 4 * j));
+}
+
+void round8(const Bytes& x) {
+    for (int m = 0; m < x.count; ++m) round_one(x, m);
 }
 
 // scale_of each of several blocks.
@@ -183,53 +211,71 @@ inline void scales_of(const Scales& s, int64_t first, int64_t count, float* scal
 // The scale of a group in the weight, which lies within one block, times that in x. A block has k groups, of the first
 // one some are skipped.
 inline void both_scales(const float* of_block, int64_t k, int64_t skipped, int64_t groups, const float* of_x, float* both) {
-    if (k == 2 && !skipped && groups % 2 == 0) {  // blocks of 64 in whole rows: what nearly every model has, in vectors
-        for (int64_t b = 0; b < groups / 2; ++b) {
-            both[2 * b] = of_block[b] * of_x[2 * b];
-            both[2 * b + 1] = of_block[b] * of_x[2 * b + 1];
-        }
-        return;
-    }
     for (int64_t g = 0, end = k - skipped; g < groups; ++of_block, end += k)
         for (; g < least(groups, end); ++g) both[g] = *of_block * of_x[g];
 }
 
+constexpr int64_t CHUNK = 1024;  // blocks whose scales are found at once
+
+// Blocks of two groups in whole rows, which nearly every model has: the scales of many rows at once, and those of x as
+// they lie in its lanes.
 template <int M>
-void product8_of(const Packed& w, const Levels8& levels, float step, const Bytes& x, int64_t rows, float* out,
-                 int threads) {
-    constexpr int64_t CHUNK = 128;  // groups whose scales are found at once
+void product8_in_blocks(const Packed& w, const Levels8& levels, float step, const Bytes& x, const Rows& rows, float* out) {
+    const int64_t blocks = x.columns / w.block, at_once = CHUNK / blocks;
+    float scales[CHUNK];
+    for (int64_t first = rows.first; first < rows.last; first += at_once) {
+        const int64_t last = least(first + at_once, rows.last);
+        scales_of(w.scales, first * blocks, (last - first) * blocks, scales);
+        for (int64_t row = first; row < last; ++row) {
+            Sums8<M> sums;
+            sums.add_blocks(w.codes + row * x.columns / 2, blocks, levels, x, scales + (row - first) * blocks);
+            for (int m = 0; m < M; ++m) out[m * rows.all + row] = static_cast<float>(sums.total(m) * step);
+        }
+    }
+}
+
+template <int M>
+void product8_of(const Packed& w, const Levels8& levels, float step, const Bytes& x, const Rows& rows, float* out) {
+    constexpr int64_t GROUPS = 128;  // whose scales are found at once
     const int64_t all = x.columns / GROUP;
-#pragma omp parallel for num_threads(threads) schedule(static) if (rows * x.columns > SMALL)
-    for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t row = rows.first; row < rows.last; ++row) {
         const int64_t start = row * x.columns;
         Sums8<M> sums;
-        for (int64_t at = 0; at < all; at += CHUNK) {
-            const int64_t from = start + at * GROUP, groups = least(CHUNK, all - at);
+        for (int64_t at = 0; at < all; at += GROUPS) {
+            const int64_t from = start + at * GROUP, groups = least(GROUPS, all - at);
             const int64_t first = from / w.block, last = (from + groups * GROUP + w.block - 1) / w.block;
-            float of_block[CHUNK + 1], both[M][CHUNK];
+            float of_block[GROUPS + 1], both[M][GROUPS];
             scales_of(w.scales, first, last - first, of_block);
             for (int m = 0; m < M; ++m)
                 both_scales(of_block, w.block / GROUP, (from - first * w.block) / GROUP, groups, x.scales + m * all + at,
                             both[m]);
             sums.add(w.codes + from / 2, groups, levels, x, at, both);
         }
-        for (int m = 0; m < M; ++m) out[m * rows + row] = static_cast<float>(sums.total(m) * step);
+        for (int m = 0; m < M; ++m) out[m * rows.all + row] = static_cast<float>(sums.total(m) * step);
     }
 }
 
-void product8(const Packed& w, const int8_t* table, float step, const Bytes& x, int64_t rows, float* out, int threads) {
-    for (int m = 0; m < x.count; ++m) activations(x, m);
+void product8(const Packed& w, const int8_t* table, float step, const Bytes& x, const Rows& rows, float* out) {
     const Levels8 levels(table);
-    switch (x.count) {
-        case 1: return product8_of<1>(w, levels, step, x, rows, out, threads);
-        case 2: return product8_of<2>(w, levels, step, x, rows, out, threads);
-        case 3: return product8_of<3>(w, levels, step, x, rows, out, threads);
-        case 4: return product8_of<4>(w, levels, step, x, rows, out, threads);
-        case 5: return product8_of<5>(w, levels, step, x, rows, out, threads);
-        case 6: return product8_of<6>(w, levels, step, x, rows, out, threads);
-        case 7: return product8_of<7>(w, levels, step, x, rows, out, threads);
-        case 8: return product8_of<8>(w, levels, step, x, rows, out, threads);
+    const bool in_blocks = w.block == 2 * GROUP && x.columns % w.block == 0 && x.columns / w.block <= CHUNK;
+    for_tokens(x.count, [&](auto count) {
+        constexpr int M = decltype(count)::value;
+        (in_blocks ? product8_in_blocks<M> : product8_of<M>)(w, levels, step, x, rows, out);
+    });
+}
+
+template <int M>
+void product_wide_of(const Wide& w, const Bytes& x, const Rows& rows, float* out) {
+    for (int64_t row = rows.first; row < rows.last; ++row) {
+        const uint8_t* even = w.codes + row * 2 * x.stride;
+        Sums8<M> sums;
+        sums.add_bytes(even, even + x.stride, x.columns / GROUP, x);
+        for (int m = 0; m < M; ++m) out[m * rows.all + row] = static_cast<float>(sums.total(m) * w.scales[row]);
     }
+}
+
+void product_wide(const Wide& w, const Bytes& x, const Rows& rows, float* out) {
+    for_tokens(x.count, [&](auto count) { product_wide_of<decltype(count)::value>(w, x, rows, out); });
 }
 
 }  // namespace

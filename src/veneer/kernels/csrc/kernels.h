@@ -57,10 +57,36 @@ struct Bytes {
     int8_t* lanes;                // (count, 2, stride)
     int32_t* corrections;         // (count, stride / 4): -128 times the sum of each eight columns
     float* scales;                // (count, columns / 32)
+    float* scale_lanes;           // (count, stride / 4): the scale of each eight columns, zeros beyond the end
     int64_t stride;               // a multiple of 64
     const float* x;               // (count, columns)
     int64_t columns;              // a multiple of 32
     int count;                    // 1..8
+};
+
+// A weight in 8 bits, as the product in 8 bits takes it: codes are integers of −127 … 127 plus 128, each row's even and
+// odd columns apart as in Bytes, and a row has a scale.
+struct Wide {
+    const uint8_t* codes;         // (rows, 2, stride)
+    const float* scales;          // (rows,)
+};
+
+// Attention of a few tokens, each over the keys and values of its own sequence up to its own position.
+struct Attention {
+    const float* queries;         // (count, heads, dim)
+    const float* keys;            // (sequences, key heads, room, dim)
+    const float* values;          // as keys
+    float* out;                   // as queries
+    const int64_t* sequences;     // (count,)
+    const int64_t* positions;     // (count,)
+    int count, heads, key_heads, dim;  // dim a multiple of 16, at most 256
+    int64_t room;
+    float scaling;                // of a query's product with a key
+};
+
+// The rows of a weight that one thread multiplies by, of all that it has.
+struct Rows {
+    int64_t first, last, all;
 };
 
 struct Variant {
@@ -69,11 +95,24 @@ struct Variant {
     // Elements [start, stop) into out, as fp32 or as the upper halves of fp32 rounded to nearest even.
     void (*dequantise)(const Packed&, int64_t start, int64_t stop, float* out, int threads);
     void (*dequantise_bf16)(const Packed&, int64_t start, int64_t stop, uint16_t* out, int threads);
-    void (*product)(const Packed&, const Tokens&, int64_t rows, float* out, int threads);
-    // The same with x in 8 bits, which it fills in, and step · levels (16,) for the table.
-    void (*product8)(const Packed&, const int8_t* levels, float step, const Bytes&, int64_t rows, float* out, int threads);
     // How many of 255 ascending boundaries lie below each value.
     void (*nearest)(const float* values, int64_t count, const float* boundaries, uint8_t* found, int threads);
+
+    // Products x Wᵀ of 1..8 tokens, by some rows of W, into out (count, rows.all). The caller has the threads.
+    void (*product)(const Packed&, const Tokens&, const Rows&, float* out);
+    // x in 8 bits, which `round8` fills in first; of a weight in 4 bits with step · levels (16,) for the table.
+    void (*round8)(const Bytes&);
+    void (*product8)(const Packed&, const int8_t* levels, float step, const Bytes&, const Rows&, float* out);
+    void (*product_wide)(const Wide&, const Bytes&, const Rows&, float* out);
+    // x (count, columns) by a weight (rows, columns), both fp32.
+    void (*product_dense)(const float* weight, const float* x, int count, int64_t columns, const Rows&, float* out);
+
+    // The items [first, last) of count · heads.
+    void (*attend)(const Attention&, int64_t first, int64_t last);
+    // out ← weight · x / √(mean(x²) + eps) of each row; out may be x.
+    void (*normalise)(const float* x, const float* weight, float eps, int64_t rows, int64_t width, float* out);
+    // gate ← silu(gate) · up
+    void (*gate)(float* gate, const float* up, int64_t count);
 };
 
 extern const Variant scalar;

@@ -4,14 +4,15 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <cstdlib>
-#include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "decode.h"
 #include "kernels.h"
+#include "room.h"
+#include "threads.h"
 
 namespace nb = nanobind;
 using namespace veneer;
@@ -57,18 +58,6 @@ T* at(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
-struct Free {
-    void operator()(void* room) const { std::free(room); }
-};
-
-// Room that begins with a cache line: a vector across two of them takes twice as long to load.
-template <class T>
-std::unique_ptr<T[], Free> lines(int64_t count) {
-    void* room = std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64);
-    if (!room) throw std::bad_alloc();
-    return std::unique_ptr<T[], Free>(static_cast<T*>(room));
-}
-
 // nested_table is 0 where the scales are fp32 themselves.
 Packed packed(Address codes, Address table, Address scales, Address nested_table, Address nested_scales, Address offset,
               int64_t block, int nested_shift) {
@@ -107,29 +96,53 @@ void product4(const std::string& name, Address x, int tokens, Address codes, Add
               Address nested_table, Address nested_scales, Address offset, int64_t block, int nested_shift, int64_t rows,
               int64_t columns, Address out, int threads) {
     const Packed w = packed(codes, table, scales, nested_table, nested_scales, offset, block, nested_shift);
-    const float* source = at<const float>(x);
-    const int parities = columns % 2 ? 2 : 1;  // rows of odd length begin in the middle of a byte every other time
-    const int64_t stride = 16 * ((columns / 2 / 16 + 1) | 1);  // an odd number of cache lines: lanes share no cache set
-    const std::unique_ptr<float[]> lanes(new float[parities * tokens * 2 * stride]);
-    for (int parity = 0; parity < parities; ++parity)
-        for (int m = 0; m < tokens; ++m)
-            for (int half = 0; half < 2; ++half) {
-                float* lane = lanes.get() + ((parity * tokens + m) * 2 + half) * stride;
-                for (int64_t i = parity + half; i < columns; i += 2) *lane++ = source[m * columns + i];
-            }
-    variant(name).product(w, {lanes.get(), stride, source, columns, tokens}, rows, at<float>(out), threads);
+    const TokensRoom room(at<const float>(x), tokens, columns);
+    share(rows * columns, threads, [&](int part, int parts) {
+        variant(name).product(w, room.tokens, rows_of(rows, part, parts), at<float>(out));
+    });
 }
 
 void product4_int8(const std::string& name, Address x, int tokens, Address codes, Address levels, float step,
                    Address scales, Address nested_table, Address nested_scales, Address offset, int64_t block,
                    int nested_shift, int64_t rows, int64_t columns, Address out, int threads) {
     const Packed w = packed(codes, 0, scales, nested_table, nested_scales, offset, block, nested_shift);
-    const int64_t stride = (columns + 127) / 128 * 64;
-    const auto lanes = lines<int8_t>(tokens * 2 * stride);
-    const auto corrections = lines<int32_t>(tokens * stride / 4);
-    const auto of_groups = lines<float>(tokens * columns / GROUP);
-    const Bytes bytes{lanes.get(), corrections.get(), of_groups.get(), stride, at<const float>(x), columns, tokens};
-    variant(name).product8(w, at<const int8_t>(levels), step, bytes, rows, at<float>(out), threads);
+    const BytesRoom room(at<const float>(x), tokens, columns);
+    variant(name).round8(room.bytes);
+    share(rows * columns, threads, [&](int part, int parts) {
+        variant(name).product8(w, at<const int8_t>(levels), step, room.bytes, rows_of(rows, part, parts), at<float>(out));
+    });
+}
+
+void product8_int8(const std::string& name, Address x, int tokens, Address codes, Address scales, int64_t rows,
+                   int64_t columns, Address out, int threads) {
+    const BytesRoom room(at<const float>(x), tokens, columns);
+    const Wide w{at<const uint8_t>(codes), at<const float>(scales)};
+    variant(name).round8(room.bytes);
+    share(rows * columns, threads, [&](int part, int parts) {
+        variant(name).product_wide(w, room.bytes, rows_of(rows, part, parts), at<float>(out));
+    });
+}
+
+Linear four_bits(Address codes, Address table, Address scales, Address nested_table, Address nested_scales,
+                 Address offset, int64_t block, int nested_shift, int64_t rows, int64_t columns, Address levels,
+                 float step) {
+    Linear made{rows, columns};
+    made.packed = packed(codes, table, scales, nested_table, nested_scales, offset, block, nested_shift);
+    made.levels = at<const int8_t>(levels);
+    made.step = step;
+    return made;
+}
+
+Linear eight_bits(Address codes, Address scales, int64_t rows, int64_t columns) {
+    Linear made{rows, columns};
+    made.wide = {at<const uint8_t>(codes), at<const float>(scales)};
+    return made;
+}
+
+Linear dense(Address weight, int64_t rows, int64_t columns) {
+    Linear made{rows, columns};
+    made.dense = at<const float>(weight);
+    return made;
 }
 
 }  // namespace
@@ -142,4 +155,38 @@ NB_MODULE(_cpu, m) {
     m.def("dequantise4", &dequantise4, Unlocked());
     m.def("product4", &product4, Unlocked());
     m.def("product4_int8", &product4_int8, Unlocked());
+    m.def("product8_int8", &product8_int8, Unlocked());
+
+    nb::class_<Linear>(m, "Linear")
+        .def_static("four_bits", &four_bits)
+        .def_static("eight_bits", &eight_bits)
+        .def_static("dense", &dense)
+        .def("set_bias", [](Linear& self, Address bias) { self.bias = at<const float>(bias); })
+        .def("add_update", [](Linear& self, Address A, Address B, int64_t rank, float scale) {
+            self.updates.push_back({at<const float>(A), at<const float>(B), rank, scale});
+        });
+    nb::class_<Decoder>(m, "Decoder")
+        .def("__init__",
+             [](Decoder* self, const std::string& name, int heads, int key_heads, int dim, int64_t room, float scaling,
+                float eps, Address cosines, Address sines, Address norm, const Linear& head) {
+                 new (self) Decoder(variant(name), {heads, key_heads, dim, room, scaling, eps, at<const float>(cosines),
+                                                    at<const float>(sines)},
+                                    at<const float>(norm), head);
+             })
+        .def("add_layer",
+             [](Decoder& self, const std::vector<Address>& norms, const std::vector<Linear>& linears, Address keys,
+                Address values) {
+                 if (norms.size() != 4 || linears.size() != 7)
+                     throw std::invalid_argument("a layer has four norms and seven linear layers");
+                 self.layers.push_back({at<const float>(norms[0]), at<const float>(norms[1]), at<const float>(norms[2]),
+                                        at<const float>(norms[3]), linears[0], linears[1], linears[2], linears[3],
+                                        linears[4], linears[5], linears[6], at<float>(keys), at<float>(values)});
+             })
+        .def("step",
+             [](const Decoder& self, Address x, Address sequences, Address positions, int count, Address logits,
+                int threads) {
+                 self.step(at<float>(x), at<const int64_t>(sequences), at<const int64_t>(positions), count,
+                           at<float>(logits), threads);
+             },
+             Unlocked());
 }

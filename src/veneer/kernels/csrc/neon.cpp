@@ -181,19 +181,39 @@ struct Sums8 {
     Sums8() {
         for (int m = 0; m < M; ++m) sums[m] = vdupq_n_f32(0);
     }
-    template <int64_t CHUNK>
+    template <int64_t GROUPS>
     void add(const uint8_t* codes, int64_t groups, const Levels8& levels, const Bytes& x, int64_t at,
-             const float (&scales)[M][CHUNK]) {
+             const float (&scales)[M][GROUPS]) {
+        for (int64_t g = 0; g < groups; ++g)
+            looked_up(codes + g * (GROUP / 2), levels, x, at + g, [&](int m) { return scales[m][g]; });
+    }
+    void add_blocks(const uint8_t* codes, int64_t blocks, const Levels8& levels, const Bytes& x, const float* scales) {
+        for (int64_t g = 0; g < 2 * blocks; ++g)
+            looked_up(codes + g * (GROUP / 2), levels, x, g,
+                      [&](int m) { return scales[g / 2] * x.scales[m * 2 * blocks + g]; });
+    }
+    void add_bytes(const uint8_t* even, const uint8_t* odd, int64_t groups, const Bytes& x) {
+        const uint8x16_t offset = vdupq_n_u8(128);
         for (int64_t g = 0; g < groups; ++g) {
-            const uint8x16_t both = vld1q_u8(codes + g * (GROUP / 2));
-            const int8x16_t first = vqtbl1q_s8(levels.values, vshrq_n_u8(both, 4));
-            const int8x16_t second = vqtbl1q_s8(levels.values, vandq_u8(both, vdupq_n_u8(15)));
-            for (int m = 0; m < M; ++m) {
-                const int8_t* even = x.lanes + 2 * m * x.stride + (at + g) * (GROUP / 2);
-                int32x4_t found = vpaddlq_s16(pairs(first, vld1q_s8(even)));
-                found = vpadalq_s16(found, pairs(second, vld1q_s8(even + x.stride)));
-                sums[m] = vfmaq_n_f32(sums[m], vcvtq_f32_s32(found), scales[m][g]);
-            }
+            const int8x16_t first = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(even + g * (GROUP / 2)), offset));
+            const int8x16_t second = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(odd + g * (GROUP / 2)), offset));
+            one(first, second, x, g, [&](int m) { return x.scales[m * groups + g]; });
+        }
+    }
+    template <class ScaleOf>
+    void looked_up(const uint8_t* codes, const Levels8& levels, const Bytes& x, int64_t group, const ScaleOf& scale) {
+        const uint8x16_t both = vld1q_u8(codes);
+        one(vqtbl1q_s8(levels.values, vshrq_n_u8(both, 4)), vqtbl1q_s8(levels.values, vandq_u8(both, vdupq_n_u8(15))), x,
+            group, scale);
+    }
+    // A group: the values of even and of odd columns.
+    template <class ScaleOf>
+    void one(int8x16_t first, int8x16_t second, const Bytes& x, int64_t group, const ScaleOf& scale) {
+        for (int m = 0; m < M; ++m) {
+            const int8_t* even = x.lanes + 2 * m * x.stride + group * (GROUP / 2);
+            int32x4_t found = vpaddlq_s16(pairs(first, vld1q_s8(even)));
+            found = vpadalq_s16(found, pairs(second, vld1q_s8(even + x.stride)));
+            sums[m] = vfmaq_n_f32(sums[m], vcvtq_f32_s32(found), scale(m));
         }
     }
     float total(int m) const { return vaddvq_f32(sums[m]); }
@@ -203,7 +223,9 @@ struct Sums8 {
 }  // namespace veneer
 
 #include "body.h"
+#include "decode_body.h"
 
 namespace veneer {
-const Variant neon{"neon", quantise, dequantise, dequantise_bf16, product, product8, nearest};
+const Variant neon{"neon", quantise, dequantise, dequantise_bf16, nearest, product, round8,
+                   product8, product_wide, product_dense, attend, normalise, gate};
 }

@@ -70,18 +70,34 @@ struct Levels8 {
 template <int M>
 struct Sums8 {
     double sums[M] = {};
-    template <int64_t CHUNK>
+    template <int64_t GROUPS>
     void add(const uint8_t* codes, int64_t groups, const Levels8& levels, const Bytes& x, int64_t at,
-             const float (&scales)[M][CHUNK]) {
+             const float (&scales)[M][GROUPS]) {
+        for (int m = 0; m < M; ++m)
+            for (int64_t g = 0; g < groups; ++g) looked_up(codes, g, levels, x, m, at, scales[m][g]);
+    }
+    void add_blocks(const uint8_t* codes, int64_t blocks, const Levels8& levels, const Bytes& x, const float* scales) {
+        for (int m = 0; m < M; ++m)
+            for (int64_t g = 0; g < 2 * blocks; ++g)
+                looked_up(codes, g, levels, x, m, 0, scales[g / 2] * x.scales[m * 2 * blocks + g]);
+    }
+    void add_bytes(const uint8_t* even, const uint8_t* odd, int64_t groups, const Bytes& x) {
         for (int m = 0; m < M; ++m) {
-            const int8_t *even = x.lanes + 2 * m * x.stride + at * (GROUP / 2), *odd = even + x.stride;
+            const int8_t *x0 = x.lanes + 2 * m * x.stride, *x1 = x0 + x.stride;
             for (int64_t g = 0; g < groups; ++g) {
                 int sum = 0;
                 for (int64_t i = g * (GROUP / 2); i < (g + 1) * (GROUP / 2); ++i)
-                    sum += levels.values[codes[i] >> 4] * even[i] + levels.values[codes[i] & 15] * odd[i];
-                sums[m] += static_cast<double>(scales[m][g]) * sum;
+                    sum += (even[i] - 128) * x0[i] + (odd[i] - 128) * x1[i];
+                sums[m] += static_cast<double>(x.scales[m * groups + g]) * sum;
             }
         }
+    }
+    void looked_up(const uint8_t* codes, int64_t g, const Levels8& levels, const Bytes& x, int m, int64_t at, float scale) {
+        const int8_t *even = x.lanes + 2 * m * x.stride + at * (GROUP / 2), *odd = even + x.stride;
+        int sum = 0;
+        for (int64_t i = g * (GROUP / 2); i < (g + 1) * (GROUP / 2); ++i)
+            sum += levels.values[codes[i] >> 4] * even[i] + levels.values[codes[i] & 15] * odd[i];
+        sums[m] += static_cast<double>(scale) * sum;
     }
     double total(int m) const { return sums[m]; }
 };
@@ -90,7 +106,9 @@ struct Sums8 {
 }  // namespace veneer
 
 #include "body.h"
+#include "decode_body.h"
 
 namespace veneer {
-const Variant scalar{"scalar", quantise, dequantise, dequantise_bf16, product, product8, nearest};
+const Variant scalar{"scalar", quantise, dequantise, dequantise_bf16, nearest, product, round8,
+                     product8, product_wide, product_dense, attend, normalise, gate};
 }
