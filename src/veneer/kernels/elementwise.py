@@ -6,8 +6,6 @@ results are those of the plain formula to the last bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,26 +18,6 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) · up, of one shape (Shazeer, 2020, arXiv:2002.05202, equation 5); saves gate and up."""
     y: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
     return y
-
-
-@contextmanager
-def swiglu_again(gate: Tensor, up: Tensor, y: Tensor) -> Iterator[None]:
-    """Inside, an operation that would keep ``y`` = swiglu(gate, up) for its backward pass computes it again there.
-
-    gate and up are kept by `swiglu` anyway; y would be as large as either.
-    """
-    gate, up = gate.detach(), up.detach()
-    place, size = y.data_ptr(), y.numel()  # not y itself, which the hooks would keep
-
-    def pack(kept: Tensor) -> Tensor | torch.Size:
-        is_y = kept.data_ptr() == place and kept.numel() == size and kept.is_contiguous()
-        return kept.shape if is_y else kept
-
-    def unpack(kept: Tensor | torch.Size) -> Tensor:
-        return kept if isinstance(kept, Tensor) else F.silu(gate).mul_(up).view(kept)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -16,7 +16,8 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
 
 from veneer.frozen.weight import frozen_product, frozen_weight
 from veneer.kernels.dense import swift_products
-from veneer.kernels.elementwise import rms_norm, swiglu, swiglu_again
+from veneer.kernels.elementwise import rms_norm, swiglu
+from veneer.training.again import again, computed_again
 
 # Types whose forward is known to be weight · norm(x), and down(silu(gate(x)) · up(x)). A subclass may do more.
 NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
@@ -32,36 +33,40 @@ def fused_passes(model: nn.Module) -> Iterator[None]:
     checkpointing, where it is wanted, is to be on before.
     """
     # A checkpointed layer keeps nothing, so there is nothing to keep less of.
-    again = not getattr(model, "is_activation_checkpointing", False)
-    fused = [(module, forward) for module in model.modules() if (forward := _fused_forward(module, again)) is not None]
+    checkpointed = getattr(model, "is_activation_checkpointing", False)
+    fused = [(module, forward) for module in model.modules() if (forward := _fused_forward(module)) is not None]
     for module, forward in fused:
         module.forward = forward
     try:
-        with swift_products():
+        with swift_products(), nullcontext() if checkpointed else computed_again():
             yield
     finally:
         for module, _ in fused:
             del module.forward  # the class's own stands again
 
 
-def _fused_forward(module: Any, again: bool) -> Callable[[Tensor], Tensor] | None:
+def _fused_forward(module: Any) -> Callable[[Tensor], Tensor] | None:
     if "forward" in module.__dict__:
         return None  # somebody else's hook stands there
     if type(module) is nn.Linear and not any(parameter.requires_grad for parameter in module.parameters()):
         return lambda x: frozen_product(x, frozen_weight(module), module.bias)
     if type(module) in NORMS and not module.weight.requires_grad:
-        return lambda x: rms_norm(x, module.weight, module.variance_epsilon)
+        return lambda x: _normed(module, x)
     if type(module) in _GATED and is_silu(module.act_fn):
-        return lambda x: _gated(module, x, again)
+        return lambda x: _gated(module, x)
     return None
 
 
-def _gated(module: Any, x: Tensor, again: bool) -> Tensor:
-    """down(silu(gate(x)) · up(x)), whose inner product is computed ``again`` for the backward pass, or kept."""
+def _normed(module: Any, x: Tensor) -> Tensor:
+    weight, eps, kept = module.weight, module.variance_epsilon, x.detach()
+    return again(rms_norm(x, weight, eps), lambda: rms_norm(kept, weight, eps))
+
+
+def _gated(module: Any, x: Tensor) -> Tensor:
+    """down(silu(gate(x)) · up(x)), whose inner product would be as large as either of its factors, which are kept."""
     gate, up = module.gate_proj(x), module.up_proj(x)
-    y = swiglu(gate, up)
-    with swiglu_again(gate, up, y) if again else nullcontext():
-        return module.down_proj(y)  # type: ignore[no-any-return]
+    kept = gate.detach(), up.detach()
+    return module.down_proj(again(swiglu(gate, up), lambda: swiglu(*kept)))  # type: ignore[no-any-return]
 
 
 def is_silu(activation: Any) -> bool:

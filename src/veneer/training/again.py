@@ -1,0 +1,57 @@
+"""Activations that are computed again for the backward pass instead of kept: those that are cheap, and made of what is
+kept anyway."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+_Recipe = Callable[[], Tensor]
+_recipes: dict[int, tuple[weakref.ref[Tensor], _Recipe]] = {}  # by address, as long as the tensor lives
+_latest: tuple[_Recipe, Tensor] | None = None  # the queries', keys' and values' input is one
+
+
+def again(y: Tensor, recipe: _Recipe) -> Tensor:
+    """``y``, as it is. Within `computed_again`, whatever would keep it, whole, for a backward pass keeps ``recipe``
+    instead, which gives the same bits."""
+    place = y.data_ptr()
+
+    def forget(reference: weakref.ref[Tensor]) -> None:
+        if place in _recipes and _recipes[place][0] is reference:
+            del _recipes[place]
+
+    _recipes[place] = weakref.ref(y, forget), recipe
+    return y
+
+
+@contextmanager
+def computed_again() -> Iterator[None]:
+    """Inside, graphs keep the recipes of tensors that were given to `again`; they are used wherever the graph is."""
+    with torch.autograd.graph.saved_tensors_hooks(_pack, _unpack):
+        yield
+
+
+def _pack(kept: Tensor) -> Tensor | tuple[_Recipe, torch.Size]:
+    global _latest
+    _latest = None  # of a backward pass that is over
+    reference, recipe = _recipes.get(kept.data_ptr(), (None, None))
+    y = None if reference is None else reference()
+    if y is None or recipe is None or kept.numel() != y.numel() or kept.dtype != y.dtype or not kept.is_contiguous():
+        return kept
+    return recipe, kept.shape
+
+
+def _unpack(kept: Tensor | tuple[_Recipe, torch.Size]) -> Tensor:
+    global _latest
+    if isinstance(kept, Tensor):
+        return kept
+    recipe, shape = kept
+    if _latest is None or _latest[0] is not recipe:
+        _latest = None  # the last one's memory is there for this one
+        with torch.no_grad():
+            _latest = recipe, recipe()
+    return _latest[1].view(shape)

@@ -1,0 +1,108 @@
+"""What is computed again has the same bits, is not kept, and is never taken for another tensor."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+import tiny
+import veneer
+from veneer.kernels.elementwise import rms_norm, swiglu
+from veneer.training import again as module
+from veneer.training.again import again, computed_again
+from veneer.training.fused import fused_passes
+
+pytestmark = pytest.mark.unit
+
+
+class _Square(torch.autograd.Function):
+    """Keeps its input, of which a product sees a view."""
+
+    @staticmethod
+    def forward(ctx, y):
+        ctx.save_for_backward(y)
+        return y.square()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * ctx.saved_tensors[0] * grad
+
+
+def _inputs():
+    torch.manual_seed(0)
+    return [torch.randn(8, 32, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+
+
+@pytest.mark.parametrize(
+    "make", [swiglu, lambda gate, up: rms_norm(gate * up, torch.full((32,), 0.5, dtype=torch.float64), 1e-6)]
+)
+def test_it_is_not_kept_and_the_gradients_are_the_same(make):
+    gate, up = _inputs()
+    found = []
+    for kept_again in (True, False):
+        y = make(gate, up)
+        if kept_again:
+            again(y, lambda: make(gate.detach(), up.detach()))
+        with computed_again():
+            squares = _Square.apply(y.view(2, 4, 32))
+            more = _Square.apply(y)
+        (kept,) = squares.grad_fn.saved_tensors
+        assert torch.equal(kept, y.view(2, 4, 32))
+        assert (kept.data_ptr() == y.data_ptr()) is not kept_again
+        assert (more.grad_fn.saved_tensors[0].data_ptr() == kept.data_ptr()) is True, "computed once for both"
+        found.append(torch.autograd.grad(squares.sum() + more.sum(), [gate, up]))
+    for got, wanted in zip(*found, strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_a_part_of_it_another_type_and_one_that_has_gone_are_kept():
+    gate, up = _inputs()
+    y = again(swiglu(gate, up), lambda: pytest.fail("it was taken for another"))
+    place = y.data_ptr()
+    with computed_again():
+        part = _Square.apply(y[:4])
+        turned = _Square.apply(y.t())
+        other = _Square.apply(y.detach().view(torch.int64).double().requires_grad_())
+    for output in (part, turned, other):
+        assert torch.isfinite(output.grad_fn.saved_tensors[0]).all()
+    del y, part, turned, other
+    gc.collect()
+    assert place not in module._recipes
+
+
+def test_a_tensor_at_the_place_of_one_that_has_gone_is_no_other(monkeypatch):
+    gate, up = _inputs()
+    y = again(swiglu(gate, up), lambda: torch.zeros(8, 32, dtype=torch.float64))
+    stale = module._recipes[y.data_ptr()]
+    other = torch.ones(8, 32, dtype=torch.float64, requires_grad=True)
+    del y
+    gc.collect()
+    monkeypatch.setitem(module._recipes, other.data_ptr(), stale)
+    with computed_again():
+        assert torch.equal(_Square.apply(other).grad_fn.saved_tensors[0], other)
+
+
+def test_outside_nothing_changes_and_nothing_is_held():
+    gate, up = _inputs()
+    y = again(swiglu(gate, up), lambda: pytest.fail("it is kept"))
+    assert torch.equal(_Square.apply(y).grad_fn.saved_tensors[0], y)
+    gone = weakref.ref(y)
+    del y
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_model_in_training_keeps_neither_norms_nor_gated_products(monkeypatch):
+    model = tiny.build("llama")
+    veneer.attach(model, veneer.LoRA(rank=2, targets="all-linear"))
+    packed, pack = [], module._pack
+    monkeypatch.setattr(module, "_pack", lambda kept: packed.append(pack(kept)) or packed[-1])
+    with fused_passes(model):
+        model(**tiny.batch("llama"))
+    recipes = [kept for kept in packed if isinstance(kept, tuple)]
+    # The inputs of queries, keys and values; of gate and up; of down.
+    assert len(recipes) == (3 + 2 + 1) * len(model.model.layers)
+    assert len({id(recipe) for recipe, _ in recipes}) == 3 * len(model.model.layers)
