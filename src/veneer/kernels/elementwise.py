@@ -6,6 +6,7 @@ results are those of the plain formula to the last bit.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,9 +15,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) · up, of one shape (Shazeer, 2020, arXiv:2002.05202, equation 5); saves gate and up."""
-    y: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
+def swiglu(gate: Tensor, up: Tensor, room: Callable[[Tensor], Tensor] = torch.empty_like) -> Tensor:
+    """silu(gate) · up, of one shape (Shazeer, 2020, arXiv:2002.05202, equation 5); saves gate and up.
+
+    ``room`` gives the memory for it, like the gate's.
+    """
+    y: Tensor = _SwiGLU.apply(gate, up, room)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -30,16 +34,17 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        y: Tensor = torch.ops.aten.silu.out(gate, out=room(gate))
+        return y.mul_(up)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         gate, up = ctx.saved_tensors
         grad_up = F.silu(gate).mul_(grad)
-        return torch.ops.aten.silu_backward(grad * up, gate), grad_up
+        return torch.ops.aten.silu_backward(grad * up, gate), grad_up, None
 
 
 class _RMSNorm(torch.autograd.Function):
