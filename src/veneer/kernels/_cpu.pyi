@@ -73,6 +73,34 @@ def product4_int8(
 def product8_int8(
     variant: str, x: int, tokens: int, codes: int, scales: int, rows: int, columns: int, out: int, threads: int, /
 ) -> None: ...
+def rms_norm(
+    variant: str, x: int, weight: int, eps: float, rows: int, width: int, out: int, inverses: int, threads: int, /
+) -> None: ...
+def rms_norm_backward(
+    variant: str, grad: int, x: int, inverses: int, weight: int, rows: int, width: int, out: int, threads: int, /
+) -> None: ...
+def swiglu(variant: str, gate: int, up: int, count: int, out: int, threads: int, /) -> None: ...
+def swiglu_backward(
+    variant: str, grad: int, gate: int, up: int, count: int, grad_gate: int, grad_up: int, threads: int, /
+) -> None: ...
+def rotate(
+    variant: str,
+    x: int,
+    of_batch: int,
+    of_head: int,
+    of_token: int,
+    cosines: int,
+    sines: int,
+    for_all: bool,
+    batch: int,
+    heads: int,
+    tokens: int,
+    dim: int,
+    transposed: bool,
+    out: int,
+    threads: int,
+    /,
+) -> None: ...
 
 class Linear:
     @staticmethod

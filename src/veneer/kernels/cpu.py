@@ -1,4 +1,4 @@
-"""The 4-bit operations in C++ (csrc/): checks tensors, and hands their addresses to the extension.
+"""The operations in C++ (csrc/): checks tensors, and hands their addresses to the extension.
 
 The extension has no OpenMP runtime of its own. Two in one process, both spinning for work, cost milliseconds a call; it
 uses the one that torch has loaded, and as many threads as torch does.
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from veneer.kernels import reference
 from veneer.kernels.reference import GROUP, stride8
 
 _HALVES = {torch.float32: False, torch.bfloat16: True}  # what a kernel writes, and whether it rounds
@@ -136,6 +137,74 @@ class Cpu:
             torch.get_num_threads(),
         )  # fmt: skip
         return y
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        if not _fp32(x, weight):
+            return reference.rms_norm(x, weight, eps)
+        x, weight = x.contiguous(), weight.contiguous()
+        check("weight", weight, torch.float32, x.shape[-1])
+        y, inverse = torch.empty_like(x), x.new_empty(*x.shape[:-1], 1)
+        _cpu.rms_norm(
+            self.name, x.data_ptr(), weight.data_ptr(), eps, inverse.numel(), x.shape[-1], y.data_ptr(),
+            inverse.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return y, inverse
+
+    def rms_norm_backward(self, grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
+        if not _fp32(grad, x, inverse, weight):
+            return reference.rms_norm_backward(grad, x, inverse, weight)
+        grad, x, inverse, weight = (tensor.contiguous() for tensor in (grad, x, inverse, weight))
+        check("grad", grad, torch.float32, x.numel())
+        check("weight", weight, torch.float32, x.shape[-1])
+        out = torch.empty_like(x)
+        _cpu.rms_norm_backward(
+            self.name, grad.data_ptr(), x.data_ptr(), inverse.data_ptr(), weight.data_ptr(), inverse.numel(),
+            x.shape[-1], out.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return out
+
+    def swiglu(self, gate: Tensor, up: Tensor, out: Tensor) -> None:
+        if not _fp32(gate, up, out) or not out.is_contiguous():
+            return reference.swiglu(gate, up, out)
+        gate, up = gate.contiguous(), up.contiguous()
+        check("up", up, torch.float32, gate.numel())
+        check("out", out, torch.float32, gate.numel())
+        _cpu.swiglu(
+            self.name, gate.data_ptr(), up.data_ptr(), gate.numel(), out.data_ptr(), torch.get_num_threads()
+        )  # fmt: skip
+
+    def swiglu_backward(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        if not _fp32(grad, gate, up):
+            return reference.swiglu_backward(grad, gate, up)
+        grad, gate, up = (tensor.contiguous() for tensor in (grad, gate, up))
+        check("up", up, torch.float32, gate.numel())
+        check("grad", grad, torch.float32, gate.numel())
+        grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
+        _cpu.swiglu_backward(
+            self.name, grad.data_ptr(), gate.data_ptr(), up.data_ptr(), gate.numel(), grad_gate.data_ptr(),
+            grad_up.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return grad_gate, grad_up
+
+    def rotate(self, x: Tensor, cosines: Tensor, sines: Tensor, transposed: bool) -> Tensor:
+        if not _fp32(x, cosines, sines):
+            return reference.rotate(x, cosines, sines, transposed)
+        batch, heads, tokens, dim = x.shape
+        x = x if x.stride(3) == 1 else x.contiguous()
+        cosines, sines = cosines.contiguous(), sines.contiguous()
+        for name, table in (("cosines", cosines), ("sines", sines)):
+            if table.shape not in ((1, tokens, dim), (batch, tokens, dim)) or dim % 2:
+                raise ValueError(f"{name} must be of shape (1 or {batch}, {tokens}, {dim}), not {tuple(table.shape)}.")
+        out = x.new_empty(batch, tokens, heads, dim)
+        _cpu.rotate(
+            self.name, x.data_ptr(), x.stride(0), x.stride(1), x.stride(2), cosines.data_ptr(), sines.data_ptr(),
+            len(cosines) == 1, batch, heads, tokens, dim, transposed, out.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return out.transpose(1, 2)
+
+
+def _fp32(*tensors: Tensor) -> bool:
+    return all(tensor.dtype is torch.float32 and tensor.numel() for tensor in tensors)
 
 
 def weight_addresses(

@@ -1,7 +1,7 @@
 """The passes between a transformer's matrix products, forward and backward by hand.
 
-Autograd keeps every intermediate of a formula; these keep its inputs and compute the rest again, in place. The forward
-results are those of the plain formula to the last bit.
+Autograd keeps every intermediate of a formula; these keep its inputs and compute the rest again. Defined in
+reference.py, with the papers.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from veneer.kernels import operators
 
 
 def swiglu(gate: Tensor, up: Tensor, room: Callable[[Tensor], Tensor] = torch.empty_like) -> Tensor:
@@ -32,39 +33,49 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return y
 
 
+def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """x (batch, heads, tokens, dim) rotated by the angles of the positions (Su et al., 2021, arXiv:2104.09864), cosines
+    and sines (batch or 1, tokens, dim); saves these alone."""
+    y: Tensor = _Rotate.apply(x, cosines, sines)  # type: ignore[no-untyped-call]
+    return y
+
+
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.save_for_backward(gate, up)
-        y: Tensor = torch.ops.aten.silu.out(gate, out=room(gate))
-        return y.mul_(up)
+        y = room(gate)
+        operators.swiglu(gate, up, y)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        gate, up = ctx.saved_tensors
-        grad_up = F.silu(gate).mul_(grad)
-        return torch.ops.aten.silu_backward(grad * up, gate), grad_up, None
+        return *operators.swiglu_backward(grad, *ctx.saved_tensors), None
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        exact = _exact(x)
-        inverse = exact.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()
+        y: Tensor
+        y, inverse = operators.rms_norm(x, weight, eps)
         ctx.save_for_backward(x, inverse, weight)
-        return (exact * inverse).to(x.dtype).mul_(weight)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        x, inverse, weight = ctx.saved_tensors
-        exact = _exact(x)
-        # With n = x · inverse and g = grad · weight:  dx = inverse · (g − n · mean(g · n)).
-        g = _exact(grad * weight)
-        along = (g * exact).mean(-1, keepdim=True).mul_(inverse).mul_(inverse)
-        return g.addcmul_(exact, along, value=-1).mul_(inverse).to(x.dtype), None, None
+        return operators.rms_norm_backward(grad, *ctx.saved_tensors), None, None
 
 
-def _exact(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+        ctx.save_for_backward(cosines, sines)
+        y: Tensor = operators.rotate(x, cosines, sines, False)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return operators.rotate(grad, *ctx.saved_tensors, True), None, None

@@ -1,4 +1,4 @@
-"""The 4-bit operations as torch.library operators, ``torch.ops.veneer.…``, and which implementation serves each device.
+"""The operations as torch.library operators, ``torch.ops.veneer.…``, and which implementation serves each device.
 
 What each computes, and its arguments: reference.py. Registered with fakes, so that torch.compile and export see shapes
 and nothing inside.
@@ -30,6 +30,11 @@ _SCHEMAS = {
     "product4_int8": f"(Tensor x, Tensor codes, Tensor levels, float step, {_SCALES}, int block, int nested_block, "
     "int rows) -> Tensor",
     "product8_int8": "(Tensor x, Tensor codes, Tensor scales) -> Tensor",
+    "rms_norm": "(Tensor x, Tensor weight, float eps) -> (Tensor, Tensor)",
+    "rms_norm_backward": "(Tensor grad, Tensor x, Tensor inverse, Tensor weight) -> Tensor",
+    "swiglu": "(Tensor gate, Tensor up, Tensor(a!) out) -> ()",
+    "swiglu_backward": "(Tensor grad, Tensor gate, Tensor up) -> (Tensor, Tensor)",
+    "rotate": "(Tensor x, Tensor cosines, Tensor sines, bool transposed) -> Tensor",
 }
 
 
@@ -97,7 +102,7 @@ def _fake_nearest8(values: Tensor, boundaries: Tensor) -> Tensor:
     return torch.empty_like(values, dtype=torch.uint8)
 
 
-def _fake_dequantise4(*arguments: Any) -> None:
+def _fake_in_place(*arguments: Any) -> None:
     return None
 
 
@@ -109,15 +114,38 @@ def _fake_product8_int8(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], scales.shape[0])
 
 
+def _fake_rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return torch.empty_like(x), x.new_empty((*x.shape[:-1], 1), dtype=dtype)
+
+
+def _fake_rms_norm_backward(grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _fake_swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(gate), torch.empty_like(up)
+
+
+def _fake_rotate(x: Tensor, cosines: Tensor, sines: Tensor, transposed: bool) -> Tensor:
+    batch, heads, tokens, dim = x.shape
+    return x.new_empty(batch, tokens, heads, dim).transpose(1, 2)
+
+
 for _name, _schema in _SCHEMAS.items():
     torch.library.define(f"veneer::{_name}", _schema, tags=torch.Tag.pt2_compliant_tag)
     torch.library.impl(f"veneer::{_name}", "default", _dispatch(_name))
 torch.library.register_fake("veneer::quantise4", _fake_quantise4)
 torch.library.register_fake("veneer::nearest8", _fake_nearest8)
-torch.library.register_fake("veneer::dequantise4", _fake_dequantise4)
+torch.library.register_fake("veneer::dequantise4", _fake_in_place)
 torch.library.register_fake("veneer::product4", _fake_product4)
 torch.library.register_fake("veneer::product4_int8", _fake_product4)
 torch.library.register_fake("veneer::product8_int8", _fake_product8_int8)
+torch.library.register_fake("veneer::rms_norm", _fake_rms_norm)
+torch.library.register_fake("veneer::rms_norm_backward", _fake_rms_norm_backward)
+torch.library.register_fake("veneer::swiglu", _fake_in_place)
+torch.library.register_fake("veneer::swiglu_backward", _fake_swiglu_backward)
+torch.library.register_fake("veneer::rotate", _fake_rotate)
 
 quantise4 = torch.ops.veneer.quantise4.default
 nearest8 = torch.ops.veneer.nearest8.default
@@ -125,3 +153,8 @@ dequantise4 = torch.ops.veneer.dequantise4.default
 product4 = torch.ops.veneer.product4.default
 product4_int8 = torch.ops.veneer.product4_int8.default
 product8_int8 = torch.ops.veneer.product8_int8.default
+rms_norm = torch.ops.veneer.rms_norm.default
+rms_norm_backward = torch.ops.veneer.rms_norm_backward.default
+swiglu = torch.ops.veneer.swiglu.default
+swiglu_backward = torch.ops.veneer.swiglu_backward.default
+rotate = torch.ops.veneer.rotate.default

@@ -1,4 +1,4 @@
-"""The 4-bit operations in plain PyTorch: the definition, on any device, that every other implementation equals.
+"""The operations in plain PyTorch: the definition, on any device, that every other implementation equals.
 
 A weight in 4 bits is ``codes``, two a byte and the first in the high half; a ``table`` (16,) fp32 of what they stand
 for; and a scale for each ``block`` of elements in row-major order, a multiple of 32, which runs on over row ends.
@@ -135,3 +135,45 @@ def in_8_bits(x: Tensor) -> Tensor:
     absmax = torch.where(absmax.isfinite(), absmax.clamp(min=1e-35), torch.nan)
     largest = absmax.new_tensor(127)  # a tensor, because torch turns 127 / absmax into 127 · (1 / absmax)
     return ((groups * (largest / absmax)).round() * (absmax / 127)).view(x.shape)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """weight · x / √(mean(x²) + eps) over the last dimension of x (…, dim), normed in fp32 at least and rounded to x's
+    type before ``weight`` (dim,) multiplies it (Zhang & Sennrich, 2019, arXiv:1910.07467, equation 4); and the
+    reciprocal of each row's root (…, 1)."""
+    exact = _exact(x)
+    inverse = exact.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return (exact * inverse).to(x.dtype).mul_(weight), inverse
+
+
+def rms_norm_backward(grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
+    """The gradient (…, dim) of x. With n = x · inverse and g = grad · weight:  dx = inverse · (g − n · mean(g · n))."""
+    exact = _exact(x)
+    g = _exact(grad * weight)
+    along = (g * exact).mean(-1, keepdim=True).mul_(inverse).mul_(inverse)
+    return g.addcmul_(exact, along, value=-1).mul_(inverse).to(x.dtype)
+
+
+def swiglu(gate: Tensor, up: Tensor, out: Tensor) -> None:
+    """out ← silu(gate) · up, of one shape (Shazeer, 2020, arXiv:2002.05202, equation 5)."""
+    torch.ops.aten.silu.out(gate, out=out).mul_(up)
+
+
+def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of gate and up."""
+    grad_up = torch.nn.functional.silu(gate).mul_(grad)
+    return torch.ops.aten.silu_backward(grad * up, gate), grad_up
+
+
+def rotate(x: Tensor, cosines: Tensor, sines: Tensor, transposed: bool) -> Tensor:
+    """x (batch, heads, tokens, dim) rotated by the angles of the positions (Su et al., 2021, arXiv:2104.09864): cosines
+    and sines (batch or 1, tokens, dim), halves apart as transformers lays them out; a new tensor laid out as (batch,
+    tokens, heads, dim). ``transposed``: by the transposed matrix, which takes gradients back."""
+    a, b = x.transpose(1, 2).chunk(2, dim=-1)
+    (c0, c1), (s0, s1) = (table.unsqueeze(2).chunk(2, dim=-1) for table in (cosines, sines))
+    halves = (a * c0 + b * s1, b * c1 - a * s0) if transposed else (a * c0 - b * s0, b * c1 + a * s1)
+    return torch.cat(halves, dim=-1).transpose(1, 2)
+
+
+def _exact(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

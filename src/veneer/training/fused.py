@@ -10,19 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
+from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.mistral import modeling_mistral
 from transformers.models.mistral.modeling_mistral import MistralMLP, MistralRMSNorm
+from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
+from transformers.models.qwen3 import modeling_qwen3
 from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
 
 from veneer.frozen.weight import QuantisedLinear, frozen_product, frozen_weight
 from veneer.kernels.dense import swift_products
-from veneer.kernels.elementwise import rms_norm, swiglu
+from veneer.kernels.elementwise import rms_norm, rotate, swiglu
 from veneer.training.again import again, computed_again
 from veneer.updates.layers import AdaptedLinear
 
 # Types whose forward is known to be weight · norm(x), and down(silu(gate(x)) · up(x)). A subclass may do more.
 NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
+_ROTATING: tuple[Any, ...] = (modeling_llama, modeling_mistral, modeling_qwen2, modeling_qwen3)
 _AT_ONCE = (nn.Linear, QuantisedLinear, AdaptedLinear)  # of their input they keep all, or nothing
 _GATED = (LlamaMLP, MistralMLP, Qwen2MLP, Qwen3MLP)
 
@@ -42,7 +47,7 @@ def fused_passes(model: nn.Module) -> Iterator[None]:
     for module, forward in fused:
         module.forward = forward
     try:
-        with swift_products(), nullcontext() if checkpointed else computed_again():
+        with swift_products(), _rotations(), nullcontext() if checkpointed else computed_again():
             yield
     finally:
         for module, _ in fused:
@@ -59,6 +64,24 @@ def _fused_forward(module: Any, room: _Room | None) -> Callable[[Tensor], Tensor
     if type(module) in _GATED and is_silu(module.act_fn):
         return lambda x: _gated(module, x, room)
     return None
+
+
+@contextmanager
+def _rotations() -> Iterator[None]:
+    """Inside, the attention of the known types rotates queries and keys in one pass each."""
+    before = [module.apply_rotary_pos_emb for module in _ROTATING]
+    for module in _ROTATING:
+        module.apply_rotary_pos_emb = _rotated
+    try:
+        yield
+    finally:
+        for module, function in zip(_ROTATING, before, strict=True):
+            module.apply_rotary_pos_emb = function
+
+
+def _rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+    assert unsqueeze_dim == 1, "heads stand before tokens in all of them"
+    return rotate(q, cos, sin), rotate(k, cos, sin)
 
 
 def _normed(module: Any, x: Tensor) -> Tensor:

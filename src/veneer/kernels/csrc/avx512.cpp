@@ -233,9 +233,11 @@ struct Sums8 {
 }  // namespace veneer
 
 #include "body.h"
+#include "passes_body.h"
 #include "decode_body.h"
 
 namespace veneer {
 const Variant avx512{"avx512", quantise, dequantise, dequantise_bf16, nearest, product, round8,
-                     product8, product_wide, product_dense, attend, normalise, gate};
+                     product8, product_wide, product_dense, attend, normalise, normalise_backward,
+                     gate, gate_backward, rotate};
 }

@@ -60,18 +60,10 @@ void Decoder::multiply(const std::vector<Job>& jobs, const float* x, int count, 
     });
 }
 
-// Rotary positions (Su et al., 2021, arXiv:2104.09864), halves apart as transformers lays them out.
 void Decoder::rotate(float* x, const int64_t* positions, int count, int heads) const {
-    const int half = shape.dim / 2;
-    for (int m = 0; m < count; ++m) {
-        const float *cosine = shape.cosines + positions[m] * shape.dim, *sine = shape.sines + positions[m] * shape.dim;
-        for (int head = 0; head < heads; ++head, x += shape.dim)
-            for (int i = 0; i < half; ++i) {
-                const float a = x[i], b = x[i + half];
-                x[i] = a * cosine[i] - b * sine[i];
-                x[i + half] = b * cosine[i + half] + a * sine[i + half];
-            }
-    }
+    for (int m = 0; m < count; ++m, x += heads * shape.dim)
+        variant.rotate(x, shape.dim, shape.cosines + positions[m] * shape.dim, shape.sines + positions[m] * shape.dim,
+                       heads, shape.dim, false, x);
 }
 
 // (count, key heads, dim) into (sequences, key heads, room, dim).
@@ -91,7 +83,7 @@ void Decoder::step(float* x, const int64_t* sequences, const int64_t* positions,
     const auto keys = lines<float>(count * like.key.rows), values = lines<float>(count * like.value.rows);
     const auto gate = lines<float>(count * inner), up = lines<float>(count * inner);
     const auto normalise = [&](const float* from, const float* weight, int64_t rows, int64_t width, float* to) {
-        variant.normalise(from, weight, shape.eps, rows, width, to);
+        variant.normalise(from, weight, shape.eps, rows, width, to, nullptr);
     };
     for (const Layer& layer : layers) {
         normalise(x, layer.input_norm, count, hidden, normed.get());
@@ -114,7 +106,7 @@ void Decoder::step(float* x, const int64_t* sequences, const int64_t* positions,
 
         normalise(x, layer.output_norm, count, hidden, normed.get());
         multiply({{layer.gate, gate.get()}, {layer.up, up.get()}}, normed.get(), count, threads);
-        variant.gate(gate.get(), up.get(), count * inner);
+        variant.gate(gate.get(), up.get(), count * inner, gate.get());
         multiply({{layer.down, change.get()}}, gate.get(), count, threads);
         for (int64_t i = 0; i < count * hidden; ++i) x[i] += change[i];
     }

@@ -109,10 +109,20 @@ struct Variant {
 
     // The items [first, last) of count · heads.
     void (*attend)(const Attention&, int64_t first, int64_t last);
-    // out ← weight · x / √(mean(x²) + eps) of each row; out may be x.
-    void (*normalise)(const float* x, const float* weight, float eps, int64_t rows, int64_t width, float* out);
-    // gate ← silu(gate) · up
-    void (*gate)(float* gate, const float* up, int64_t count);
+    // out ← weight · x / √(mean(x²) + eps) of each row; out may be x. The reciprocals of the roots, too, if not null.
+    void (*normalise)(const float* x, const float* weight, float eps, int64_t rows, int64_t width, float* out,
+                      float* inverses);
+    void (*normalise_backward)(const float* grad, const float* x, const float* inverses, const float* weight,
+                               int64_t rows, int64_t width, float* out);
+    // out ← silu(gate) · up; out may be gate.
+    void (*gate)(const float* gate, const float* up, int64_t count, float* out);
+    void (*gate_backward)(const float* grad, const float* gate, const float* up, int64_t count, float* grad_gate,
+                          float* grad_up);
+    // One token's heads, ``stride`` apart, rotated by the angles of its position: cosines and sines (dim,), halves apart
+    // as transformers lays them out (Su et al., 2021, arXiv:2104.09864), into out (heads, dim), which may be x. Or by
+    // the transposed matrix, which takes gradients back.
+    void (*rotate)(const float* x, int64_t stride, const float* cosines, const float* sines, int heads, int dim,
+                   bool transposed, float* out);
 };
 
 extern const Variant scalar;

@@ -123,6 +123,61 @@ void product8_int8(const std::string& name, Address x, int tokens, Address codes
     });
 }
 
+void rms_norm(const std::string& name, Address x, Address weight, float eps, int64_t rows, int64_t width, Address out,
+              Address inverses, int threads) {
+    share(rows * width, threads, [&](int part, int parts) {
+        const Rows mine = rows_of(rows, part, parts);
+        const int64_t at_row = mine.first * width;
+        variant(name).normalise(at<const float>(x) + at_row, at<const float>(weight), eps, mine.last - mine.first, width,
+                                at<float>(out) + at_row, at<float>(inverses) + mine.first);
+    });
+}
+
+void rms_norm_backward(const std::string& name, Address grad, Address x, Address inverses, Address weight, int64_t rows,
+                       int64_t width, Address out, int threads) {
+    share(rows * width, threads, [&](int part, int parts) {
+        const Rows mine = rows_of(rows, part, parts);
+        const int64_t at_row = mine.first * width;
+        variant(name).normalise_backward(at<const float>(grad) + at_row, at<const float>(x) + at_row,
+                                         at<const float>(inverses) + mine.first, at<const float>(weight),
+                                         mine.last - mine.first, width, at<float>(out) + at_row);
+    });
+}
+
+void swiglu(const std::string& name, Address gate, Address up, int64_t count, Address out, int threads) {
+    share(count, threads, [&](int part, int parts) {
+        const Rows mine = rows_of(count, part, parts);
+        variant(name).gate(at<const float>(gate) + mine.first, at<const float>(up) + mine.first, mine.last - mine.first,
+                           at<float>(out) + mine.first);
+    });
+}
+
+void swiglu_backward(const std::string& name, Address grad, Address gate, Address up, int64_t count, Address grad_gate,
+                     Address grad_up, int threads) {
+    share(count, threads, [&](int part, int parts) {
+        const Rows mine = rows_of(count, part, parts);
+        variant(name).gate_backward(at<const float>(grad) + mine.first, at<const float>(gate) + mine.first,
+                                    at<const float>(up) + mine.first, mine.last - mine.first,
+                                    at<float>(grad_gate) + mine.first, at<float>(grad_up) + mine.first);
+    });
+}
+
+// x (batch, heads, tokens, dim) with these strides; cosines and sines (batch or 1, tokens, dim), out (batch, tokens,
+// heads, dim).
+void rotate(const std::string& name, Address x, int64_t of_batch, int64_t of_head, int64_t of_token, Address cosines,
+            Address sines, bool for_all, int64_t batch, int heads, int64_t tokens, int dim, bool transposed, Address out,
+            int threads) {
+    share(batch * tokens * heads * dim, threads, [&](int part, int parts) {
+        const Rows mine = rows_of(batch * tokens, part, parts);
+        for (int64_t i = mine.first; i < mine.last; ++i) {
+            const int64_t angles = (for_all ? i % tokens : i) * dim;
+            variant(name).rotate(at<const float>(x) + i / tokens * of_batch + i % tokens * of_token, of_head,
+                                 at<const float>(cosines) + angles, at<const float>(sines) + angles, heads, dim,
+                                 transposed, at<float>(out) + i * heads * dim);
+        }
+    });
+}
+
 Linear four_bits(Address codes, Address table, Address scales, Address nested_table, Address nested_scales,
                  Address offset, int64_t block, int nested_shift, int64_t rows, int64_t columns, Address levels,
                  float step) {
@@ -156,6 +211,11 @@ NB_MODULE(_cpu, m) {
     m.def("product4", &product4, Unlocked());
     m.def("product4_int8", &product4_int8, Unlocked());
     m.def("product8_int8", &product8_int8, Unlocked());
+    m.def("rms_norm", &rms_norm, Unlocked());
+    m.def("rms_norm_backward", &rms_norm_backward, Unlocked());
+    m.def("swiglu", &swiglu, Unlocked());
+    m.def("swiglu_backward", &swiglu_backward, Unlocked());
+    m.def("rotate", &rotate, Unlocked());
 
     nb::class_<Linear>(m, "Linear")
         .def_static("four_bits", &four_bits)

@@ -106,9 +106,11 @@ struct Sums8 {
 }  // namespace veneer
 
 #include "body.h"
+#include "passes_body.h"
 #include "decode_body.h"
 
 namespace veneer {
 const Variant scalar{"scalar", quantise, dequantise, dequantise_bf16, nearest, product, round8,
-                     product8, product_wide, product_dense, attend, normalise, gate};
+                     product8, product_wide, product_dense, attend, normalise, normalise_backward,
+                     gate, gate_backward, rotate};
 }
