@@ -45,11 +45,14 @@ BUDGETS: dict[str, dict[str, Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="one task, one budget, one rate, one seed, 40 steps")
-    small: bool = parser.parse_args().small
+    parser.add_argument("--task", choices=TASKS, help="this one alone: two processes of a thread each, side by side")
+    arguments = parser.parse_args()
+    small: bool = arguments.small
+    tasks = (arguments.task,) if arguments.task else TASKS[:1] if small else TASKS
     steps = 40 if small else STEPS
     rows = _done()
     with tempfile.TemporaryDirectory() as scratch:
-        for task in TASKS[:1] if small else TASKS:
+        for task in tasks:
             data = _rows_of(task, Path(scratch))
             for budget in list(BUDGETS)[:1] if small else BUDGETS:
                 for method in ("lora", "adalora"):

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../../../src/veneer/kernels/csrc/kernels.h"
+#include "../../../src/veneer/kernels/csrc/room.h"
 
 using namespace veneer;
 
@@ -95,20 +96,14 @@ struct Case {
         std::vector<float> x(tokens * columns), out[2], values(size), sizes(tokens * rows);
         for (float& entry : x) entry = uniform(-1, 1);
         scalar.dequantise(w, 0, size, values.data(), 1);
-        const int parities = columns % 2 ? 2 : 1;
-        const int64_t stride = columns / 2 + 1;
-        std::vector<float> lanes(parities * tokens * 2 * stride);
-        for (int p = 0; p < parities; ++p)
-            for (int m = 0; m < tokens; ++m)
-                for (int64_t i = p; i < columns; ++i)
-                    lanes[((p * tokens + m) * 2 + (i - p) % 2) * stride + (i - p) / 2] = x[m * columns + i];
+        const TokensRoom apart(x.data(), tokens, columns);
+        const Rows all{0, rows, rows};
         for (int k = 0; k < 2; ++k) {
             out[k].assign(tokens * rows, 0);
-            (k ? neon : scalar).product(w, {lanes.data(), stride, x.data(), columns, tokens}, rows, out[k].data(), 1);
+            (k ? neon : scalar).product(w, apart.tokens, all, out[k].data());
         }
         near(out, x, values, tokens, "product");
         if (columns % GROUP) return;
-        const int64_t stride8 = (columns + 127) / 128 * 64;
         const float step = 1.0f / 112;
         float table8[16];
         for (int i = 0; i < 16; ++i) table8[i] = static_cast<float>(levels[i]) * step;
@@ -116,13 +111,70 @@ struct Case {
         rounded.table = table8;
         scalar.dequantise(rounded, 0, size, values.data(), 1);
         for (int k = 0; k < 2; ++k) {
-            std::vector<int8_t> bytes(tokens * 2 * stride8);
-            std::vector<int32_t> corrections(tokens * stride8 / 4);
-            std::vector<float> scales(tokens * columns / GROUP);
-            const Bytes of{bytes.data(), corrections.data(), scales.data(), stride8, x.data(), columns, tokens};
-            (k ? neon : scalar).product8(w, levels, step, of, rows, out[k].data(), 1);
+            const BytesRoom bytes(x.data(), tokens, columns);
+            (k ? neon : scalar).round8(bytes.bytes);
+            (k ? neon : scalar).product8(w, levels, step, bytes.bytes, all, out[k].data());
         }
         near(out, x, values, tokens, "product in 8 bits");
+
+        const int64_t stride = (columns + 127) / 128 * 64;
+        std::vector<uint8_t> wide(rows * 2 * stride);
+        for (uint8_t& code : wide) code = static_cast<uint8_t>(whole(1, 255));
+        std::vector<float> of_rows(rows, 1.0f);
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t i = 0; i < columns; ++i)
+                values[r * columns + i] = static_cast<float>(wide[(2 * r + i % 2) * stride + i / 2] - 128);
+        for (int k = 0; k < 2; ++k) {
+            const BytesRoom bytes(x.data(), tokens, columns);
+            (k ? neon : scalar).round8(bytes.bytes);
+            (k ? neon : scalar).product_wide({wide.data(), of_rows.data()}, bytes.bytes, all, out[k].data());
+        }
+        near(out, x, values, tokens, "product of a weight in 8 bits");
+        for (int k = 0; k < 2; ++k)
+            (k ? neon : scalar).product_dense(values.data(), x.data(), tokens, columns, all, out[k].data());
+        near(out, x, values, tokens, "product of a dense weight");
+    }
+
+    // The passes between products, on rows × columns numbers; attention over as many keys as there are rows.
+    void check_passes() {
+        std::vector<float> x(size), y(size), z(size), weight(columns), out[2], more[2], inverses[2];
+        for (std::vector<float>* each : {&x, &y, &z, &weight})
+            for (float& entry : *each) entry = uniform(-4, 4);
+        for (int k = 0; k < 2; ++k) {
+            const Variant& v = k ? neon : scalar;
+            for (std::vector<float>* each : {&out[k], &more[k]}) each->assign(2 * size, 0);
+            inverses[k].assign(rows, 0);
+            v.normalise(x.data(), weight.data(), 1e-5f, rows, columns, out[k].data(), inverses[k].data());
+            v.normalise_backward(y.data(), x.data(), inverses[0].data(), weight.data(), rows, columns, more[k].data());
+            v.gate(x.data(), y.data(), size, out[k].data() + size);
+        }
+        close(out, "norm or gate");
+        close(more, "gradient of a norm");
+        for (int k = 0; k < 2; ++k)
+            (k ? neon : scalar)
+                .gate_backward(z.data(), x.data(), y.data(), size, out[k].data(), out[k].data() + size);
+        close(out, "gradient of a gate");
+        const int dim = 32;
+        std::vector<float> query(2 * dim), keys(2 * rows * dim), tables(2 * dim);
+        for (std::vector<float>* each : {&query, &keys, &tables})
+            for (float& entry : *each) entry = uniform(-1, 1);
+        const int64_t sequence = 0, position = rows - 1;
+        for (int k = 0; k < 2; ++k) {
+            const Variant& v = k ? neon : scalar;
+            out[k].assign(6 * dim, 0);
+            v.attend({query.data(), keys.data(), keys.data() + rows * dim, out[k].data(), &sequence, &position, 1, 2, 1, dim,
+                      rows, 0.3f},
+                     0, 2);
+            for (int transposed = 0; transposed < 2; ++transposed)
+                v.rotate(query.data(), dim, tables.data(), tables.data() + dim, 2, dim, transposed,
+                         out[k].data() + 2 * (1 + transposed) * dim);
+        }
+        close(out, "attention or rotation");
+    }
+
+    void close(const std::vector<float>* out, const char* what) {
+        for (size_t i = 0; i < out[0].size(); ++i)
+            expect(std::fabs(out[0][i] - out[1][i]) <= 1e-4f * (1 + std::fabs(out[0][i])), what, rows, columns, block);
     }
 
     void near(const std::vector<float>* out, const std::vector<float>& x, const std::vector<float>& values, int tokens,
@@ -151,6 +203,7 @@ int main() {
             one.check_quantise(i % 4);
             one.check_dequantise();
             one.check_products(static_cast<int>(whole(1, 8)));
+            one.check_passes();
         }
     std::vector<float> values(100000), middles(255);
     for (float& x : values) x = uniform(-1.1f, 1.1f);
