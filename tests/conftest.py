@@ -21,6 +21,14 @@ settings.register_profile("veneer", deadline=None)
 settings.load_profile("veneer")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """What Veneer keeps for the next time is the user's; tests, and the processes that they start, keep their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
     """A tiny Llama with dropout-free layers and its byte-level tokenizer, as a transformers folder."""

@@ -7,7 +7,6 @@ shows in a tenth of a second, once: the measurement is kept in the user's cache 
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from functools import cache
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from veneer.files import write_text
+from veneer.files import cache_folder, write_text
 
 _FASTER = 0.8  # share of fp32's time: for less gain, its 24 bits of precision are worth more than bf16's 8
 _SHAPE = (256, 1024, 1024)  # tokens, in, out of the product that is measured
@@ -40,7 +39,7 @@ def compute_line() -> str:
 @cache
 def _remembered(threads: int) -> float:
     """From the cache file, else measured and put there. A file that cannot be read or written is no error."""
-    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "veneer" / "bf16.json"
+    path = cache_folder() / "bf16.json"
     key = f"{_processor()}, torch {torch.__version__}, {threads} threads"
     try:
         known = json.loads(path.read_text(encoding="utf-8"))

@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from veneer.errors import ConfigError, ModelError, VeneerError
+from veneer.frozen import converted
 from veneer.frozen.bnb_file import is_bitsandbytes
 from veneer.frozen.compute import compute_name
 from veneer.frozen.config import CODE_BITS, BlockwiseOptions
@@ -57,9 +58,10 @@ def load(
         raise ConfigError(f"storage = {storage!r} is not one of {', '.join(STORAGES)}.")
     blockwise = BlockwiseOptions(block_size=block_size, double_quantisation=double_quantisation)
     path, name = resolve(source)
+    folder = converted.folder_of(path) if path.is_file() else path
     with quiet():
-        where: dict[str, Any] = {"pretrained_model_name_or_path": path}
-        if path.is_file():
+        where: dict[str, Any] = {"pretrained_model_name_or_path": folder}
+        if not folder.is_dir():
             where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
         config = _read(transformers.AutoConfig, name, **where)
         kind = _task(config, task, labels, name)
@@ -70,6 +72,9 @@ def load(
         model = _kept_model(_CLASSES[kind], name, kind, how, config, where)
         tokenizer = _tokenizer(name, where)
     _forget_gguf(model)
+    if "gguf_file" in where and (storage, kind) == ("fp32", "causal"):
+        with quiet():
+            converted.keep(folder, model, tokenizer)
     if (
         DTYPES.get(storage, torch.float32) is not torch.float32
         and (compute := DTYPES[compute_name()]) is not DTYPES[storage]
