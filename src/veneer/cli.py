@@ -20,6 +20,7 @@ from veneer.commands.verbs import (
     QuantizeOptions,
 )
 from veneer.errors import ConfigError, VeneerError, did_you_mean
+from veneer.threads import settle
 from veneer.training.config import TrainConfig, read_yaml
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
@@ -216,6 +217,7 @@ def completion(shell: str) -> None:
 
 def main() -> None:
     """Run the command. A user's mistake is one sentence and exit code 1 (2 for the command line itself)."""
+    settle()
     try:
         cli(prog_name="veneer", standalone_mode=False)
     except click.ClickException as error:

@@ -18,12 +18,14 @@ from veneer.data.formats import Examples, to_examples
 from veneer.data.labels import IGNORE, Tokeniser, Tokens
 from veneer.data.read import read_rows
 from veneer.errors import ConfigError, DataError
+from veneer.evaluation.decoder import generates_by
 from veneer.frozen.compute import compute_line, compute_name
 from veneer.frozen.load import load
 from veneer.frozen.packaged import PACKAGED_MODELS
 from veneer.kernels.operators import serving, serving_line
 from veneer.training.checkpoint import checkpoints
 from veneer.training.config import CONFIG_NAME, TrainConfig
+from veneer.training.fused import fused_types
 from veneer.training.metrics import read_metrics
 from veneer.updates.adapter_file import read_tensors
 from veneer.updates.config import AdaLoRA
@@ -137,7 +139,7 @@ def _model(source: str) -> Found:
     values = {
         "kind": "model", "class": type(model).__name__, "parameters": count, "targets": kinds, "head": heads,
         "chat_template": bool(tokenizer.chat_template), "end_token": tokenizer.eos_token, "kernels": serving(),
-        "compute_16_bit": compute_name(),
+        "compute_16_bit": compute_name(), "fused": (fused := fused_types(model)), "generates_by": generates_by(model),
     }  # fmt: skip
     lines: list[Text | str] = [
         f"{source}: {type(model).__name__}, {count:,} parameters",
@@ -147,6 +149,8 @@ def _model(source: str) -> Found:
         f"chat template: {'yes' if tokenizer.chat_template else 'no'}; end token: {tokenizer.eos_token}",
         f"4-bit kernels on this CPU: {serving_line()}",
         f"bf16 and fp16 bases are multiplied on this CPU in {compute_line()}",
+        f"fused while it trains: {', '.join(f'{number} {name}' for name, number in fused.items()) or 'nothing'}",
+        f"generates by {generates_by(model)}",
     ]
     return Found(values, lines)
 

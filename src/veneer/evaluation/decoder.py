@@ -93,6 +93,15 @@ class Decoder:
         return self._decoder.step(x, torch.tensor(sequences), torch.tensor(positions))
 
 
+def generates_by(model: Any) -> str:
+    """The C++ kernels, or transformers and why, in a few words."""
+    try:
+        Decoder(model, 1, 1)
+    except Unsupported as reason:
+        return f"transformers ({reason})"
+    return "the C++ kernels"
+
+
 def _refuse(model: Any, room: int) -> None:
     if type(model) not in _MODELS or model.training or model.device.type != "cpu":
         raise Unsupported("another kind of model, or on another device")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -64,6 +65,17 @@ def _fused_forward(module: Any, room: _Room | None) -> Callable[[Tensor], Tensor
     if type(module) in _GATED and is_silu(module.act_fn):
         return lambda x: _gated(module, x, room)
     return None
+
+
+def fused_types(model: nn.Module) -> dict[str, int]:
+    """Type of module → how many of ``model`` compute in fewer passes while it trains, unless they are trained whole."""
+    homes = {home.__name__ for home in _ROTATING}
+    types = [type(module) for module in model.modules() if type(module) not in _GATED or is_silu(module.act_fn)]
+    counts = Counter(kind.__name__ for kind in types if kind in (*NORMS, *_GATED))
+    counts |= Counter(
+        kind.__name__ for kind in types if kind.__module__ in homes and kind.__name__.endswith("Attention")
+    )
+    return dict(counts)
 
 
 @contextmanager

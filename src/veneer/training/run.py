@@ -25,6 +25,7 @@ from veneer.errors import ConfigError, ModelError, TrainingError, did_you_mean
 from veneer.files import atomic_folder, write_text
 from veneer.frozen.layers import storage_of
 from veneer.frozen.source import resolve
+from veneer.threads import said
 from veneer.training.batches import Batches
 from veneer.training.checkpoint import (
     BEST,
@@ -188,7 +189,8 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
         ):
             _introduce(progress, prepared, str(table).splitlines()[-1], len(tokens), len(held_out), total, state)
             for sentence in (
-                prepared.notes
+                said()
+                + prepared.notes
                 + report.sentences(prepared.tokeniser.max_length)
                 + (held_out_report.sentences(prepared.tokeniser.max_length) if held_out_report else [])
             ):

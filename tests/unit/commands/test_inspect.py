@@ -31,6 +31,8 @@ def test_a_model(tiny_folder, veneer_command):
         "kind": "model", "class": "LlamaForCausalLM", "parameters": 32224, "targets": {**found["targets"], **kinds},
         "head": ["lm_head"], "chat_template": True, "end_token": "<|end|>",
         "kernels": serving(), "compute_16_bit": compute_name(),
+        "fused": {"LlamaRMSNorm": 5, "LlamaMLP": 2, "LlamaAttention": 2},
+        "generates_by": "transformers (heads of another size)",
     }  # fmt: skip
     out = veneer_command("inspect", tiny_folder).out
     assert out.startswith(f"{tiny_folder}: LlamaForCausalLM, 32,224 parameters\n")
@@ -39,6 +41,8 @@ def test_a_model(tiny_folder, veneer_command):
         "head, left out of all-linear: lm_head\nchat template: yes; end token: <|end|>\n"
         f"4-bit kernels on this CPU: {serving_line()}\n"
         f"bf16 and fp16 bases are multiplied on this CPU in {compute_line()}\n"
+        "fused while it trains: 2 LlamaMLP, 5 LlamaRMSNorm, 2 LlamaAttention\n"
+        "generates by transformers (heads of another size)\n"
     )
 
 

@@ -1,0 +1,54 @@
+"""How many threads torch gets and how they wait, settled before torch loads; after that neither can be changed.
+
+Threads that wait for work spin. That is faster as long as the cores are free; beside another busy process a thread that
+spins takes the core from the one that is waited for. So they spin for a short while, and then sleep.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from pathlib import Path
+
+THREADS, SPINNING = "OMP_NUM_THREADS", "GOMP_SPINCOUNT"
+_SPINS = "20000"  # some tens of microseconds, longer than what lies between two products of a pass
+_ALSO_SPINNING = "OMP_WAIT_POLICY"
+
+
+def cores() -> int:
+    """The cores that this process may really use: those it is bound to, as far as its control group pays for them."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota(Path("/sys/fs/cgroup"))
+    return max(1, bound if quota is None else min(bound, math.ceil(quota)))
+
+
+def _quota(root: Path) -> float | None:
+    """Cores' worth of time that the control group has (its version 2, or 1); None where there is no limit."""
+    try:
+        if (root / "cpu.max").is_file():
+            limit, period = (root / "cpu.max").read_text(encoding="utf-8").split()
+        else:
+            limit, period = ((root / "cpu" / f"cpu.cfs_{of}_us").read_text().strip() for of in ("quota", "period"))
+        return None if limit == "max" or int(limit) <= 0 else int(limit) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def settle() -> None:
+    """Set what the user has not set. Once torch is loaded nothing is set, for it would change nothing."""
+    if "torch" in sys.modules:
+        return
+    os.environ.setdefault(THREADS, str(cores()))
+    if _ALSO_SPINNING not in os.environ:
+        os.environ.setdefault(SPINNING, _SPINS)
+
+
+def said() -> list[str]:
+    """A sentence when the user's own number of threads is not that of the cores."""
+    wanted, here = os.environ.get(THREADS, ""), cores()
+    if not wanted.isdigit() or int(wanted) == here:
+        return []
+    if int(wanted) < here:
+        return [f"{THREADS} is set to {wanted}: {wanted} of {here} cores work."]
+    return [f"{THREADS} is set to {wanted}: so many threads on {here} cores wait for each other."]
