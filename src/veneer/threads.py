@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 THREADS, SPINNING = "OMP_NUM_THREADS", "GOMP_SPINCOUNT"
-_SPINS = "20000"  # some tens of microseconds, longer than what lies between two products of a pass
+_SPINS = "2000"  # some microseconds
 _ALSO_SPINNING = "OMP_WAIT_POLICY"
 
 
