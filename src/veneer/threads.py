@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 THREADS, SPINNING = "OMP_NUM_THREADS", "GOMP_SPINCOUNT"
-_SPINS = "2000"  # some microseconds
+_SPINS = "2000"  # turns of the waiting loop; where nothing is set, GCC's runtime takes 300,000
 _ALSO_SPINNING = "OMP_WAIT_POLICY"
 
 

@@ -139,7 +139,8 @@ def _model(source: str) -> Found:
     values = {
         "kind": "model", "class": type(model).__name__, "parameters": count, "targets": kinds, "head": heads,
         "chat_template": bool(tokenizer.chat_template), "end_token": tokenizer.eos_token, "kernels": serving(),
-        "compute_16_bit": compute_name(), "fused": (fused := fused_types(model)), "generates_by": generates_by(model),
+        "compute_16_bit": compute_name(), "fused": (fused := fused_types(model)),
+        "generates_by": (by := generates_by(model)),
     }  # fmt: skip
     lines: list[Text | str] = [
         f"{source}: {type(model).__name__}, {count:,} parameters",
@@ -150,7 +151,7 @@ def _model(source: str) -> Found:
         f"4-bit kernels on this CPU: {serving_line()}",
         f"bf16 and fp16 bases are multiplied on this CPU in {compute_line()}",
         f"fused while it trains: {', '.join(f'{number} {name}' for name, number in fused.items()) or 'nothing'}",
-        f"generates by {generates_by(model)}",
+        f"generates by {by}",
     ]
     return Found(values, lines)
 

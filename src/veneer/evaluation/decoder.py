@@ -105,12 +105,12 @@ def generates_by(model: Any) -> str:
 def _refuse(model: Any, room: int) -> None:
     if type(model) not in _MODELS or model.training or model.device.type != "cpu":
         raise Unsupported("another kind of model, or on another device")
-    config, dim = model.config, model.model.layers[0].self_attn.head_dim
+    config = model.config
     if getattr(config, "sliding_window", None) is not None and room > config.sliding_window:
         raise Unsupported("attention over a window")
     if config.rope_parameters["rope_type"] in _LENGTHS:
         raise Unsupported("rotations that change with the length")
-    if dim % 16 or dim > 256:
+    if not decode.takes_heads_of(model.model.layers[0].self_attn.head_dim):
         raise Unsupported("heads of another size")
     if not all(is_silu(layer.mlp.act_fn) for layer in model.model.layers):
         raise Unsupported("another gate")
@@ -157,16 +157,17 @@ def _head(module: nn.Module, in_8_bits: bool) -> decode.Linear:
     return head
 
 
-_last_rounded: tuple[weakref.ref[Tensor], int, decode.EightBits] | None = None
+_rounded_heads: dict[int, tuple[int, decode.EightBits]] = {}  # by the weight's id, as long as it lives
 
 
 def _rounded(weight: Tensor) -> decode.EightBits:
-    """A head's weight in 8 bits; the last one is remembered, for rounding it takes as long as a dozen steps."""
-    global _last_rounded
-    if _last_rounded is None or _last_rounded[0]() is not weight or _last_rounded[1] != weight._version:
-        codes, scales = rows_in_8_bits(weight.detach())
-        _last_rounded = weakref.ref(weight), weight._version, decode.EightBits(codes, scales, weight.shape[1])
-    return _last_rounded[2]
+    """A head's weight in 8 bits, remembered: to round it takes as long as a good many steps."""
+    key = id(weight)
+    if key not in _rounded_heads:
+        weakref.finalize(weight, _rounded_heads.pop, key, None)
+    if key not in _rounded_heads or _rounded_heads[key][0] != weight._version:
+        _rounded_heads[key] = weight._version, decode.EightBits(*rows_in_8_bits(weight.detach()), weight.shape[1])
+    return _rounded_heads[key][1]
 
 
 def _fp32(tensor: Tensor) -> Tensor:

@@ -93,12 +93,9 @@ def _by_decoder(
             out[sequence].append(token)
         if told is not None:
             told.put(torch.tensor(tokens))
-        going = [
-            i for i, token in zip(alive, tokens, strict=True) if token not in ends and len(out[i]) < max_new_tokens
-        ]
-        if going:
-            logits = decoder.step([out[i][-1] for i in going], going)
-        alive = going
+        alive = [i for i in alive if out[i][-1] not in ends and len(out[i]) < max_new_tokens]
+        if alive:
+            logits = decoder.step([out[i][-1] for i in alive], alive)
     return out
 
 

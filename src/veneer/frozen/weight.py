@@ -260,7 +260,8 @@ def int8_activations(model: nn.Module) -> Iterator[None]:
     """Inside, products of up to eight rows by a weight in 4 bits round their input and the table of 16 to 8 bits.
 
     For generation: the error is 0.7 % of a product, and a pass that needs gradients is refused. Layers whose rows are
-    no multiple of 32 stay exact. Raises ModelError when there is no layer to serve.
+    no multiple of 32 stay exact. `veneer.generate` then rounds the output head, too. Raises ModelError when there is no
+    layer to serve.
     """
     layers = [
         module

@@ -107,7 +107,7 @@ class Cpu:
     ) -> Callable[[Tensor], Tensor]:  # fmt: skip
         """product4_int8 of one weight, checked once: x (tokens, columns) → (tokens, rows). Of a small weight the checks
         would take longer than the product."""
-        _check_groups(columns)
+        check_groups(columns)
         check("codes", codes, torch.uint8, (rows * columns + 1) // 2)
         check("levels", levels, torch.int8, 16)
         of_blocks = _scales(rows * columns, scales, nested_table, nested_scales, offset, block, nested_block)
@@ -127,7 +127,7 @@ class Cpu:
     def product8_int8(self, x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
         tokens, columns = x.shape
         _check_tokens(tokens)
-        _check_groups(columns)
+        check_groups(columns)
         check("x", x := x.contiguous(), torch.float32, x.numel())
         check("codes", codes, torch.uint8, len(scales) * 2 * stride8(columns))
         check("scales", scales, torch.float32, 0)
@@ -154,7 +154,9 @@ class Cpu:
         if not _fp32(grad, x, inverse, weight):
             return reference.rms_norm_backward(grad, x, inverse, weight)
         grad, x, inverse, weight = (tensor.contiguous() for tensor in (grad, x, inverse, weight))
-        check("grad", grad, torch.float32, x.numel())
+        for name, tensor, least in (("grad", grad, x.numel()), ("x", x, inverse.numel() * x.shape[-1])):
+            check(name, tensor, torch.float32, least)
+        check("inverse", inverse, torch.float32, x.numel() // x.shape[-1])
         check("weight", weight, torch.float32, x.shape[-1])
         out = torch.empty_like(x)
         _cpu.rms_norm_backward(
@@ -163,15 +165,14 @@ class Cpu:
         )  # fmt: skip
         return out
 
-    def swiglu(self, gate: Tensor, up: Tensor, out: Tensor) -> None:
-        if not _fp32(gate, up, out) or not out.is_contiguous():
-            return reference.swiglu(gate, up, out)
+    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        if not _fp32(gate, up):
+            return reference.swiglu(gate, up)
         gate, up = gate.contiguous(), up.contiguous()
         check("up", up, torch.float32, gate.numel())
-        check("out", out, torch.float32, gate.numel())
-        _cpu.swiglu(
-            self.name, gate.data_ptr(), up.data_ptr(), gate.numel(), out.data_ptr(), torch.get_num_threads()
-        )  # fmt: skip
+        y = torch.empty_like(gate)
+        _cpu.swiglu(self.name, gate.data_ptr(), up.data_ptr(), gate.numel(), y.data_ptr(), torch.get_num_threads())
+        return y
 
     def swiglu_backward(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
         if not _fp32(grad, gate, up):
@@ -193,6 +194,7 @@ class Cpu:
         x = x if x.stride(3) == 1 else x.contiguous()
         cosines, sines = cosines.contiguous(), sines.contiguous()
         for name, table in (("cosines", cosines), ("sines", sines)):
+            check(name, table, torch.float32, tokens * dim)
             if table.shape not in ((1, tokens, dim), (batch, tokens, dim)) or dim % 2:
                 raise ValueError(f"{name} must be of shape (1 or {batch}, {tokens}, {dim}), not {tuple(table.shape)}.")
         out = x.new_empty(batch, tokens, heads, dim)
@@ -254,7 +256,7 @@ def _check_tokens(tokens: int) -> None:
         raise ValueError(f"The few-token product takes 1 to 8 rows of x, not {tokens}.")
 
 
-def _check_groups(columns: int) -> None:
+def check_groups(columns: int) -> None:
     if columns % GROUP:
         raise ValueError(f"The product in 8 bits takes a multiple of {GROUP} columns, not {columns}.")
 

@@ -7,12 +7,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from veneer.kernels.cpu import VARIANTS, Cpu, check, weight_addresses
+from veneer.kernels.cpu import VARIANTS, Cpu, check, check_groups, weight_addresses
 from veneer.kernels.operators import FEW
-from veneer.kernels.reference import GROUP, stride8
+from veneer.kernels.reference import stride8
 
 if VARIANTS:
     from veneer.kernels import _cpu
+
+
+def takes_heads_of(dim: int) -> bool:
+    """Whether its attention takes heads of so many dimensions: whole vectors, and not too many for the registers."""
+    return dim % 16 == 0 and dim <= 256
 
 
 class FourBits(NamedTuple):
@@ -66,7 +71,7 @@ class Decoder:
         self, kernels: Cpu, layers: list[Layer], norm: Tensor, head: Linear, *, heads: int, key_heads: int, dim: int,
         scaling: float, eps: float, cosines: Tensor, sines: Tensor, sequences: int,
     ) -> None:  # fmt: skip
-        if dim % 16 or dim > 256:
+        if not takes_heads_of(dim):
             raise ValueError(f"A head has a multiple of 16 and at most 256 dimensions, not {dim}.")
         room = len(cosines)
         self.keys = torch.empty(len(layers), sequences, key_heads, room, dim)
@@ -123,8 +128,7 @@ class Decoder:
             addresses = weight_addresses(rows * columns, *weight[:8])
             if weight.levels is not None:
                 check("levels", weight.levels, torch.int8, 16)
-                if columns % GROUP:
-                    raise ValueError(f"The product in 8 bits takes a multiple of {GROUP} columns, not {columns}.")
+                check_groups(columns)
             levels = 0 if weight.levels is None else weight.levels.data_ptr()
             made = _cpu.Linear.four_bits(*addresses, rows, columns, levels, weight.step)
         elif isinstance(weight, EightBits):

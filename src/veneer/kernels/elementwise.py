@@ -6,7 +6,6 @@ reference.py, with the papers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,12 +15,9 @@ from torch.autograd.function import once_differentiable
 from veneer.kernels import operators
 
 
-def swiglu(gate: Tensor, up: Tensor, room: Callable[[Tensor], Tensor] = torch.empty_like) -> Tensor:
-    """silu(gate) · up, of one shape (Shazeer, 2020, arXiv:2002.05202, equation 5); saves gate and up.
-
-    ``room`` gives the memory for it, like the gate's.
-    """
-    y: Tensor = _SwiGLU.apply(gate, up, room)  # type: ignore[no-untyped-call]
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) · up, of one shape (Shazeer, 2020, arXiv:2002.05202, equation 5); saves gate and up."""
+    y: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -42,16 +38,16 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        y = room(gate)
-        operators.swiglu(gate, up, y)
+        y: Tensor = operators.swiglu(gate, up)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        return *operators.swiglu_backward(grad, *ctx.saved_tensors), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        grad_gate, grad_up = operators.swiglu_backward(grad, *ctx.saved_tensors)
+        return grad_gate, grad_up
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -32,7 +32,7 @@ _SCHEMAS = {
     "product8_int8": "(Tensor x, Tensor codes, Tensor scales) -> Tensor",
     "rms_norm": "(Tensor x, Tensor weight, float eps) -> (Tensor, Tensor)",
     "rms_norm_backward": "(Tensor grad, Tensor x, Tensor inverse, Tensor weight) -> Tensor",
-    "swiglu": "(Tensor gate, Tensor up, Tensor(a!) out) -> ()",
+    "swiglu": "(Tensor gate, Tensor up) -> Tensor",
     "swiglu_backward": "(Tensor grad, Tensor gate, Tensor up) -> (Tensor, Tensor)",
     "rotate": "(Tensor x, Tensor cosines, Tensor sines, bool transposed) -> Tensor",
 }
@@ -102,7 +102,7 @@ def _fake_nearest8(values: Tensor, boundaries: Tensor) -> Tensor:
     return torch.empty_like(values, dtype=torch.uint8)
 
 
-def _fake_in_place(*arguments: Any) -> None:
+def _fake_dequantise4(*arguments: Any) -> None:
     return None
 
 
@@ -123,6 +123,10 @@ def _fake_rms_norm_backward(grad: Tensor, x: Tensor, inverse: Tensor, weight: Te
     return torch.empty_like(x)
 
 
+def _fake_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    return torch.empty_like(gate)
+
+
 def _fake_swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(gate), torch.empty_like(up)
 
@@ -137,13 +141,13 @@ for _name, _schema in _SCHEMAS.items():
     torch.library.impl(f"veneer::{_name}", "default", _dispatch(_name))
 torch.library.register_fake("veneer::quantise4", _fake_quantise4)
 torch.library.register_fake("veneer::nearest8", _fake_nearest8)
-torch.library.register_fake("veneer::dequantise4", _fake_in_place)
+torch.library.register_fake("veneer::dequantise4", _fake_dequantise4)
 torch.library.register_fake("veneer::product4", _fake_product4)
 torch.library.register_fake("veneer::product4_int8", _fake_product4)
 torch.library.register_fake("veneer::product8_int8", _fake_product8_int8)
 torch.library.register_fake("veneer::rms_norm", _fake_rms_norm)
 torch.library.register_fake("veneer::rms_norm_backward", _fake_rms_norm_backward)
-torch.library.register_fake("veneer::swiglu", _fake_in_place)
+torch.library.register_fake("veneer::swiglu", _fake_swiglu)
 torch.library.register_fake("veneer::swiglu_backward", _fake_swiglu_backward)
 torch.library.register_fake("veneer::rotate", _fake_rotate)
 

@@ -154,9 +154,9 @@ def rms_norm_backward(grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor) 
     return g.addcmul_(exact, along, value=-1).mul_(inverse).to(x.dtype)
 
 
-def swiglu(gate: Tensor, up: Tensor, out: Tensor) -> None:
-    """out ← silu(gate) · up, of one shape (Shazeer, 2020, arXiv:2002.05202, equation 5)."""
-    torch.ops.aten.silu.out(gate, out=out).mul_(up)
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) · up, of one shape (Shazeer, 2020, arXiv:2002.05202, equation 5)."""
+    return torch.nn.functional.silu(gate).mul_(up)
 
 
 def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
@@ -20,16 +19,14 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
 from transformers.models.qwen3 import modeling_qwen3
 from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
 
-from veneer.frozen.weight import QuantisedLinear, frozen_product, frozen_weight
+from veneer.frozen.weight import frozen_product, frozen_weight
 from veneer.kernels.dense import swift_products
 from veneer.kernels.elementwise import rms_norm, rotate, swiglu
 from veneer.training.again import again, computed_again
-from veneer.updates.layers import AdaptedLinear
 
 # Types whose forward is known to be weight · norm(x), and down(silu(gate(x)) · up(x)). A subclass may do more.
 NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
 _ROTATING: tuple[Any, ...] = (modeling_llama, modeling_mistral, modeling_qwen2, modeling_qwen3)
-_AT_ONCE = (nn.Linear, QuantisedLinear, AdaptedLinear)  # of their input they keep all, or nothing
 _GATED = (LlamaMLP, MistralMLP, Qwen2MLP, Qwen3MLP)
 
 
@@ -43,8 +40,7 @@ def fused_passes(model: nn.Module) -> Iterator[None]:
     """
     # A checkpointed layer keeps nothing, so there is nothing to keep less of.
     checkpointed = getattr(model, "is_activation_checkpointing", False)
-    room = None if checkpointed else _Room()
-    fused = [(module, forward) for module in model.modules() if (forward := _fused_forward(module, room)) is not None]
+    fused = [(module, forward) for module in model.modules() if (forward := _fused_forward(module)) is not None]
     for module, forward in fused:
         module.forward = forward
     try:
@@ -55,7 +51,7 @@ def fused_passes(model: nn.Module) -> Iterator[None]:
             del module.forward  # the class's own stands again
 
 
-def _fused_forward(module: Any, room: _Room | None) -> Callable[[Tensor], Tensor] | None:
+def _fused_forward(module: Any) -> Callable[[Tensor], Tensor] | None:
     if "forward" in module.__dict__:
         return None  # somebody else's hook stands there
     if type(module) is nn.Linear and not any(parameter.requires_grad for parameter in module.parameters()):
@@ -63,19 +59,16 @@ def _fused_forward(module: Any, room: _Room | None) -> Callable[[Tensor], Tensor
     if type(module) in NORMS and not module.weight.requires_grad:
         return lambda x: _normed(module, x)
     if type(module) in _GATED and is_silu(module.act_fn):
-        return lambda x: _gated(module, x, room)
+        return lambda x: _gated(module, x)
     return None
 
 
 def fused_types(model: nn.Module) -> dict[str, int]:
     """Type of module → how many of ``model`` compute in fewer passes while it trains, unless they are trained whole."""
+    kinds = [type(module) for module in model.modules() if type(module) not in _GATED or is_silu(module.act_fn)]
     homes = {home.__name__ for home in _ROTATING}
-    types = [type(module) for module in model.modules() if type(module) not in _GATED or is_silu(module.act_fn)]
-    counts = Counter(kind.__name__ for kind in types if kind in (*NORMS, *_GATED))
-    counts |= Counter(
-        kind.__name__ for kind in types if kind.__module__ in homes and kind.__name__.endswith("Attention")
-    )
-    return dict(counts)
+    rotating = {kind for kind in kinds if kind.__module__ in homes and kind.__name__.endswith("Attention")}
+    return dict(Counter(kind.__name__ for kind in kinds if kind in (*NORMS, *_GATED, *rotating)))
 
 
 @contextmanager
@@ -101,27 +94,11 @@ def _normed(module: Any, x: Tensor) -> Tensor:
     return again(rms_norm(x, weight, eps), lambda: rms_norm(kept, weight, eps))
 
 
-def _gated(module: Any, x: Tensor, room: _Room | None) -> Tensor:
+def _gated(module: Any, x: Tensor) -> Tensor:
     """down(silu(gate(x)) · up(x)), whose inner product would be as large as either of its factors, which are kept."""
     gate, up = module.gate_proj(x), module.up_proj(x)
-    if room is None or type(module.down_proj) not in _AT_ONCE:
-        return module.down_proj(swiglu(gate, up))  # type: ignore[no-any-return]
     kept = gate.detach(), up.detach()
-    return module.down_proj(again(swiglu(gate, up, room), lambda: swiglu(*kept, room)))  # type: ignore[no-any-return]
-
-
-class _Room:
-    """Memory for what is used up before the next is made. A tensor of its own for each layer would leave holes between
-    those that stay, into which the C library puts none of the same size: it aligns them, and looks for room to do so.
-    """
-
-    def __init__(self) -> None:
-        self._room = torch.empty(0)
-
-    def __call__(self, like: Tensor) -> Tensor:
-        if self._room.numel() < like.numel() or (self._room.dtype, self._room.device) != (like.dtype, like.device):
-            self._room = torch.empty(like.numel(), dtype=like.dtype, device=like.device)
-        return self._room[: like.numel()].view(like.shape)
+    return module.down_proj(again(swiglu(gate, up), lambda: swiglu(*kept)))  # type: ignore[no-any-return]
 
 
 def is_silu(activation: Any) -> bool:

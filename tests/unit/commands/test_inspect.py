@@ -41,7 +41,7 @@ def test_a_model(tiny_folder, veneer_command):
         "head, left out of all-linear: lm_head\nchat template: yes; end token: <|end|>\n"
         f"4-bit kernels on this CPU: {serving_line()}\n"
         f"bf16 and fp16 bases are multiplied on this CPU in {compute_line()}\n"
-        "fused while it trains: 2 LlamaMLP, 5 LlamaRMSNorm, 2 LlamaAttention\n"
+        "fused while it trains: 2 LlamaAttention, 2 LlamaMLP, 5 LlamaRMSNorm\n"
         "generates by transformers (heads of another size)\n"
     )
 

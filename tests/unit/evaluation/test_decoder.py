@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 import transformers as tf
@@ -9,6 +11,7 @@ import transformers as tf
 import veneer
 from tokens import tokenizer
 from veneer.data.labels import Tokeniser
+from veneer.evaluation import decoder as module
 from veneer.evaluation import generate as generation
 from veneer.evaluation.decoder import Decoder, Unsupported
 from veneer.evaluation.generate import continuations
@@ -130,6 +133,10 @@ def test_the_head_in_8_bits_is_made_anew_when_the_weight_changes():
         decoder = Decoder(model, 1, 16)
         decoder.read([[1]])
         torch.testing.assert_close(decoder.step([2], [0]), 2 * before)
+    assert len(module._rounded_heads) == 1
+    del model, decoder
+    gc.collect()
+    assert not module._rounded_heads, "it goes with the weight"
 
 
 def _hooked(model):

@@ -54,8 +54,7 @@ def test_the_passes_in_cpp_are_the_references(kernels, rows, width, seed, scale)
     along = (grad * weight * x).abs().mean(1, keepdim=True) * inverse**2
     _close(found, wanted, 2 * ((grad * weight).abs() + x.abs() * along) * inverse)
 
-    y = torch.empty_like(gate)
-    kernels.swiglu(gate, up, y)
+    y = kernels.swiglu(gate, up)
     _close(y, F.silu(gate.double()) * up, (gate * up).abs())
     grads = kernels.swiglu_backward(grad, gate, up)
     wanted = reference.swiglu_backward(grad.double(), gate.double(), up.double())
@@ -83,9 +82,9 @@ def test_rotations_in_cpp_are_the_references(kernels, batch, heads, tokens, dim,
 @every_variant
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30, -1e30])
 def test_a_value_that_is_not_finite_or_huge_shows_in_its_own_place_alone(kernels, value):
-    gate, up, y = torch.randn(40), torch.randn(40), torch.empty(40)
+    gate, up = torch.randn(2, 40)
     gate[7] = value
-    kernels.swiglu(gate, up, y)
+    y = kernels.swiglu(gate, up)
     wanted = F.silu(gate) * up
     torch.testing.assert_close(y[:7], wanted[:7])
     torch.testing.assert_close(y[8:], wanted[8:])
@@ -106,7 +105,7 @@ def test_the_operators_keep_torchs_contracts():
     inverse = reference.rms_norm(x, weight, 1e-5)[1]
     torch.library.opcheck(operators.rms_norm, (x, weight, 1e-5))
     torch.library.opcheck(operators.rms_norm_backward, (x, x, inverse, weight))
-    torch.library.opcheck(operators.swiglu, (x, x + 1, torch.empty_like(x)))
+    torch.library.opcheck(operators.swiglu, (x, x + 1))
     torch.library.opcheck(operators.swiglu_backward, (x, x, x + 1))
     torch.library.opcheck(operators.rotate, (torch.randn(1, 2, 5, 8), *torch.randn(2, 1, 5, 8), False))
 
@@ -116,9 +115,16 @@ def test_what_does_not_fit_is_refused(kernels):
     with pytest.raises(ValueError, match=r"^weight must be .* at least 8 elements"):
         kernels.rms_norm(torch.randn(2, 8), torch.ones(7), 1e-5)
     with pytest.raises(ValueError, match=r"^up must be .* at least 16 elements"):
-        kernels.swiglu(torch.randn(2, 8), torch.randn(2, 7), torch.empty(2, 8))
+        kernels.swiglu(torch.randn(2, 8), torch.randn(2, 7))
     with pytest.raises(ValueError, match=r"^grad must be .* at least 16 elements"):
         kernels.swiglu_backward(torch.randn(2, 7), torch.randn(2, 8), torch.randn(2, 8))
+    x, inverse = torch.randn(2, 8), torch.ones(2, 1)
+    with pytest.raises(ValueError, match=r"^grad must be .* at least 16 elements"):
+        kernels.rms_norm_backward(x[:1], x, inverse, x[0])
+    with pytest.raises(ValueError, match=r"^inverse must be .* at least 2 elements"):
+        kernels.rms_norm_backward(x, x, inverse[:1], x[0])
+    with pytest.raises(ValueError, match=r"^x must be .* at least 24 elements"):
+        kernels.rms_norm_backward(x, x, torch.ones(3, 1), x[0])
     with pytest.raises(ValueError, match=r"sines must be of shape \(1 or 2, 5, 8\), not \(2, 4, 8\)"):
         kernels.rotate(torch.randn(2, 3, 5, 8), torch.randn(1, 5, 8), torch.randn(2, 4, 8), False)
 

@@ -1,7 +1,6 @@
 #include "decode.h"
 
 #include <algorithm>
-#include <cmath>
 #include <memory>
 
 #include "room.h"
@@ -77,7 +76,8 @@ void Decoder::store(const float* from, const int64_t* sequences, const int64_t* 
 void Decoder::step(float* x, const int64_t* sequences, const int64_t* positions, int count, float* logits,
                    int threads) const {
     const Layer& like = layers.at(0);
-    const int64_t hidden = head.columns, inner = like.gate.rows, longest = *std::max_element(positions, positions + count) + 1;
+    const int64_t hidden = head.columns, inner = like.gate.rows;
+    const int64_t longest = *std::max_element(positions, positions + count) + 1;
     const auto normed = lines<float>(count * hidden), change = lines<float>(count * hidden);
     const auto queries = lines<float>(count * like.query.rows), attended = lines<float>(count * like.query.rows);
     const auto keys = lines<float>(count * like.key.rows), values = lines<float>(count * like.value.rows);

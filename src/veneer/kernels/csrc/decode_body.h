@@ -1,5 +1,5 @@
-// The loops of a decoding step beside the products of weights in codes, written once. Included after passes_body.h, within each
-// variant's own unnamed namespace as those are.
+// The loops of a decoding step beside the products of weights in codes, written once. Included after passes_body.h,
+// within each variant's own unnamed namespace as those are.
 
 namespace veneer {
 namespace {

@@ -95,68 +95,75 @@ void dequantise4(const std::string& name, Address codes, Address table, Address 
 void product4(const std::string& name, Address x, int tokens, Address codes, Address table, Address scales,
               Address nested_table, Address nested_scales, Address offset, int64_t block, int nested_shift, int64_t rows,
               int64_t columns, Address out, int threads) {
+    const Variant& v = variant(name);
     const Packed w = packed(codes, table, scales, nested_table, nested_scales, offset, block, nested_shift);
     const TokensRoom room(at<const float>(x), tokens, columns);
     share(rows * columns, threads, [&](int part, int parts) {
-        variant(name).product(w, room.tokens, rows_of(rows, part, parts), at<float>(out));
+        v.product(w, room.tokens, rows_of(rows, part, parts), at<float>(out));
     });
 }
 
 void product4_int8(const std::string& name, Address x, int tokens, Address codes, Address levels, float step,
                    Address scales, Address nested_table, Address nested_scales, Address offset, int64_t block,
                    int nested_shift, int64_t rows, int64_t columns, Address out, int threads) {
+    const Variant& v = variant(name);
     const Packed w = packed(codes, 0, scales, nested_table, nested_scales, offset, block, nested_shift);
     const BytesRoom room(at<const float>(x), tokens, columns);
-    variant(name).round8(room.bytes);
+    v.round8(room.bytes);
     share(rows * columns, threads, [&](int part, int parts) {
-        variant(name).product8(w, at<const int8_t>(levels), step, room.bytes, rows_of(rows, part, parts), at<float>(out));
+        v.product8(w, at<const int8_t>(levels), step, room.bytes, rows_of(rows, part, parts), at<float>(out));
     });
 }
 
 void product8_int8(const std::string& name, Address x, int tokens, Address codes, Address scales, int64_t rows,
                    int64_t columns, Address out, int threads) {
+    const Variant& v = variant(name);
     const BytesRoom room(at<const float>(x), tokens, columns);
     const Wide w{at<const uint8_t>(codes), at<const float>(scales)};
-    variant(name).round8(room.bytes);
+    v.round8(room.bytes);
     share(rows * columns, threads, [&](int part, int parts) {
-        variant(name).product_wide(w, room.bytes, rows_of(rows, part, parts), at<float>(out));
+        v.product_wide(w, room.bytes, rows_of(rows, part, parts), at<float>(out));
     });
 }
 
 void rms_norm(const std::string& name, Address x, Address weight, float eps, int64_t rows, int64_t width, Address out,
               Address inverses, int threads) {
+    const Variant& v = variant(name);
     share(rows * width, threads, [&](int part, int parts) {
         const Rows mine = rows_of(rows, part, parts);
         const int64_t at_row = mine.first * width;
-        variant(name).normalise(at<const float>(x) + at_row, at<const float>(weight), eps, mine.last - mine.first, width,
+        v.normalise(at<const float>(x) + at_row, at<const float>(weight), eps, mine.last - mine.first, width,
                                 at<float>(out) + at_row, at<float>(inverses) + mine.first);
     });
 }
 
 void rms_norm_backward(const std::string& name, Address grad, Address x, Address inverses, Address weight, int64_t rows,
                        int64_t width, Address out, int threads) {
+    const Variant& v = variant(name);
     share(rows * width, threads, [&](int part, int parts) {
         const Rows mine = rows_of(rows, part, parts);
         const int64_t at_row = mine.first * width;
-        variant(name).normalise_backward(at<const float>(grad) + at_row, at<const float>(x) + at_row,
+        v.normalise_backward(at<const float>(grad) + at_row, at<const float>(x) + at_row,
                                          at<const float>(inverses) + mine.first, at<const float>(weight),
                                          mine.last - mine.first, width, at<float>(out) + at_row);
     });
 }
 
 void swiglu(const std::string& name, Address gate, Address up, int64_t count, Address out, int threads) {
+    const Variant& v = variant(name);
     share(count, threads, [&](int part, int parts) {
         const Rows mine = rows_of(count, part, parts);
-        variant(name).gate(at<const float>(gate) + mine.first, at<const float>(up) + mine.first, mine.last - mine.first,
+        v.gate(at<const float>(gate) + mine.first, at<const float>(up) + mine.first, mine.last - mine.first,
                            at<float>(out) + mine.first);
     });
 }
 
 void swiglu_backward(const std::string& name, Address grad, Address gate, Address up, int64_t count, Address grad_gate,
                      Address grad_up, int threads) {
+    const Variant& v = variant(name);
     share(count, threads, [&](int part, int parts) {
         const Rows mine = rows_of(count, part, parts);
-        variant(name).gate_backward(at<const float>(grad) + mine.first, at<const float>(gate) + mine.first,
+        v.gate_backward(at<const float>(grad) + mine.first, at<const float>(gate) + mine.first,
                                     at<const float>(up) + mine.first, mine.last - mine.first,
                                     at<float>(grad_gate) + mine.first, at<float>(grad_up) + mine.first);
     });
@@ -167,11 +174,12 @@ void swiglu_backward(const std::string& name, Address grad, Address gate, Addres
 void rotate(const std::string& name, Address x, int64_t of_batch, int64_t of_head, int64_t of_token, Address cosines,
             Address sines, bool for_all, int64_t batch, int heads, int64_t tokens, int dim, bool transposed, Address out,
             int threads) {
+    const Variant& v = variant(name);
     share(batch * tokens * heads * dim, threads, [&](int part, int parts) {
         const Rows mine = rows_of(batch * tokens, part, parts);
         for (int64_t i = mine.first; i < mine.last; ++i) {
             const int64_t angles = (for_all ? i % tokens : i) * dim;
-            variant(name).rotate(at<const float>(x) + i / tokens * of_batch + i % tokens * of_token, of_head,
+            v.rotate(at<const float>(x) + i / tokens * of_batch + i % tokens * of_token, of_head,
                                  at<const float>(cosines) + angles, at<const float>(sines) + angles, heads, dim,
                                  transposed, at<float>(out) + i * heads * dim);
         }
