@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from veneer.frozen.blockwise import four_bits
+from veneer.frozen.blockwise import four_bits, int8
 from veneer.frozen.config import CODE_BITS
 from veneer.frozen.weight import QuantisedLinear
 from veneer.kernels import decode
@@ -140,8 +140,11 @@ def _linear(module: nn.Module) -> decode.Linear:
     if not all(isinstance(update, LowRank) for update in updates):
         raise Unsupported("trained rows of the vocabulary")
     low_rank = [(*update.matrices(), update.scale) for update in updates if isinstance(update, LowRank) and update.rank]
+    weight: Tensor | decode.FourBits | decode.Int8
     if isinstance(base, QuantisedLinear) and CODE_BITS[base.storage] == 4:
-        weight: Tensor | decode.FourBits = four_bits(base.quantised, in_8_bits=base.few_tokens is not None)
+        weight = four_bits(base.quantised, in_8_bits=base.few_tokens is not None)
+    elif isinstance(base, QuantisedLinear):
+        weight = int8(base.quantised)
     elif type(base) is nn.Linear:
         weight = _fp32(base.weight)
     else:

@@ -18,8 +18,8 @@ from veneer.errors import ModelError
 from veneer.frozen.codebook import codebook, dynamic8, levels8, search
 from veneer.frozen.config import CODE_BITS
 from veneer.kernels import operators
-from veneer.kernels.decode import FourBits
-from veneer.kernels.operators import dequantise4, nearest8, product4, quantise4
+from veneer.kernels.decode import FourBits, Int8
+from veneer.kernels.operators import dequantise4, dequantise8, nearest8, product4, product8, quantise4, quantise8
 
 NESTED_BLOCK = 256  # scales that share a scale of their own
 _CHUNK = 2**18  # weights quantised at once: beside the result, quantising takes a few megabytes
@@ -66,52 +66,51 @@ def quantise(
     size, blocks = flat.numel(), -(-flat.numel() // block_size)
     codes = torch.empty(-(-size * CODE_BITS[storage] // 8), dtype=torch.uint8, device=flat.device)
     scales = torch.empty(blocks, dtype=torch.float32, device=flat.device)
-    chunk = _CHUNK if CODE_BITS[storage] == 8 or flat.dtype != torch.float32 else _LARGE_CHUNK
+    a_byte = 8 // CODE_BITS[storage]  # codes
+    chunk = _LARGE_CHUNK if flat.dtype == torch.float32 else _CHUNK
     for start in range(0, size, chunk):
         part = flat[start : start + chunk].float()
-        # The kernel takes whole blocks of 4-bit codes; of the last one that is short, bitsandbytes makes an exception.
-        whole = len(part) - len(part) % block_size if CODE_BITS[storage] == 4 else 0
+        # The kernels take whole blocks; of the last one that is short, bitsandbytes makes an exception.
+        whole = len(part) - len(part) % block_size
         if whole:
-            how = search(storage)
-            found, absmax = quantise4(
-                part[:whole], how.midpoints.to(part.device), how.codes.to(part.device), block_size
+            _keep(
+                _quantise_blocks(part[:whole], storage, block_size),
+                codes[start // a_byte :],
+                scales[start // block_size :],
             )
-            codes[start // 2 :][: len(found)] = found
-            scales[start // block_size :][: len(absmax)] = absmax
         if whole < len(part):
-            start, part = start + whole, part[whole:]
-            found, absmax = _quantise(part, storage, block_size)
-            scales[start // block_size :][: len(absmax)] = absmax
-            if CODE_BITS[storage] == 8:
-                codes[start : start + len(part)] = found[: len(part)]
-            else:
-                into = codes[start // 2 :][: len(found) // 2]
-                torch.bitwise_left_shift(found[0::2], 4, out=into)
-                into |= found[1::2]
+            start += whole
+            _keep(_quantise_short(part[whole:], storage), codes[start // a_byte :], scales[start // block_size :])
     if not bool(torch.isfinite(scales).all()):  # a NaN or an infinity is its block's largest value
         raise ModelError(f"{name} holds a value that is not finite, so it cannot be kept as {storage}.")
     quantised = Quantised(storage, block_size, (weight.shape[0], weight.shape[1]), codes, scales)
     return _with_nested_scales(quantised) if double_quantisation else quantised
 
 
-def _quantise(flat: Tensor, storage: str, block_size: int) -> tuple[Tensor, Tensor]:
-    """uint8 codes of ``flat`` (n,), n made even by a zero, and the largest absolute value of each block.
+def _keep(found: tuple[Tensor, Tensor], codes: Tensor, scales: Tensor) -> None:
+    codes[: len(found[0])], scales[: len(found[1])] = found
 
-    The codes are a view of a buffer, good until the next call.
-    """
-    blocks = _in_blocks(flat, block_size)
-    absmax = torch.maximum(blocks.amax(dim=1), -blocks.amin(dim=1)).abs_()
-    # A reciprocal multiply, as bitsandbytes does it: dividing would round some codes the other way.
-    scaled = _buffer("scaled", blocks.numel(), torch.float32, flat.device)
-    torch.mul(blocks, (1 / absmax.clamp(min=_SMALLEST))[:, None], out=scaled.view(blocks.shape))
-    short = flat.numel() % block_size
-    if short:  # and for a short last block it does divide, by a scale that it does not let be zero
-        absmax[-1].clamp_(min=_SMALLEST)
-        scaled[-block_size:] = blocks[-1] / absmax[-1]
-    even = flat.numel() + flat.numel() % 2
-    places = _buffer("places", even, torch.int32, flat.device)
-    codes = _buffer("codes", even, torch.uint8, flat.device)
-    return search(storage).nearest(scaled[:even].clamp_(-1, 1), places, codes), absmax
+
+def _quantise_blocks(flat: Tensor, storage: str, block_size: int) -> tuple[Tensor, Tensor]:
+    """Codes and absmax of whole blocks."""
+    how = search(storage)
+    midpoints = how.midpoints.to(flat.device)
+    if CODE_BITS[storage] == 8:  # whose codes ascend
+        found: tuple[Tensor, Tensor] = quantise8(flat, midpoints, block_size)
+    else:
+        found = quantise4(flat, midpoints, how.codes.to(flat.device), block_size)
+    return found
+
+
+def _quantise_short(flat: Tensor, storage: str) -> tuple[Tensor, Tensor]:
+    """Codes and absmax (1,) of a block that is short, which bitsandbytes divides by its scale instead of multiplying by
+    the reciprocal, and whose scale it does not let be zero; an odd tail is padded with a zero."""
+    absmax = flat.abs().amax().clamp_(min=_SMALLEST)
+    scaled = torch.nn.functional.pad(flat / absmax, (0, flat.numel() % 2))
+    places, codes = torch.empty_like(scaled, dtype=torch.int32), torch.empty_like(scaled, dtype=torch.uint8)
+    search(storage).nearest(scaled, places, codes)
+    packed = codes[: flat.numel()] if CODE_BITS[storage] == 8 else (codes[0::2] << 4) | codes[1::2]
+    return packed, absmax[None]
 
 
 def _with_nested_scales(quantised: Quantised) -> Quantised:
@@ -126,50 +125,22 @@ def _with_nested_scales(quantised: Quantised) -> Quantised:
     )  # fmt: skip
 
 
-def block_scales(quantised: Quantised) -> Tensor:
-    """The scale of every block, fp32 (blocks,)."""
-    q = quantised
-    if q.nested_scales is None or q.offset is None:
-        return q.scales
-    values = dynamic8().to(q.scales.device)[q.scales.int()]
-    return values * q.nested_scales.repeat_interleave(NESTED_BLOCK)[: values.numel()] + q.offset
-
-
-def expand(quantised: Quantised, first: int, last: int, dtype: torch.dtype, scales: Tensor | None = None) -> Tensor:
+def expand(quantised: Quantised, first: int, last: int, dtype: torch.dtype) -> Tensor:
     """Rows ``first`` up to ``last`` of the weight, (last − first, in): code times scale in fp32, rounded to ``dtype``
-    once. They are a view of the thread's buffer, good until its next call.
-
-    ``scales``: `block_scales(quantised)`, where they were found for several panels. In 4 bits the kernel finds them.
-    """
+    once. They are a view of the thread's buffer, good until its next call."""
     q, shape = quantised, (last - first, quantised.shape[1])
+    out = _buffer("values", shape[0] * shape[1], dtype, q.codes.device).view(shape)
     if CODE_BITS[q.storage] == 4:
-        out = _buffer("values", shape[0] * shape[1], dtype, q.codes.device).view(shape)
         dequantise4(*four_bits(q)[:8], first, out)
-        return out
-    scales = block_scales(q) if scales is None else scales
-    rows = _expand8(q, scales, first * shape[1], last * shape[1]).view(shape)
-    return (
-        rows if dtype is torch.float32 else _buffer("rounded", rows.numel(), dtype, rows.device).view(shape).copy_(rows)
-    )
-
-
-def _expand8(q: Quantised, scales: Tensor, start: int, stop: int) -> Tensor:
-    """The elements ``start`` up to ``stop`` of a weight in 8 bits, fp32."""
-    first_block, last_block = start // q.block_size, -(-stop // q.block_size)
-    begin = first_block * q.block_size
-    # Whole blocks, so that a block's scale multiplies a row of a matrix; the last one's codes may end before it.
-    packed = q.codes[begin : last_block * q.block_size]
-    places = _buffer("places", len(packed), torch.int32, packed.device).copy_(packed)
-    values = _buffer("values", (last_block - first_block) * q.block_size, torch.float32, packed.device)
-    torch.index_select(_table(q.storage, packed.device), 0, places, out=values[: len(packed)])
-    values.view(-1, q.block_size).mul_(scales[first_block:last_block, None])
-    return values[start - begin : stop - begin]
+    else:
+        dequantise8(*int8(q)[:7], first, out)
+    return out
 
 
 def few_token_product(x: Tensor, quantised: Quantised) -> Tensor:
-    """A new x Wᵀ (tokens, out) of ``x`` (tokens, in), fp32, of at most FEW tokens; W, in 4 bits, is expanded in
-    registers."""
-    y: Tensor = product4(x, *four_bits(quantised)[:9])
+    """A new x Wᵀ (tokens, out) of ``x`` (tokens, in), fp32, of at most FEW tokens; W is expanded in registers."""
+    four = CODE_BITS[quantised.storage] == 4
+    y: Tensor = product4(x, *four_bits(quantised)[:9]) if four else product8(x, *int8(quantised)[:8])
     return y
 
 
@@ -184,11 +155,10 @@ def panels(quantised: Quantised, dtype: torch.dtype) -> Iterator[tuple[slice, Te
 
     All panels of a thread are expanded into one buffer: a panel holds until the next one is taken.
     """
-    scales = block_scales(quantised) if CODE_BITS[quantised.storage] == 8 else None
     height = max(1, _PANEL // max(1, quantised.shape[1]))
     for first in range(0, quantised.shape[0], height):
         last = min(first + height, quantised.shape[0])
-        yield slice(first, last), expand(quantised, first, last, dtype, scales)
+        yield slice(first, last), expand(quantised, first, last, dtype)
 
 
 def converted(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
@@ -213,21 +183,28 @@ def dense(quantised: Quantised, dtype: torch.dtype = torch.float32) -> Tensor:
 def four_bits(q: Quantised, in_8_bits: bool = False) -> FourBits:
     """A weight in 4 bits, as the kernels take it; ``in_8_bits`` for a product with x in 8 bits."""
     device = q.codes.device
-    nested = None if q.nested_scales is None else dynamic8().to(device)
     levels, step = levels8(q.storage) if in_8_bits else (None, 0.0)
     return FourBits(
-        q.codes, _table(q.storage, device), q.scales, nested, q.nested_scales, q.offset, q.block_size, NESTED_BLOCK,
-        *q.shape, None if levels is None else levels.to(device), step,
+        q.codes, _table(q.storage, device), q.scales, _nested_table(q), q.nested_scales, q.offset, q.block_size,
+        NESTED_BLOCK, *q.shape, None if levels is None else levels.to(device), step,
     )  # fmt: skip
+
+
+def int8(q: Quantised) -> Int8:
+    """A weight of int8 storage, as the kernels take it."""
+    return Int8(q.codes, q.scales, _nested_table(q), q.nested_scales, q.offset, q.block_size, NESTED_BLOCK, *q.shape)
+
+
+def _nested_table(q: Quantised) -> Tensor | None:
+    return None if q.nested_scales is None else dynamic8().to(q.codes.device)
 
 
 @cache
 def _table(storage: str, device: torch.device) -> Tensor:
-    """The value of each code, fp32 (2^bits or, of int8, 255)."""
+    """The value of each code of 4 bits, fp32 (16,)."""
     values = codebook(storage)
     # INT4 has 15 values: its sixteenth code is never written, and NaN where a damaged file has it.
-    short = 16 - len(values) if CODE_BITS[storage] == 4 else 0
-    return torch.nn.functional.pad(values, (0, short), value=float("nan")).to(device)
+    return torch.nn.functional.pad(values, (0, 16 - len(values)), value=float("nan")).to(device)
 
 
 def _buffer(name: str, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -86,7 +86,7 @@ class BlockwiseWeight(FrozenWeight):
                 "Activations in 8 bits are for generation: nothing is learned through them. Leave int8_activations() "
                 "before a pass that needs gradients, or run this one under torch.no_grad()."
             )
-        if 1 <= x.shape[0] <= FEW and x.dtype == torch.float32 and CODE_BITS[self._quantised.storage] == 4:
+        if 1 <= x.shape[0] <= FEW and x.dtype == torch.float32:
             y = self._few_tokens(x) if self._few_tokens is not None else few_token_product(x, self._quantised)
         else:
             y = _product(x, panels(self._quantised, x.dtype), self.shape[0])

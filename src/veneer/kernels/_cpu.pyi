@@ -15,11 +15,30 @@ def quantise4(
     threads: int,
     /,
 ) -> None: ...
+def quantise8(
+    variant: str, source: int, count: int, boundaries: int, block: int, codes: int, absmax: int, threads: int, /
+) -> None: ...
 def nearest8(variant: str, values: int, count: int, boundaries: int, found: int, threads: int, /) -> None: ...
 def dequantise4(
     variant: str,
     codes: int,
     table: int,
+    scales: int,
+    nested_table: int,
+    nested_scales: int,
+    offset: int,
+    block: int,
+    nested_shift: int,
+    start: int,
+    stop: int,
+    out: int,
+    bf16: bool,
+    threads: int,
+    /,
+) -> None: ...
+def dequantise8(
+    variant: str,
+    codes: int,
     scales: int,
     nested_table: int,
     nested_scales: int,
@@ -39,6 +58,23 @@ def product4(
     tokens: int,
     codes: int,
     table: int,
+    scales: int,
+    nested_table: int,
+    nested_scales: int,
+    offset: int,
+    block: int,
+    nested_shift: int,
+    rows: int,
+    columns: int,
+    out: int,
+    threads: int,
+    /,
+) -> None: ...
+def product8(
+    variant: str,
+    x: int,
+    tokens: int,
+    codes: int,
     scales: int,
     nested_table: int,
     nested_scales: int,
@@ -117,6 +153,19 @@ class Linear:
         columns: int,
         levels: int,
         step: float,
+        /,
+    ) -> Linear: ...
+    @staticmethod
+    def int8(
+        codes: int,
+        scales: int,
+        nested_table: int,
+        nested_scales: int,
+        offset: int,
+        block: int,
+        nested_shift: int,
+        rows: int,
+        columns: int,
         /,
     ) -> Linear: ...
     @staticmethod

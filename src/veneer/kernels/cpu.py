@@ -51,6 +51,18 @@ class Cpu:
         )  # fmt: skip
         return codes, absmax
 
+    def quantise8(self, weight: Tensor, boundaries: Tensor, block: int) -> tuple[Tensor, Tensor]:
+        check("weight", weight, torch.float32, weight.numel())
+        check("boundaries", boundaries, torch.float32, 254)
+        _check_block(block)
+        codes = torch.empty(weight.numel(), dtype=torch.uint8)
+        absmax = torch.empty(-(-weight.numel() // block), dtype=torch.float32)
+        _cpu.quantise8(
+            self.name, weight.data_ptr(), weight.numel(), boundaries.data_ptr(), block, codes.data_ptr(),
+            absmax.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return codes, absmax
+
     def nearest8(self, values: Tensor, boundaries: Tensor) -> Tensor:
         check("values", values, torch.float32, values.numel())
         check("boundaries", boundaries, torch.float32, 255)
@@ -65,12 +77,24 @@ class Cpu:
         self, codes: Tensor, table: Tensor, scales: Tensor, nested_table: Tensor | None, nested_scales: Tensor | None,
         offset: Tensor | None, block: int, nested_block: int, first: int, out: Tensor,
     ) -> None:  # fmt: skip
+        weight = weight_addresses(
+            first * out.shape[1] + out.numel(), codes, table, scales, nested_table, nested_scales, offset, block,
+            nested_block,
+        )  # fmt: skip
+        self._dequantise(_cpu.dequantise4, weight, first, out)
+
+    def dequantise8(
+        self, codes: Tensor, scales: Tensor, nested_table: Tensor | None, nested_scales: Tensor | None,
+        offset: Tensor | None, block: int, nested_block: int, first: int, out: Tensor,
+    ) -> None:  # fmt: skip
+        elements = first * out.shape[1] + out.numel()
+        weight = int8_addresses(elements, codes, scales, nested_table, nested_scales, offset, block, nested_block)
+        self._dequantise(_cpu.dequantise8, weight, first, out)
+
+    def _dequantise(self, kernel: Callable[..., None], weight: tuple[int, ...], first: int, out: Tensor) -> None:
         into = out if out.dtype in _HALVES and out.is_contiguous() else torch.empty(out.shape)
         start = first * out.shape[1]
-        weight = weight_addresses(
-            start + out.numel(), codes, table, scales, nested_table, nested_scales, offset, block, nested_block
-        )  # fmt: skip
-        _cpu.dequantise4(
+        kernel(
             self.name, *weight, start, start + out.numel(), into.data_ptr(), _HALVES[into.dtype],
             torch.get_num_threads(),
         )  # fmt: skip
@@ -81,17 +105,25 @@ class Cpu:
         self, x: Tensor, codes: Tensor, table: Tensor, scales: Tensor, nested_table: Tensor | None,
         nested_scales: Tensor | None, offset: Tensor | None, block: int, nested_block: int, rows: int,
     ) -> Tensor:  # fmt: skip
+        weight = weight_addresses(
+            rows * x.shape[1], codes, table, scales, nested_table, nested_scales, offset, block, nested_block
+        )  # fmt: skip
+        return self._product(_cpu.product4, x, weight, rows)
+
+    def product8(
+        self, x: Tensor, codes: Tensor, scales: Tensor, nested_table: Tensor | None, nested_scales: Tensor | None,
+        offset: Tensor | None, block: int, nested_block: int, rows: int,
+    ) -> Tensor:  # fmt: skip
+        elements = rows * x.shape[1]
+        weight = int8_addresses(elements, codes, scales, nested_table, nested_scales, offset, block, nested_block)
+        return self._product(_cpu.product8, x, weight, rows)
+
+    def _product(self, kernel: Callable[..., None], x: Tensor, weight: tuple[int, ...], rows: int) -> Tensor:
         tokens, columns = x.shape
         _check_tokens(tokens)
-        x = x.contiguous()
-        check("x", x, torch.float32, x.numel())
-        weight = weight_addresses(
-            rows * columns, codes, table, scales, nested_table, nested_scales, offset, block, nested_block
-        )  # fmt: skip
+        check("x", x := x.contiguous(), torch.float32, x.numel())
         y = torch.empty(tokens, rows)
-        _cpu.product4(
-            self.name, x.data_ptr(), tokens, *weight, rows, columns, y.data_ptr(), torch.get_num_threads()
-        )  # fmt: skip
+        kernel(self.name, x.data_ptr(), tokens, *weight, rows, columns, y.data_ptr(), torch.get_num_threads())
         return y
 
     def product4_int8(
@@ -219,6 +251,15 @@ def weight_addresses(
     check("table", table, torch.float32, 16)
     of_blocks = _scales(elements, scales, nested_table, nested_scales, offset, block, nested_block)
     return codes.data_ptr(), table.data_ptr(), *of_blocks
+
+
+def int8_addresses(
+    elements: int, codes: Tensor, scales: Tensor, nested_table: Tensor | None, nested_scales: Tensor | None,
+    offset: Tensor | None, block: int, nested_block: int,
+) -> tuple[int, int, int, int, int, int, int]:  # fmt: skip
+    """`weight_addresses` of int8 storage."""
+    check("codes", codes, torch.uint8, elements)
+    return codes.data_ptr(), *_scales(elements, scales, nested_table, nested_scales, offset, block, nested_block)
 
 
 def _scales(

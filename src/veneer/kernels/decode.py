@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from veneer.kernels.cpu import VARIANTS, Cpu, check, check_groups, weight_addresses
+from veneer.kernels.cpu import VARIANTS, Cpu, check, check_groups, int8_addresses, weight_addresses
 from veneer.kernels.operators import FEW
 from veneer.kernels.reference import stride8
 
@@ -38,6 +38,20 @@ class FourBits(NamedTuple):
     step: float = 0.0
 
 
+class Int8(NamedTuple):
+    """A weight (rows, columns) of int8 storage, as the operators take it."""
+
+    codes: Tensor
+    scales: Tensor
+    nested_table: Tensor | None
+    nested_scales: Tensor | None
+    offset: Tensor | None
+    block: int
+    nested_block: int
+    rows: int
+    columns: int
+
+
 class EightBits(NamedTuple):
     """What `rows_in_8_bits` makes of a weight (rows, ``columns``)."""
 
@@ -50,7 +64,7 @@ class Linear(NamedTuple):
     """x → W x + b + Σ s · B A x: a weight (rows, columns), a bias (rows,), and A, B and s of each update; in fp32, but
     for a weight in codes."""
 
-    weight: Tensor | FourBits | EightBits
+    weight: Tensor | FourBits | Int8 | EightBits
     bias: Tensor | None = None
     updates: tuple[tuple[Tensor, Tensor, float], ...] = ()
 
@@ -131,6 +145,9 @@ class Decoder:
                 check_groups(columns)
             levels = 0 if weight.levels is None else weight.levels.data_ptr()
             made = _cpu.Linear.four_bits(*addresses, rows, columns, levels, weight.step)
+        elif isinstance(weight, Int8):
+            rows, columns = weight.rows, weight.columns
+            made = _cpu.Linear.int8(*int8_addresses(rows * columns, *weight[:7]), rows, columns)
         elif isinstance(weight, EightBits):
             rows, columns = len(weight.scales), weight.columns
             check("codes", weight.codes, torch.uint8, rows * 2 * stride8(columns))

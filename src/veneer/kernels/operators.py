@@ -17,16 +17,19 @@ from torch import Tensor
 from veneer.errors import ConfigError
 from veneer.kernels import cpu, reference
 
-FEW = 8  # rows of x that product4 and product4_int8 take
+FEW = 8  # rows of x that the products take
 VARIABLE = "VENEER_KERNELS"
 
 _SCALES = "Tensor scales, Tensor? nested_table, Tensor? nested_scales, Tensor? offset"
 _WEIGHT = f"Tensor codes, Tensor table, {_SCALES}"
 _SCHEMAS = {
     "quantise4": "(Tensor weight, Tensor boundaries, Tensor order, int block) -> (Tensor, Tensor)",
+    "quantise8": "(Tensor weight, Tensor boundaries, int block) -> (Tensor, Tensor)",
     "nearest8": "(Tensor values, Tensor boundaries) -> Tensor",
     "dequantise4": f"({_WEIGHT}, int block, int nested_block, int first, Tensor(a!) out) -> ()",
     "product4": f"(Tensor x, {_WEIGHT}, int block, int nested_block, int rows) -> Tensor",
+    "dequantise8": f"(Tensor codes, {_SCALES}, int block, int nested_block, int first, Tensor(a!) out) -> ()",
+    "product8": f"(Tensor x, Tensor codes, {_SCALES}, int block, int nested_block, int rows) -> Tensor",
     "product4_int8": f"(Tensor x, Tensor codes, Tensor levels, float step, {_SCALES}, int block, int nested_block, "
     "int rows) -> Tensor",
     "product8_int8": "(Tensor x, Tensor codes, Tensor scales) -> Tensor",
@@ -98,15 +101,20 @@ def _fake_quantise4(weight: Tensor, boundaries: Tensor, order: Tensor, block: in
     return weight.new_empty((size + 1) // 2, dtype=torch.uint8), weight.new_empty((size + block - 1) // block)
 
 
+def _fake_quantise8(weight: Tensor, boundaries: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    blocks = (weight.numel() + block - 1) // block
+    return torch.empty_like(weight, dtype=torch.uint8), weight.new_empty(blocks)
+
+
 def _fake_nearest8(values: Tensor, boundaries: Tensor) -> Tensor:
     return torch.empty_like(values, dtype=torch.uint8)
 
 
-def _fake_dequantise4(*arguments: Any) -> None:
+def _fake_dequantise(*arguments: Any) -> None:
     return None
 
 
-def _fake_product4(x: Tensor, *weight_and_rows: Any) -> Tensor:
+def _fake_product(x: Tensor, *weight_and_rows: Any) -> Tensor:
     return x.new_empty(x.shape[0], weight_and_rows[-1])
 
 
@@ -140,10 +148,13 @@ for _name, _schema in _SCHEMAS.items():
     torch.library.define(f"veneer::{_name}", _schema, tags=torch.Tag.pt2_compliant_tag)
     torch.library.impl(f"veneer::{_name}", "default", _dispatch(_name))
 torch.library.register_fake("veneer::quantise4", _fake_quantise4)
+torch.library.register_fake("veneer::quantise8", _fake_quantise8)
 torch.library.register_fake("veneer::nearest8", _fake_nearest8)
-torch.library.register_fake("veneer::dequantise4", _fake_dequantise4)
-torch.library.register_fake("veneer::product4", _fake_product4)
-torch.library.register_fake("veneer::product4_int8", _fake_product4)
+torch.library.register_fake("veneer::dequantise4", _fake_dequantise)
+torch.library.register_fake("veneer::product4", _fake_product)
+torch.library.register_fake("veneer::dequantise8", _fake_dequantise)
+torch.library.register_fake("veneer::product8", _fake_product)
+torch.library.register_fake("veneer::product4_int8", _fake_product)
 torch.library.register_fake("veneer::product8_int8", _fake_product8_int8)
 torch.library.register_fake("veneer::rms_norm", _fake_rms_norm)
 torch.library.register_fake("veneer::rms_norm_backward", _fake_rms_norm_backward)
@@ -152,9 +163,12 @@ torch.library.register_fake("veneer::swiglu_backward", _fake_swiglu_backward)
 torch.library.register_fake("veneer::rotate", _fake_rotate)
 
 quantise4 = torch.ops.veneer.quantise4.default
+quantise8 = torch.ops.veneer.quantise8.default
 nearest8 = torch.ops.veneer.nearest8.default
 dequantise4 = torch.ops.veneer.dequantise4.default
 product4 = torch.ops.veneer.product4.default
+dequantise8 = torch.ops.veneer.dequantise8.default
+product8 = torch.ops.veneer.product8.default
 product4_int8 = torch.ops.veneer.product4_int8.default
 product8_int8 = torch.ops.veneer.product8_int8.default
 rms_norm = torch.ops.veneer.rms_norm.default

@@ -3,12 +3,14 @@
 A weight in 4 bits is ``codes``, two a byte and the first in the high half; a ``table`` (16,) fp32 of what they stand
 for; and a scale for each ``block`` of elements in row-major order, a multiple of 32, which runs on over row ends.
 ``scales`` are fp32 (blocks,), or nested: uint8 (blocks,) with ``nested_table`` (256,), ``nested_scales``
-(⌈blocks / nested_block⌉,) and ``offset`` (), all fp32.
+(⌈blocks / nested_block⌉,) and ``offset`` (), all fp32. A weight of int8 storage has a code a byte, which stands for
+(code − 127) / 127, and no table; the operations that end in 8 take it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,13 +30,23 @@ def quantise4(weight: Tensor, boundaries: Tensor, order: Tensor, block: int) -> 
     goes to the lower one; its code is ``order[interval]``, uint8 (16,). A block's NaN or infinity is in its absmax; its
     codes then mean nothing.
     """
+    scaled, absmax = _scaled(weight, block)
+    codes = order[torch.bucketize(scaled[: weight.numel() + weight.numel() % 2], boundaries, out_int32=True)]
+    return (codes[0::2] << 4) | codes[1::2], absmax
+
+
+def quantise8(weight: Tensor, boundaries: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """quantise4 to int8: codes uint8 (n,), the intervals between ``boundaries`` (254,)."""
+    scaled, absmax = _scaled(weight, block)
+    return torch.bucketize(scaled[: weight.numel()], boundaries, out_int32=True).to(torch.uint8), absmax
+
+
+def _scaled(weight: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Each element over its block's absmax, padded with zeros to whole blocks; and absmax (blocks,)."""
     blocks = torch.nn.functional.pad(weight, (0, -weight.numel() % block)).view(-1, block)
     absmax = blocks.abs().amax(dim=1)
     # A reciprocal multiply, as bitsandbytes does it: dividing would round some codes the other way.
-    reciprocal = 1 / absmax.clamp(min=1e-38)
-    scaled = (blocks * reciprocal[:, None]).reshape(-1)[: weight.numel() + weight.numel() % 2]
-    codes = order[torch.bucketize(scaled, boundaries, out_int32=True)]
-    return (codes[0::2] << 4) | codes[1::2], absmax
+    return (blocks * (1 / absmax.clamp(min=1e-38))[:, None]).reshape(-1), absmax
 
 
 def nearest8(values: Tensor, boundaries: Tensor) -> Tensor:
@@ -52,14 +64,34 @@ def dequantise4(
     packed = codes[start // 2 : (stop + 1) // 2]
     both = torch.stack([packed >> 4, packed & 15], dim=1).reshape(-1)
     values = table[both[start % 2 : start % 2 + stop - start].int()]
+    _times_scales(values, scales, nested_table, nested_scales, offset, block, nested_block, start)
+    out.copy_(values.view(out.shape))
+
+
+def dequantise8(
+    codes: Tensor, scales: Tensor, nested_table: Tensor | None, nested_scales: Tensor | None, offset: Tensor | None,
+    block: int, nested_block: int, first: int, out: Tensor,
+) -> None:  # fmt: skip
+    """dequantise4 of int8."""
+    start = first * out.shape[1]
+    values = (codes[start : start + out.numel()].float() - 127).div_(codes.new_tensor(127.0, dtype=torch.float32))
+    _times_scales(values, scales, nested_table, nested_scales, offset, block, nested_block, start)
+    out.copy_(values.view(out.shape))
+
+
+def _times_scales(
+    values: Tensor, scales: Tensor, nested_table: Tensor | None, nested_scales: Tensor | None, offset: Tensor | None,
+    block: int, nested_block: int, start: int,
+) -> None:  # fmt: skip
+    """Multiply ``values`` (n,), the elements from ``start`` on, by the scales of their blocks."""
+    stop = start + values.numel()
     blocks = slice(start // block, (stop + block - 1) // block)
     by_block = scales[blocks]
     if nested_table is not None and nested_scales is not None and offset is not None:
-        nested = nested_scales[torch.arange(blocks.start, blocks.stop, device=codes.device) // nested_block]
+        nested = nested_scales[torch.arange(blocks.start, blocks.stop, device=values.device) // nested_block]
         by_block = nested_table[by_block.int()] * nested + offset
     skip = start - blocks.start * block
     values *= by_block.repeat_interleave(block)[skip : skip + stop - start]
-    out.copy_(values.view(out.shape))
 
 
 def product4(
@@ -67,13 +99,25 @@ def product4(
     offset: Tensor | None, block: int, nested_block: int, rows: int,
 ) -> Tensor:  # fmt: skip
     """A new x Wᵀ (tokens, rows) of ``x`` (tokens, columns), both fp32; a panel of W at a time."""
+    weight = (codes, table, scales, nested_table, nested_scales, offset, block, nested_block)
+    return _product(x, partial(dequantise4, *weight), rows)
+
+
+def product8(
+    x: Tensor, codes: Tensor, scales: Tensor, nested_table: Tensor | None, nested_scales: Tensor | None,
+    offset: Tensor | None, block: int, nested_block: int, rows: int,
+) -> Tensor:  # fmt: skip
+    """product4 of int8."""
+    weight = (codes, scales, nested_table, nested_scales, offset, block, nested_block)
+    return _product(x, partial(dequantise8, *weight), rows)
+
+
+def _product(x: Tensor, dequantise: Callable[[int, Tensor], None], rows: int) -> Tensor:
     y = x.new_empty(x.shape[0], rows)
     height = max(1, _PANEL // x.shape[1])
     for first in range(0, rows, height):
         panel = x.new_empty(min(height, rows - first), x.shape[1])
-        dequantise4(
-            codes, table, scales, nested_table, nested_scales, offset, block, nested_block, first, panel
-        )  # fmt: skip
+        dequantise(first, panel)
         y[:, first : first + height] = x @ panel.t()
     return y
 

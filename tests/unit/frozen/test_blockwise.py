@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from veneer.errors import ModelError
 from veneer.frozen import blockwise
-from veneer.frozen.blockwise import NESTED_BLOCK, block_scales, dense, expand, quantise
+from veneer.frozen.blockwise import NESTED_BLOCK, dense, expand, quantise
 from veneer.frozen.codebook import codebook, dynamic8
 from veneer.frozen.config import BLOCK_SIZES, CODE_BITS
 
@@ -38,6 +38,13 @@ def _codes(quantised):
     if CODE_BITS[quantised.storage] == 4:
         codes = torch.stack([codes >> 4, codes & 15], dim=1).reshape(-1)
     return codes[: quantised.shape[0] * quantised.shape[1]].long()
+
+
+def _scales(q):
+    """The scale of every block, fp32 (blocks,)."""
+    if q.nested_scales is None:
+        return q.scales
+    return dynamic8()[q.scales.int()] * q.nested_scales.repeat_interleave(NESTED_BLOCK)[: q.blocks] + q.offset
 
 
 def _same(ours, wanted):
@@ -82,7 +89,7 @@ def test_every_scale_is_its_blocks_largest_value_or_the_nearest_code_of_it(shape
 @given(SHAPES, LOGARITHMS, st.integers(0, 9), HOW)
 def test_what_comes_back_is_code_times_scale(shape, log10, seed, how):
     quantised = quantise(_weight(shape, log10, seed), **how)
-    by_element = block_scales(quantised).repeat_interleave(how["block_size"])[: shape[0] * shape[1]]
+    by_element = _scales(quantised).repeat_interleave(how["block_size"])[: shape[0] * shape[1]]
     wanted = (codebook(how["storage"])[_codes(quantised)] * by_element).view(shape)
     assert torch.equal(dense(quantised), wanted)
     assert torch.equal(dense(quantised, torch.bfloat16), wanted.to(torch.bfloat16)), "multiplied in fp32, rounded once"

@@ -15,7 +15,6 @@ from veneer.commands.verbs import QuantizeOptions
 from veneer.errors import ConfigError, ModelError
 from veneer.evaluation.verb import quantise_to
 from veneer.frozen import bnb_file
-from veneer.frozen.blockwise import block_scales
 from veneer.frozen.codebook import dynamic8
 from veneer.frozen.layers import storage_of
 from veneer.frozen.load import load
@@ -81,7 +80,7 @@ def test_another_table_of_scales_is_kept_exactly(written, tmp_path):
     assert q.nested_scales is None
     offset = json.loads(bytes(tensors[STATE].tolist()))["nested_offset"]
     wanted = (dynamic8() * 1.01)[tensors[f"{NAME}.absmax"].int()] * tensors[f"{NAME}.nested_absmax"] + offset
-    torch.testing.assert_close(block_scales(q), wanted, rtol=1e-6, atol=0)
+    torch.testing.assert_close(q.scales, wanted, rtol=1e-6, atol=0)
 
 
 def test_a_storage_that_it_has_not_is_refused(written):

@@ -79,6 +79,20 @@ struct Case {
                 expect(found[0][i / 2] == found[1][i / 2], "codes", rows, columns, block);
     }
 
+    void check_quantise8() {
+        std::vector<float> source(size), boundaries(254), scales[2] = {absmax, absmax};
+        for (int i = 0; i < 254; ++i) boundaries[i] = (static_cast<float>(i) - 126.5f) / 127.0f;
+        for (int64_t i = 0; i < size; ++i)
+            source[i] = i % 32 ? (whole(0, 3) ? uniform(-1, 1) : boundaries[whole(0, 253)]) : 1.0f;
+        std::vector<uint8_t> found[2];
+        for (int k = 0; k < 2; ++k) {
+            found[k].assign(size, 0);
+            (k ? neon : scalar)
+                .quantise8({source.data(), size, boundaries.data(), nullptr, block, found[k].data(), scales[k].data()}, 1);
+        }
+        expect(same(scales[0], scales[1]) && same(found[0], found[1]), "codes of int8", rows, columns, block);
+    }
+
     void check_dequantise() {
         const int64_t start = whole(0, size - 1), stop = whole(start + 1, size);
         std::vector<float> out[2];
@@ -90,6 +104,18 @@ struct Case {
             (k ? neon : scalar).dequantise_bf16(w, start, stop, halves[k].data() + 4, 1);
         }
         expect(same(out[0], out[1]) && same(halves[0], halves[1]), "values", rows, columns, block);
+        for (int k = 0; k < 2; ++k) {
+            (k ? neon : scalar).dequantise8(a_code_each(), start, stop, out[k].data() + 4, 1);
+            (k ? neon : scalar).dequantise8_bf16(a_code_each(), start, stop, halves[k].data() + 4, 1);
+        }
+        expect(same(out[0], out[1]) && same(halves[0], halves[1]), "values of int8", rows, columns, block);
+    }
+
+    std::vector<uint8_t> of_int8;
+    Packed a_code_each() {
+        for (int64_t i = static_cast<int64_t>(of_int8.size()); i < size; ++i)
+            of_int8.push_back(static_cast<uint8_t>(whole(0, 254)));
+        return {of_int8.data(), nullptr, w.scales, block};
     }
 
     void check_products(int tokens) {
@@ -103,6 +129,10 @@ struct Case {
             (k ? neon : scalar).product(w, apart.tokens, all, out[k].data());
         }
         near(out, x, values, tokens, "product");
+        scalar.dequantise8(a_code_each(), 0, size, values.data(), 1);
+        for (int k = 0; k < 2; ++k)
+            (k ? neon : scalar).product8(a_code_each(), x.data(), tokens, columns, all, out[k].data());
+        near(out, x, values, tokens, "product of int8");
         if (columns % GROUP) return;
         const float step = 1.0f / 112;
         float table8[16];
@@ -113,7 +143,7 @@ struct Case {
         for (int k = 0; k < 2; ++k) {
             const BytesRoom bytes(x.data(), tokens, columns);
             (k ? neon : scalar).round8(bytes.bytes);
-            (k ? neon : scalar).product8(w, levels, step, bytes.bytes, all, out[k].data());
+            (k ? neon : scalar).product_int8(w, levels, step, bytes.bytes, all, out[k].data());
         }
         near(out, x, values, tokens, "product in 8 bits");
 
@@ -201,6 +231,7 @@ int main() {
             const int64_t columns = i % 3 == 0 ? wide[whole(0, 7)] : i % 3 == 1 ? 32 * whole(1, 12) : whole(1, 300);
             Case one(whole(1, 9), columns, block, i % 2);
             one.check_quantise(i % 4);
+            one.check_quantise8();
             one.check_dequantise();
             one.check_products(static_cast<int>(whole(1, 8)));
             one.check_passes();

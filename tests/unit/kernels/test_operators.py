@@ -1,4 +1,4 @@
-"""Every variant of the 4-bit operations that this machine runs, against their definition in plain PyTorch."""
+"""Every variant of the operations that this machine runs on weights in codes, against their definition in PyTorch."""
 
 from __future__ import annotations
 
@@ -89,6 +89,66 @@ def test_codes_and_scales_are_the_references_bit_for_bit(kernels, shape, block, 
     wanted_codes, wanted_absmax = reference.quantise4(values, *_ordered(table), block)
     assert torch.equal(absmax, wanted_absmax)
     assert torch.equal(codes, wanted_codes)
+
+
+def _int8(elements, block, nested, seed, nested_block=256, shift=0):
+    """A weight of int8 storage, as the operators take it."""
+    _, _, *scales = _weight(elements, "nf4", block, nested, seed, nested_block, shift)
+    drawn = torch.Generator().manual_seed(seed)
+    return (_shifted(torch.randint(255, (elements,), generator=drawn, dtype=torch.uint8), shift), *scales)
+
+
+@every_variant
+@example((3, 64), 32, "infinite", 0, 0)
+@given(SHAPES, BLOCKS, KINDS, SEEDS, st.integers(0, 3))
+def test_so_are_those_of_int8(kernels, shape, block, kind, seed, shift):
+    midpoints = search("int8").midpoints
+    values = _shifted(_values(shape[0] * shape[1], kind, seed), shift)
+    if kind == "ties":
+        drawn = torch.Generator().manual_seed(seed)
+        values = midpoints[torch.randint(254, values.shape, generator=drawn)]
+        values[::32] = 1
+    if kind == "infinite":  # its block's codes mean nothing
+        values[70], values[40] = torch.inf, torch.nan
+    codes, absmax = kernels.quantise8(values, midpoints, block)
+    wanted_codes, wanted_absmax = reference.quantise8(values, midpoints, block)
+    torch.testing.assert_close(absmax, wanted_absmax, rtol=0, atol=0, equal_nan=True)
+    known = absmax.isfinite().repeat_interleave(block)[: len(codes)]
+    assert torch.equal(codes[known], wanted_codes[known])
+
+
+@every_variant
+@given(
+    SHAPES, BLOCKS, st.booleans(), SEEDS, st.integers(0, 3),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]), st.data(),
+)  # fmt: skip
+def test_any_rows_of_int8_come_back_as_the_references_do(kernels, shape, block, nested, seed, shift, dtype, data):
+    rows, columns = shape
+    weight = _int8(rows * columns, block, nested, seed, data.draw(st.sampled_from([1, 16, 256])), shift)
+    first = data.draw(st.integers(0, rows - 1))
+    count = data.draw(st.integers(1, rows - first))
+    room = torch.full((count * columns + 8,), 7.0, dtype=dtype)
+    kernels.dequantise8(*weight, first, room[4:-4].view(count, columns))
+    wanted = torch.empty(count, columns, dtype=dtype)
+    reference.dequantise8(*weight, first, wanted)
+    assert torch.equal(room[4:-4].view(count, columns), wanted)
+    assert (room[:4] == 7).all()
+    assert (room[-4:] == 7).all()
+
+
+@every_variant
+@settings(max_examples=200)
+@given(SHAPES, BLOCKS, st.booleans(), SEEDS, st.integers(1, 8), st.integers(0, 3))
+def test_the_few_token_product_of_int8_is_exact(kernels, shape, block, nested, seed, tokens, shift):
+    rows, columns = shape
+    weight = _int8(rows * columns, block, nested, seed, shift=shift)
+    x = _shifted(torch.randn(tokens, columns, generator=torch.Generator().manual_seed(seed)), shift)
+    dense = torch.empty(rows, columns)
+    reference.dequantise8(*weight, 0, dense)
+    wanted, size = x.double() @ dense.double().t(), x.double().abs() @ dense.double().abs().t()
+    for found in (kernels.product8(x, *weight, rows), reference.product8(x, *weight, rows)):
+        assert found.shape == (tokens, rows)
+        assert ((found - wanted).abs() <= 1e-6 * size).all()
 
 
 @every_variant
@@ -281,6 +341,7 @@ def test_a_prepared_product_checks_what_it_is_given(kernels):
 def test_many_threads_compute_what_one_does(kernels):
     weight = _weight(513 * 768, "nf4", 64, True, 0)
     weight8, _ = _weight8(513, 768, "nf4", 64, True, 0)
+    int8 = _int8(513 * 768, 64, True, 0)
     x = torch.randn(3, 768)
     before = torch.get_num_threads()
     found = []
@@ -289,8 +350,17 @@ def test_many_threads_compute_what_one_does(kernels):
             torch.set_num_threads(threads)
             out = torch.empty(513, 768)
             kernels.dequantise4(*weight, 0, out)
-            products = kernels.product4(x, *weight, 513), kernels.product4_int8(x, *weight8, 513)
-            found.append((*products, out, *kernels.quantise4(out.view(-1), *_ordered("nf4"), 64)))
+            products = (
+                kernels.product4(x, *weight, 513), kernels.product4_int8(x, *weight8, 513),
+                kernels.product8(x, *int8, 513),
+            )  # fmt: skip
+            out8 = torch.empty(513, 768)
+            kernels.dequantise8(*int8, 0, out8)
+            codes = (
+                *kernels.quantise4(out.view(-1), *_ordered("nf4"), 64),
+                *kernels.quantise8(out.view(-1), search("int8").midpoints, 64),
+            )  # fmt: skip
+            found.append((*products, out, out8, *codes))
     finally:
         torch.set_num_threads(before)
     for other in found[1:]:
@@ -315,6 +385,14 @@ def test_what_does_not_fit_is_refused_before_an_address_is_passed_on(kernels):
         kernels.product4(torch.randn(9, 64), *weight, 4)
     with pytest.raises(ValueError, match=r"^x must be torch\.float32"):
         kernels.product4(torch.randn(1, 64).double(), *weight, 4)
+    with pytest.raises(ValueError, match=r"^codes must be torch\.uint8, .* at least 320 elements, not .*\(256,\)"):
+        kernels.dequantise8(*_int8(64 * 4, 64, True, 0), 1, out)
+    with pytest.raises(ValueError, match=r"^codes must be torch\.uint8, .* at least 320 elements, not .*\(256,\)"):
+        kernels.product8(torch.randn(1, 64), *_int8(64 * 4, 64, False, 0), 5)
+    with pytest.raises(ValueError, match="1 to 8 rows of x, not 9"):
+        kernels.product8(torch.randn(9, 64), *_int8(64 * 4, 64, False, 0), 4)
+    with pytest.raises(ValueError, match=r"^boundaries must be .* at least 254 elements"):
+        kernels.quantise8(torch.randn(64), torch.zeros(253), 64)
     codes, scales = reference.rows_in_8_bits(torch.randn(3, 64))
     with pytest.raises(ValueError, match="1 to 8 rows of x, not 9"):
         kernels.product8_int8(torch.randn(9, 64), codes, scales)
@@ -332,6 +410,9 @@ def test_the_operators_keep_torchs_contracts():
     torch.library.opcheck(operators.nearest8, (torch.randn(130), search("dynamic8").midpoints))
     torch.library.opcheck(operators.dequantise4, (*weight, 1, torch.empty(3, 64)))
     torch.library.opcheck(operators.product4, (torch.randn(2, 64), *weight, 5))
+    torch.library.opcheck(operators.quantise8, (torch.randn(130), search("int8").midpoints, 64))
+    torch.library.opcheck(operators.dequantise8, (*_int8(64 * 5, 64, True, 0), 1, torch.empty(3, 64)))
+    torch.library.opcheck(operators.product8, (torch.randn(2, 64), *_int8(64 * 5, 64, True, 0), 5))
     torch.library.opcheck(operators.product4_int8, (torch.randn(2, 64), *_weight8(5, 64, "nf4", 64, True, 0)[0], 5))
     torch.library.opcheck(operators.product8_int8, (torch.randn(2, 64), *reference.rows_in_8_bits(torch.randn(5, 64))))
 

@@ -234,10 +234,11 @@ struct Sums8 {
 
 #include "body.h"
 #include "passes_body.h"
+#include "bytes_body.h"
 #include "decode_body.h"
 
 namespace veneer {
-const Variant avx512{"avx512", quantise, dequantise, dequantise_bf16, nearest, product, round8,
-                     product8, product_wide, product_dense, attend, normalise, normalise_backward,
-                     gate, gate_backward, rotate};
+const Variant avx512{"avx512", quantise, quantise8, dequantise, dequantise_bf16, dequantise8, dequantise8_bf16,
+                     nearest, product, round8, product_int8, product_wide, product8, product_dense, attend, normalise,
+                     normalise_backward, gate, gate_backward, rotate};
 }

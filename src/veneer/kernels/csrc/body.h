@@ -220,7 +220,7 @@ constexpr int64_t CHUNK = 1024;  // blocks whose scales are found at once
 // Blocks of two groups in whole rows, which nearly every model has: the scales of many rows at once, and those of x as
 // they lie in its lanes.
 template <int M>
-void product8_in_blocks(const Packed& w, const Levels8& levels, float step, const Bytes& x, const Rows& rows, float* out) {
+void product_int8_in_blocks(const Packed& w, const Levels8& levels, float step, const Bytes& x, const Rows& rows, float* out) {
     const int64_t blocks = x.columns / w.block, at_once = CHUNK / blocks;
     float scales[CHUNK];
     for (int64_t first = rows.first; first < rows.last; first += at_once) {
@@ -235,7 +235,7 @@ void product8_in_blocks(const Packed& w, const Levels8& levels, float step, cons
 }
 
 template <int M>
-void product8_of(const Packed& w, const Levels8& levels, float step, const Bytes& x, const Rows& rows, float* out) {
+void product_int8_of(const Packed& w, const Levels8& levels, float step, const Bytes& x, const Rows& rows, float* out) {
     constexpr int64_t GROUPS = 128;  // whose scales are found at once
     const int64_t all = x.columns / GROUP;
     for (int64_t row = rows.first; row < rows.last; ++row) {
@@ -255,12 +255,12 @@ void product8_of(const Packed& w, const Levels8& levels, float step, const Bytes
     }
 }
 
-void product8(const Packed& w, const int8_t* table, float step, const Bytes& x, const Rows& rows, float* out) {
+void product_int8(const Packed& w, const int8_t* table, float step, const Bytes& x, const Rows& rows, float* out) {
     const Levels8 levels(table);
     const bool in_blocks = w.block == 2 * GROUP && x.columns % w.block == 0 && x.columns / w.block <= CHUNK;
     for_tokens(x.count, [&](auto count) {
         constexpr int M = decltype(count)::value;
-        (in_blocks ? product8_in_blocks<M> : product8_of<M>)(w, levels, step, x, rows, out);
+        (in_blocks ? product_int8_in_blocks<M> : product_int8_of<M>)(w, levels, step, x, rows, out);
     });
 }
 

@@ -15,8 +15,8 @@ void Decoder::multiply(const std::vector<Job>& jobs, const float* x, int count, 
     for (const Job& job : jobs) {
         elements += job.w.rows * columns;
         for (const Update& update : job.w.updates) rank += update.rank;
-        rounded |= job.w.wide.codes || job.w.levels;
-        exact |= !job.w.dense && !job.w.wide.codes && !job.w.levels;
+        rounded |= job.w.rounds();
+        exact |= job.w.in_4_bits();
     }
     const std::unique_ptr<TokensRoom> apart(exact ? new TokensRoom(x, count, columns) : nullptr);
     const std::unique_ptr<BytesRoom> bytes(rounded ? new BytesRoom(x, count, columns) : nullptr);
@@ -32,9 +32,11 @@ void Decoder::multiply(const std::vector<Job>& jobs, const float* x, int count, 
             else if (w.wide.codes)
                 variant.product_wide(w.wide, bytes->bytes, mine, y);
             else if (w.levels)
-                variant.product8(w.packed, w.levels, w.step, bytes->bytes, mine, y);
-            else
+                variant.product_int8(w.packed, w.levels, w.step, bytes->bytes, mine, y);
+            else if (w.in_4_bits())
                 variant.product(w.packed, apart->tokens, mine, y);
+            else
+                variant.product8(w.packed, x, count, columns, mine, y);
             for (const Update& update : w.updates) {
                 variant.product_dense(update.A, x, count, columns, rows_of(update.rank, part, parts), to);
                 to += count * update.rank;

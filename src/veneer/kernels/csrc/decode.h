@@ -20,11 +20,14 @@ struct Linear {
     int64_t rows, columns;
     const float* dense = nullptr;
     Wide wide{};                     // where its codes are not null
-    Packed packed{};                 // else
+    Packed packed{};                 // else: in 4 bits, or of int8 where it has no table and no levels
     const int8_t* levels = nullptr;  // of packed, where x is rounded to 8 bits
     float step = 0;
     const float* bias = nullptr;
     std::vector<Update> updates{};
+
+    bool rounds() const { return wide.codes || levels; }
+    bool in_4_bits() const { return packed.table && !levels; }  // and x as it is
 };
 
 struct Layer {

@@ -73,7 +73,7 @@ void attend_one(const float* query, const float* keys, const float* values, int6
     const float reciprocal = 1.0f / sum;
     for (int k = 0; k < parts; ++k) {
         sums[k] *= reciprocal;
-        __builtin_memcpy(out + k * LANES, &sums[k], sizeof sums[k]);
+        store(sums[k], out + k * LANES);
     }
 }
 

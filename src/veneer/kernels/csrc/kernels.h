@@ -19,9 +19,10 @@ struct Scales {
 };
 
 // A weight in 4 bits: two codes a byte, the first in the high half; block b is the elements [b · block, (b + 1) · block).
+// Or of int8 storage, for the functions that end in 8: a code a byte, which stands for (code − 127) / 127.
 struct Packed {
     const uint8_t* codes;
-    const float* table;           // (16,)
+    const float* table;           // (16,); of int8 null
     Scales scales;
     int64_t block;                // a multiple of 32
 };
@@ -30,8 +31,8 @@ struct Packed {
 struct Quantise {
     const float* source;
     int64_t count;
-    const float* boundaries;      // (15,) ascending
-    const uint8_t* order;         // (16,) the code of each interval between boundaries
+    const float* boundaries;      // (15,) ascending; of int8 (254,)
+    const uint8_t* order;         // (16,) the code of each interval between boundaries; of int8 null: its number
     int64_t block;
     uint8_t* codes;
     float* absmax;
@@ -92,9 +93,12 @@ struct Rows {
 struct Variant {
     const char* name;
     void (*quantise)(const Quantise&, int threads);
+    void (*quantise8)(const Quantise&, int threads);
     // Elements [start, stop) into out, as fp32 or as the upper halves of fp32 rounded to nearest even.
     void (*dequantise)(const Packed&, int64_t start, int64_t stop, float* out, int threads);
     void (*dequantise_bf16)(const Packed&, int64_t start, int64_t stop, uint16_t* out, int threads);
+    void (*dequantise8)(const Packed&, int64_t start, int64_t stop, float* out, int threads);
+    void (*dequantise8_bf16)(const Packed&, int64_t start, int64_t stop, uint16_t* out, int threads);
     // How many of 255 ascending boundaries lie below each value.
     void (*nearest)(const float* values, int64_t count, const float* boundaries, uint8_t* found, int threads);
 
@@ -102,9 +106,10 @@ struct Variant {
     void (*product)(const Packed&, const Tokens&, const Rows&, float* out);
     // x in 8 bits, which `round8` fills in first; of a weight in 4 bits with step · levels (16,) for the table.
     void (*round8)(const Bytes&);
-    void (*product8)(const Packed&, const int8_t* levels, float step, const Bytes&, const Rows&, float* out);
+    void (*product_int8)(const Packed&, const int8_t* levels, float step, const Bytes&, const Rows&, float* out);
     void (*product_wide)(const Wide&, const Bytes&, const Rows&, float* out);
-    // x (count, columns) by a weight (rows, columns), both fp32.
+    // x (count, columns), fp32, by a weight (rows, columns) of int8 storage, and by one in fp32.
+    void (*product8)(const Packed&, const float* x, int count, int64_t columns, const Rows&, float* out);
     void (*product_dense)(const float* weight, const float* x, int count, int64_t columns, const Rows&, float* out);
 
     // The items [first, last) of count · heads.

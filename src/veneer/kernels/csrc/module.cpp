@@ -78,6 +78,13 @@ void quantise4(const std::string& name, Address source, int64_t count, Address b
                            threads);
 }
 
+void quantise8(const std::string& name, Address source, int64_t count, Address boundaries, int64_t block, Address codes,
+               Address absmax, int threads) {
+    variant(name).quantise8({at<const float>(source), count, at<const float>(boundaries), nullptr, block,
+                             at<uint8_t>(codes), at<float>(absmax)},
+                            threads);
+}
+
 void nearest8(const std::string& name, Address values, int64_t count, Address boundaries, Address found, int threads) {
     variant(name).nearest(at<const float>(values), count, at<const float>(boundaries), at<uint8_t>(found), threads);
 }
@@ -92,6 +99,16 @@ void dequantise4(const std::string& name, Address codes, Address table, Address 
         variant(name).dequantise(w, start, stop, at<float>(out), threads);
 }
 
+void dequantise8(const std::string& name, Address codes, Address scales, Address nested_table, Address nested_scales,
+                 Address offset, int64_t block, int nested_shift, int64_t start, int64_t stop, Address out, bool bf16,
+                 int threads) {
+    const Packed w = packed(codes, 0, scales, nested_table, nested_scales, offset, block, nested_shift);
+    if (bf16)
+        variant(name).dequantise8_bf16(w, start, stop, at<uint16_t>(out), threads);
+    else
+        variant(name).dequantise8(w, start, stop, at<float>(out), threads);
+}
+
 void product4(const std::string& name, Address x, int tokens, Address codes, Address table, Address scales,
               Address nested_table, Address nested_scales, Address offset, int64_t block, int nested_shift, int64_t rows,
               int64_t columns, Address out, int threads) {
@@ -103,6 +120,16 @@ void product4(const std::string& name, Address x, int tokens, Address codes, Add
     });
 }
 
+void product8(const std::string& name, Address x, int tokens, Address codes, Address scales, Address nested_table,
+              Address nested_scales, Address offset, int64_t block, int nested_shift, int64_t rows, int64_t columns,
+              Address out, int threads) {
+    const Variant& v = variant(name);
+    const Packed w = packed(codes, 0, scales, nested_table, nested_scales, offset, block, nested_shift);
+    share(rows * columns, threads, [&](int part, int parts) {
+        v.product8(w, at<const float>(x), tokens, columns, rows_of(rows, part, parts), at<float>(out));
+    });
+}
+
 void product4_int8(const std::string& name, Address x, int tokens, Address codes, Address levels, float step,
                    Address scales, Address nested_table, Address nested_scales, Address offset, int64_t block,
                    int nested_shift, int64_t rows, int64_t columns, Address out, int threads) {
@@ -111,7 +138,7 @@ void product4_int8(const std::string& name, Address x, int tokens, Address codes
     const BytesRoom room(at<const float>(x), tokens, columns);
     v.round8(room.bytes);
     share(rows * columns, threads, [&](int part, int parts) {
-        v.product8(w, at<const int8_t>(levels), step, room.bytes, rows_of(rows, part, parts), at<float>(out));
+        v.product_int8(w, at<const int8_t>(levels), step, room.bytes, rows_of(rows, part, parts), at<float>(out));
     });
 }
 
@@ -196,6 +223,13 @@ Linear four_bits(Address codes, Address table, Address scales, Address nested_ta
     return made;
 }
 
+Linear int8(Address codes, Address scales, Address nested_table, Address nested_scales, Address offset, int64_t block,
+            int nested_shift, int64_t rows, int64_t columns) {
+    Linear made{rows, columns};
+    made.packed = packed(codes, 0, scales, nested_table, nested_scales, offset, block, nested_shift);
+    return made;
+}
+
 Linear eight_bits(Address codes, Address scales, int64_t rows, int64_t columns) {
     Linear made{rows, columns};
     made.wide = {at<const uint8_t>(codes), at<const float>(scales)};
@@ -214,9 +248,12 @@ NB_MODULE(_cpu, m) {
     using Unlocked = nb::call_guard<nb::gil_scoped_release>;
     m.def("variants", &variants);
     m.def("quantise4", &quantise4, Unlocked());
+    m.def("quantise8", &quantise8, Unlocked());
     m.def("nearest8", &nearest8, Unlocked());
     m.def("dequantise4", &dequantise4, Unlocked());
+    m.def("dequantise8", &dequantise8, Unlocked());
     m.def("product4", &product4, Unlocked());
+    m.def("product8", &product8, Unlocked());
     m.def("product4_int8", &product4_int8, Unlocked());
     m.def("product8_int8", &product8_int8, Unlocked());
     m.def("rms_norm", &rms_norm, Unlocked());
@@ -227,6 +264,7 @@ NB_MODULE(_cpu, m) {
 
     nb::class_<Linear>(m, "Linear")
         .def_static("four_bits", &four_bits)
+        .def_static("int8", &int8)
         .def_static("eight_bits", &eight_bits)
         .def_static("dense", &dense)
         .def("set_bias", [](Linear& self, Address bias) { self.bias = at<const float>(bias); })

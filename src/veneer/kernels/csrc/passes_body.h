@@ -4,16 +4,7 @@
 namespace veneer {
 namespace {
 
-constexpr int LANES = 16;
-typedef float Lanes __attribute__((vector_size(4 * LANES)));
-
-inline void load(Lanes& to, const float* from) { __builtin_memcpy(&to, from, sizeof to); }
-
-inline float total(const Lanes& lanes) {
-    float sum = 0;
-    for (int i = 0; i < LANES; ++i) sum += lanes[i];
-    return sum;
-}
+#include "lanes.h"
 
 // eˣ = 2ⁿ · e^r with |r| ≤ ln 2 / 2, by the polynomial of Cephes' expf, within 2 units in the last place where the result
 // is a normal number; below, it stays at the smallest. Without a branch, so that a loop of it becomes vectors.
