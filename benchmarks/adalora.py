@@ -22,7 +22,7 @@ import step
 from common import in_a_process, peak_memory, save_model, versions
 
 RANK, TARGET = 12, 8
-TIMED = 9
+TIMED = 25
 ROUNDS = 2  # of the memory
 # What the C library keeps of freed memory differs by some per cent from process to process. Told to give large blocks
 # back at once, it shows what is in use.

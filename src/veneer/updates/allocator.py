@@ -21,7 +21,7 @@ from veneer.errors import TrainingError
 from veneer.updates.budget import Schedule, sizes_of
 from veneer.updates.config import AdaLoRA
 from veneer.updates.cut import cut
-from veneer.updates.importance import Importance, add_orthogonality, most_important, parts_of
+from veneer.updates.importance import LAM, Importance, most_important, orthogonality, parts_of, stacks_of
 from veneer.updates.layers import Triplets
 
 
@@ -45,6 +45,7 @@ class Allocator:
         self.deviation: Tensor | None = None
         # Which of the triplets that are there are in force, (matrices, initial rank); the others' λ were set to zero.
         self.kept = torch.ones(len(triplets), config.initial_rank or 0, dtype=torch.bool)
+        self._stacks = stacks_of(list(triplets.values()))  # as long as the ranks stay
         self._importance: Importance | None = None  # while triplets are still taken
         self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
         self._acting = False  # between the two hooks of a step that counts
@@ -109,6 +110,7 @@ class Allocator:
             if not bool(rows.all()):
                 cut(update, rows, optimizer)
         self.kept, self.fixed, self._importance = kept, True, None
+        self._stacks = stacks_of(list(self.triplets.values()))
 
     def prepare(self) -> None:
         """Take the memory of the importance now. Later, between the first step's activations, its long-lived pieces
@@ -116,7 +118,7 @@ class Allocator:
         self._importance = self._new_importance()
 
     def _new_importance(self) -> Importance:
-        return Importance(list(self.triplets.values()), self.config.beta1, self.config.beta2)
+        return Importance(list(self.triplets.values()), self._stacks, self.config.beta1, self.config.beta2)
 
     def _parameters(self) -> Iterator[Tensor]:
         for update in self.triplets.values():
@@ -129,17 +131,40 @@ class Allocator:
         if not self._will_change(optimizer):
             return
         updates = list(self.triplets.values())
-        weight, form = self.config.orthogonality, self.config.orthogonality_form
+        weight = self.config.orthogonality
         for update in updates if weight else ():
             for parameter in (update.P, update.Q) if update.rank else ():
                 if parameter.grad is None:  # of a matrix that this step's rows did not reach
                     parameter.grad = torch.zeros_like(parameter)
-        scale = getattr(optimizer, "grad_scale", None)  # of a loss scaler that leaves unscaling to a fused optimizer
-        gradients = parts_of(updates, _gradient)
-        self.deviation = add_orthogonality(updates, gradients, weight, form, 1.0 if scale is None else scale)
-        if not self.fixed and not again and self.config.sensitivity == "before":
-            self._learn(gradients if scale is None else [gradient / scale for gradient in gradients])
+        # Of a loss scaler that leaves unscaling to a fused optimizer: it has multiplied the gradients that are there.
+        scale = getattr(optimizer, "grad_scale", None)
+        self._go_through(
+            parts_of(updates), parts_of(updates, _gradient), scale,
+            learn=not self.fixed and not again and self.config.sensitivity == "before",
+        )  # fmt: skip
         self._acting = True
+
+    def _go_through(self, weights: list[Tensor], gradients: list[Tensor], scale: Tensor | None, *, learn: bool) -> None:
+        """The regulariser joins the gradients, and the importance learns, a stack after another in the cache."""
+        importance = self._ready_importance() if learn else None
+        norms = []
+        for number, stack in enumerate(self._stacks):
+            if stack.kind == LAM and importance is None:
+                continue
+            members = stack.of(weights)
+            if stack.kind != LAM:
+                norm, pull = orthogonality(
+                    stack.kind, members, self.config.orthogonality, self.config.orthogonality_form, len(self.triplets)
+                )
+                norms.append(norm)
+                if pull is not None:
+                    into = [gradients[part] for part in stack.numbers]
+                    pulls = (pull if scale is None else pull * scale).unbind()
+                    torch._foreach_add_(into, [one.to(to) for one, to in zip(pulls, into, strict=True)])
+            if importance is not None:
+                theirs = stack.of(gradients)
+                importance.update(number, members, theirs if scale is None else theirs / scale)
+        self.deviation = torch.cat([norm.to(norms[0].device) for norm in norms]).mean()
 
     def _will_change(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether this step changes the parameters. Raises TrainingError when not all of them, or not by this one."""
@@ -168,11 +193,11 @@ class Allocator:
             self._optimizer = weakref.ref(optimizer)
         return True
 
-    def _learn(self, gradients: list[Tensor]) -> None:
+    def _ready_importance(self) -> Importance:
         if self._importance is None or (not self.step and not self._importance.fits(list(self.triplets.values()))):
             self.prepare()
         assert self._importance is not None
-        self._importance.update(parts_of(list(self.triplets.values())), gradients)
+        return self._importance
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Count the step, and take triplets when it is one of those at which some are taken."""
@@ -183,7 +208,10 @@ class Allocator:
         if self.fixed:
             return
         if self.config.sensitivity == "after" and self.step < self.schedule.last:  # peft learns nothing at the last
-            self._learn(parts_of(list(self.triplets.values()), _gradient))
+            updates, importance = list(self.triplets.values()), self._ready_importance()
+            weights, gradients = parts_of(updates), parts_of(updates, _gradient)
+            for number, stack in enumerate(self._stacks):
+                importance.update(number, stack.of(weights), stack.of(gradients))
         if self.schedule.allocates(self.step):
             assert self._importance is not None
             budget = self.schedule.budget(self.step)

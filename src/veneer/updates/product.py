@@ -1,6 +1,6 @@
 """The adapted product, written by hand: y = W0 x + b + Σ s · (x Aᵀ) Bᵀ  (arXiv:2106.09685, equation 3).
 
-With singular values (AdaLoRA), A ← λ ∘ A: (x Aᵀ) ∘ λᵀ stands for x Aᵀ, and no product λ ∘ A is kept.
+With singular values (AdaLoRA), A ← λ ∘ A, which is formed again for the backward pass instead of kept.
 
 What autograd would do for the same formula, and this does not: form B A, keep s · (x Aᵀ) Bᵀ beside the output, keep
 a dropped copy of x. Forward adds the update into the frozen product's own output; backward adds into the frozen
@@ -61,9 +61,9 @@ def _mask(like: Tensor, probability: float, seed: int) -> Tensor:
     return keep.div_(1 - probability)
 
 
-def _times(low: Tensor, lam: Tensor | None) -> Tensor:
-    """x Aᵀ (n, r) with each column times its singular value, where there are any."""
-    return low if lam is None else low * lam.to(low.dtype).t()
+def _scaled(A: Tensor, lam: Tensor | None) -> Tensor:
+    """λ ∘ A (r, in), or A where there is no λ."""
+    return A if lam is None else A * lam
 
 
 class _AdaptedProduct(torch.autograd.Function):
@@ -84,8 +84,8 @@ class _AdaptedProduct(torch.autograd.Function):
             assert A is not None
             assert B is not None
             inputs = _dropped(x, dropout, seed) if dropout else x
-            low = linear(inputs, A.to(x.dtype))
-            y.addmm_(_times(low, lam), B.to(x.dtype).t(), alpha=scale)
+            low = linear(inputs, _scaled(A, lam).to(x.dtype))
+            y.addmm_(low, B.to(x.dtype).t(), alpha=scale)
             lows.append(low)
         ctx.frozen, ctx.recipe = frozen, recipe
         ctx.save_for_backward(x, *lows, *flat)
@@ -103,16 +103,17 @@ class _AdaptedProduct(torch.autograd.Function):
         for i, ((scale, dropout, seed), low) in enumerate(zip(ctx.recipe, lows, strict=True)):
             A, B, lam = flat[3 * i : 3 * i + 3]
             grad_low = linear(grad, B.to(grad.dtype).t()).mul_(scale)
-            grad_lam = (low * grad_low).sum(0).unsqueeze(1).to(lam.dtype) if wanted[3 * i + 2] else None
-            grad_low = _times(grad_low, lam)
             inputs = _dropped(x, dropout, seed) if dropout else x
-            grads.append(linear(grad_low.t(), inputs.t()).to(A.dtype) if wanted[3 * i] else None)
-            low = _times(low, lam)
-            grad_B = linear(low.t(), grad.t()).mul_(scale).t().to(B.dtype) if wanted[3 * i + 1] else None
-            grads += [grad_B, grad_lam]
+            wants_A, wants_B, wants_lam = wanted[3 * i : 3 * i + 3]
+            grad_A = linear(grad_low.t(), inputs.t()).to(A.dtype) if wants_A or wants_lam else None
+            grad_B = linear(low.t(), grad.t()).mul_(scale).t().to(B.dtype) if wants_B else None
+            # Of λ ∘ A so far: row i of λ gets its product with A's, and A's is λ's share of it.
+            grad_lam = (grad_A * A).sum(1, keepdim=True).to(lam.dtype) if grad_A is not None and wants_lam else None
+            grads += [_scaled(grad_A, lam) if grad_A is not None and wants_A else None, grad_B, grad_lam]
             if grad_x is not None:
+                A = _scaled(A, lam).to(grad.dtype)
                 if dropout:
-                    grad_x.addcmul_(grad_low @ A.to(grad.dtype), _mask(x, dropout, seed))
+                    grad_x.addcmul_(grad_low @ A, _mask(x, dropout, seed))
                 else:
-                    grad_x.addmm_(grad_low, A.to(grad.dtype))
+                    grad_x.addmm_(grad_low, A)
         return grad_x, None, None, None, *grads
