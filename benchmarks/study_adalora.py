@@ -46,15 +46,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="one task, one budget, one rate, one seed, 40 steps")
     parser.add_argument("--task", choices=TASKS, help="this one alone: two processes of a thread each, side by side")
+    parser.add_argument("--budget", choices=BUDGETS, help="this one alone")
     arguments = parser.parse_args()
     small: bool = arguments.small
     tasks = (arguments.task,) if arguments.task else TASKS[:1] if small else TASKS
+    budgets = (arguments.budget,) if arguments.budget else list(BUDGETS)[:1] if small else list(BUDGETS)
     steps = 40 if small else STEPS
     rows = _done()
     with tempfile.TemporaryDirectory() as scratch:
         for task in tasks:
             data = _rows_of(task, Path(scratch))
-            for budget in list(BUDGETS)[:1] if small else BUDGETS:
+            for budget in budgets:
                 for method in ("lora", "adalora"):
                     for rate, seed in _runs(rows, task, budget, method, small):
                         key = dict(zip(KEY, (task, budget, method, rate, seed, steps), strict=True))
