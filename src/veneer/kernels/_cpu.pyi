@@ -115,9 +115,18 @@ def rms_norm(
 def rms_norm_backward(
     variant: str, grad: int, x: int, inverses: int, weight: int, rows: int, width: int, out: int, threads: int, /
 ) -> None: ...
-def swiglu(variant: str, gate: int, up: int, count: int, out: int, threads: int, /) -> None: ...
-def swiglu_backward(
-    variant: str, grad: int, gate: int, up: int, count: int, grad_gate: int, grad_up: int, threads: int, /
+def gated(variant: str, gate: int, up: int, count: int, gelu: bool, out: int, threads: int, /) -> None: ...
+def gated_backward(
+    variant: str,
+    grad: int,
+    gate: int,
+    up: int,
+    count: int,
+    gelu: bool,
+    grad_gate: int,
+    grad_up: int,
+    threads: int,
+    /,
 ) -> None: ...
 def rotate(
     variant: str,

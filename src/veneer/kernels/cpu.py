@@ -198,23 +198,37 @@ class Cpu:
         return out
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
-        if not _fp32(gate, up):
-            return reference.swiglu(gate, up)
-        gate, up = gate.contiguous(), up.contiguous()
-        check("up", up, torch.float32, gate.numel())
-        y = torch.empty_like(gate)
-        _cpu.swiglu(self.name, gate.data_ptr(), up.data_ptr(), gate.numel(), y.data_ptr(), torch.get_num_threads())
-        return y
+        return self._gated(gate, up, False) if _fp32(gate, up) else reference.swiglu(gate, up)
+
+    def geglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        return self._gated(gate, up, True) if _fp32(gate, up) else reference.geglu(gate, up)
 
     def swiglu_backward(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
         if not _fp32(grad, gate, up):
             return reference.swiglu_backward(grad, gate, up)
+        return self._gated_backward(grad, gate, up, False)
+
+    def geglu_backward(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        if not _fp32(grad, gate, up):
+            return reference.geglu_backward(grad, gate, up)
+        return self._gated_backward(grad, gate, up, True)
+
+    def _gated(self, gate: Tensor, up: Tensor, gelu: bool) -> Tensor:
+        gate, up = gate.contiguous(), up.contiguous()
+        check("up", up, torch.float32, gate.numel())
+        y = torch.empty_like(gate)
+        _cpu.gated(
+            self.name, gate.data_ptr(), up.data_ptr(), gate.numel(), gelu, y.data_ptr(), torch.get_num_threads()
+        )  # fmt: skip
+        return y
+
+    def _gated_backward(self, grad: Tensor, gate: Tensor, up: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
         grad, gate, up = (tensor.contiguous() for tensor in (grad, gate, up))
         check("up", up, torch.float32, gate.numel())
         check("grad", grad, torch.float32, gate.numel())
         grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
-        _cpu.swiglu_backward(
-            self.name, grad.data_ptr(), gate.data_ptr(), up.data_ptr(), gate.numel(), grad_gate.data_ptr(),
+        _cpu.gated_backward(
+            self.name, grad.data_ptr(), gate.data_ptr(), up.data_ptr(), gate.numel(), gelu, grad_gate.data_ptr(),
             grad_up.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         return grad_gate, grad_up

@@ -17,7 +17,14 @@ from veneer.kernels import operators
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) · up, of one shape (Shazeer, 2020, arXiv:2002.05202, equation 5); saves gate and up."""
-    y: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
+    y: Tensor = _Gated.apply(gate, up, operators.swiglu, operators.swiglu_backward)  # type: ignore[no-untyped-call]
+    return y
+
+
+def geglu(gate: Tensor, up: Tensor) -> Tensor:
+    """gelu(gate) · up, of one shape, with GELU's approximation by tanh (arXiv:2002.05202, equation 5); saves gate and
+    up."""
+    y: Tensor = _Gated.apply(gate, up, operators.geglu, operators.geglu_backward)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -36,18 +43,19 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     return y
 
 
-class _SwiGLU(torch.autograd.Function):
+class _Gated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor, product: Any, gradients: Any) -> Tensor:
+        ctx.gradients = gradients
         ctx.save_for_backward(gate, up)
-        y: Tensor = operators.swiglu(gate, up)
+        y: Tensor = product(gate, up)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        grad_gate, grad_up = operators.swiglu_backward(grad, *ctx.saved_tensors)
-        return grad_gate, grad_up
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_gate, grad_up = ctx.gradients(grad, *ctx.saved_tensors)
+        return grad_gate, grad_up, None, None
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -37,6 +37,8 @@ _SCHEMAS = {
     "rms_norm_backward": "(Tensor grad, Tensor x, Tensor inverse, Tensor weight) -> Tensor",
     "swiglu": "(Tensor gate, Tensor up) -> Tensor",
     "swiglu_backward": "(Tensor grad, Tensor gate, Tensor up) -> (Tensor, Tensor)",
+    "geglu": "(Tensor gate, Tensor up) -> Tensor",
+    "geglu_backward": "(Tensor grad, Tensor gate, Tensor up) -> (Tensor, Tensor)",
     "rotate": "(Tensor x, Tensor cosines, Tensor sines, bool transposed) -> Tensor",
 }
 
@@ -131,11 +133,11 @@ def _fake_rms_norm_backward(grad: Tensor, x: Tensor, inverse: Tensor, weight: Te
     return torch.empty_like(x)
 
 
-def _fake_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+def _fake_gated(gate: Tensor, up: Tensor) -> Tensor:
     return torch.empty_like(gate)
 
 
-def _fake_swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_gated_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(gate), torch.empty_like(up)
 
 
@@ -158,8 +160,10 @@ torch.library.register_fake("veneer::product4_int8", _fake_product)
 torch.library.register_fake("veneer::product8_int8", _fake_product8_int8)
 torch.library.register_fake("veneer::rms_norm", _fake_rms_norm)
 torch.library.register_fake("veneer::rms_norm_backward", _fake_rms_norm_backward)
-torch.library.register_fake("veneer::swiglu", _fake_swiglu)
-torch.library.register_fake("veneer::swiglu_backward", _fake_swiglu_backward)
+torch.library.register_fake("veneer::swiglu", _fake_gated)
+torch.library.register_fake("veneer::swiglu_backward", _fake_gated_backward)
+torch.library.register_fake("veneer::geglu", _fake_gated)
+torch.library.register_fake("veneer::geglu_backward", _fake_gated_backward)
 torch.library.register_fake("veneer::rotate", _fake_rotate)
 
 quantise4 = torch.ops.veneer.quantise4.default
@@ -175,4 +179,6 @@ rms_norm = torch.ops.veneer.rms_norm.default
 rms_norm_backward = torch.ops.veneer.rms_norm_backward.default
 swiglu = torch.ops.veneer.swiglu.default
 swiglu_backward = torch.ops.veneer.swiglu_backward.default
+geglu = torch.ops.veneer.geglu.default
+geglu_backward = torch.ops.veneer.geglu_backward.default
 rotate = torch.ops.veneer.rotate.default

@@ -209,6 +209,17 @@ def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Ten
     return torch.ops.aten.silu_backward(grad * up, gate), grad_up
 
 
+def geglu(gate: Tensor, up: Tensor) -> Tensor:
+    """gelu(gate) · up, of one shape, GELU being its approximation by tanh (arXiv:2002.05202, equation 5)."""
+    return torch.nn.functional.gelu(gate, approximate="tanh").mul_(up)
+
+
+def geglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of gate and up."""
+    grad_up = torch.nn.functional.gelu(gate, approximate="tanh").mul_(grad)
+    return torch.ops.aten.gelu_backward(grad * up, gate, approximate="tanh"), grad_up
+
+
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor, transposed: bool) -> Tensor:
     """x (batch, heads, tokens, dim) rotated by the angles of the positions (Su et al., 2021, arXiv:2104.09864): cosines
     and sines (batch or 1, tokens, dim), halves apart as transformers lays them out; a new tensor laid out as (batch,

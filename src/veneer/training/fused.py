@@ -7,13 +7,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.activations import SiLUActivation
+from transformers.activations import FastGELUActivation, GELUTanh, NewGELUActivation, SiLUActivation
+from transformers.models.gemma import modeling_gemma
+from transformers.models.gemma.modeling_gemma import GemmaMLP, GemmaRMSNorm
+from transformers.models.gemma2 import modeling_gemma2
+from transformers.models.gemma2.modeling_gemma2 import Gemma2MLP, Gemma2RMSNorm
+from transformers.models.gemma3 import modeling_gemma3
+from transformers.models.gemma3.modeling_gemma3 import Gemma3MLP, Gemma3RMSNorm
+from transformers.models.gpt_neox import modeling_gpt_neox
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.models.mistral import modeling_mistral
 from transformers.models.mistral.modeling_mistral import MistralMLP, MistralRMSNorm
+from transformers.models.phi import modeling_phi
+from transformers.models.phi3 import modeling_phi3
+from transformers.models.phi3.modeling_phi3 import Phi3MLP, Phi3RMSNorm
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
 from transformers.models.qwen3 import modeling_qwen3
@@ -21,21 +32,26 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
 
 from veneer.frozen.weight import frozen_product, frozen_weight
 from veneer.kernels.dense import swift_products
-from veneer.kernels.elementwise import rms_norm, rotate, swiglu
+from veneer.kernels.elementwise import geglu, rms_norm, rotate, swiglu
 from veneer.training.again import again, computed_again
 
-# Types whose forward is known to be weight · norm(x), and down(silu(gate(x)) · up(x)). A subclass may do more.
-NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
-_ROTATING: tuple[Any, ...] = (modeling_llama, modeling_mistral, modeling_qwen2, modeling_qwen3)
-_GATED = (LlamaMLP, MistralMLP, Qwen2MLP, Qwen3MLP)
+# Types whose forward is known. A subclass may do more.
+NORMS = (LlamaRMSNorm, MistralRMSNorm, Phi3RMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)  # weight · norm(x)
+_NORMS_BESIDE_ONE = (GemmaRMSNorm, Gemma2RMSNorm, Gemma3RMSNorm)  # (1 + weight) · norm(x)
+_GATED = (LlamaMLP, MistralMLP, Qwen2MLP, Qwen3MLP, GemmaMLP, Gemma2MLP, Gemma3MLP)  # down(act(gate(x)) · up(x))
+_TANH_GELUS = (NewGELUActivation, FastGELUActivation, GELUTanh)
+_ROTATING: tuple[Any, ...] = (
+    modeling_gemma, modeling_gemma2, modeling_gemma3, modeling_gpt_neox, modeling_llama, modeling_mistral, modeling_phi,
+    modeling_phi3, modeling_qwen2, modeling_qwen3,
+)  # fmt: skip
 
 
 @contextmanager
 def fused_passes(model: nn.Module) -> Iterator[None]:
-    """Inside, the norms and gated layers of the known types compute the same with less memory and fewer passes, and
-    frozen linear layers the same but for the last bits.
+    """Inside, the norms, gated layers and activations of the known types compute the same with less memory and fewer
+    passes, and frozen linear layers the same but for the last bits.
 
-    A module of another type, one that is trained, or a gate that is not SiLU keeps its own forward. Activation
+    A module of another type, one that is trained, or a gate of another activation keeps its own forward. Activation
     checkpointing, where it is wanted, is to be on before.
     """
     # A checkpointed layer keeps nothing, so there is nothing to keep less of.
@@ -54,21 +70,43 @@ def fused_passes(model: nn.Module) -> Iterator[None]:
 def _fused_forward(module: Any) -> Callable[[Tensor], Tensor] | None:
     if "forward" in module.__dict__:
         return None  # somebody else's hook stands there
-    if type(module) is nn.Linear and not any(parameter.requires_grad for parameter in module.parameters()):
-        return lambda x: frozen_product(x, frozen_weight(module), module.bias)
-    if type(module) in NORMS and not module.weight.requires_grad:
-        return lambda x: _normed(module, x)
-    if type(module) in _GATED and is_silu(module.act_fn):
-        return lambda x: _gated(module, x)
+    if type(module) is nn.Linear:
+        known: Callable[[Any, Tensor], Tensor] | None = _multiplied
+    else:
+        known = _pass_of(module)
+    if known is None or any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+        return None
+    return lambda x: known(module, x)
+
+
+def _pass_of(module: Any) -> Callable[[Any, Tensor], Tensor] | None:
+    """What computes the module's own formula in fewer passes, or keeping less; None where it is not known."""
+    kind = type(module)
+    if kind in NORMS:
+        return _normed
+    if kind in _NORMS_BESIDE_ONE:
+        return _normed_beside_one
+    if kind is nn.LayerNorm:
+        return _centred
+    if kind in _GATED and _gate_of(module.act_fn) is not None:
+        return _gated
+    if kind is Phi3MLP and _gate_of(module.activation_fn) is not None:
+        return _gated_halves
+    if kind in _TANH_GELUS:
+        return _activated
     return None
 
 
 def fused_types(model: nn.Module) -> dict[str, int]:
     """Type of module → how many of ``model`` compute in fewer passes while it trains, unless they are trained whole."""
-    kinds = [type(module) for module in model.modules() if type(module) not in _GATED or is_silu(module.act_fn)]
     homes = {home.__name__ for home in _ROTATING}
-    rotating = {kind for kind in kinds if kind.__module__ in homes and kind.__name__.endswith("Attention")}
-    return dict(Counter(kind.__name__ for kind in kinds if kind in (*NORMS, *_GATED, *rotating)))
+    found = [
+        type(module).__name__
+        for module in model.modules()
+        if _pass_of(module) is not None
+        or (type(module).__module__ in homes and type(module).__name__.endswith("Attention"))
+    ]
+    return dict(Counter(found))
 
 
 @contextmanager
@@ -86,7 +124,19 @@ def _rotations() -> Iterator[None]:
 
 def _rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
     assert unsqueeze_dim == 1, "heads stand before tokens in all of them"
-    return rotate(q, cos, sin), rotate(k, cos, sin)
+    return _rotated_in_part(q, cos, sin), _rotated_in_part(k, cos, sin)
+
+
+def _rotated_in_part(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """As many of the first dimensions as there are angles for, which in most models are all."""
+    dim = cos.shape[-1]
+    if dim == x.shape[-1]:
+        return rotate(x, cos, sin)
+    return torch.cat([rotate(x[..., :dim], cos, sin), x[..., dim:]], dim=-1)
+
+
+def _multiplied(module: Any, x: Tensor) -> Tensor:
+    return frozen_product(x, frozen_weight(module), module.bias)
 
 
 def _normed(module: Any, x: Tensor) -> Tensor:
@@ -94,11 +144,46 @@ def _normed(module: Any, x: Tensor) -> Tensor:
     return again(rms_norm(x, weight, eps), lambda: rms_norm(kept, weight, eps))
 
 
+def _normed_beside_one(module: Any, x: Tensor) -> Tensor:
+    if x.dtype != module.weight.dtype or x.dtype not in (torch.float32, torch.float64):
+        return type(module).forward(module, x)  # type: ignore[no-any-return]  # it rounds once, after the weight
+    weight, eps, kept = 1 + module.weight, module.eps, x.detach()
+    return again(rms_norm(x, weight, eps), lambda: rms_norm(kept, weight, eps))
+
+
+def _centred(module: Any, x: Tensor) -> Tensor:
+    how = module.normalized_shape, module.weight, module.bias, module.eps
+    kept = x.detach()
+    return again(F.layer_norm(x, *how), lambda: F.layer_norm(kept, *how))
+
+
+def _activated(module: Any, x: Tensor) -> Tensor:
+    kept = x.detach()
+    return again(F.gelu(x, approximate="tanh"), lambda: F.gelu(kept, approximate="tanh"))
+
+
 def _gated(module: Any, x: Tensor) -> Tensor:
-    """down(silu(gate(x)) · up(x)), whose inner product would be as large as either of its factors, which are kept."""
+    """down(act(gate(x)) · up(x)), whose inner product would be as large as either of its factors, which are kept."""
+    product = _gate_of(module.act_fn)
+    assert product is not None
     gate, up = module.gate_proj(x), module.up_proj(x)
     kept = gate.detach(), up.detach()
-    return module.down_proj(again(swiglu(gate, up), lambda: swiglu(*kept)))  # type: ignore[no-any-return]
+    return module.down_proj(again(product(gate, up), lambda: product(*kept)))  # type: ignore[no-any-return]
+
+
+def _gated_halves(module: Any, x: Tensor) -> Tensor:
+    """The same of a gate and a factor that come from one layer."""
+    product = _gate_of(module.activation_fn)
+    assert product is not None
+    gate, up = module.gate_up_proj(x).chunk(2, dim=-1)
+    kept = gate.detach(), up.detach()
+    return module.down_proj(again(product(gate, up), lambda: product(*kept)))  # type: ignore[no-any-return]
+
+
+def _gate_of(activation: Any) -> Callable[[Tensor, Tensor], Tensor] | None:
+    if is_silu(activation):
+        return swiglu
+    return geglu if type(activation) in _TANH_GELUS else None
 
 
 def is_silu(activation: Any) -> bool:

@@ -176,14 +176,18 @@ struct Case {
             inverses[k].assign(rows, 0);
             v.normalise(x.data(), weight.data(), 1e-5f, rows, columns, out[k].data(), inverses[k].data());
             v.normalise_backward(y.data(), x.data(), inverses[0].data(), weight.data(), rows, columns, more[k].data());
-            v.gate(x.data(), y.data(), size, out[k].data() + size);
+            v.gate(x.data(), y.data(), size, false, out[k].data() + size);
+            v.gate(x.data(), y.data(), size, true, more[k].data() + size);
         }
         close(out, "norm or gate");
-        close(more, "gradient of a norm");
-        for (int k = 0; k < 2; ++k)
-            (k ? neon : scalar)
-                .gate_backward(z.data(), x.data(), y.data(), size, out[k].data(), out[k].data() + size);
+        close(more, "gradient of a norm, or gate");
+        for (int k = 0; k < 2; ++k) {
+            const Variant& v = k ? neon : scalar;
+            v.gate_backward(z.data(), x.data(), y.data(), size, false, out[k].data(), out[k].data() + size);
+            v.gate_backward(z.data(), x.data(), y.data(), size, true, more[k].data(), more[k].data() + size);
+        }
         close(out, "gradient of a gate");
+        close(more, "gradient of a gate of GELU");
         const int dim = 32;
         std::vector<float> query(2 * dim), keys(2 * rows * dim), tables(2 * dim);
         for (std::vector<float>* each : {&query, &keys, &tables})

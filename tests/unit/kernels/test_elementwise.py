@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from veneer.kernels import cpu, operators, reference
-from veneer.kernels.elementwise import rms_norm, rotate, swiglu
+from veneer.kernels.elementwise import geglu, rms_norm, rotate, swiglu
 
 pytestmark = pytest.mark.unit
 every_variant = pytest.mark.parametrize("kernels", [pytest.param(cpu.Cpu(name), id=name) for name in cpu.VARIANTS])
@@ -27,6 +27,7 @@ def test_values_are_the_plain_formulas_to_the_last_bit_where_plain_pytorch_serve
     gate, up = torch.randn(2, 3, 5, 16).to(dtype)
     weight = torch.rand(16).to(dtype)
     assert torch.equal(swiglu(gate, up), F.silu(gate) * up)
+    assert torch.equal(geglu(gate, up), F.gelu(gate, approximate="tanh") * up)
     assert torch.equal(rms_norm(gate, weight, 1e-5), _plain_norm(gate, weight, 1e-5))
     q, cos, sin = (torch.randn(2, heads, 7, 8).to(dtype) for heads in (3, 1, 1))
     wanted, _ = apply_rotary_pos_emb(q, q, cos[:, 0], sin[:, 0])
@@ -54,12 +55,15 @@ def test_the_passes_in_cpp_are_the_references(kernels, rows, width, seed, scale)
     along = (grad * weight * x).abs().mean(1, keepdim=True) * inverse**2
     _close(found, wanted, 2 * ((grad * weight).abs() + x.abs() * along) * inverse)
 
-    y = kernels.swiglu(gate, up)
-    _close(y, F.silu(gate.double()) * up, (gate * up).abs())
-    grads = kernels.swiglu_backward(grad, gate, up)
-    wanted = reference.swiglu_backward(grad.double(), gate.double(), up.double())
-    for found, exact, factor in zip(grads, wanted, (up * (1 + gate.abs()), gate), strict=True):
-        _close(found, exact, (grad * factor).abs())
+    # The slope of a gate's inner function multiplies what (1 − σ) loses of its digits.
+    inner = 1 + 2 * gate.abs() * (1 + 0.134 * gate**2) * (gate.abs() < 10)
+    for kind, slope in (("swiglu", 1 + gate.abs()), ("geglu", inner)):
+        y = getattr(kernels, kind)(gate, up)
+        _close(y, getattr(reference, kind)(gate.double(), up.double()), (gate * up).abs())
+        grads = getattr(kernels, f"{kind}_backward")(grad, gate, up)
+        wanted = getattr(reference, f"{kind}_backward")(grad.double(), gate.double(), up.double())
+        for found, exact, factor in zip(grads, wanted, (up * slope, gate), strict=True):
+            _close(found, exact, (grad * factor).abs())
 
 
 @every_variant
@@ -84,6 +88,11 @@ def test_rotations_in_cpp_are_the_references(kernels, batch, heads, tokens, dim,
 def test_a_value_that_is_not_finite_or_huge_shows_in_its_own_place_alone(kernels, value):
     gate, up = torch.randn(2, 40)
     gate[7] = value
+    wanted = F.gelu(gate, approximate="tanh") * up
+    for found in (kernels.geglu(gate, up), *kernels.geglu_backward(up, gate, up)):
+        assert torch.isfinite(found[torch.arange(40) != 7]).all()
+    y = kernels.geglu(gate, up)
+    torch.testing.assert_close(y[torch.arange(40) != 7], wanted[torch.arange(40) != 7])
     y = kernels.swiglu(gate, up)
     wanted = F.silu(gate) * up
     torch.testing.assert_close(y[:7], wanted[:7])
@@ -107,6 +116,8 @@ def test_the_operators_keep_torchs_contracts():
     torch.library.opcheck(operators.rms_norm_backward, (x, x, inverse, weight))
     torch.library.opcheck(operators.swiglu, (x, x + 1))
     torch.library.opcheck(operators.swiglu_backward, (x, x, x + 1))
+    torch.library.opcheck(operators.geglu, (x, x + 1))
+    torch.library.opcheck(operators.geglu_backward, (x, x, x + 1))
     torch.library.opcheck(operators.rotate, (torch.randn(1, 2, 5, 8), *torch.randn(2, 1, 5, 8), False))
 
 
@@ -134,6 +145,7 @@ def test_gradients_by_gradcheck():
     x, y = (torch.randn(4, 6, dtype=torch.float64, requires_grad=True) for _ in range(2))
     weight = torch.rand(6, dtype=torch.float64)
     assert torch.autograd.gradcheck(swiglu, (x, y))
+    assert torch.autograd.gradcheck(geglu, (x, y))
     assert torch.autograd.gradcheck(lambda x: rms_norm(x, weight, 1e-5), (x,))
     tables = torch.randn(2, 1, 3, 4, dtype=torch.float64)
     x = torch.randn(2, 2, 3, 4, dtype=torch.float64, requires_grad=True)

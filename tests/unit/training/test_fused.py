@@ -22,8 +22,13 @@ def _fused(model):
         ("llama", {"LlamaRMSNorm", "LlamaMLP", "Linear"}),
         ("mistral", {"MistralRMSNorm", "MistralMLP", "Linear"}),
         ("qwen3", {"Qwen3RMSNorm", "Qwen3MLP", "Linear"}),
-        ("gemma3", {"Linear"}),
-        ("gpt2", {"Linear"}),
+        ("gemma", {"GemmaRMSNorm", "GemmaMLP", "GELUTanh", "Linear"}),
+        ("gemma3", {"Gemma3RMSNorm", "Gemma3MLP", "GELUTanh", "Linear"}),
+        ("phi", {"LayerNorm", "NewGELUActivation", "Linear"}),
+        ("phi3", {"Phi3RMSNorm", "Phi3MLP", "Linear"}),
+        ("gpt2", {"LayerNorm", "NewGELUActivation", "Linear"}),
+        ("gptneox", {"LayerNorm", "Linear"}),
+        ("bert", {"LayerNorm", "Linear"}),
     ],
 )
 def test_logits_and_gradients_are_equal_but_for_rounding(name, types):
@@ -49,6 +54,23 @@ def test_logits_and_gradients_are_equal_but_for_rounding(name, types):
     torch.testing.assert_close(logits, plain_logits, rtol=1e-5, atol=1e-6)
     for got, wanted in zip(grads, plain, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "phi3", "gpt2"])
+def test_less_is_kept_for_the_backward_pass(name):
+    model = tiny.build(name)
+    veneer.attach(model, veneer.LoRA(rank=2))
+    inputs = tiny.batch(name, rows=4, length=16)
+
+    def kept():
+        with torch.profiler.profile(profile_memory=True) as profile:
+            loss = model(**inputs).loss
+        assert loss.requires_grad
+        return sum(event.self_cpu_memory_usage for event in profile.key_averages())
+
+    plain = kept()
+    with fused_passes(model):
+        assert kept() < 0.9 * plain
 
 
 def test_a_trained_norm_a_trained_head_and_another_gate_keep_their_own_forward():

@@ -108,7 +108,7 @@ void Decoder::step(float* x, const int64_t* sequences, const int64_t* positions,
 
         normalise(x, layer.output_norm, count, hidden, normed.get());
         multiply({{layer.gate, gate.get()}, {layer.up, up.get()}}, normed.get(), count, threads);
-        variant.gate(gate.get(), up.get(), count * inner, gate.get());
+        variant.gate(gate.get(), up.get(), count * inner, false, gate.get());
         multiply({{layer.down, change.get()}}, gate.get(), count, threads);
         for (int64_t i = 0; i < count * hidden; ++i) x[i] += change[i];
     }

@@ -119,10 +119,10 @@ struct Variant {
                       float* inverses);
     void (*normalise_backward)(const float* grad, const float* x, const float* inverses, const float* weight,
                                int64_t rows, int64_t width, float* out);
-    // out ← silu(gate) · up; out may be gate.
-    void (*gate)(const float* gate, const float* up, int64_t count, float* out);
-    void (*gate_backward)(const float* grad, const float* gate, const float* up, int64_t count, float* grad_gate,
-                          float* grad_up);
+    // out ← silu(gate) · up, or gelu(gate) · up; out may be gate.
+    void (*gate)(const float* gate, const float* up, int64_t count, bool gelu, float* out);
+    void (*gate_backward)(const float* grad, const float* gate, const float* up, int64_t count, bool gelu,
+                          float* grad_gate, float* grad_up);
     // One token's heads, ``stride`` apart, rotated by the angles of its position: cosines and sines (dim,), halves apart
     // as transformers lays them out (Su et al., 2021, arXiv:2104.09864), into out (heads, dim), which may be x. Or by
     // the transposed matrix, which takes gradients back.

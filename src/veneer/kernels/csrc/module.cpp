@@ -176,23 +176,23 @@ void rms_norm_backward(const std::string& name, Address grad, Address x, Address
     });
 }
 
-void swiglu(const std::string& name, Address gate, Address up, int64_t count, Address out, int threads) {
+void gated(const std::string& name, Address gate, Address up, int64_t count, bool gelu, Address out, int threads) {
     const Variant& v = variant(name);
     share(count, threads, [&](int part, int parts) {
         const Rows mine = rows_of(count, part, parts);
-        v.gate(at<const float>(gate) + mine.first, at<const float>(up) + mine.first, mine.last - mine.first,
-                           at<float>(out) + mine.first);
+        v.gate(at<const float>(gate) + mine.first, at<const float>(up) + mine.first, mine.last - mine.first, gelu,
+               at<float>(out) + mine.first);
     });
 }
 
-void swiglu_backward(const std::string& name, Address grad, Address gate, Address up, int64_t count, Address grad_gate,
-                     Address grad_up, int threads) {
+void gated_backward(const std::string& name, Address grad, Address gate, Address up, int64_t count, bool gelu,
+                    Address grad_gate, Address grad_up, int threads) {
     const Variant& v = variant(name);
     share(count, threads, [&](int part, int parts) {
         const Rows mine = rows_of(count, part, parts);
         v.gate_backward(at<const float>(grad) + mine.first, at<const float>(gate) + mine.first,
-                                    at<const float>(up) + mine.first, mine.last - mine.first,
-                                    at<float>(grad_gate) + mine.first, at<float>(grad_up) + mine.first);
+                        at<const float>(up) + mine.first, mine.last - mine.first, gelu,
+                        at<float>(grad_gate) + mine.first, at<float>(grad_up) + mine.first);
     });
 }
 
@@ -258,8 +258,8 @@ NB_MODULE(_cpu, m) {
     m.def("product8_int8", &product8_int8, Unlocked());
     m.def("rms_norm", &rms_norm, Unlocked());
     m.def("rms_norm_backward", &rms_norm_backward, Unlocked());
-    m.def("swiglu", &swiglu, Unlocked());
-    m.def("swiglu_backward", &swiglu_backward, Unlocked());
+    m.def("gated", &gated, Unlocked());
+    m.def("gated_backward", &gated_backward, Unlocked());
     m.def("rotate", &rotate, Unlocked());
 
     nb::class_<Linear>(m, "Linear")

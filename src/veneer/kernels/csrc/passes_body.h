@@ -65,17 +65,42 @@ void normalise_backward(const float* grad, const float* x, const float* inverses
     }
 }
 
-void gate(const float* gate, const float* up, int64_t count, float* out) {
-    for (int64_t i = 0; i < count; ++i) out[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
+inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+
+// Both gates are x · σ(z): z = x, and for GELU's approximation by tanh z = 2 √(2/π) (x + 0.044715 x³).
+struct Silu {
+    static float inner(float x) { return x; }
+    static float inner_slope(float) { return 1.0f; }
+};
+
+struct Gelu {
+    static float inner(float x) { return 1.5957691216f * (x + 0.044715f * x * x * x); }
+    static float inner_slope(float x) { return 1.5957691216f * (1.0f + 0.134145f * x * x); }
+};
+
+template <class Gate>
+void gate_of(const float* gate, const float* up, int64_t count, float* out) {
+    for (int64_t i = 0; i < count; ++i) out[i] = gate[i] * sigmoid(Gate::inner(gate[i])) * up[i];
 }
 
-// With σ = 1 / (1 + e^−gate):  d silu = σ · (1 + gate · (1 − σ)).
-void gate_backward(const float* grad, const float* gate, const float* up, int64_t count, float* grad_gate, float* grad_up) {
+void gate(const float* gate, const float* up, int64_t count, bool gelu, float* out) {
+    (gelu ? gate_of<Gelu> : gate_of<Silu>)(gate, up, count, out);
+}
+
+// With σ = σ(z(x)):  d (x σ) = σ · (1 + x · (1 − σ) · z').
+template <class Gate>
+void gate_backward_of(const float* grad, const float* gate, const float* up, int64_t count, float* grad_gate,
+                      float* grad_up) {
     for (int64_t i = 0; i < count; ++i) {
-        const float sigmoid = 1.0f / (1.0f + exponential(-gate[i]));
-        grad_up[i] = grad[i] * (gate[i] * sigmoid);
-        grad_gate[i] = grad[i] * up[i] * (sigmoid * (1.0f + gate[i] * (1.0f - sigmoid)));
+        const float x = gate[i], s = sigmoid(Gate::inner(x));
+        grad_up[i] = grad[i] * (x * s);
+        grad_gate[i] = grad[i] * up[i] * (s * (1.0f + x * (1.0f - s) * Gate::inner_slope(x)));
     }
+}
+
+void gate_backward(const float* grad, const float* gate, const float* up, int64_t count, bool gelu, float* grad_gate,
+                   float* grad_up) {
+    (gelu ? gate_backward_of<Gelu> : gate_backward_of<Silu>)(grad, gate, up, count, grad_gate, grad_up);
 }
 
 void rotate(const float* x, int64_t stride, const float* cosines, const float* sines, int heads, int dim, bool transposed,
