@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint bench study-adalora test-sanitize test-neon
+.PHONY: demo test lint bench bench-rows study-adalora test-sanitize test-neon
 
 # make demo STORAGE=nf4: over a base in 4 bits.
 STORAGE ?= fp32
@@ -18,8 +18,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)
+bench: $(READY) bench-rows
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/share.py
+	$(BIN)/python benchmarks/busy.py
+	$(BIN)/python benchmarks/start.py
+	$(BIN)/python benchmarks/curve.py
 	$(BIN)/python benchmarks/products.py
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/generation.py
@@ -30,6 +34,14 @@ bench: $(READY)
 	$(BIN)/python benchmarks/storage.py
 	$(BIN)/python benchmarks/demo_seeds.py
 	$(BIN)/python benchmarks/large.py
+
+bench-rows: $(READY) build/peers/ready
+	$(BIN)/python benchmarks/rows.py
+
+build/peers/ready: benchmarks/peers.txt
+	test -x build/peers/bin/python || $(PYTHON) -m venv build/peers
+	build/peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
+	touch $@
 
 # The second task's rows are in a source package that is used for nothing else.
 FILMS := build/films/hutto_ICWSM_2014.tar.gz

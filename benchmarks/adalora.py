@@ -59,10 +59,10 @@ def main() -> None:
     print(f"\nWritten to {RESULT.relative_to(Path.cwd())}. Load before the run: {load_before:.2f}.")
 
 
-class _Training:
+class Training:
     """One model under training; a step at a time."""
 
-    def __init__(self, who: str, folder: str) -> None:
+    def __init__(self, who: str, folder: str, rank: int = RANK) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -72,9 +72,9 @@ class _Training:
 
         torch.manual_seed(0)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        config: Any = veneer.LoRA(rank=RANK)
+        config: Any = veneer.LoRA(rank=rank)
         if who in SCHEDULES:
-            config = veneer.AdaLoRA(initial_rank=RANK, target_rank=TARGET, **SCHEDULES[who])
+            config = veneer.AdaLoRA(initial_rank=rank, target_rank=TARGET, **SCHEDULES[who])
         veneer.attach(self.model, config)
         batches = step.batches(folder)
         self.rows = [[Tokens(ids, [IGNORE, *ids[1:]], "") for ids in batch] for batch in batches]
@@ -97,7 +97,7 @@ class _Training:
 
 def _time(folder: str) -> dict[str, dict[str, float]]:
     """The median seconds of a step of each, and the median over the rounds of its ratio to LoRA's step beside it."""
-    trainings = {who: _Training(who, folder) for who in ("lora", *SCHEDULES)}
+    trainings = {who: Training(who, folder) for who in ("lora", *SCHEDULES)}
     times: dict[str, list[float]] = {who: [] for who in trainings}
     for number in range(WARM + TIMED):
         for who in list(trainings)[:: 1 if number % 2 else -1]:
@@ -111,7 +111,7 @@ def _time(folder: str) -> dict[str, dict[str, float]]:
 
 
 def _memory(who: str, folder: str) -> dict[str, float]:
-    training = _Training(who, folder)
+    training = Training(who, folder)
     for number in range(3):
         training.step(number)
     return {"peak_gb": peak_memory() / 1e9}

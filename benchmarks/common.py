@@ -29,9 +29,11 @@ def articles() -> list[str]:
     return [path.read_text(encoding="utf-8", errors="replace") for path in files]
 
 
-def in_a_process(script: str, *arguments: str, settings: dict[str, str] | None = None) -> dict[str, Any]:
+def in_a_process(
+    script: str, *arguments: str, settings: dict[str, str] | None = None, python: str = sys.executable
+) -> dict[str, Any]:
     """What ``script`` prints last, as JSON, when it is run in a process of its own with these environment settings."""
-    command = [sys.executable, script, *arguments]
+    command = [python, script, *arguments]
     environment = {**os.environ, **(settings or {})}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
@@ -42,7 +44,18 @@ def in_a_process(script: str, *arguments: str, settings: dict[str, str] | None =
 
 def peak_memory() -> int:
     """Largest resident memory of this process in bytes; ru_maxrss would count that of the process which started it."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return _memory("VmHWM:")
+
+
+def resident_memory(model: Any) -> int:
+    """Resident memory of this process in bytes, all of ``model`` being there: what was mapped is read."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.detach().sum()
+    return _memory("VmRSS:")
+
+
+def _memory(field: str) -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
 
 

@@ -3,8 +3,8 @@
     make bench
 
 The packaged SmolLM2-135M over fp32 and over NF4 (peft's by bitsandbytes), rank 8 on all linear layers, 8 × 128 tokens
-of BBC articles, every token learned. Run it on an idle machine: a second torch process on the same cores slows both by
-up to ten times.
+of BBC articles, and over fp32 2 × 1024; every token learned. Run it on an idle machine: a second torch process on the
+same cores slows both by up to ten times.
 """
 
 from __future__ import annotations
@@ -23,36 +23,39 @@ from common import articles, in_a_process, peak_memory, save_model, versions
 
 ROWS, LENGTH, RANK = 8, 128, 8
 WARM, TIMED, ROUNDS = 1, 4, 3
-SIDES, STORAGES = ("veneer", "peft"), ("fp32", "nf4")
+LONG_ROWS, LONG = 2, 1024
+SIDES = ("veneer", "peft")
+# What is measured → base, rows, and tokens of a row.
+RUNS = {"fp32": ("fp32", ROWS, LENGTH), "nf4": ("nf4", ROWS, LENGTH), "long": ("fp32", LONG_ROWS, LONG)}
 RESULT = Path(__file__).parent / "results" / "step.json"
 
 
 def main() -> None:
     load_before = os.getloadavg()[0]
-    runs: dict[tuple[str, str], list[dict[str, Any]]] = {(who, kept): [] for kept in STORAGES for who in SIDES}
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = {(who, what): [] for what in RUNS for who in SIDES}
     with tempfile.TemporaryDirectory() as folder:
         save_model(folder)
         for number in range(ROUNDS):
-            for who, kept in runs if number % 2 == 0 else reversed(runs):
-                runs[who, kept].append(in_a_process(__file__, who, kept, folder))
-                print(f"{who:<8} {kept} {runs[who, kept][-1]['tokens_per_second']:7.1f} tokens/s", file=sys.stderr)
+            for who, what in runs if number % 2 == 0 else reversed(runs):
+                runs[who, what].append(in_a_process(__file__, who, what, folder))
+                print(f"{who:<8} {what} {runs[who, what][-1]['tokens_per_second']:7.1f} tokens/s", file=sys.stderr)
         merged = in_a_process(__file__, "merged", "fp32", folder)
     result: dict[str, Any] = {
-        kept: {
+        what: {
             who: {
-                "tokens_per_second": statistics.median(run["tokens_per_second"] for run in runs[who, kept]),
-                "peak_gb": statistics.median(run["peak_gb"] for run in runs[who, kept]),
-                "loss": runs[who, kept][0]["losses"],
+                "tokens_per_second": statistics.median(run["tokens_per_second"] for run in runs[who, what]),
+                "peak_gb": statistics.median(run["peak_gb"] for run in runs[who, what]),
+                "loss": runs[who, what][0]["losses"],
             }
             for who in SIDES
         }
-        for kept in STORAGES
+        for what in RUNS
     }
     for found in result.values():
         found["speed_ratio"] = found["veneer"]["tokens_per_second"] / found["peft"]["tokens_per_second"]
         found["memory_ratio"] = found["veneer"]["peak_gb"] / found["peft"]["peak_gb"]
         found["largest_loss_difference"] = _largest_difference(found["veneer"]["loss"], found["peft"]["loss"])
-    ours = {kept: result[kept]["veneer"]["tokens_per_second"] for kept in STORAGES}
+    ours = {what: result[what]["veneer"]["tokens_per_second"] for what in RUNS}
     result["nf4_speed_over_fp32"] = ours["nf4"] / ours["fp32"]
     result["merged_forward_over_base"] = merged["ratio"]
     result["load_before"] = load_before
@@ -60,15 +63,16 @@ def main() -> None:
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
 
-    print(f"\nA step on {ROWS} × {LENGTH} tokens, rank {RANK}, all linear layers; median of {ROUNDS} runs each\n")
-    print("| base |        | tokens/s | peak memory |\n|------|--------|---------:|------------:|")
-    for kept in STORAGES:
+    print(f"\nA step, rank {RANK}, all linear layers; median of {ROUNDS} runs each\n")
+    print("| base | tokens |        | tokens/s | peak memory |\n|------|--------|--------|---------:|------------:|")
+    for what, (kept, rows, length) in RUNS.items():
+        begins = f"| {kept:<4} | {rows} × {length}"
         for who in SIDES:
-            found = result[kept][who]
-            print(f"| {kept:<4} | {who:<6} | {found['tokens_per_second']:8.1f} | {found['peak_gb']:8.2f} GB |")
-        print(f"| {kept:<4} | ratio  | {result[kept]['speed_ratio']:6.2f} × | {result[kept]['memory_ratio']:9.2f} × |")
-    for kept in STORAGES:
-        print(f"\nOver {kept} the two losses differ by at most {result[kept]['largest_loss_difference']:.1e}.")
+            found = result[what][who]
+            print(f"{begins} | {who:<6} | {found['tokens_per_second']:8.1f} | {found['peak_gb']:8.2f} GB |")
+        print(f"{begins} | ratio  | {result[what]['speed_ratio']:6.2f} × | {result[what]['memory_ratio']:9.2f} × |")
+    for what in RUNS:
+        print(f"\nOf {what} the two losses differ by at most {result[what]['largest_loss_difference']:.1e}.")
     print(f"A step over nf4 runs at {result['nf4_speed_over_fp32']:.2f} × the speed of one over fp32.")
     print(f"A forward pass of the merged model takes {merged['ratio']:.3f} × the base's.")
     print(f"Written to {RESULT.relative_to(Path.cwd())}. Load before the run: {load_before:.2f}.")
@@ -78,13 +82,13 @@ def _largest_difference(ours: list[float], theirs: list[float]) -> float:
     return max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
 
 
-def batches(folder: str) -> list[list[list[int]]]:
-    """Rows of exactly LENGTH tokens, cut from the articles."""
+def batches(folder: str, rows: int = ROWS, length: int = LENGTH) -> list[list[list[int]]]:
+    """Steps of ``rows`` of exactly ``length`` tokens, cut from the articles."""
     from transformers import AutoTokenizer
 
     ids = AutoTokenizer.from_pretrained(folder)("\n\n".join(articles()[:100])).input_ids
-    rows = [ids[i : i + LENGTH] for i in range(0, len(ids) - LENGTH, LENGTH)]
-    return [rows[i : i + ROWS] for i in range(0, (WARM + TIMED) * ROWS, ROWS)]
+    cut = [ids[i : i + length] for i in range(0, len(ids) - length, length)]
+    return [cut[i : i + rows] for i in range(0, (WARM + TIMED) * rows, rows)]
 
 
 def _model(who: str, kept: str, folder: str) -> Any:
@@ -107,11 +111,12 @@ def _model(who: str, kept: str, folder: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=how)
 
 
-def _measure_steps(who: str, kept: str, folder: str) -> dict[str, Any]:
+def _measure_steps(who: str, what: str, folder: str) -> dict[str, Any]:
     import torch
 
     torch.manual_seed(0)
-    of_step = batches(folder)
+    kept, in_a_step, length = RUNS[what]
+    of_step = batches(folder, in_a_step, length)
     model = _model(who, kept, folder)
     passes = ExitStack()
     if who == "veneer":
@@ -127,7 +132,7 @@ def _measure_steps(who: str, kept: str, folder: str) -> dict[str, Any]:
         passes.enter_context(loss_of.attention())
 
         def loss(number: int) -> torch.Tensor:
-            return loss_of(rows[number]) / (ROWS * (LENGTH - 1))
+            return loss_of(rows[number]) / (in_a_step * (length - 1))
     else:
         import peft
 
@@ -154,7 +159,7 @@ def _measure_steps(who: str, kept: str, folder: str) -> dict[str, Any]:
             if number >= WARM:
                 seconds += time.perf_counter() - started
     return {
-        "tokens_per_second": TIMED * ROWS * LENGTH / seconds,
+        "tokens_per_second": TIMED * in_a_step * length / seconds,
         "peak_gb": peak_memory() / 1e9,
         "losses": losses[:1],  # later ones depend on the random start of A, which the two draw differently
     }
@@ -187,6 +192,6 @@ if __name__ == "__main__":
     if len(sys.argv) == 1:
         main()
     else:
-        job, storage, model_folder = sys.argv[1:]
+        job, measured, model_folder = sys.argv[1:]
         merging = job == "merged"
-        print(json.dumps(_measure_merged(model_folder) if merging else _measure_steps(job, storage, model_folder)))
+        print(json.dumps(_measure_merged(model_folder) if merging else _measure_steps(job, measured, model_folder)))

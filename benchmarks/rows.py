@@ -1,0 +1,140 @@
+"""Training on real rows: `veneer.train` and trl's SFTTrainer over peft, each in a process of its own, in turn.
+
+    make bench
+
+The demo's task (BBC headlines, prompts masked) and model (SmolLM2-135M), rank 8 on all linear layers, 16 rows a step,
+every side the same rows once. trl runs with its defaults (checkpointed layers, bf16), and tuned: fp32, nothing
+checkpointed, in parts of the size that is fastest here. It has an environment of its own, build/peers. Run it on an
+idle machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from common import in_a_process, peak_memory, resident_memory, save_model, versions
+
+STEPS, ROWS, WARM, RANK, ROUNDS = 18, 16, 2, 8, 3
+AS_IT_COMES_STEPS = 3  # a step takes most of a minute
+PARTS = (16, 8, 4)  # rows that trl takes at once, of a step's
+TRL = "rows_trl.py"
+PEERS = Path("build/peers/bin/python")
+STORAGES = ("fp32", "nf4")
+RESULT = Path(__file__).parent / "results" / "rows.json"
+
+
+def main() -> None:
+    if not PEERS.is_file():
+        raise SystemExit(f"{PEERS} is missing; `make bench-rows` makes it.")
+    load_before = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(folder)
+        data = _write_rows(Path(folder) / "rows.jsonl")
+        plain = _trl(folder, data, "fp32", "defaults", ROWS, AS_IT_COMES_STEPS)
+        _say("trl, defaults", plain)
+        found: dict[str, dict[str, Any]] = {}
+        for kept in STORAGES:
+            tried = {part: _trl(folder, data, kept, "tuned", part, STEPS) for part in PARTS}
+            best = max(tried, key=lambda part: tried[part]["rows_per_second"])
+            theirs, ours = [tried[best]], []
+            for number in range(ROUNDS):
+                ours.append(in_a_process(__file__, folder, data, kept))
+                if number:
+                    theirs.append(_trl(folder, data, kept, "tuned", best, STEPS))
+                _say(f"Veneer, {kept}", ours[-1])
+                _say(f"trl, {kept}, {best} rows at once", theirs[-1])
+            found[kept] = {
+                "veneer": _median(ours), "trl": _median(theirs), "trl_rows_at_once": best,
+                "trl_tried": {part: run["rows_per_second"] for part, run in tried.items()},
+            }  # fmt: skip
+    for of in found.values():
+        of["speed_ratio"] = of["veneer"]["rows_per_second"] / of["trl"]["rows_per_second"]
+        of["memory_ratio"] = _above(of["veneer"]) / _above(of["trl"])
+    result: dict[str, Any] = {"runs": found, "trl_defaults": plain}
+    result["speed_ratio_defaults"] = found["fp32"]["veneer"]["rows_per_second"] / plain["rows_per_second"]
+    result["load_before"], result["versions"] = load_before, versions()
+    result["peers"] = Path(__file__).with_name("peers.txt").read_text().splitlines()[1:]
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+
+    print(
+        f"\nReal rows, {ROWS} a step, rank {RANK}, all linear layers; median of {ROUNDS} runs, trl's defaults of one\n"
+    )
+    print("| base | | rows/s | memory above the resident model | learned loss |\n|---|---|---:|---:|---:|")
+    print(_line("fp32", "trl, its defaults", plain))
+    for kept, of in found.items():
+        print(_line(kept, f"trl, tuned, {of['trl_rows_at_once']} rows at once", of["trl"]))
+        print(_line(kept, "Veneer", of["veneer"]))
+        print(f"| {kept} | Veneer / trl, tuned | {of['speed_ratio']:.2f} × | {of['memory_ratio']:.2f} × | |")
+    print(f"| fp32 | Veneer / trl, its defaults | {result['speed_ratio_defaults']:.1f} × | | |")
+    print(f"\nWritten to {RESULT.relative_to(Path.cwd())}. Load before the run: {load_before:.2f}.")
+
+
+def _write_rows(path: Path) -> str:
+    from veneer.data.bbc import bbc_topics
+
+    rows = [fields for fields, _ in bbc_topics()]
+    every = len(rows) // (STEPS * ROWS)  # of all topics, which stand one after another
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[::every][: STEPS * ROWS]), encoding="utf-8")
+    return str(path)
+
+
+def _trl(folder: str, data: str, kept: str, how: str, part: int, steps: int) -> dict[str, Any]:
+    arguments = (folder, data, kept, how, str(part), str(steps), str(ROWS), str(WARM), str(RANK))
+    return in_a_process(str(Path(__file__).with_name(TRL)), *arguments, python=str(PEERS))
+
+
+def _veneer(folder: str, data: str, kept: str) -> dict[str, Any]:
+    import io
+
+    from rich.console import Console
+
+    import veneer
+
+    model, tokenizer = veneer.load(folder, storage=kept)
+    before = resident_memory(model)
+    with tempfile.TemporaryDirectory() as output:
+        veneer.train(
+            model, tokenizer, data=data, output=str(Path(output) / "run"), epochs=1, batch_size=ROWS, held_out=0,
+            rank=RANK, learning_rate=1e-3, checkpoint_every=STEPS, console=Console(file=io.StringIO()),
+        )  # fmt: skip
+        lines = (Path(output) / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [step for step in map(json.loads, lines) if "loss" in step]
+    tokens = [0, *(step["tokens"] for step in steps)]
+    seconds = [
+        (tokens[i + 1] - tokens[i]) / step["tokens_per_second"] for i, step in enumerate(steps)
+    ]  # fmt: skip
+    return {
+        "rows_per_second": ROWS * (len(steps) - WARM) / sum(seconds[WARM:]), "resident_gb": before / 1e9,
+        "peak_gb": peak_memory() / 1e9, "losses": [steps[0]["loss"], steps[-1]["loss"]],
+    }  # fmt: skip
+
+
+def _median(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    of = ("rows_per_second", "resident_gb", "peak_gb")
+    return {name: statistics.median(run[name] for run in runs) for name in of} | {"losses": runs[0]["losses"]}
+
+
+def _above(run: dict[str, Any]) -> float:
+    return float(run["peak_gb"] - run["resident_gb"])
+
+
+def _line(kept: str, who: str, run: dict[str, Any]) -> str:
+    first, last = run["losses"]
+    return f"| {kept} | {who} | {run['rows_per_second']:.2f} | {_above(run):.2f} GB | {first:.2f} → {last:.2f} |"
+
+
+def _say(who: str, run: dict[str, Any]) -> None:
+    print(f"{who}: {run['rows_per_second']:.2f} rows/s, {_above(run):.2f} GB", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        main()
+    else:
+        print(json.dumps(_veneer(*sys.argv[1:])))
