@@ -12,13 +12,8 @@ from rich.table import Table
 
 from veneer.data.bbc import BBC_TOPICS
 from veneer.errors import VeneerError
-from veneer.evaluation.compare import measure
-from veneer.evaluation.generate import answer_of, continuations
-from veneer.evaluation.likelihood import choices_of
+from veneer.threads import settle
 from veneer.training.config import TrainConfig
-from veneer.training.prepare import prepare
-from veneer.training.run import train
-from veneer.updates.attach import disabled
 
 MODEL = "smollm2-135m-instruct"
 _OPTIONS: dict[str, Any] = {
@@ -33,6 +28,13 @@ def demo(output: Path, console: Console, **options: Any) -> tuple[float, float]:
 
     ``options``: any of a run's, over the demo's own.
     """
+    from veneer.evaluation.compare import measure
+    from veneer.evaluation.generate import answer_of, continuations
+    from veneer.evaluation.likelihood import choices_of
+    from veneer.training.prepare import prepare
+    from veneer.training.run import train
+    from veneer.updates.attach import disabled
+
     started = time.monotonic()
     config = TrainConfig(**{**_OPTIONS, "output": str(output), **options})
     _say(console, f"Loading {MODEL}, a real language model that comes inside a Python package, "
@@ -86,6 +88,7 @@ def _say(console: Console, text: str) -> None:
 
 
 if __name__ == "__main__":
+    settle()
     try:
         storage = dict(zip(["storage"], sys.argv[1:], strict=False))
         demo(free_folder(Path("runs/demo")), Console(), **storage)
