@@ -84,10 +84,12 @@ def _layer(path: str) -> int:
 
 
 def _kinds(paths: list[str]) -> dict[str, str]:
-    """Module name → the shortest end of it that tells it from the others of its layer: c_proj, or mlp.c_proj."""
+    """Module name → the shortest end of what follows its layer's number that tells it from the others of its layer:
+    c_proj, or mlp.c_proj."""
+    within = {path: _within_layer(path) for path in paths}
     found: dict[str, str] = {}
-    for length in range(1, max(path.count(".") + 1 for path in paths) + 1):
-        ends = {path: ".".join(path.split(".")[-length:]) for path in paths}
+    for length in range(1, max(map(len, within.values())) + 1):
+        ends = {path: ".".join(parts[-length:]) for path, parts in within.items()}
         seen: dict[tuple[int, str], list[str]] = {}
         for path, end in ends.items():
             seen.setdefault((_layer(path), end), []).append(path)
@@ -96,3 +98,9 @@ def _kinds(paths: list[str]) -> dict[str, str]:
             if path not in found and end not in clashing:
                 found[path] = end
     return found
+
+
+def _within_layer(path: str) -> list[str]:
+    """The parts of a module's name after its layer's number; all of them outside the layers."""
+    parts = path.split(".")
+    return parts[next((place + 1 for place, part in enumerate(parts) if part.isdigit()), 0) :] or parts
