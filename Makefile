@@ -24,6 +24,7 @@ bench: $(READY) bench-rows
 	$(BIN)/python benchmarks/busy.py
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/curve.py
+	$(BIN)/python benchmarks/lengths.py
 	$(BIN)/python benchmarks/products.py
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/generation.py

@@ -22,7 +22,7 @@ from typing import Any
 import step
 from common import in_a_process, save_model, versions
 
-ROUNDS = 3
+ROUNDS = 2
 BUSY = [sys.executable, "-c", "while True: pass"]
 RESULT = Path(__file__).parent / "results" / "busy.json"
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from common import in_a_process, peak_memory, resident_memory, save_model, versions
 
-STEPS, ROWS, WARM, RANK, ROUNDS = 18, 16, 2, 8, 3
+STEPS, ROWS, WARM, RANK, ROUNDS = 18, 16, 2, 8, 2
 AS_IT_COMES_STEPS = 3  # a step takes most of a minute
 PARTS = (16, 8, 4)  # rows that trl takes at once, of a step's
 TRL = "rows_trl.py"
