@@ -60,6 +60,9 @@ class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
     optimizer_bits: Literal[32, 8] = Field(
         32, description="Bits of each state of paged-adamw; 8 takes a quarter of the room and changes the result a bit."
     )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Share of each target that is spread over the vocabulary, or the classes."
+    )
     clip: float = Field(1.0, ge=0, description="Largest norm of the gradient; 0 does not clip.")
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third slower."

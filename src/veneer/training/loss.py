@@ -27,13 +27,16 @@ _ROWS = 8  # of a chunk that are normalised together: 1.5 MB for a vocabulary of
 class Loss:
     """Sum of the cross-entropies of a batch's learned tokens (or classes), for one model.
 
+    ``smoothing``: while the model is in training mode, this share of each target is spread evenly over the vocabulary
+    or the classes (Szegedy et al., 2016, arXiv:1512.00567, section 7).
+
     Whether the model's logits are its head applied to its last hidden states is tried once on ``sample``: some
     architectures scale or cap them, or have no such parts, and are then asked for their logits. So is whether rows may
     stand back to back; if not, they are padded to the longest.
     """
 
-    def __init__(self, model: Any, pad: int, sample: Tokens, *, kind: str) -> None:
-        self._model, self._pad, self._kind = model, pad, kind
+    def __init__(self, model: Any, pad: int, sample: Tokens, *, kind: str, smoothing: float = 0.0) -> None:
+        self._model, self._pad, self._kind, self._smoothing = model, pad, kind, smoothing
         self._chunked = kind == "causal" and _head_makes_logits(model, collate([sample], pad))
         self._packed = self._chunked and packs(model, sample)
 
@@ -43,28 +46,29 @@ class Loss:
 
     def __call__(self, rows: list[Tokens]) -> Tensor:
         """The summed loss of ``rows``, fp32 (), differentiable."""
+        smoothing = self._smoothing if self._model.training else 0.0
         if self._packed:
             with self.attention():
                 hidden, labels = hidden_of_rows(self._model, rows)
-            return chunked_loss(hidden, self._model.get_output_embeddings(), labels)
+            return chunked_loss(hidden, self._model.get_output_embeddings(), labels, smoothing)
         batch = collate(rows, self._pad, classes=self._kind == "classification")
         batch = Batch(*(tensor.to(self._model.device) for tensor in batch))
         if self._kind == "classification":
             logits = self._model(input_ids=batch.ids, attention_mask=batch.mask).logits
-            return F.cross_entropy(logits.float(), batch.labels, reduction="sum")
+            return _sum(logits, batch.labels, smoothing)
         if self._kind == "seq2seq":
             shifted = self._model.prepare_decoder_input_ids_from_labels(labels=batch.labels)
             logits = self._model(
                 input_ids=batch.ids, attention_mask=batch.mask, decoder_input_ids=shifted, use_cache=False
             ).logits
-            return _sum(logits.flatten(0, 1), batch.labels.flatten())
+            return _sum(logits.flatten(0, 1), batch.labels.flatten(), smoothing)
         learned = batch.labels[:, 1:] != IGNORE
         labels = batch.labels[:, 1:][learned]
         if self._chunked:
             hidden = _hidden(self._model, batch)[:, :-1][learned]
-            return chunked_loss(hidden, self._model.get_output_embeddings(), labels)
+            return chunked_loss(hidden, self._model.get_output_embeddings(), labels, smoothing)
         logits = self._model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-        return _sum(logits[:, :-1][learned], labels)
+        return _sum(logits[:, :-1][learned], labels, smoothing)
 
     @torch.no_grad()
     def mean(self, rows: list[Tokens], batch_size: int) -> float:
@@ -78,20 +82,23 @@ class Loss:
         return total / sum(row.learned for row in rows)
 
 
-def chunked_loss(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
+def chunked_loss(hidden: Tensor, head: nn.Module, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Σ cross-entropy of head(hidden) against labels, fp32 (); differentiable in hidden and the head's parameters.
 
-    hidden (n, dim), labels (n,); head maps (m, dim) → (m, vocabulary), each row by itself, adapted or not.
+    hidden (n, dim), labels (n,); head maps (m, dim) → (m, vocabulary), each row by itself, adapted or not. As much as
+    ``smoothing`` of each target is spread over the vocabulary.
     """
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
-    loss: Tensor = _ChunkedLoss.apply(head, labels, hidden, *trained)  # type: ignore[no-untyped-call]
+    loss: Tensor = _ChunkedLoss.apply(head, labels, smoothing, hidden, *trained)  # type: ignore[no-untyped-call]
     return loss
 
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, head: Any, labels: Tensor, hidden: Tensor, *trained: Tensor) -> Tensor:
-        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
+    def forward(
+        ctx: Any, head: Any, labels: Tensor, smoothing: float, hidden: Tensor, *trained: Tensor
+    ) -> Tensor:  # fmt: skip
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[3:]) if needed]
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)  # a sum of many parts
         grads = [torch.zeros_like(parameter) for parameter in trained]
         grad_hidden = torch.empty_like(hidden) if 0 in wanted else None
@@ -103,7 +110,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 logits = head(chunk)
             # A linear head keeps no copy of its logits, so that they may be overwritten; another one might.
             own = logits.detach() if type(head) in (nn.Linear, StoredLinear, AdaptedLinear) else logits.detach().clone()
-            loss, grad_logits = _cross_entropy(own, labels[rows])
+            loss, grad_logits = _cross_entropy(own, labels[rows], smoothing)
             total += loss
             leaves = [chunk, *trained]
             found = (
@@ -124,11 +131,12 @@ class _ChunkedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = [tensor * grad.to(tensor.dtype) for tensor in ctx.saved_tensors]
-        return None, None, *(saved if ctx.has_hidden else [None, *saved])
+        return None, None, None, *(saved if ctx.has_hidden else [None, *saved])
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ −log softmax(logits)[label], fp64 (), and its gradient softmax(logits) − onehot(label).
+def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Σ −Σ target · log softmax(logits), fp64 (), and its gradient softmax(logits) − target, where the target is
+    (1 − smoothing) · onehot(label) + smoothing / vocabulary.
 
     The gradient takes the place of ``logits`` (n, vocabulary) where they are fp32. A few rows at a time, which stay in
     the cache from pass to pass.
@@ -137,14 +145,20 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     total = torch.zeros((), dtype=torch.float64, device=logits.device)
     for block, places in zip(torch.split(exact, _ROWS), torch.split(labels[:, None], _ROWS), strict=True):
         picked, largest = block.gather(-1, places), block.amax(-1, keepdim=True)
+        if smoothing:
+            picked = picked.lerp(block.mean(-1, keepdim=True), smoothing)
         sums = block.sub_(largest).exp_().sum(-1, keepdim=True)
         total += (sums.log() + largest - picked).sum()
-        block.div_(sums).scatter_add_(-1, places, torch.full_like(picked, -1))
+        block.div_(sums).scatter_add_(-1, places, torch.full_like(picked, smoothing - 1))
+        if smoothing:
+            block.sub_(smoothing / block.shape[-1])
     return total, exact.to(logits.dtype)
 
 
-def _sum(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
+def _sum(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    return F.cross_entropy(
+        logits.float(), labels, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing
+    )  # fmt: skip
 
 
 def _hidden(model: Any, batch: Batch) -> Tensor:

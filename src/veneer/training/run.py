@@ -158,7 +158,9 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
         folder, table.parameters, config.keep_checkpoints, config.optimizer == "paged-adamw", allocator is not None
     )  # fmt: skip
     optimizer = _optimizer(config, [p for p in active_tensors(model).values() if p.requires_grad])
-    loss = Loss(model, prepared.tokeniser.pad, tokens[0], kind=prepared.tokeniser.kind)
+    loss = Loss(
+        model, prepared.tokeniser.pad, tokens[0], kind=prepared.tokeniser.kind, smoothing=config.label_smoothing
+    )  # fmt: skip
     state = State(data=_digest(tokens + held_out))
     if checkpoint is not None:
         saved = load_checkpoint(checkpoint, model, optimizer)

@@ -38,7 +38,8 @@ class _Capped(nn.Module):
 
 @pytest.mark.parametrize("kind", ["frozen", "bias", "trained", "adapted", "capped"])
 @pytest.mark.parametrize("count", [1, 5, 13])
-def test_equals_the_plain_loss_and_its_gradients(kind, count):
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_equals_the_plain_loss_and_its_gradients(kind, count, smoothing):
     torch.manual_seed(0)
     head = nn.Linear(8, tiny.VOCABULARY, bias=kind == "bias")
     head.requires_grad_(kind == "trained")
@@ -50,8 +51,8 @@ def test_equals_the_plain_loss_and_its_gradients(kind, count):
     hidden = torch.randn(count, 8, requires_grad=True)
     labels = torch.randint(tiny.VOCABULARY, (count,))
     leaves = [hidden, *(p for p in head.parameters() if p.requires_grad)]
-    plain = F.cross_entropy(head(hidden), labels, reduction="sum") * 0.3
-    ours = chunked_loss(hidden, head, labels) * 0.3
+    plain = F.cross_entropy(head(hidden), labels, reduction="sum", label_smoothing=smoothing) * 0.3
+    ours = chunked_loss(hidden, head, labels, smoothing) * 0.3
     torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
     for got, wanted in zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(plain, leaves), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
@@ -114,6 +115,27 @@ def test_encoder_decoders_and_classifiers():
     with torch.no_grad():
         plain = sum(model(input_ids=torch.tensor([r.ids]), labels=torch.tensor(r.labels)).loss for r in rows)
         torch.testing.assert_close(Loss(model, 0, rows[0], kind="classification")(rows), plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("llama", "causal"), ("gpt2", "causal"), ("t5", "seq2seq"),
+                                            ("bert", "classification")])  # fmt: skip
+def test_targets_are_smoothed_while_training_and_in_no_held_out_loss(name, kind):
+    model, rows = tiny.build(name), _rows(seq2seq=kind == "seq2seq")
+    rows = [Tokens(row.ids, [1], row.where) for row in rows] if kind == "classification" else rows
+    plain, smoothed = (Loss(model, 0, rows[0], kind=kind, smoothing=share) for share in (0.0, 0.2))
+    with torch.no_grad():
+        assert smoothed.mean(rows, 2) == plain.mean(rows, 2)
+        model.train()
+        for dropout in (part for part in model.modules() if isinstance(part, nn.Dropout)):
+            dropout.p = 0.0
+        found, without = smoothed(rows), plain(rows)
+    if kind == "causal":
+        with torch.no_grad():
+            logits = [model(input_ids=torch.tensor([row.ids])).logits[0, :-1] for row in rows]
+        labels = torch.cat([torch.tensor(row.labels[1:]) for row in rows])
+        wanted = F.cross_entropy(torch.cat(logits), labels, ignore_index=IGNORE, reduction="sum", label_smoothing=0.2)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found, without)
 
 
 def test_a_model_that_changes_its_logits_is_asked_for_them():
