@@ -18,7 +18,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY) bench-rows
+bench: $(READY)
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/share.py
 	$(BIN)/python benchmarks/busy.py
@@ -35,6 +35,7 @@ bench: $(READY) bench-rows
 	$(BIN)/python benchmarks/storage.py
 	$(BIN)/python benchmarks/demo_seeds.py
 	$(BIN)/python benchmarks/large.py
+	$(MAKE) bench-rows
 
 bench-rows: $(READY) build/peers/ready
 	$(BIN)/python benchmarks/rows.py

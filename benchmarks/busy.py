@@ -62,6 +62,8 @@ def _beside(command: list[str]) -> Iterator[None]:
             process.stdout.readline()
         try:
             yield
+            if process.poll() is not None:
+                raise SystemExit(f"{' '.join(command)} ended while it should have kept the cores busy")
         finally:
             process.kill()
 

@@ -80,6 +80,7 @@ def _measure(name: str, rows: int, length: int) -> dict[str, Any]:
         num_key_value_heads=key_heads, vocab_size=vocabulary, tie_word_embeddings=True, max_position_embeddings=4096,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
+    size = sum(parameter.numel() for parameter in model.parameters())
     veneer.attach(model, veneer.LoRA(rank=RANK))
     batch = torch.randint(vocabulary, (rows, length)).tolist()
     learned = [Tokens(ids, [IGNORE, *ids[1:]], "") for ids in batch]
@@ -94,10 +95,10 @@ def _measure(name: str, rows: int, length: int) -> dict[str, Any]:
             (loss(learned) / (rows * (length - 1))).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             times.append(time.perf_counter() - started)
-    seconds, size = statistics.median(times[1:]), sum(p.numel() for p in model.parameters())
-    in_products = size if config.tie_word_embeddings else size - hidden * vocabulary
-    # A product forward and one for the input's gradient; scores and their values, causal, forward and twice back.
-    flop = 4 * in_products * rows * length + 3 * 2 * layers * rows * length**2 * hidden
+    seconds = statistics.median(times[1:])
+    # Of each weight (the embedding's is the head's) a product forward and one for the input's gradient; scores and
+    # values, causal, forward and twice back. The adapters' are left out.
+    flop = 4 * size * rows * length + 3 * 2 * layers * rows * length**2 * hidden
     return {
         "parameters": size, "tokens_per_second": rows * length / seconds, "gflop_per_second": flop / seconds / 1e9,
         "peak_gb": peak_memory() / 1e9,

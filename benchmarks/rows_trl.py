@@ -61,6 +61,7 @@ def main(
             callbacks=[clock],
         )  # fmt: skip
         trainer.train()
+    assert len(clock.ends) == count
     timed = clock.ends[-1] - clock.ends[int(warm) - 1]
     return {
         "rows_per_second": a_step * (count - int(warm)) / timed, "resident_gb": before / 1e9,

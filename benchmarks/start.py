@@ -24,7 +24,6 @@ ROUNDS = 5
 MODEL = "smollm2-135m-instruct"
 LEAST = """
 import sys, torch, transformers
-from safetensors.torch import load_file
 model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
 print(sum(float(parameter.detach().sum()) for parameter in model.parameters()))
 """

@@ -84,8 +84,8 @@ def _layer(path: str) -> int:
 
 
 def _kinds(paths: list[str]) -> dict[str, str]:
-    """Module name → the shortest end of what follows its layer's number that tells it from the others of its layer:
-    c_proj, or mlp.c_proj."""
+    """Module name → the shortest end of it, its layer's number left out, that tells it from the others of its layer:
+    c_proj, or mlp.c_proj, or all of it where an encoder and a decoder have the same."""
     within = {path: _within_layer(path) for path in paths}
     found: dict[str, str] = {}
     for length in range(1, max(map(len, within.values())) + 1):
@@ -101,6 +101,9 @@ def _kinds(paths: list[str]) -> dict[str, str]:
 
 
 def _within_layer(path: str) -> list[str]:
-    """The parts of a module's name after its layer's number; all of them outside the layers."""
+    """The parts of a module's name: first of all what comes before its layer's number, as one, then those after it."""
     parts = path.split(".")
-    return parts[next((place + 1 for place, part in enumerate(parts) if part.isdigit()), 0) :] or parts
+    number = next((place for place, part in enumerate(parts) if part.isdigit()), None)
+    if number is None:
+        return parts
+    return [".".join(parts[:number]), *parts[number + 1 :]] if number else parts[1:] or parts

@@ -114,7 +114,7 @@ def product8(
 
 def _product(x: Tensor, dequantise: Callable[[int, Tensor], None], rows: int) -> Tensor:
     y = x.new_empty(x.shape[0], rows)
-    height = max(1, _PANEL // x.shape[1])
+    height = max(1, _PANEL // max(1, x.shape[1]))
     for first in range(0, rows, height):
         panel = x.new_empty(min(height, rows - first), x.shape[1])
         dequantise(first, panel)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 _Recipe = Callable[[], Tensor]
-_recipes: dict[int, tuple[weakref.ref[Tensor], _Recipe]] = {}  # by address, as long as the tensor lives
+# By address, as long as the tensor lives and is not changed: its version then was this.
+_recipes: dict[int, tuple[weakref.ref[Tensor], int, _Recipe]] = {}
 _latest: tuple[_Recipe, Tensor] | None = None  # the queries', keys' and values' input is one
 
 
@@ -24,7 +25,7 @@ def again(y: Tensor, recipe: _Recipe) -> Tensor:
         if place in _recipes and _recipes[place][0] is reference:
             del _recipes[place]
 
-    _recipes[place] = weakref.ref(y, forget), recipe
+    _recipes[place] = weakref.ref(y, forget), y._version, recipe
     return y
 
 
@@ -38,9 +39,11 @@ def computed_again() -> Iterator[None]:
 def _pack(kept: Tensor) -> Tensor | tuple[_Recipe, torch.Size]:
     global _latest
     _latest = None  # of a backward pass that is over
-    reference, recipe = _recipes.get(kept.data_ptr(), (None, None))
+    reference, version, recipe = _recipes.get(kept.data_ptr(), (None, 0, None))
     y = None if reference is None else reference()
-    if y is None or recipe is None or kept.numel() != y.numel() or kept.dtype != y.dtype or not kept.is_contiguous():
+    if y is None or recipe is None or y._version != version:
+        return kept
+    if kept.numel() != y.numel() or kept.dtype != y.dtype or not kept.is_contiguous():
         return kept
     return recipe, kept.shape
 

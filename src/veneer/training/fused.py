@@ -39,6 +39,7 @@ from veneer.training.again import again, computed_again
 NORMS = (LlamaRMSNorm, MistralRMSNorm, Phi3RMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)  # weight · norm(x)
 _NORMS_BESIDE_ONE = (GemmaRMSNorm, Gemma2RMSNorm, Gemma3RMSNorm)  # (1 + weight) · norm(x)
 _GATED = (LlamaMLP, MistralMLP, Qwen2MLP, Qwen3MLP, GemmaMLP, Gemma2MLP, Gemma3MLP)  # down(act(gate(x)) · up(x))
+_EXACT = (torch.float32, torch.float64)  # where a formula's operations need not be rounded one by one, as its own are
 _TANH_GELUS = (NewGELUActivation, FastGELUActivation, GELUTanh)
 _ROTATING: tuple[Any, ...] = (
     modeling_gemma, modeling_gemma2, modeling_gemma3, modeling_gpt_neox, modeling_llama, modeling_mistral, modeling_phi,
@@ -98,12 +99,14 @@ def _pass_of(module: Any) -> Callable[[Any, Tensor], Tensor] | None:
 
 
 def fused_types(model: nn.Module) -> dict[str, int]:
-    """Type of module → how many of ``model`` compute in fewer passes while it trains, unless they are trained whole."""
+    """Type of module → how many of ``model`` compute in fewer passes, or keep less, while it trains, unless they are
+    trained whole."""
     homes = {home.__name__ for home in _ROTATING}
+    inside = {id(module.act_fn) for module in model.modules() if _pass_of(module) is _gated}
     found = [
         type(module).__name__
         for module in model.modules()
-        if _pass_of(module) is not None
+        if (_pass_of(module) is not None and id(module) not in inside)
         or (type(module).__module__ in homes and type(module).__name__.endswith("Attention"))
     ]
     return dict(Counter(found))
@@ -145,7 +148,7 @@ def _normed(module: Any, x: Tensor) -> Tensor:
 
 
 def _normed_beside_one(module: Any, x: Tensor) -> Tensor:
-    if x.dtype != module.weight.dtype or x.dtype not in (torch.float32, torch.float64):
+    if x.dtype != module.weight.dtype or x.dtype not in _EXACT:
         return type(module).forward(module, x)  # type: ignore[no-any-return]  # it rounds once, after the weight
     weight, eps, kept = 1 + module.weight, module.eps, x.detach()
     return again(rms_norm(x, weight, eps), lambda: rms_norm(kept, weight, eps))
@@ -158,6 +161,8 @@ def _centred(module: Any, x: Tensor) -> Tensor:
 
 
 def _activated(module: Any, x: Tensor) -> Tensor:
+    if x.dtype not in _EXACT:
+        return type(module).forward(module, x)  # type: ignore[no-any-return]  # some of them round in every operation
     kept = x.detach()
     return again(F.gelu(x, approximate="tanh"), lambda: F.gelu(kept, approximate="tanh"))
 
@@ -183,7 +188,7 @@ def _gated_halves(module: Any, x: Tensor) -> Tensor:
 def _gate_of(activation: Any) -> Callable[[Tensor, Tensor], Tensor] | None:
     if is_silu(activation):
         return swiglu
-    return geglu if type(activation) in _TANH_GELUS else None
+    return geglu if type(activation) is GELUTanh else None
 
 
 def is_silu(activation: Any) -> bool:

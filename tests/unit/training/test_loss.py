@@ -129,12 +129,16 @@ def test_targets_are_smoothed_while_training_and_in_no_held_out_loss(name, kind)
         for dropout in (part for part in model.modules() if isinstance(part, nn.Dropout)):
             dropout.p = 0.0
         found, without = smoothed(rows), plain(rows)
-    if kind == "causal":
+    logits, labels = [], []
+    for row in rows:
+        more = {"labels": torch.tensor([row.labels])} if kind == "seq2seq" else {}
         with torch.no_grad():
-            logits = [model(input_ids=torch.tensor([row.ids])).logits[0, :-1] for row in rows]
-        labels = torch.cat([torch.tensor(row.labels[1:]) for row in rows])
-        wanted = F.cross_entropy(torch.cat(logits), labels, ignore_index=IGNORE, reduction="sum", label_smoothing=0.2)
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+            output = model(input_ids=torch.tensor([row.ids]), **more).logits
+        logits.append(output if kind == "classification" else output[0, : -1 if kind == "causal" else None])
+        labels.append(torch.tensor(row.labels[1:] if kind == "causal" else row.labels))
+    how = {"ignore_index": IGNORE, "reduction": "sum", "label_smoothing": 0.2}
+    wanted = F.cross_entropy(torch.cat(logits), torch.cat(labels), **how)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(found, without)
 
 

@@ -19,7 +19,7 @@ struct Scales {
 };
 
 // A weight in 4 bits: two codes a byte, the first in the high half; block b is the elements [b · block, (b + 1) · block).
-// Or of int8 storage, for the functions that end in 8: a code a byte, which stands for (code − 127) / 127.
+// Or of int8 storage, for quantise8, dequantise8 and product8: a code a byte, which stands for (code − 127) / 127.
 struct Packed {
     const uint8_t* codes;
     const float* table;           // (16,); of int8 null
