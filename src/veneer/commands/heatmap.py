@@ -89,7 +89,7 @@ def _kinds(paths: list[str]) -> dict[str, str]:
     within = {path: _within_layer(path) for path in paths}
     found: dict[str, str] = {}
     for length in range(1, max(map(len, within.values())) + 1):
-        ends = {path: ".".join(parts[-length:]) for path, parts in within.items()}
+        ends = {path: ".".join(filter(None, parts[-length:])) for path, parts in within.items()}
         seen: dict[tuple[int, str], list[str]] = {}
         for path, end in ends.items():
             seen.setdefault((_layer(path), end), []).append(path)
@@ -106,4 +106,4 @@ def _within_layer(path: str) -> list[str]:
     number = next((place for place, part in enumerate(parts) if part.isdigit()), None)
     if number is None:
         return parts
-    return [".".join(parts[:number]), *parts[number + 1 :]] if number else parts[1:] or parts
+    return [".".join(parts[:number]), "", *parts[number + 1 :]]  # nothing between: those after it may be enough
