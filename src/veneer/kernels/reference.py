@@ -4,7 +4,7 @@ A weight in 4 bits is ``codes``, two a byte and the first in the high half; a ``
 for; and a scale for each ``block`` of elements in row-major order, a multiple of 32, which runs on over row ends.
 ``scales`` are fp32 (blocks,), or nested: uint8 (blocks,) with ``nested_table`` (256,), ``nested_scales``
 (⌈blocks / nested_block⌉,) and ``offset`` (), all fp32. A weight of int8 storage has a code a byte, which stands for
-(code − 127) / 127, and no table; the operations that end in 8 take it.
+(code − 127) / 127, and no table; quantise8, dequantise8 and product8 are for it.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ def dequantise8(
 ) -> None:  # fmt: skip
     """dequantise4 of int8."""
     start = first * out.shape[1]
+    # By a tensor, because torch may turn x / 127 into x · (1 / 127).
     values = (codes[start : start + out.numel()].float() - 127).div_(codes.new_tensor(127.0, dtype=torch.float32))
     _times_scales(values, scales, nested_table, nested_scales, offset, block, nested_block, start)
     out.copy_(values.view(out.shape))

@@ -38,7 +38,8 @@ from veneer.training.again import again, computed_again
 # Types whose forward is known. A subclass may do more.
 NORMS = (LlamaRMSNorm, MistralRMSNorm, Phi3RMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)  # weight · norm(x)
 _NORMS_BESIDE_ONE = (GemmaRMSNorm, Gemma2RMSNorm, Gemma3RMSNorm)  # (1 + weight) · norm(x)
-_GATED = (LlamaMLP, MistralMLP, Qwen2MLP, Qwen3MLP, GemmaMLP, Gemma2MLP, Gemma3MLP)  # down(act(gate(x)) · up(x))
+# down(act(gate(x)) · up(x)); of Phi-3 gate and up are halves of one layer's output
+_GATED = (LlamaMLP, MistralMLP, Qwen2MLP, Qwen3MLP, GemmaMLP, Gemma2MLP, Gemma3MLP, Phi3MLP)
 _EXACT = (torch.float32, torch.float64)  # where a formula's operations need not be rounded one by one, as its own are
 _TANH_GELUS = (NewGELUActivation, FastGELUActivation, GELUTanh)
 _ROTATING: tuple[Any, ...] = (
@@ -89,10 +90,8 @@ def _pass_of(module: Any) -> Callable[[Any, Tensor], Tensor] | None:
         return _normed_beside_one
     if kind is nn.LayerNorm:
         return _centred
-    if kind in _GATED and _gate_of(module.act_fn) is not None:
+    if kind in _GATED and _gate_of(_activation(module)) is not None:
         return _gated
-    if kind is Phi3MLP and _gate_of(module.activation_fn) is not None:
-        return _gated_halves
     if kind in _TANH_GELUS:
         return _activated
     return None
@@ -102,7 +101,7 @@ def fused_types(model: nn.Module) -> dict[str, int]:
     """Type of module → how many of ``model`` compute in fewer passes, or keep less, while it trains, unless they are
     trained whole."""
     homes = {home.__name__ for home in _ROTATING}
-    inside = {id(module.act_fn) for module in model.modules() if _pass_of(module) is _gated}
+    inside = {id(_activation(module)) for module in model.modules() if _pass_of(module) is _gated}
     found = [
         type(module).__name__
         for module in model.modules()
@@ -143,46 +142,46 @@ def _multiplied(module: Any, x: Tensor) -> Tensor:
 
 
 def _normed(module: Any, x: Tensor) -> Tensor:
-    weight, eps, kept = module.weight, module.variance_epsilon, x.detach()
-    return again(rms_norm(x, weight, eps), lambda: rms_norm(kept, weight, eps))
+    return _again_from(lambda x: rms_norm(x, module.weight, module.variance_epsilon), x)
 
 
 def _normed_beside_one(module: Any, x: Tensor) -> Tensor:
     if x.dtype != module.weight.dtype or x.dtype not in _EXACT:
         return type(module).forward(module, x)  # type: ignore[no-any-return]  # it rounds once, after the weight
-    weight, eps, kept = 1 + module.weight, module.eps, x.detach()
-    return again(rms_norm(x, weight, eps), lambda: rms_norm(kept, weight, eps))
+    weight = 1 + module.weight
+    return _again_from(lambda x: rms_norm(x, weight, module.eps), x)
 
 
 def _centred(module: Any, x: Tensor) -> Tensor:
     how = module.normalized_shape, module.weight, module.bias, module.eps
-    kept = x.detach()
-    return again(F.layer_norm(x, *how), lambda: F.layer_norm(kept, *how))
+    return _again_from(lambda x: F.layer_norm(x, *how), x)
 
 
 def _activated(module: Any, x: Tensor) -> Tensor:
     if x.dtype not in _EXACT:
         return type(module).forward(module, x)  # type: ignore[no-any-return]  # some of them round in every operation
-    kept = x.detach()
-    return again(F.gelu(x, approximate="tanh"), lambda: F.gelu(kept, approximate="tanh"))
+    return _again_from(lambda x: F.gelu(x, approximate="tanh"), x)
 
 
 def _gated(module: Any, x: Tensor) -> Tensor:
     """down(act(gate(x)) · up(x)), whose inner product would be as large as either of its factors, which are kept."""
-    product = _gate_of(module.act_fn)
+    product = _gate_of(_activation(module))
     assert product is not None
-    gate, up = module.gate_proj(x), module.up_proj(x)
-    kept = gate.detach(), up.detach()
-    return module.down_proj(again(product(gate, up), lambda: product(*kept)))  # type: ignore[no-any-return]
+    if type(module) is Phi3MLP:
+        gate, up = module.gate_up_proj(x).chunk(2, dim=-1)
+    else:
+        gate, up = module.gate_proj(x), module.up_proj(x)
+    return module.down_proj(_again_from(product, gate, up))  # type: ignore[no-any-return]
 
 
-def _gated_halves(module: Any, x: Tensor) -> Tensor:
-    """The same of a gate and a factor that come from one layer."""
-    product = _gate_of(module.activation_fn)
-    assert product is not None
-    gate, up = module.gate_up_proj(x).chunk(2, dim=-1)
-    kept = gate.detach(), up.detach()
-    return module.down_proj(again(product(gate, up), lambda: product(*kept)))  # type: ignore[no-any-return]
+def _again_from(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """``function`` of ``inputs``, which its own backward pass keeps, computed again wherever else it would be kept."""
+    kept = [x.detach() for x in inputs]
+    return again(function(*inputs), lambda: function(*kept))
+
+
+def _activation(module: Any) -> Any:
+    return module.activation_fn if type(module) is Phi3MLP else module.act_fn
 
 
 def _gate_of(activation: Any) -> Callable[[Tensor, Tensor], Tensor] | None:

@@ -101,7 +101,8 @@ def take_step(run: Run, rows: list[Tokens], rate: float) -> tuple[float, float]:
         group["lr"] = rate
     run.optimizer.step()
     # Of all at once, for one by one took 1 % of a step; the largest value, which does not overflow as a sum would.
-    if not math.isfinite(float(nn.utils.get_total_norm(parameters, math.inf))):
+    there = [parameter for parameter in parameters if parameter.numel()]  # AdaLoRA may have left a matrix none
+    if not math.isfinite(float(nn.utils.get_total_norm(there, math.inf))):
         raise TrainingError(_not_finite(run, rows))
     return total, norm
 

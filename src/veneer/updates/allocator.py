@@ -21,7 +21,7 @@ from veneer.errors import TrainingError
 from veneer.updates.budget import Schedule, sizes_of
 from veneer.updates.config import AdaLoRA
 from veneer.updates.cut import cut
-from veneer.updates.importance import LAM, Importance, most_important, orthogonality, parts_of, stacks_of
+from veneer.updates.importance import LAM, Importance, Stack, most_important, orthogonality, parts_of, stacks_of
 from veneer.updates.layers import Triplets
 
 
@@ -153,18 +153,21 @@ class Allocator:
                 continue
             members = stack.of(weights)
             if stack.kind != LAM:
-                norm, pull = orthogonality(
-                    stack.kind, members, self.config.orthogonality, self.config.orthogonality_form, len(self.triplets)
-                )
-                norms.append(norm)
-                if pull is not None:
-                    into = [gradients[part] for part in stack.numbers]
-                    pulls = (pull if scale is None else pull * scale).unbind()
-                    torch._foreach_add_(into, [one.to(to) for one, to in zip(pulls, into, strict=True)])
+                norms.append(self._pull(stack, members, gradients, scale))
             if importance is not None:
                 theirs = stack.of(gradients)
                 importance.update(number, members, theirs if scale is None else theirs / scale)
         self.deviation = torch.cat([norm.to(norms[0].device) for norm in norms]).mean()
+
+    def _pull(self, stack: Stack, members: Tensor, gradients: list[Tensor], scale: Tensor | None) -> Tensor:
+        """Add the regulariser's gradient to those of one stack's members; their distances from orthogonal."""
+        weight, form = self.config.orthogonality, self.config.orthogonality_form
+        norm, pull = orthogonality(stack.kind, members, weight, form, len(self.triplets))
+        if pull is not None:
+            into = [gradients[part] for part in stack.numbers]
+            pulls = (pull if scale is None else pull * scale).unbind()
+            torch._foreach_add_(into, [one.to(to) for one, to in zip(pulls, into, strict=True)])
+        return norm
 
     def _will_change(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether this step changes the parameters. Raises TrainingError when not all of them, or not by this one."""
