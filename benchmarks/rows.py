@@ -3,10 +3,10 @@
     make bench
 
 The demo's task (BBC headlines, prompts masked) and model (SmolLM2-135M), rank 8 on all linear layers, 16 rows a step,
-every side the same rows once. trl runs with its defaults (checkpointed layers, bf16; a few steps, for one takes most of
-a minute), and tuned: fp32, nothing checkpointed, in parts of the size that is fastest here. It has an environment
-of its own, build/peers. Veneer's seconds are those of its steps; trl's are from a step's end to the next one's. Run it
-on an idle machine.
+every side the same rows once. trl runs with its defaults (checkpointed layers, bf16), on the first of the rows, for
+where bf16 is slow a step takes most of a minute; and tuned: fp32, nothing checkpointed, in parts of the size that is
+fastest here. It has an environment of its own, build/peers. Veneer's seconds are those of its steps; trl's are from a
+step's end to the next one's. Run it on an idle machine.
 """
 
 from __future__ import annotations
