@@ -16,6 +16,7 @@ from torch import Tensor
 from veneer.kernels import reference
 from veneer.kernels.reference import GROUP, stride8
 
+_LONGEST = 24  # rank of an update that these multiply by
 _HALVES = {torch.float32: False, torch.bfloat16: True}  # what a kernel writes, and whether it rounds
 
 # torch loads its runtime for all to see; where a build of it does not, its symbols are made visible here.
@@ -233,6 +234,40 @@ class Cpu:
         )  # fmt: skip
         return grad_gate, grad_up
 
+    def update_product(self, x: Tensor, A: Tensor, B: Tensor, scale: float, y: Tensor) -> Tensor:
+        if not (_short(A) and _fp32(x, A, B, y) and y.is_contiguous()):
+            return reference.update_product(x, A, B, scale, y)
+        x, A, B = x.contiguous(), A.contiguous(), B.contiguous()
+        (tokens, into), (rank, out) = x.shape, B.shape[::-1]
+        _check_update(tokens, into, out, rank, x, A, B)
+        check("y", y, torch.float32, tokens * out)
+        low = x.new_empty(tokens, rank)
+        _cpu.update_product(
+            self.name, x.data_ptr(), A.data_ptr(), B.data_ptr(), scale, tokens, into, out, rank, low.data_ptr(),
+            y.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return low
+
+    def update_product_backward(
+        self, grad: Tensor, x: Tensor, low: Tensor, A: Tensor, B: Tensor, scale: float, grad_x: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if not (_short(A) and _fp32(grad, x, low, A, B) and (grad_x is None or grad_x.is_contiguous())):
+            return reference.update_product_backward(grad, x, low, A, B, scale, grad_x)
+        grad, x, low, A, B = (tensor.contiguous() for tensor in (grad, x, low, A, B))
+        (tokens, into), (rank, out) = x.shape, B.shape[::-1]
+        _check_update(tokens, into, out, rank, x, A, B)
+        check("grad", grad, torch.float32, tokens * out)
+        check("low", low, torch.float32, tokens * rank)
+        if grad_x is not None:
+            check("grad_x", grad_x, torch.float32, tokens * into)
+        grad_A, grad_B = torch.empty_like(A), torch.empty_like(B)
+        _cpu.update_product_backward(
+            self.name, grad.data_ptr(), x.data_ptr(), low.data_ptr(), A.data_ptr(), B.data_ptr(), scale, tokens, into,
+            out, rank, 0 if grad_x is None else grad_x.data_ptr(), grad_A.data_ptr(), grad_B.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return grad_A, grad_B
+
     def rotate(self, x: Tensor, cosines: Tensor, sines: Tensor, transposed: bool) -> Tensor:
         if not _fp32(x, cosines, sines):
             return reference.rotate(x, cosines, sines, transposed)
@@ -253,6 +288,16 @@ class Cpu:
 
 def _fp32(*tensors: Tensor) -> bool:
     return all(tensor.dtype is torch.float32 and tensor.numel() for tensor in tensors)
+
+
+def _short(A: Tensor) -> bool:
+    """Whether the rank is one for which the update's own kernels are the faster ones (`benchmarks/products.py`)."""
+    return A.shape[0] <= _LONGEST
+
+
+def _check_update(tokens: int, into: int, out: int, rank: int, x: Tensor, A: Tensor, B: Tensor) -> None:
+    for name, tensor, least in (("x", x, tokens * into), ("A", A, rank * into), ("B", B, out * rank)):
+        check(name, tensor, torch.float32, least)
 
 
 def weight_addresses(

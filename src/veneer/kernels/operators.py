@@ -39,6 +39,9 @@ _SCHEMAS = {
     "swiglu_backward": "(Tensor grad, Tensor gate, Tensor up) -> (Tensor, Tensor)",
     "geglu": "(Tensor gate, Tensor up) -> Tensor",
     "geglu_backward": "(Tensor grad, Tensor gate, Tensor up) -> (Tensor, Tensor)",
+    "update_product": "(Tensor x, Tensor A, Tensor B, float scale, Tensor(a!) y) -> Tensor",
+    "update_product_backward": "(Tensor grad, Tensor x, Tensor low, Tensor A, Tensor B, float scale, "
+    "Tensor(a!)? grad_x) -> (Tensor, Tensor)",
     "rotate": "(Tensor x, Tensor cosines, Tensor sines, bool transposed) -> Tensor",
 }
 
@@ -141,6 +144,16 @@ def _fake_gated_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor
     return torch.empty_like(gate), torch.empty_like(up)
 
 
+def _fake_update_product(x: Tensor, A: Tensor, B: Tensor, scale: float, y: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], A.shape[0])
+
+
+def _fake_update_product_backward(
+    grad: Tensor, x: Tensor, low: Tensor, A: Tensor, B: Tensor, scale: float, grad_x: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(A), torch.empty_like(B)
+
+
 def _fake_rotate(x: Tensor, cosines: Tensor, sines: Tensor, transposed: bool) -> Tensor:
     batch, heads, tokens, dim = x.shape
     return x.new_empty(batch, tokens, heads, dim).transpose(1, 2)
@@ -165,6 +178,8 @@ torch.library.register_fake("veneer::swiglu_backward", _fake_gated_backward)
 torch.library.register_fake("veneer::geglu", _fake_gated)
 torch.library.register_fake("veneer::geglu_backward", _fake_gated_backward)
 torch.library.register_fake("veneer::rotate", _fake_rotate)
+torch.library.register_fake("veneer::update_product", _fake_update_product)
+torch.library.register_fake("veneer::update_product_backward", _fake_update_product_backward)
 
 quantise4 = torch.ops.veneer.quantise4.default
 quantise8 = torch.ops.veneer.quantise8.default
@@ -182,3 +197,5 @@ swiglu_backward = torch.ops.veneer.swiglu_backward.default
 geglu = torch.ops.veneer.geglu.default
 geglu_backward = torch.ops.veneer.geglu_backward.default
 rotate = torch.ops.veneer.rotate.default
+update_product = torch.ops.veneer.update_product.default
+update_product_backward = torch.ops.veneer.update_product_backward.default

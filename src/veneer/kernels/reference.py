@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from veneer.kernels.dense import linear
+
 name = "reference"
 
 GROUP = 32  # columns of x in 8 bits that share a scale
@@ -229,6 +231,27 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor, transposed: bool) -> Tenso
     (c0, c1), (s0, s1) = (table.unsqueeze(2).chunk(2, dim=-1) for table in (cosines, sines))
     halves = (a * c0 + b * s1, b * c1 - a * s0) if transposed else (a * c0 - b * s0, b * c1 + a * s1)
     return torch.cat(halves, dim=-1).transpose(1, 2)
+
+
+def update_product(x: Tensor, A: Tensor, B: Tensor, scale: float, y: Tensor) -> Tensor:
+    """A low-rank update of x (n, in) by A (rank, in) and B (out, rank): x Aᵀ (n, rank), and ``y`` (n, out) gets scale
+    times its product with Bᵀ added (Hu et al., 2021, arXiv:2106.09685, equation 3)."""
+    low = linear(x, A.to(x.dtype))
+    y.addmm_(low, B.to(x.dtype).t(), alpha=scale)
+    return low
+
+
+def update_product_backward(
+    grad: Tensor, x: Tensor, low: Tensor, A: Tensor, B: Tensor, scale: float, grad_x: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The gradients of A and B from that of the output, ``grad`` (n, out), and from ``low``, which the update gave; the
+    gradient of x is added to ``grad_x`` (n, in)."""
+    grad_low = linear(grad, B.to(grad.dtype).t()).mul_(scale)
+    grad_A = linear(grad_low.t(), x.t()).to(A.dtype)
+    grad_B = linear(low.t(), grad.t()).mul_(scale).t().to(B.dtype)
+    if grad_x is not None:
+        grad_x.addmm_(grad_low, A.to(grad.dtype))
+    return grad_A, grad_B
 
 
 def _exact(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from veneer.frozen.weight import FrozenWeight
-from veneer.kernels.dense import linear
+from veneer.kernels.operators import update_product, update_product_backward
 
 
 class Factors(NamedTuple):
@@ -84,9 +84,7 @@ class _AdaptedProduct(torch.autograd.Function):
             assert A is not None
             assert B is not None
             inputs = _dropped(x, dropout, seed) if dropout else x
-            low = linear(inputs, _scaled(A, lam).to(x.dtype))
-            y.addmm_(low, B.to(x.dtype).t(), alpha=scale)
-            lows.append(low)
+            lows.append(update_product(inputs, _scaled(A, lam), B, scale, y))
         ctx.frozen, ctx.recipe = frozen, recipe
         ctx.save_for_backward(x, *lows, *flat)
         return y
@@ -102,18 +100,16 @@ class _AdaptedProduct(torch.autograd.Function):
         wanted = ctx.needs_input_grad[4:]
         for i, ((scale, dropout, seed), low) in enumerate(zip(ctx.recipe, lows, strict=True)):
             A, B, lam = flat[3 * i : 3 * i + 3]
-            grad_low = linear(grad, B.to(grad.dtype).t()).mul_(scale)
+            scaled = _scaled(A, lam)
             inputs = _dropped(x, dropout, seed) if dropout else x
+            if grad_x is not None and dropout:
+                of_dropped = torch.zeros_like(x)
+                grad_A, grad_B = update_product_backward(grad, inputs, low, scaled, B, scale, of_dropped)
+                grad_x.addcmul_(of_dropped, _mask(x, dropout, seed))
+            else:
+                grad_A, grad_B = update_product_backward(grad, inputs, low, scaled, B, scale, grad_x)
             wants_A, wants_B, wants_lam = wanted[3 * i : 3 * i + 3]
-            grad_A = linear(grad_low.t(), inputs.t()).to(A.dtype) if wants_A or wants_lam else None
-            grad_B = linear(low.t(), grad.t()).mul_(scale).t().to(B.dtype) if wants_B else None
             # Of λ ∘ A so far: row i of λ gets its product with A's, and A's is λ's share of it.
-            grad_lam = (grad_A * A).sum(1, keepdim=True).to(lam.dtype) if grad_A is not None and wants_lam else None
-            grads += [_scaled(grad_A, lam) if grad_A is not None and wants_A else None, grad_B, grad_lam]
-            if grad_x is not None:
-                A = _scaled(A, lam).to(grad.dtype)
-                if dropout:
-                    grad_x.addcmul_(grad_low @ A, _mask(x, dropout, seed))
-                else:
-                    grad_x.addmm_(grad_low, A)
+            grad_lam = (grad_A * A).sum(1, keepdim=True).to(lam.dtype) if wants_lam else None
+            grads += [_scaled(grad_A, lam) if wants_A else None, grad_B if wants_B else None, grad_lam]
         return grad_x, None, None, None, *grads

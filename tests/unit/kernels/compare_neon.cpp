@@ -206,6 +206,23 @@ struct Case {
         close(out, "attention or rotation");
     }
 
+    // A low-rank update of the rows, as many columns as before.
+    void check_update(int64_t rank) {
+        std::vector<float> x(size), grad(size), A(rank * columns), Bt(rank * columns), out[2];
+        for (std::vector<float>* each : {&x, &grad, &A, &Bt})
+            for (float& entry : *each) entry = uniform(-0.2f, 0.2f);
+        for (int k = 0; k < 2; ++k) {
+            const Variant& v = k ? neon : scalar;
+            std::vector<float> room(rank * UPDATE_TOKENS);
+            out[k].assign(2 * size + rank * (rows + 2 * columns), 0.5f);
+            float *y = out[k].data(), *grad_x = y + size, *low = grad_x + size, *grad_A = low + rank * rows;
+            v.update({x.data(), A.data(), Bt.data(), columns, columns, rank, low, y}, 0, rows);
+            v.update_backward({grad.data(), x.data(), low, A.data(), Bt.data(), columns, columns, rank, grad_x}, 0, rows,
+                              {grad_A, grad_A + rank * columns, room.data()});
+        }
+        close(out, "low-rank update");
+    }
+
     void close(const std::vector<float>* out, const char* what) {
         for (size_t i = 0; i < out[0].size(); ++i)
             expect(std::fabs(out[0][i] - out[1][i]) <= 1e-4f * (1 + std::fabs(out[0][i])), what, rows, columns, block);
@@ -239,6 +256,7 @@ int main() {
             one.check_dequantise();
             one.check_products(static_cast<int>(whole(1, 8)));
             one.check_passes();
+            one.check_update(whole(1, 13));
         }
     std::vector<float> values(100000), middles(255);
     for (float& x : values) x = uniform(-1.1f, 1.1f);

@@ -90,6 +90,33 @@ struct Rows {
     int64_t first, last, all;
 };
 
+// Some tokens and a low-rank update of them: low ← x Aᵀ and y ← y + low · Bt, Bt being the scale times Bᵀ.
+struct Updated {
+    const float* x;               // (tokens, into)
+    const float* A;               // (rank, into)
+    const float* Bt;              // (rank, out)
+    int64_t into, out, rank;
+    float* low;                   // (tokens, rank)
+    float* y;                     // (tokens, out)
+};
+
+// Its gradients: of x, added to grad_x (null if nobody asks), and those of A and Bt, added to `UpdateSums`, which each
+// thread has for itself.
+struct UpdateBackward {
+    const float* grad;            // (tokens, out)
+    const float *x, *low, *A, *Bt;  // as above
+    int64_t into, out, rank;
+    float* grad_x;                // (tokens, into)
+};
+
+struct UpdateSums {
+    float* grad_A;                // (rank, into)
+    float* grad_Bt;               // (rank, out)
+    float* room;                  // for a few tokens' gradient of low
+};
+
+constexpr int UPDATE_TOKENS = 8;  // for which there must be room
+
 struct Variant {
     const char* name;
     void (*quantise)(const Quantise&, int threads);
@@ -128,6 +155,9 @@ struct Variant {
     // the transposed matrix, which takes gradients back.
     void (*rotate)(const float* x, int64_t stride, const float* cosines, const float* sines, int heads, int dim,
                    bool transposed, float* out);
+    // Of the tokens [first, last).
+    void (*update)(const Updated&, int64_t first, int64_t last);
+    void (*update_backward)(const UpdateBackward&, int64_t first, int64_t last, const UpdateSums&);
 };
 
 extern const Variant scalar;

@@ -52,3 +52,25 @@ inline float total(const Lanes& lanes) {
         for (int i = 0; i < REGISTER; ++i) sum += lanes.parts[k][i];
     return sum;
 }
+
+// sum ← sum + a · b, in one rounding where the machine has an instruction for it; the compiler is told not to.
+inline void add_product(Lanes::Part& sum, const Lanes::Part& a, const Lanes::Part& b) {
+#if defined(__AVX512F__)
+    sum = (Lanes::Part)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#elif defined(__AVX2__)
+    sum = (Lanes::Part)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#elif defined(VENEER_NEON)
+    sum = (Lanes::Part)vfmaq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)b);
+#else
+    sum += a * b;
+#endif
+}
+
+inline void add_product(Lanes& sum, const Lanes& a, const Lanes& b) {
+    for (int k = 0; k < Lanes::PARTS; ++k) add_product(sum.parts[k], a.parts[k], b.parts[k]);
+}
+
+inline void add_product(Lanes& sum, const Lanes& a, float b) {
+    const Lanes::Part same = b - Lanes::Part{};
+    for (int k = 0; k < Lanes::PARTS; ++k) add_product(sum.parts[k], a.parts[k], same);
+}

@@ -4,6 +4,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -196,6 +197,54 @@ void gated_backward(const std::string& name, Address grad, Address gate, Address
     });
 }
 
+// to (columns, rows) ← by · from (rows, columns), of this part's columns.
+void transposed(const float* from, int64_t rows, int64_t columns, float by, float* to, int part, int parts) {
+    const Rows mine = rows_of(columns, part, parts);
+    for (int64_t column = mine.first; column < mine.last; ++column)
+        for (int64_t row = 0; row < rows; ++row) to[column * rows + row] = by * from[row * columns + column];
+}
+
+// x (tokens, into), A (rank, into), B (out, rank): low (tokens, rank) ← x Aᵀ, y (tokens, out) ← y + scale · low Bᵀ.
+void update_product(const std::string& name, Address x, Address A, Address B, float scale, int64_t tokens, int64_t into,
+                    int64_t out, int64_t rank, Address low, Address y, int threads) {
+    const Variant& v = variant(name);
+    const auto Bt = lines<float>(rank * out);
+    const Updated u{at<const float>(x), at<const float>(A), Bt.get(), into, out, rank, at<float>(low), at<float>(y)};
+    share(tokens * (into + out), threads, [&](int part, int parts) {
+        transposed(at<const float>(B), out, rank, scale, Bt.get(), part, parts);
+        wait_for_all();
+        const Rows mine = rows_of(tokens, part, parts);
+        v.update(u, mine.first, mine.last);
+    });
+}
+
+// The gradients of A (rank, into) and B (out, rank); that of x is added to grad_x, if that is not 0.
+void update_product_backward(const std::string& name, Address grad, Address x, Address low, Address A, Address B,
+                             float scale, int64_t tokens, int64_t into, int64_t out, int64_t rank, Address grad_x,
+                             Address grad_A, Address grad_B, int threads) {
+    const Variant& v = variant(name);
+    const int64_t of_A = rank * into, each = rank * (into + out + UPDATE_TOKENS);
+    const auto Bt = lines<float>(rank * out), sums = lines<float>(threads * each);
+    const UpdateBackward u{at<const float>(grad), at<const float>(x), at<const float>(low), at<const float>(A), Bt.get(),
+                           into, out, rank, at<float>(grad_x)};
+    share(tokens * (into + out), threads, [&](int part, int parts) {
+        transposed(at<const float>(B), out, rank, scale, Bt.get(), part, parts);
+        float* own = sums.get() + part * each;
+        std::fill(own, own + each, 0.0f);
+        wait_for_all();
+        const Rows mine = rows_of(tokens, part, parts);
+        v.update_backward(u, mine.first, mine.last, {own, own + of_A, own + rank * (into + out)});
+        wait_for_all();
+        const Rows numbers = rows_of(rank * (into + out), part, parts);
+        for (int other = 1; other < parts; ++other)
+            for (int64_t i = numbers.first; i < numbers.last; ++i) sums[i] += sums[other * each + i];
+        wait_for_all();
+        const Rows of_grad_A = rows_of(of_A, part, parts);
+        std::copy(sums.get() + of_grad_A.first, sums.get() + of_grad_A.last, at<float>(grad_A) + of_grad_A.first);
+        transposed(sums.get() + of_A, rank, out, scale, at<float>(grad_B), part, parts);
+    });
+}
+
 // x (batch, heads, tokens, dim) with these strides; cosines and sines (batch or 1, tokens, dim), out (batch, tokens,
 // heads, dim).
 void rotate(const std::string& name, Address x, int64_t of_batch, int64_t of_head, int64_t of_token, Address cosines,
@@ -261,6 +310,8 @@ NB_MODULE(_cpu, m) {
     m.def("gated", &gated, Unlocked());
     m.def("gated_backward", &gated_backward, Unlocked());
     m.def("rotate", &rotate, Unlocked());
+    m.def("update_product", &update_product, Unlocked());
+    m.def("update_product_backward", &update_product_backward, Unlocked());
 
     nb::class_<Linear>(m, "Linear")
         .def_static("four_bits", &four_bits)
