@@ -18,7 +18,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)
+bench: $(READY) build/peers/ready
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/share.py
 	$(BIN)/python benchmarks/busy.py
@@ -40,6 +40,9 @@ bench: $(READY)
 bench-rows: $(READY) build/peers/ready
 	$(BIN)/python benchmarks/rows.py
 
+# llama.cpp is compiled for this machine, the library alone: some minutes.
+build/peers/ready: export CMAKE_ARGS = -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TOOLS=OFF \
+	-DLLAMA_BUILD_SERVER=OFF -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF
 build/peers/ready: benchmarks/peers.txt
 	test -x build/peers/bin/python || $(PYTHON) -m venv build/peers
 	build/peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt

@@ -11,6 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+PEERS = Path("build/peers/bin/python")  # their environment
+
+
+def need_peers() -> None:
+    if not PEERS.is_file():
+        raise SystemExit(f"{PEERS} is missing; `make build/peers/ready` makes it.")
+
 
 def save_model(folder: str) -> None:
     """The packaged model as a transformers folder: every side loads the same file, in its own way."""

@@ -1,10 +1,11 @@
-"""Greedy generation over an NF4 base: Veneer, exact and in 8 bits, against transformers with bitsandbytes.
+"""Greedy generation over an NF4 base: Veneer, exact and in 8 bits, against transformers with bitsandbytes, and against
+llama.cpp with the same model in Q4_0.
 
     make bench
 
-The packaged SmolLM2-135M, the same prompt and number of tokens, each side in its own process, in turn. And what
-rounding costs: perplexity of BBC articles read eight tokens at a time, and how often the next greedy token is the same.
-Run it on an idle machine.
+The packaged SmolLM2-135M, the same prompt, number of tokens and threads, each side in its own process, in turn;
+llama.cpp, compiled for this machine, has an environment of its own, build/peers. And what rounding costs: perplexity of
+BBC articles read eight tokens at a time, and how often the next greedy token is the same. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -19,29 +20,36 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-from common import articles, in_a_process, save_model, versions
+from common import PEERS, articles, in_a_process, need_peers, save_model, versions
 
-PROMPT, TOKENS, REPEATS, ROUNDS = "The history of the steam engine begins", 64, 3, 3
+from veneer.frozen.packaged import packaged_path
+
+PROMPT, TOKENS, REPEATS, ROUNDS = "The history of the steam engine begins", 128, 3, 3
 TEXTS, LENGTH = 8, 256
-SIDES = ("int8", "exact", "bitsandbytes")
+NAMES = {
+    "int8": "Veneer, activations in 8 bits", "exact": "Veneer, exact", "llama.cpp": "llama.cpp, Q4_0",
+    "bitsandbytes": "bitsandbytes",
+}  # fmt: skip
+SIDES = tuple(NAMES)
+LLAMA = str(Path(__file__).with_name("generation_llama.py"))
 RESULT = Path(__file__).parent / "results" / "generation.json"
 
 
 def main() -> None:
+    need_peers()
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         save_model(folder)
         speeds: dict[str, list[float]] = {side: [] for side in SIDES}
         for number in range(ROUNDS):
             for side in SIDES if number % 2 == 0 else reversed(SIDES):
-                speeds[side].append(in_a_process(__file__, side, folder)["tokens_per_second"])
+                speeds[side].append(_of(side, folder)["tokens_per_second"])
                 print(f"{side:<12} {speeds[side][-1]:6.1f} tokens/s", file=sys.stderr)
         cost = in_a_process(__file__, "cost", folder)
     found = {side: statistics.median(all_of_it) for side, all_of_it in speeds.items()}
-    theirs = found["bitsandbytes"]
     result = {
         "tokens_per_second": found,
-        "ratios": {f"{side} / bitsandbytes": found[side] / theirs for side in SIDES[:2]},
+        "ratios": {f"{side} / {peer}": found[side] / found[peer] for side in SIDES[:2] for peer in SIDES[2:]},
         "cost_of_8_bits": cost,
         "load_before": load_before,
         "versions": versions("bitsandbytes"),
@@ -50,14 +58,22 @@ def main() -> None:
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
 
     print(f"\n{TOKENS} greedy tokens after a short prompt; median of {ROUNDS} runs each\n")
-    print("| | tokens/s | / bitsandbytes |\n|---|---:|---:|")
-    for side, name in zip(SIDES, ("Veneer, activations in 8 bits", "Veneer, exact", "bitsandbytes"), strict=True):
-        print(f"| {name} | {found[side]:.1f} | {found[side] / theirs:.2f} × |")
+    print("| | tokens/s | / bitsandbytes | / llama.cpp |\n|---|---:|---:|---:|")
+    for side, name in NAMES.items():
+        ratios = " | ".join(f"{found[side] / found[peer]:.2f} ×" for peer in ("bitsandbytes", "llama.cpp"))
+        print(f"| {name} | {found[side]:.1f} | {ratios} |")
     print(
         f"\nPerplexity {cost['perplexity_exact']:.3f} exact, {cost['perplexity_int8']:.3f} in 8 bits; the next greedy"
     )
     print(f"token is the same after {cost['same_greedy_token']:.2%} of {cost['positions']} positions.")
     print(f"Written to {RESULT.relative_to(Path.cwd())}. Load before the run: {load_before:.2f}.")
+
+
+def _of(side: str, folder: str) -> dict[str, float]:
+    if side != "llama.cpp":
+        return in_a_process(__file__, side, folder)
+    model = str(packaged_path("smollm2-135m-instruct"))
+    return in_a_process(LLAMA, model, folder, PROMPT, str(TOKENS), str(REPEATS), python=str(PEERS))
 
 
 def _measure_speed(side: str, folder: str) -> dict[str, float]:

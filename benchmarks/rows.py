@@ -20,20 +20,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import in_a_process, peak_memory, resident_memory, save_model, versions
+from common import PEERS, in_a_process, need_peers, peak_memory, resident_memory, save_model, versions
 
 STEPS, ROWS, WARM, RANK, ROUNDS = 18, 16, 2, 8, 2
 AS_IT_COMES_STEPS = 4
 PARTS = (16, 8, 4)  # rows that trl takes at once, of a step's
 TRL = "rows_trl.py"
-PEERS = Path("build/peers/bin/python")
 STORAGES = ("fp32", "nf4")
 RESULT = Path(__file__).parent / "results" / "rows.json"
 
 
 def main() -> None:
-    if not PEERS.is_file():
-        raise SystemExit(f"{PEERS} is missing; `make bench-rows` makes it.")
+    need_peers()
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         save_model(folder)

@@ -6,7 +6,8 @@ forward pass while its logits are there, so the logits of a whole batch never ex
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -177,10 +178,21 @@ def _head_makes_logits(model: Any, batch: Batch) -> bool:
         if getattr(model.config, "final_logit_softcapping", None):
             return False  # a cap on the logits, which does not show where they are small
         batch = Batch(*(tensor[:, :8].to(model.device) for tensor in batch))
-        wanted = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-        made = model.get_output_embeddings()(_hidden(model, batch))
+        states: list[Tensor] = []  # what the body hands on, of the same pass: a second one makes the start longer
+        with _handed_on(model.base_model, states):
+            wanted = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+        made = model.get_output_embeddings()(states[0] if states else _hidden(model, batch))  # OPT calls parts of it
         return wanted.shape == made.shape and torch.allclose(wanted, made, rtol=1e-3, atol=1e-3)
     except (AttributeError, TypeError):  # a body that takes other inputs, or gives other outputs
         return False
     finally:
         model.train(training)
+
+
+@contextmanager
+def _handed_on(body: nn.Module, states: list[Tensor]) -> Iterator[None]:
+    hook = body.register_forward_hook(lambda module, inputs, output: states.append(output.last_hidden_state))
+    try:
+        yield
+    finally:
+        hook.remove()
