@@ -18,6 +18,7 @@ from veneer.commands.verbs import (
     InspectOptions,
     MergeOptions,
     QuantizeOptions,
+    ReportOptions,
 )
 from veneer.errors import ConfigError, VeneerError, did_you_mean
 from veneer.threads import settle
@@ -75,7 +76,8 @@ def train(run_yaml: Path | None, resume: Path | None, **options: Any) -> None:
         result = run.train(config=TrainConfig(**values))
     loss = "" if result.loss_after is None else f" Held-out loss {result.loss_before:.3f} → {result.loss_after:.3f}."
     click.echo(f"Adapter of step {result.best_step or result.steps} written to {result.folder / 'adapter'}.{loss}")
-    click.echo(f"Next: veneer evaluate {result.folder}   or   veneer chat {result.folder} --both")
+    folder = result.folder
+    click.echo(f"Next: veneer evaluate {folder}   or   veneer chat {folder} --both   or   veneer report {folder}")
 
 
 @cli.command(short_help="Measure base and adapter on held-out rows.")
@@ -198,6 +200,31 @@ def inspect(source: str, as_json: bool, **options: Any) -> None:
         from rich.console import Console
 
         found.show(Console())
+
+
+@cli.command(short_help="One self-contained HTML page of a run or a study.")
+@click.argument("source", metavar="RUN|STUDY", type=click.Path(path_type=Path))
+@flags(ReportOptions)
+def report(source: Path, **options: Any) -> None:
+    """Write what a run was asked for and what it measured, or what a study found, as a page to open in a browser.
+
+    The page needs no network and no other file. A run in progress has one, too, of what there is so far.
+    """
+    from veneer.reporting.verb import report as write
+
+    click.echo(f"Report written to {write(source, ReportOptions(**given(options)))}; open it in a browser.")
+
+
+@cli.command(short_help="Watch a run in progress.")
+@click.argument("run", type=click.Path(path_type=Path))
+def watch(run: Path) -> None:
+    """Redraw losses, speed, memory and the time left in the terminal, until the run ends or Ctrl-C.
+
+    Start it before the run, if you like. Into a pipe or a file it prints once.
+    """
+    from veneer.reporting.watch import watch as show
+
+    show(run)
 
 
 @cli.command(short_help="Shell completion for bash, zsh or fish.")

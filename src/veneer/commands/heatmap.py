@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,23 @@ from rich.text import Text
 from veneer.files import atomic_file
 from veneer.updates.select import layer_number
 
-_NO_LAYER = -1
+NO_LAYER = -1
 # From an empty cell to the largest rank; the ends of matplotlib's Blues, so that both pictures look alike.
 _LIGHT, _DARK = (247, 251, 255), (8, 81, 156)
+
+
+def ranks_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """Module → rank of an adapter file's tensors, by their names and shapes; layer 10 after layer 9."""
+    ranks = {
+        key.removeprefix("base_model.model.").partition(".lora_")[0]: shape[0]
+        for key, shape in shapes.items()
+        if ".lora_A" in key or ".lora_embedding_A" in key
+    }
+    return dict(sorted(ranks.items(), key=lambda item: _natural(item[0])))
+
+
+def _natural(path: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in path.split(".")]
 
 
 @dataclass(frozen=True)
@@ -42,7 +57,7 @@ class RankMap:
             head.append(kind.rjust(width))
         lines = [head]
         for layer in self.layers:
-            line = Text(f"{'–' if layer == _NO_LAYER else layer:>5} ", style="dim")
+            line = Text(f"{'–' if layer == NO_LAYER else layer:>5} ", style="dim")
             for kind, width in zip(self.kinds, widths, strict=True):
                 rank = self.cells.get((layer, kind))
                 line.append(" " * width if rank is None else str(rank).rjust(width), style=self._style(rank))
@@ -65,7 +80,7 @@ class RankMap:
         axes = figure.subplots()
         image = axes.imshow(rows, cmap="Blues", vmin=0, vmax=max(self.largest, 1), aspect="auto")
         axes.set_xticks(range(len(self.kinds)), self.kinds, rotation=45, ha="right")
-        axes.set_yticks(range(len(self.layers)), ["–" if layer == _NO_LAYER else str(layer) for layer in self.layers])
+        axes.set_yticks(range(len(self.layers)), ["–" if layer == NO_LAYER else str(layer) for layer in self.layers])
         axes.set_ylabel("layer")
         axes.set_title(title, fontsize="medium")
         for y, row in enumerate(rows):
@@ -80,7 +95,7 @@ class RankMap:
 
 def _layer(path: str) -> int:
     number = layer_number(path)
-    return _NO_LAYER if number is None else number
+    return NO_LAYER if number is None else number
 
 
 def _kinds(paths: list[str]) -> dict[str, str]:

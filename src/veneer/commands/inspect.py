@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from veneer.commands.heatmap import RankMap
+from veneer.commands.heatmap import RankMap, ranks_of
 from veneer.commands.verbs import InspectOptions
 from veneer.data.bbc import BBC_TOPICS
 from veneer.data.formats import Examples, to_examples
@@ -95,18 +95,14 @@ def _run(path: Path) -> Found:
 
 def _adapter(path: Path, png: str | None) -> Found:
     config, tensors = from_peft(path), read_tensors(path)
-    ranks = {
-        key.removeprefix("base_model.model.").partition(".lora_")[0]: tensor.shape[0]
-        for key, tensor in tensors.items()
-        if ".lora_A" in key or ".lora_embedding_A" in key
-    }
+    shapes = {key: tuple(tensor.shape) for key, tensor in sorted(tensors.items())}
+    ranks = ranks_of(shapes)
     if isinstance(config, AdaLoRA):
         rank = config.initial_rank
         said = f"AdaLoRA, {sum(ranks.values())} of {rank} × {len(ranks)} triplets"
     else:
         rank, said = config.rank, f"rank {config.rank}"
     base = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    shapes = {key: tuple(tensor.shape) for key, tensor in sorted(tensors.items())}
     count = sum(tensor.numel() for tensor in tensors.values())
     values = {
         "kind": "adapter", "base": base, "rank": rank, "alpha": config.alpha, "parameters": count, "ranks": ranks,
@@ -117,17 +113,12 @@ def _adapter(path: Path, png: str | None) -> Found:
         *(f"{key}  {' × '.join(map(str, shape))}" for key, shape in shapes.items()),
     ]
     if ranks:
-        drawn = RankMap.of(dict(sorted(ranks.items(), key=lambda item: _natural(item[0]))))
+        drawn = RankMap.of(ranks)
         lines += ["ranks:", *drawn.lines()]
         if png is not None:
             drawn.write_png(png, said)
             lines.append(f"heat map written to {png}")
     return Found(values, lines)
-
-
-def _natural(path: str) -> list[tuple[int, str]]:
-    """Sorts layer 10 after layer 9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in path.split(".")]
 
 
 def _model(source: str) -> Found:

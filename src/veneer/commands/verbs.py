@@ -18,6 +18,7 @@ class EvaluateOptions(Options):
         False, description="Also compare greedy answers with the right ones, letter by letter; slow."
     )
     batch_size: int = Field(16, ge=1, description="Rows in one pass.")
+    examples: int = Field(8, ge=0, description="Keep what base and adapter answer to this many of the rows; 0: none.")
 
 
 class GenerateOptions(Options):
@@ -59,6 +60,12 @@ class ExportOptions(Options):
     padded: bool = Field(
         True, description="One rank for all modules, filled with zeros; or each its own, which PEFT alone reads."
     )
+
+
+class ReportOptions(Options):
+    """veneer report RUN|STUDY"""
+
+    output: str | None = Field(None, description="The page's file. Default: report.html in the folder itself.")
 
 
 class InspectOptions(Options):

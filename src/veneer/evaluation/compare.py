@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.table import Table
 
 from veneer.data.formats import Example
 from veneer.data.labels import Tokeniser
+from veneer.evaluation.answers import Answered
 from veneer.evaluation.generate import exact_matches
 from veneer.evaluation.likelihood import accuracy, choices_of, choose
 from veneer.training.loss import Loss
@@ -33,6 +34,8 @@ class Comparison:
     choices: list[str]
     base: Scores
     adapter: Scores
+    examples: list[Answered] = field(default_factory=list)
+    data: str | None = None  # other rows than the run's held-out ones
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

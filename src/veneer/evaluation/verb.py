@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from veneer.commands.verbs import EvaluateOptions, ExportOptions, GenerateOption
 from veneer.data.formats import Example, to_examples
 from veneer.data.read import read_rows
 from veneer.errors import ConfigError, DataError, ModelError
+from veneer.evaluation.answers import answered, spread
 from veneer.evaluation.compare import Comparison, compare
 from veneer.evaluation.generate import continuations
 from veneer.evaluation.likelihood import choose
@@ -51,6 +53,8 @@ def evaluate_run(folder: Path, options: EvaluateOptions) -> Comparison:
         opened.model, opened.tokeniser, rows, seen=seen, exact_match=options.exact_match,
         batch_size=options.batch_size,
     )  # fmt: skip
+    told = answered(opened.model, opened.tokeniser, spread(rows, options.examples), options.batch_size)
+    comparison = replace(comparison, examples=told, data=options.data)
     write_text(folder / "evaluation.json", json.dumps(comparison.as_json(), indent=2) + "\n")
     return comparison
 

@@ -40,7 +40,7 @@ def compute_line() -> str:
 def _remembered(threads: int) -> float:
     """From the cache file, else measured and put there. A file that cannot be read or written is no error."""
     path = cache_folder() / "bf16.json"
-    key = f"{_processor()}, torch {torch.__version__}, {threads} threads"
+    key = f"{processor()}, torch {torch.__version__}, {threads} threads"
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -72,7 +72,7 @@ def _measured() -> float:
     return min(times[torch.bfloat16][1:]) / min(times[torch.float32][1:])
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name, where the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

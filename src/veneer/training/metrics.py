@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import resource
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ class Metrics:
         kept = [record for record in read_metrics(run) if step and record["step"] <= step]  # step 0 is measured again
         write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self._path.open("a", encoding="utf-8")
+        with suppress(OSError):  # a file system without locks: then `is_written` cannot tell
+            fcntl.flock(self._file, fcntl.LOCK_SH)
         self._board = _tensorboard(run / "tensorboard", step + 1)
 
     def write(self, **record: Any) -> None:
@@ -48,6 +52,19 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return records
+
+
+def is_written(run: Path) -> bool:
+    """Whether a process is training the run. It holds a lock on the metrics, which the system takes back from one that
+    ends, however it does."""
+    try:
+        with (run / METRICS_NAME).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def peak_memory() -> int:

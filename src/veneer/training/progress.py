@@ -46,7 +46,7 @@ class RunProgress:
         first_step, started = self._first = self._first or (step - 1, time.monotonic())
         if not self._console.is_terminal and (step % self._every == 0 or step == self._total):
             taken = step - first_step - 1  # since the first step ended, from which time is counted
-            left = f" · {_clock((time.monotonic() - started) / taken * (self._total - step))} left" if taken else ""
+            left = f" · {clock((time.monotonic() - started) / taken * (self._total - step))} left" if taken else ""
             self.note(f"step {step}/{self._total}  {numbers}{left}")
 
     def evaluated(self, step: int, loss: float, best: bool) -> None:
@@ -54,7 +54,8 @@ class RunProgress:
         self.note(f"step {step}: held-out loss {loss:.4f}{' (best so far)' if best and step else ''}")
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as 0:07 or 1:02:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import platform
 import shutil
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from veneer.data.labels import Tokens
 from veneer.errors import ConfigError, ModelError, TrainingError, did_you_mean
 from veneer.files import atomic_folder, write_text
+from veneer.frozen.compute import processor
 from veneer.frozen.layers import storage_of
 from veneer.frozen.source import resolve
 from veneer.threads import said
@@ -179,7 +181,7 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
             # The seed does not give this start again. Before config.yaml, which makes the folder a run to resume.
             save_checkpoint(folder, model, optimizer, state, config.keep_checkpoints)
         config.write(folder)
-        write_text(folder / ROWS, json.dumps(_rows(prepared), indent=2) + "\n")
+        write_text(folder / ROWS, json.dumps({**_rows(prepared), "steps": total}, indent=2) + "\n")
         write_text(folder / "environment.json", json.dumps(_environment(), indent=2) + "\n")
         metrics = Metrics(folder, state.step)
         with (
@@ -202,8 +204,8 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
             )  # fmt: skip
             if not finished(run, state):
                 train_loop(run, state)
-        metrics.close()
         _write_result(folder, model, state)
+        metrics.close()  # the lock that says the run goes on ends with it, when all of it is there
     except OSError as error:
         last = checkpoints(folder)
         good = f"the last good checkpoint is {last[-1]}" if last else "there is no checkpoint yet"
@@ -337,6 +339,8 @@ def _environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": processor(),
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB",
         "threads": torch.get_num_threads(),
         **{name: version(name) for name in ("veneer", "torch", "transformers", "safetensors", "datasets")},
     }

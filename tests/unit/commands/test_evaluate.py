@@ -16,7 +16,7 @@ def test_json_is_one_object_and_nothing_else(finished_run, veneer_command):
     done = veneer_command("evaluate", finished_run, "--json", "--exact-match")
     assert (done.code, done.err) == (0, "")
     found = json.loads(done.out)
-    assert set(found) == {"rows", "choices", "base", "adapter"}
+    assert set(found) == {"rows", "choices", "base", "adapter", "examples", "data"}
     assert (found["rows"], found["choices"]) == (16, [" no", " yes"])
     assert found["adapter"]["choice_accuracy"] == found["adapter"]["exact_match"] == 1.0
     assert found["base"]["loss"] > 5 > 0.1 > found["adapter"]["loss"]
@@ -35,7 +35,7 @@ def test_other_rows(finished_run, veneer_command, refused, tmp_path):
     path = tmp_path / "other.jsonl"
     path.write_text('{"prompt": "bet:", "completion": " yes"}\n' * 2)
     found = json.loads(veneer_command("evaluate", finished_run, "--data", path, "--json").out)
-    assert (found["rows"], found["choices"]) == (2, [])
+    assert (found["rows"], found["choices"], found["data"]) == (2, [], str(path))
     assert found["adapter"]["exact_match"] == 1.0, "asked for where there is nothing to choose among"
     message = refused("evaluate", finished_run, "--data", tmp_path / "othr.jsonl")
     assert message == f"There is no file {tmp_path / 'othr.jsonl'}. Did you mean '{path}'?"
@@ -44,10 +44,22 @@ def test_other_rows(finished_run, veneer_command, refused, tmp_path):
     )
 
 
+def test_examples_are_answers_side_by_side(finished_run, veneer_command):
+    found = json.loads(veneer_command("evaluate", finished_run, "--examples", 4, "--json").out)
+    assert len(found["examples"]) == 4
+    for example in found["examples"]:
+        assert example["expected"] == example["adapter"] == ("yes" if example["prompt"][0] < "g" else "no")
+        assert example["base"] != example["adapter"]
+    assert len({example["where"] for example in found["examples"]}) == 4
+    assert json.loads(veneer_command("evaluate", finished_run, "--examples", 0, "--json").out)["examples"] == []
+    assert len(json.loads(veneer_command("evaluate", finished_run, "--examples", 99, "--json").out)["examples"]) == 16
+
+
 def test_a_classifier(finished_classifier, veneer_command):
     found = json.loads(veneer_command("evaluate", finished_classifier, "--json").out)
     assert found["choices"] == ["no", "yes"]
     assert found["adapter"]["choice_accuracy"] > 0.8
+    assert all(example["chosen"] and example["adapter"] in ("no", "yes") for example in found["examples"])
 
 
 def test_what_is_no_finished_run(finished_run, tiny_folder, refused, tmp_path):

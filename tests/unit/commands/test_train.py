@@ -41,7 +41,7 @@ def test_flags_alone(flags, veneer_command, tmp_path):
     first, second = done.out.splitlines()[-2:]
     run = tmp_path / "run"
     assert first.startswith(f"Adapter of step 2 written to {run}/adapter. Held-out loss ")
-    assert second == f"Next: veneer evaluate {run}   or   veneer chat {run} --both"
+    assert second == f"Next: veneer evaluate {run}   or   veneer chat {run} --both   or   veneer report {run}"
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
 
 

@@ -70,7 +70,7 @@ def test_a_broken_cache_is_measured_over(cache, monkeypatch, text):
     cache.parent.mkdir()
     cache.write_text(text)
     if text == "wrong":
-        key = f"{compute._processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+        key = f"{compute.processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
         cache.write_text(json.dumps({key: "fast"}))
     assert compute.bf16_time() == 0.5
     assert len(asked) == 1

@@ -1,0 +1,62 @@
+"""What base and adapter answer to the same rows, to be read side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from veneer.data.formats import Example
+from veneer.data.labels import Tokeniser
+from veneer.evaluation.generate import answer_of, continuations
+from veneer.evaluation.likelihood import choose
+from veneer.updates.attach import disabled
+
+_LONGEST = 64  # tokens of an answer
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A row and both answers: of a classifier the likeliest class, else greedy text, cut where it is long."""
+
+    where: str
+    prompt: str
+    expected: str
+    base: str
+    adapter: str
+    chosen: bool  # a class
+
+
+def spread(examples: list[Example], count: int) -> list[Example]:
+    """``count`` of them at equal distances, or all: rows of a kind often stand together."""
+    count = min(count, len(examples))
+    return [examples[i * len(examples) // count] for i in range(count)]
+
+
+def answered(model: Any, tokeniser: Tokeniser, examples: list[Example], batch_size: int) -> list[Answered]:
+    """Of those ``examples`` that ask for an answer, what the model says without and with its active adapters."""
+    asked = [example for example in examples if example.messages or example.prompt is not None]
+    with disabled(model):
+        base = _answers(model, tokeniser, asked, batch_size)
+    adapter = _answers(model, tokeniser, asked, batch_size)
+    return [
+        Answered(example.where, _prompt(example), answer_of(example), before, after, bool(tokeniser.classes))
+        for example, before, after in zip(asked, base, adapter, strict=True)
+    ]
+
+
+def _answers(model: Any, tokeniser: Tokeniser, examples: list[Example], batch_size: int) -> list[str]:
+    if tokeniser.classes:
+        return choose(model, tokeniser, examples, list(tokeniser.classes), batch_size)
+    room = max(1, tokeniser.max_length - _LONGEST)  # of a prompt longer than that, its end is kept
+    prompts = [tokeniser.prompt(example)[-room:] for example in examples]
+    said: list[str] = []
+    for start in range(0, len(prompts), batch_size):
+        said += continuations(model, tokeniser, prompts[start : start + batch_size], max_new_tokens=_LONGEST)
+    return [text.strip() for text in said]
+
+
+def _prompt(example: Example) -> str:
+    """As a person reads it: a conversation with who says what."""
+    if example.messages:
+        return "\n".join(f"{message['role']}: {message['content']}" for message in example.messages[:-1])
+    return (example.prompt or "").strip()

@@ -1,0 +1,141 @@
+"""What is drawn, as plain values: the page's script draws it, its tables show the same numbers, and a screen reader is
+told the sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+from typing import Any, Literal
+
+from veneer.reporting.folder import RunFolder
+
+X = float | str
+_TABLE_ROWS = 200  # more help nobody who reads them
+_SMOOTHED_FROM = 50  # steps; fewer are seen as they are
+_FAR_APART = 20  # times
+
+
+@dataclass(frozen=True)
+class Series:
+    name: str
+    points: list[tuple[X, float]]
+    faint: bool = False  # its smoothed form stands beside it
+    mean: str = ""  # the series whose points are the means of these, which are drawn as dots without a line
+
+
+@dataclass(frozen=True)
+class Chart:
+    """``x``, ``y``: what the axes show, with units. Text as x makes them categories."""
+
+    name: str  # unique on its page; letters and hyphens
+    title: str
+    x: str
+    y: str
+    series: tuple[Series, ...]
+    kind: Literal["line", "scatter", "bar"] = "line"
+    note: str = ""
+    log: bool = False  # the axis of y
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def sentence(self) -> str:
+        """The chart in words."""
+        parts = []
+        for one in self.columns:
+            (first_x, first), (last_x, last) = one.points[0], one.points[-1]
+            low_x, low = min(one.points, key=lambda point: point[1])
+            high_x, high = max(one.points, key=lambda point: point[1])
+            said = f"{shown(first)} at {shown(first_x)}"
+            if len(one.points) > 1:
+                said += f" to {shown(last)} at {shown(last_x)}"
+                said += f", lowest {shown(low)} at {shown(low_x)}, highest {shown(high)} at {shown(high_x)}"
+            parts.append(f"{one.name}: {said}")
+        return f"{self.title}, {self.y} by {self.x}. {'; '.join(parts)}."
+
+    @property
+    def columns(self) -> list[Series]:
+        """The series that have one value at an x."""
+        return [one for one in self.series if not one.mean]
+
+    @property
+    def x_values(self) -> list[X]:
+        return list(dict.fromkeys(x for one in self.columns for x, _ in one.points))
+
+    def table(self) -> list[list[str]]:
+        """Rows of x and each series' value there; of very many, some at equal distances and the last."""
+        values = self.x_values
+        if all(not isinstance(x, str) for x in values):
+            values.sort(key=float)
+        every = -(-len(values) // _TABLE_ROWS)
+        kept = values[::-1][::every][::-1]
+        columns = [dict(one.points) for one in self.columns]
+        return [[shown(x), *(shown(column[x]) if x in column else "" for column in columns)] for x in kept]
+
+
+def shown(value: Any) -> str:
+    """A number in at most five digits, nothing for none, and anything else as it is."""
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int) or (value.is_integer() and abs(value) < 1e15):
+        return f"{int(value):,}"
+    return f"{value:.5g}"
+
+
+def gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def run_charts(run: RunFolder) -> list[Chart]:
+    """The curves of a run that there are numbers for."""
+    last = run.total or run.step
+    charts = [
+        _loss_chart(run),
+        _of(run, "learning-rate", "Learning rate", "AdamW's rate", "learning_rate"),
+        _of(run, "gradient-norm", "Gradient", "norm before clipping", "gradient_norm"),
+        _of(run, "speed", "Speed", "tokens a second, without padding", "tokens_per_second"),
+        Chart("memory", "Memory", "step", "peak of the process so far, GB", tuple(_memory(run, last))),
+        _of(run, "budget", "AdaLoRA's budget", "triplets in force", "budget"),
+        _of(run, "orthogonality", "AdaLoRA's orthogonality", "mean distance ‖PᵀP − I‖", "orthogonality_deviation"),
+    ]
+    drawn = [replace(chart, series=tuple(one for one in chart.series if one.points)) for chart in charts]
+    return [chart for chart in drawn if chart.series]
+
+
+def _loss_chart(run: RunFolder) -> Chart:
+    series = tuple(_losses(run))
+    values = [value for one in series for _, value in one.points]
+    # Of a base that had it all to learn, the first losses would press the others flat.
+    log = bool(values) and 0 < _FAR_APART * min(values) < max(values)
+    return Chart("loss", "Loss", "step", "mean loss of a learned token, nats", series, log=log)
+
+
+def _losses(run: RunFolder) -> list[Series]:
+    training = [(record["step"], record["loss"]) for record in run.steps]
+    held_out: list[tuple[X, float]] = [(record["step"], record["held_out_loss"]) for record in run.held_out]
+    series = [Series("training", list(training), faint=len(training) >= _SMOOTHED_FROM)]
+    if len(training) >= _SMOOTHED_FROM:
+        over = max(5, len(training) // 25)
+        series.append(Series(f"training, mean of {over} steps", smoothed(training, over)))
+    return [*series, Series("held-out rows", held_out)]
+
+
+def smoothed(points: Sequence[tuple[float, float]], over: int) -> list[tuple[X, float]]:
+    """At each point the mean of it and those before it, ``over`` in all."""
+    return [(x, fmean(value for _, value in points[max(0, i + 1 - over) : i + 1])) for i, (x, _) in enumerate(points)]
+
+
+def _memory(run: RunFolder, last: int) -> list[Series]:
+    measured: list[tuple[X, float]] = [(record["step"], record["peak_memory"] / 1e9) for record in run.steps]
+    if run.predicted_peak is None or not measured:
+        return [Series("measured", measured)]
+    predicted: list[tuple[X, float]] = [(at, run.predicted_peak / 1e9) for at in (1, max(last, 2))]
+    return [Series("measured", measured), Series("predicted", predicted)]
+
+
+def _of(run: RunFolder, name: str, title: str, y: str, key: str) -> Chart:
+    points: list[tuple[X, float]] = [(record["step"], record[key]) for record in run.steps if key in record]
+    return Chart(name, title, "step", y, (Series(y, points),))

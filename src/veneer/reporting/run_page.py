@@ -1,0 +1,195 @@
+"""The page of a run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from veneer.commands.heatmap import NO_LAYER, RankMap, ranks_of
+from veneer.reporting.charts import gigabytes, run_charts, shown
+from veneer.reporting.folder import ADAPTER, RunFolder
+from veneer.reporting.loading import recipes
+from veneer.reporting.page import render
+from veneer.training.progress import clock
+
+_SHADES = 10  # the darkest one's number in page.css
+_MEASURES = {
+    "loss": "loss (mean of a learned token, nats)", "perplexity": "perplexity",
+    "choice_accuracy": "choice accuracy", "exact_match": "exact match",
+}  # fmt: skip
+_SHARES = ("choice_accuracy", "exact_match")
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A rank map as the template's table has it: rows of (layer, rank of each kind)."""
+
+    kinds: list[str]
+    layers: list[int]
+    rows: list[tuple[str, list[int | None]]]
+    largest: int
+    count: int
+    uniform: bool
+
+    @classmethod
+    def of(cls, ranks: dict[str, int]) -> Heat:
+        drawn = RankMap.of(ranks)
+        rows: list[tuple[str, list[int | None]]] = [
+            ("–" if layer == NO_LAYER else str(layer), [drawn.cells.get((layer, kind)) for kind in drawn.kinds])
+            for layer in drawn.layers
+        ]
+        return cls(drawn.kinds, drawn.layers, rows, drawn.largest, len(ranks), len(set(ranks.values())) == 1)
+
+    def shade(self, rank: int) -> int:
+        return round(_SHADES * rank / max(self.largest, 1))
+
+
+def run_page(path: Path) -> str:
+    """The HTML of the run in ``path``, whatever there is of it. Raises ConfigError for a damaged config.yaml."""
+    run = RunFolder.read(path)
+    shapes = _shapes(run)
+    ranks = ranks_of(shapes) or run.ranks
+    largest = max(ranks.values(), default=0)
+    return render(
+        "run.html", run_charts(run), run=run, state=_state(run), tiles=_tiles(run, shapes),
+        changed=_pairs(run.config.changed()), options=_pairs(run.config.model_dump()),
+        machine=_pairs(run.environment), rows=_rows(run),
+        memory=_memory(run), heat=Heat.of(ranks) if ranks else None, rank_note=_rank_note(run, ranks, bool(shapes)),
+        scores=_scores(run.evaluation), evaluate=f"veneer evaluate {run.path}", **_examples(run.evaluation),
+        measured_on=_measured_on(run.evaluation), recipes=recipes(run, largest) if shapes else [],
+        no_recipes=_no_recipes(run),
+    )  # fmt: skip
+
+
+def _shapes(run: RunFolder) -> dict[str, tuple[int, ...]]:
+    """Tensor → shape of the run's adapter; only the file's head is read. Empty while there is none."""
+    file = run.path / ADAPTER / "adapter_model.safetensors"
+    if not run.has_adapter:
+        return {}
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        run.notes.append(f"{file} could not be read ({error}).")
+        return {}
+
+
+def _pairs(values: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(name, _text(value)) for name, value in values.items()]
+
+
+def _rows(run: RunFolder) -> list[tuple[str, str]]:
+    titles = {"shape": "shape", "train": "trained on", "held_out": "held out", "classes": "classes"}
+    return [(title, shown(run.rows[name])) for name, title in titles.items() if run.rows.get(name)]
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, dict)):
+        return json.dumps(value, ensure_ascii=False) if value else "none"
+    return str(value)
+
+
+def _state(run: RunFolder) -> str:
+    of = f" of {run.total:,}" if run.total is not None else ""
+    where = f"after {run.step:,}{of} steps"
+    return {
+        "starting": "Starting: no step was measured yet.",
+        "running": f"In progress, {where}. Make this page again to see more.",
+        "stopped": f"Not finished: stopped {where}. Go on with: veneer train --resume {run.path}",
+        "finished": f"Finished {where}.",
+    }[run.phase]
+
+
+def _tiles(run: RunFolder, shapes: dict[str, tuple[int, ...]]) -> list[tuple[str, str, str]]:
+    """(name, value, what to add) of the numbers that come first."""
+    tiles = []
+    if run.held_out:
+        first, best = run.held_out[0], run.best()
+        last = best or run.held_out[-1]
+        more = f"the adapter of step {best['step']:,} is kept" if best else f"at step {last['step']:,}"
+        before = f"{first['held_out_loss']:.3f} → " if first["step"] == 0 and last is not first else ""
+        tiles.append(("Held-out loss", f"{before}{last['held_out_loss']:.3f}", more))
+    if shapes:
+        count = sum(_size(shape) for shape in shapes.values())
+        tiles.append(("Trained parameters", f"{count:,}", f"in {len(shapes):,} tensors"))
+    if run.steps:
+        tiles.append(("Time in steps", clock(sum(run.seconds())), f"{run.steps[-1]['tokens']:,} tokens"))
+    if run.tokens_per_second is not None:
+        tiles.append(("Tokens a second", f"{run.tokens_per_second:,.0f}", "median of the steps"))
+    if run.peak_memory is not None:
+        tiles.append(("Peak memory", gigabytes(run.peak_memory), "of the whole process"))
+    return tiles
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
+
+
+def _memory(run: RunFolder) -> list[tuple[str, str]]:
+    predicted, measured = run.predicted_peak, run.peak_memory
+    absent = "not there: the run's folder holds no plan"
+    rows = [
+        ("predicted before the run", absent if predicted is None else gigabytes(predicted)),
+        *((f"of it {name}", gigabytes(size)) for name, size in run.plan.get("terms", {}).items()),
+        ("measured", "nothing yet" if measured is None else gigabytes(measured)),
+    ]
+    if predicted is not None and measured is not None:
+        rows.append(("predicted over measured", f"{100 * (predicted / measured - 1):+.1f} %"))
+    return rows
+
+
+def _rank_note(run: RunFolder, ranks: dict[str, int], whole: bool) -> str:
+    if not ranks:
+        return "No ranks are known before the first evaluation, or the end of the run."
+    if run.config.method == "adalora":
+        given = f"AdaLoRA gave out {sum(ranks.values()):,} triplets among {len(ranks)} matrices"
+        return f"{given}, as its adapter has them." if whole else f"{given}, at its latest evaluation."
+    return ""
+
+
+def _scores(evaluation: dict[str, Any]) -> list[list[str]]:
+    if not evaluation:
+        return []
+    rows = []
+    for name, title in _MEASURES.items():
+        values = [evaluation.get(side, {}).get(name) for side in ("base", "adapter")]
+        if None not in values:
+            rows.append([title, *(f"{100 * value:.1f} %" if name in _SHARES else shown(value) for value in values)])
+    return rows
+
+
+def _measured_on(evaluation: dict[str, Any]) -> str:
+    rows = f"{evaluation.get('rows', 0):,}"
+    return f"{rows} rows of {evaluation['data']}" if evaluation.get("data") else f"{rows} held-out rows"
+
+
+def _examples(evaluation: dict[str, Any]) -> dict[str, Any]:
+    examples = evaluation.get("examples") or []
+    how = (
+        "Base and adapter each answer with the class that they find the likeliest."
+        if examples and examples[0].get("chosen")
+        else "Both answer greedily; a long answer is cut."
+    )
+    nothing = (
+        "These rows have no prompt to answer, so there are no examples."
+        if "examples" in evaluation
+        else "This evaluation kept no examples; measure again to have some."
+    )
+    return {"examples": examples, "how_answered": how, "no_examples": nothing}
+
+
+def _no_recipes(run: RunFolder) -> str:
+    if run.has_model:
+        return f"This run trained the model's own weights: {run.path / 'model'} is a transformers folder."
+    return "There is no adapter yet; the run writes it when it ends."

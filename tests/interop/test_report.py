@@ -1,0 +1,185 @@
+"""What a report says about loading an adapter elsewhere: its Python is run with the installed peft and transformers,
+its veneer commands with this one; vLLM's and llama.cpp's commands are compared with what they should be."""
+
+from __future__ import annotations
+
+import io
+import shlex
+import shutil
+import sys
+
+import pytest
+import torch
+import transformers as tf
+from rich.console import Console
+
+import veneer
+from veneer.cli import main
+from veneer.evaluation.opened import open_named
+from veneer.reporting.folder import RunFolder
+from veneer.reporting.loading import recipes
+
+pytestmark = pytest.mark.interop
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_folder, tmp_path_factory):
+    """A function from options to the folder of a short run."""
+    place = tmp_path_factory.mktemp("trained")
+    rows = place / "rows.jsonl"
+    rows.write_text(
+        "".join(f'{{"prompt": "{word}:", "completion": " yes"}}\n' for word in ("bat", "big", "cop", "dun"))
+    )
+
+    def run(name, model=None, **options):
+        folder = place / name
+        if not folder.is_dir():
+            veneer.train(
+                str(model or tiny_folder), data=str(rows), output=str(folder), steps=4, held_out=0, learning_rate=1e-1,
+                console=Console(file=io.StringIO()), **options,
+            )  # fmt: skip
+        return folder
+
+    return run
+
+
+def _recipes(folder, rank=8):
+    return {recipe.title: recipe for recipe in recipes(RunFolder.read(folder), rank)}
+
+
+def _do(recipe, monkeypatch) -> dict[str, object]:
+    """Run its blocks; what its Python defines."""
+    namespace: dict[str, object] = {}
+    for language, text in recipe.parts:
+        if language == "python":
+            exec(text, namespace)
+            continue
+        for line in text.splitlines():
+            monkeypatch.setattr(sys, "argv", shlex.split(line))
+            main()
+    return namespace
+
+
+def _ids(opened):
+    return torch.tensor([opened.tokeniser.encode("bat: yes")])
+
+
+OPTIONS = {
+    "lora": {},
+    "adalora": {"method": "adalora", "initial_rank": 4, "target_rank": 2},
+    "patterns": {"rank_pattern": {"v_proj": 4}, "rslora": True},
+    "whole": {"train_also": ["lm_head"]},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_peft_and_transformers_give_the_runs_own_logits(trained, name, monkeypatch, capsys):
+    folder = trained(name, **OPTIONS[name])
+    opened = open_named(folder)
+    ids = _ids(opened)
+    found = _recipes(folder)
+    with torch.no_grad():
+        own = opened.model(ids).logits
+        with veneer.disabled(opened.model):
+            assert (opened.model(ids).logits - own).abs().max() > 0.1, "the adapter does something"
+        for title in ("peft", "transformers, without peft"):
+            said = _do(found[title], monkeypatch)
+            model, tokenizer = said["model"].eval(), said["tokenizer"]
+            torch.testing.assert_close(model(ids).logits, own, rtol=1e-4, atol=1e-4)
+            assert tokenizer("bat: yes", add_special_tokens=False).input_ids == ids[0].tolist()
+
+
+@pytest.mark.parametrize("name", ["adalora", "patterns"])
+def test_what_vllm_and_llama_cpp_cannot_read_is_exported_first(trained, name, monkeypatch, capsys):
+    folder = trained(name, **OPTIONS[name])
+    found = _recipes(folder, rank=4)
+    base = str(RunFolder.read(folder).config.model)
+    (_, vllm), (_, llama) = found["vLLM"].parts[0], found["llama.cpp"].parts[0]
+    export, *serve = vllm.splitlines()
+    assert export == f"veneer export {folder} {folder / 'plain'}"
+    assert serve == [
+        f"vllm serve {base} --enable-lora --max-lora-rank 8 \\",
+        f"    --lora-modules {name}={folder / 'plain'}",
+    ]
+    assert llama.splitlines() == [
+        export,
+        f"python llama.cpp/convert_hf_to_gguf.py {base} --outfile base.gguf",
+        f"python llama.cpp/convert_lora_to_gguf.py {folder / 'plain'} --base {base} --outfile adapter.gguf",
+        "llama-cli -m base.gguf --lora adapter.gguf",
+    ]
+    monkeypatch.setattr(sys, "argv", shlex.split(export))
+    main()
+    from peft import AutoPeftModelForCausalLM
+
+    opened = open_named(folder)
+    with torch.no_grad():
+        plain = AutoPeftModelForCausalLM.from_pretrained(folder / "plain").eval()
+        torch.testing.assert_close(plain(_ids(opened)).logits, opened.model(_ids(opened)).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_plain_lora_is_taken_as_it_is(trained):
+    folder = trained("lora")
+    vllm = _recipes(folder)["vLLM"].parts[0][1]
+    assert "export" not in vllm
+    assert f"--lora-modules lora={folder / 'adapter'}" in vllm
+    assert "--max-lora-rank 8 " in vllm
+    assert "--max-lora-rank 64 " in _recipes(folder, rank=48)["vLLM"].parts[0][1]
+    assert _recipes(folder, rank=1000)["vLLM"].parts == ()
+
+
+def test_modules_trained_whole_are_merged_first(trained):
+    folder = trained("whole", **OPTIONS["whole"])
+    found = _recipes(folder)
+    merged = folder / "merged"
+    assert found["vLLM"].parts[0][1].splitlines() == [f"veneer merge {folder} {merged}", f"vllm serve {merged}"]
+    assert "this run trained more (lm_head)" in found["vLLM"].note
+    assert found["llama.cpp"].parts[0][1].splitlines() == [
+        f"veneer merge {folder} {merged}",
+        f"python llama.cpp/convert_hf_to_gguf.py {merged} --outfile merged.gguf",
+        "llama-cli -m merged.gguf",
+    ]
+
+
+def test_a_base_in_4_bits_is_loaded_in_4_bits(trained, tiny_folder, tmp_path, monkeypatch):
+    wide = shutil.copytree(tiny_folder, tmp_path / "wide")  # on a CPU bitsandbytes needs whole blocks in a row
+    sizes = {"hidden_size": 64, "intermediate_size": 128}
+    tf.LlamaForCausalLM(tf.AutoConfig.from_pretrained(wide, **sizes)).save_pretrained(wide)
+    found = _recipes(trained("nf4", model=wide, storage="nf4", double_quantisation=True))["peft"]
+    assert (
+        'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)'
+        in (found.parts[0][1])
+    )
+    opened = open_named(trained("nf4"))
+    model = _do(found, monkeypatch)["model"].eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(_ids(opened)).logits, opened.model(_ids(opened)).logits, rtol=1e-2, atol=1e-2)
+    other = _recipes(trained("int4", storage="int4"))["peft"]
+    assert "BitsAndBytes" not in other.parts[0][1]
+    assert "trained over a base in int4" in other.note
+
+
+def test_a_classifier_is_one_and_neither_vllms_nor_llama_cpps(finished_classifier, monkeypatch):
+    found = _recipes(finished_classifier)
+    assert found["vLLM"].parts == found["llama.cpp"].parts == ()
+    assert "this is a classifier" in found["vLLM"].note
+    opened = open_named(finished_classifier)
+    model = _do(found["peft"], monkeypatch)["model"].eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(_ids(opened)).logits, opened.model(_ids(opened)).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_base_in_a_gguf_file_is_first_written_as_a_folder(trained, tmp_path, monkeypatch):
+    folder = trained("lora")
+    run = RunFolder.read(folder)
+    run.config = run.config.model_copy(update={"model": "/models/some model.gguf"})
+    found = {recipe.title: recipe for recipe in recipes(run, 8)}
+    first = next(iter(found.values()))
+    assert first.title == "First: the base as a transformers folder"
+    assert "veneer.load('/models/some model.gguf')" in first.parts[0][1]
+    assert "from_pretrained('base')" in found["peft"].parts[0][1]
+    assert found["llama.cpp"].parts[0][1].splitlines()[-1] == (
+        "llama-cli -m '/models/some model.gguf' --lora adapter.gguf"
+    )
+    run.config = run.config.model_copy(update={"model": "smollm2-135m-instruct"})
+    last = next(recipe for recipe in recipes(run, 8) if recipe.title == "llama.cpp").parts[0][1]
+    assert "convert_hf_to_gguf.py base --outfile base.gguf" in last

@@ -1,0 +1,126 @@
+"""veneer report of a study: its rows, charts of the means over its seeds, and its findings."""
+
+from __future__ import annotations
+
+import json
+from statistics import fmean
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from page_reader import Page
+from veneer.reporting.study_page import study_charts, study_page
+
+pytestmark = pytest.mark.unit
+
+HEAD = ["run", "how", "rank", "seed", "loss", "accuracy", "parameters"]
+ROWS = [
+    {
+        "run": f"{how}-{rank}-{seed}", "how": how, "rank": rank, "seed": seed, "loss": 0.5 / rank + seed / 64,
+        "accuracy": None if how == "cut" else 0.75 + rank / 64, "parameters": 1000 * rank,
+    }
+    for how in ("trained", "cut")
+    for rank in (1, 8, 2)
+    for seed in (0, 1)
+]  # fmt: skip
+MEANINGS = {"loss": "held-out loss, nats; lower is better", "rank": "of every matrix"}
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A function that writes a study's folder, changed as given."""
+
+    def make(rows=ROWS, head=HEAD, **fields):
+        folder = tmp_path / "rank"
+        folder.mkdir(exist_ok=True)
+        said = {
+            "name": "rank", "title": "Which rank is enough?", "model": "m", "data": "d", "finished": True,
+            "columns": MEANINGS, "rows": len(rows), "findings": "Rank 2 is enough.", "plots": ["rank.png"],
+            "environment": {"torch": "2"}, "options": {"seeds": [0, 1]}, "date": "2026-11-25",
+        } | fields  # fmt: skip
+        (folder / "study.json").write_text(json.dumps(said))
+        (folder / "rank.png").write_bytes(b"\x89PNG and so on")
+        lines = [",".join("" if row[name] is None else str(row[name]) for name in head) for row in rows]
+        (folder / "runs.csv").write_text("\n".join([",".join(head), *lines]) + "\n")
+        return folder
+
+    return make
+
+
+def test_the_page_of_a_study(study, veneer_command):
+    folder = study()
+    assert veneer_command("report", folder).code == 0
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    assert page.fetched() == []
+    assert page.root.all("h1")[0].whole_text() == "Which rank is enough?"
+    assert "Rank 2 is enough." in page.section("found").whole_text()
+    assert list(page.charts()) == ["column-loss", "column-accuracy", "column-parameters"]
+    (picture,) = page.section("plots").all("img")
+    assert str(picture.attributes["src"]).startswith("data:image/png;base64,iVBORw") or picture.attributes["alt"]
+    rows, meanings = page.section("rows").all("table")
+    assert rows.rows()[0] == HEAD
+    assert len(rows.rows()) == 1 + len(ROWS)
+    assert rows.rows()[-1][5] == "", "what was not measured is empty"
+    assert ["rank", "of every matrix"] in meanings.rows()
+
+
+def test_points_are_means_over_the_seeds_and_the_seeds_beside_them(study):
+    loss = Page(study_page(study())).charts()["column-loss"]
+    assert (loss["x"], loss["y"], loss["kind"]) == ("rank", "held-out loss, nats", "line")
+    series = {one["name"]: one for one in loss["series"]}
+    assert list(series) == ["trained", "cut", "trained, each", "cut, each"]
+    assert [x for x, _ in series["cut"]["points"]] == ["1", "2", "8"]
+    expected = [fmean(r["loss"] for r in ROWS if r["how"] == "cut" and r["rank"] == rank) for rank in (1, 2, 8)]
+    assert [y for _, y in series["cut"]["points"]] == pytest.approx(expected)
+    assert len(series["cut, each"]["points"]) == 6
+    assert series["cut, each"]["mean"] == "cut"
+
+
+def test_a_column_that_follows_from_x_makes_no_series():
+    head = ["run", "matrices", "rank", "ranks", "seed", "accuracy"]
+    rows = [
+        {
+            "run": str(n),
+            "matrices": name,
+            "rank": 4 if len(name) > 1 else 8,
+            "ranks": "{}",
+            "seed": 0,
+            "accuracy": n / 8,
+        }
+        for n, name in enumerate(["q", "k", "qv", "mlp"])
+    ]
+    (chart,) = study_charts(head, rows, {})
+    assert (chart.x, chart.kind, [one.name for one in chart.series]) == ("matrices", "scatter", ["accuracy"])
+    assert chart.series[0].points == [("q", 0.0), ("k", 0.125), ("qv", 0.25), ("mlp", 0.375)]
+
+
+def test_a_study_that_goes_on(study, refused):
+    folder = study(rows=[], finished=False, findings="", plots=["../secret.png", "gone.png"])
+    page = Page(study_page(folder))
+    text = page.root.whole_text()
+    assert "not finished" in text
+    assert "Nothing yet" in text
+    assert "There are no numbers to draw yet." in text
+    assert "The plot gone.png is not in the folder." in text
+    assert "The plot ../secret.png is not in the folder." in text
+    (folder / "runs.csv").unlink()
+    assert Page(study_page(folder)).charts() == {}
+    (folder / "runs.csv").write_text("run,seed\na\n")
+    assert refused("report", folder) == f"{folder / 'runs.csv'}: row 1 has not the 2 columns of the first line."
+    (folder / "study.json").write_text("[]")
+    assert refused("report", folder) == f"{folder / 'study.json'} is not a study's: it holds no JSON object."
+    (folder / "study.json").write_text("{")
+    assert "cannot be read as JSON" in refused("report", folder)
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters=',"'), min_size=1, max_size=30))
+def test_no_text_is_taken_for_markup(text, study):
+    hostile = f"</script><b x='{text}'>&amp;"
+    rows = [{**row, "how": hostile if row["how"] == "cut" else row["how"]} for row in ROWS]
+    page = Page(study_page(study(rows, findings=hostile, title=hostile, columns={"loss": hostile})))
+    assert page.section("found").all("p")[0].whole_text() == hostile
+    assert page.root.all("h1")[0].whole_text() == hostile
+    assert page.charts()["column-loss"]["series"][1]["name"] == hostile
+    assert page.root.all("b") == []
