@@ -16,7 +16,7 @@ from veneer.frozen.weight import QuantisedLinear
 from veneer.kernels import decode
 from veneer.kernels.operators import cpu_kernels
 from veneer.kernels.reference import GROUP, rows_in_8_bits
-from veneer.training.fused import NORMS, is_silu
+from veneer.training.fused import NORMS, is_silu, name_of
 from veneer.updates.layers import AdaptedLinear, LowRank
 
 # Types whose forward pass is known. A subclass may do more.
@@ -129,7 +129,7 @@ def _layer(layer: Any) -> decode.Layer:
 
 
 def _norm(norm: Any) -> Tensor:
-    if type(norm) not in NORMS:
+    if name_of(norm) not in NORMS:
         raise Unsupported(f"a {type(norm).__name__}")
     return _fp32(norm.weight)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,41 +12,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import FastGELUActivation, GELUTanh, NewGELUActivation, SiLUActivation
-from transformers.models.gemma import modeling_gemma
-from transformers.models.gemma.modeling_gemma import GemmaMLP, GemmaRMSNorm
-from transformers.models.gemma2 import modeling_gemma2
-from transformers.models.gemma2.modeling_gemma2 import Gemma2MLP, Gemma2RMSNorm
-from transformers.models.gemma3 import modeling_gemma3
-from transformers.models.gemma3.modeling_gemma3 import Gemma3MLP, Gemma3RMSNorm
-from transformers.models.gpt_neox import modeling_gpt_neox
-from transformers.models.llama import modeling_llama
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
-from transformers.models.mistral import modeling_mistral
-from transformers.models.mistral.modeling_mistral import MistralMLP, MistralRMSNorm
-from transformers.models.phi import modeling_phi
-from transformers.models.phi3 import modeling_phi3
-from transformers.models.phi3.modeling_phi3 import Phi3MLP, Phi3RMSNorm
-from transformers.models.qwen2 import modeling_qwen2
-from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
-from transformers.models.qwen3 import modeling_qwen3
-from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
 
 from veneer.frozen.weight import frozen_product, frozen_weight
 from veneer.kernels.dense import swift_products
 from veneer.kernels.elementwise import geglu, rms_norm, rotate, swiglu
 from veneer.training.again import again, computed_again
 
+
+def _types(suffix: str, *models: str) -> frozenset[str]:
+    """Their full names, as transformers has them. A model brings the module that it is made of with it; to import all
+    of these would take a quarter of a second of every start."""
+    parts = [model.split(".") for model in models]
+    return frozenset(f"transformers.models.{home}.modeling_{home}.{name}{suffix}" for home, name in parts)
+
+
 # Types whose forward is known. A subclass may do more.
-NORMS = (LlamaRMSNorm, MistralRMSNorm, Phi3RMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)  # weight · norm(x)
-_NORMS_BESIDE_ONE = (GemmaRMSNorm, Gemma2RMSNorm, Gemma3RMSNorm)  # (1 + weight) · norm(x)
-# down(act(gate(x)) · up(x)); of Phi-3 gate and up are halves of one layer's output
-_GATED = (LlamaMLP, MistralMLP, Qwen2MLP, Qwen3MLP, GemmaMLP, Gemma2MLP, Gemma3MLP, Phi3MLP)
+NORMS = _types("RMSNorm", "llama.Llama", "mistral.Mistral", "phi3.Phi3", "qwen2.Qwen2", "qwen3.Qwen3")  # w · norm(x)
+_NORMS_BESIDE_ONE = _types("RMSNorm", "gemma.Gemma", "gemma2.Gemma2", "gemma3.Gemma3")  # (1 + weight) · norm(x)
+_HALVED = _types("MLP", "phi3.Phi3")  # gate and up are halves of one layer's output
+_GATED = _HALVED | _types(  # down(act(gate(x)) · up(x))
+    "MLP", "llama.Llama", "mistral.Mistral", "qwen2.Qwen2", "qwen3.Qwen3", "gemma.Gemma", "gemma2.Gemma2",
+    "gemma3.Gemma3",
+)  # fmt: skip
+# Modules whose attention rotates by apply_rotary_pos_emb.
+_ROTATING = {
+    f"transformers.models.{home}.modeling_{home}"
+    for home in ("gemma", "gemma2", "gemma3", "gpt_neox", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3")
+}
 _EXACT = (torch.float32, torch.float64)  # where a formula's operations need not be rounded one by one, as its own are
 _TANH_GELUS = (NewGELUActivation, FastGELUActivation, GELUTanh)
-_ROTATING: tuple[Any, ...] = (
-    modeling_gemma, modeling_gemma2, modeling_gemma3, modeling_gpt_neox, modeling_llama, modeling_mistral, modeling_phi,
-    modeling_phi3, modeling_qwen2, modeling_qwen3,
-)  # fmt: skip
 
 
 @contextmanager
@@ -83,30 +78,34 @@ def _fused_forward(module: Any) -> Callable[[Tensor], Tensor] | None:
 
 def _pass_of(module: Any) -> Callable[[Any, Tensor], Tensor] | None:
     """What computes the module's own formula in fewer passes, or keeping less; None where it is not known."""
-    kind = type(module)
-    if kind in NORMS:
+    kind, name = type(module), name_of(module)
+    if name in NORMS:
         return _normed
-    if kind in _NORMS_BESIDE_ONE:
+    if name in _NORMS_BESIDE_ONE:
         return _normed_beside_one
     if kind is nn.LayerNorm:
         return _centred
-    if kind in _GATED and _gate_of(_activation(module)) is not None:
+    if name in _GATED and _gate_of(_activation(module)) is not None:
         return _gated
     if kind in _TANH_GELUS:
         return _activated
     return None
 
 
+def name_of(module: nn.Module) -> str:
+    """The full name of its type."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
 def fused_types(model: nn.Module) -> dict[str, int]:
     """Type of module → how many of ``model`` compute in fewer passes, or keep less, while it trains, unless they are
     trained whole."""
-    homes = {home.__name__ for home in _ROTATING}
     inside = {id(_activation(module)) for module in model.modules() if _pass_of(module) is _gated}
     found = [
         type(module).__name__
         for module in model.modules()
         if (_pass_of(module) is not None and id(module) not in inside)
-        or (type(module).__module__ in homes and type(module).__name__.endswith("Attention"))
+        or (type(module).__module__ in _ROTATING and type(module).__name__.endswith("Attention"))
     ]
     return dict(Counter(found))
 
@@ -114,14 +113,15 @@ def fused_types(model: nn.Module) -> dict[str, int]:
 @contextmanager
 def _rotations() -> Iterator[None]:
     """Inside, the attention of the known types rotates queries and keys in one pass each."""
-    before = [module.apply_rotary_pos_emb for module in _ROTATING]
-    for module in _ROTATING:
-        module.apply_rotary_pos_emb = _rotated
+    there = [module for name, module in list(sys.modules.items()) if name in _ROTATING]
+    before = [module.apply_rotary_pos_emb for module in there]
+    for module in there:
+        module.apply_rotary_pos_emb = _rotated  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        for module, function in zip(_ROTATING, before, strict=True):
-            module.apply_rotary_pos_emb = function
+        for module, function in zip(there, before, strict=True):
+            module.apply_rotary_pos_emb = function  # type: ignore[attr-defined]
 
 
 def _rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
@@ -167,7 +167,7 @@ def _gated(module: Any, x: Tensor) -> Tensor:
     """down(act(gate(x)) · up(x)), whose inner product would be as large as either of its factors, which are kept."""
     product = _gate_of(_activation(module))
     assert product is not None
-    if type(module) is Phi3MLP:
+    if name_of(module) in _HALVED:
         gate, up = module.gate_up_proj(x).chunk(2, dim=-1)
     else:
         gate, up = module.gate_proj(x), module.up_proj(x)
@@ -181,7 +181,7 @@ def _again_from(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 
 def _activation(module: Any) -> Any:
-    return module.activation_fn if type(module) is Phi3MLP else module.act_fn
+    return module.activation_fn if name_of(module) in _HALVED else module.act_fn
 
 
 def _gate_of(activation: Any) -> Callable[[Tensor, Tensor], Tensor] | None:
