@@ -142,7 +142,7 @@ def test_modules_trained_whole_are_merged_first(trained):
 
 def test_a_base_in_4_bits_is_loaded_in_4_bits(trained, tiny_folder, tmp_path, monkeypatch):
     wide = shutil.copytree(tiny_folder, tmp_path / "wide")  # on a CPU bitsandbytes needs whole blocks in a row
-    sizes = {"hidden_size": 64, "intermediate_size": 128}
+    sizes = {"hidden_size": 128, "intermediate_size": 256}
     tf.LlamaForCausalLM(tf.AutoConfig.from_pretrained(wide, **sizes)).save_pretrained(wide)
     found = _recipes(trained("nf4", model=wide, storage="nf4", double_quantisation=True))["peft"]
     assert (

@@ -26,7 +26,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """``x``, ``y``: what the axes show, with units. Text as x makes them categories."""
+    """``x``, ``y``: what the axes show, with units. ``categories``: the values of x in order, where these are text."""
 
     name: str  # unique on its page; letters and hyphens
     title: str
@@ -36,6 +36,7 @@ class Chart:
     kind: Literal["line", "scatter", "bar"] = "line"
     note: str = ""
     log: bool = False  # the axis of y
+    categories: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,13 +62,12 @@ class Chart:
 
     @property
     def x_values(self) -> list[X]:
-        return list(dict.fromkeys(x for one in self.columns for x, _ in one.points))
+        found = dict.fromkeys(x for one in self.columns for x, _ in one.points)
+        return sorted(found, key=self.categories.index if self.categories else float)  # type: ignore[arg-type]
 
     def table(self) -> list[list[str]]:
         """Rows of x and each series' value there; of very many, some at equal distances and the last."""
         values = self.x_values
-        if all(not isinstance(x, str) for x in values):
-            values.sort(key=float)
         every = -(-len(values) // _TABLE_ROWS)
         kept = values[::-1][::every][::-1]
         columns = [dict(one.points) for one in self.columns]

@@ -16,6 +16,8 @@ from veneer.reporting.page import picture, render
 STUDY_NAME, ROWS_NAME = "study.json", "runs.csv"
 _KEY, _SEED = "run", "seed"  # columns: what names a run; what runs are repeated over
 _FEW = 20  # values of x that stand as categories, side by side, however far apart
+_MOST = 40  # values of x that can be told apart
+_LONGEST = 60  # letters of a value in the table
 Row = dict[str, Any]
 
 
@@ -36,7 +38,7 @@ def study_page(path: Path) -> str:
         notes=[f"The plot {name} is not in the folder." for name in lost],
         findings=study.get("findings") or "Nothing yet: not all of its runs are done.",
         pictures=[(name, picture(path / name)) for name in known], file=ROWS_NAME, head=head,
-        rows=[[shown(row[name]) for name in head] for row in rows], columns=list(columns.items()),
+        rows=[[_cell(row[name]) for name in head] for row in rows], columns=list(columns.items()),
         options=list((study.get("options") or {}).items()), machine=list((study.get("environment") or {}).items()),
     )  # fmt: skip
 
@@ -44,37 +46,52 @@ def study_page(path: Path) -> str:
 def study_charts(head: list[str], rows: list[Row], meanings: dict[str, str]) -> list[Chart]:
     """A chart for each column that was measured.
 
-    The columns before the seed say what was compared: the one of most values is x, and of the others those that make
-    a difference between rows of equal x name the series. Each point is the mean over the seeds.
+    Of the columns before the seed those of names and whole numbers say what was compared: the one of most values among
+    the rows with a measurement is x, and of the others those that make a difference between rows of equal x name the
+    series. Each point is the mean of the rows that are left, as of several seeds.
     """
     if _SEED not in head:
         return []
-    place = head.index(_SEED)
-    compared = [name for name in head[:place] if name != _KEY and not _is_json(rows, name)]
-    varied = [name for name in compared if len({row[name] for row in rows}) > 1]
-    if not varied:
-        return []
-    x = max(varied, key=lambda name: len({row[name] for row in rows}))  # of equal ones the first
-    parts = _series_columns(x, [name for name in varied if name != x], rows)
+    compared = [name for name in head[: head.index(_SEED)] if name != _KEY and _says_what(rows, name)]
     charts = []
-    for name in head[place + 1 :]:
-        measured = [row for row in rows if _is_number(row[name]) and row[x] is not None]
-        if len({row[name] for row in measured}) < 2:
-            continue
-        y = meanings.get(name, "").partition(";")[0] or name
-        kind: Literal["line", "scatter"] = "line" if all(_is_number(row[x]) for row in measured) else "scatter"
-        groups: dict[str, list[Row]] = {}
-        for row in measured:
-            groups.setdefault(", ".join(str(row[part]) for part in parts) or name, []).append(row)
-        order = _order(measured, x)
-        series = [Series(of, _points(its, x, name, order, mean=True)) for of, its in groups.items()]
-        if any(len(one.points) < len(its) for one, its in zip(series, groups.values(), strict=True)):
-            series += [
-                Series(f"{of}, each", _points(its, x, name, order, mean=False), mean=of) for of, its in groups.items()
-            ]
-        note = "Means over the seeds; the small marks are the seeds." if len(series) > len(groups) else ""
-        charts.append(Chart(_identifier(name), name, x, y, tuple(series), kind, note))
+    for name in head:
+        its = [row for row in rows if _is_number(row[name])]
+        if name not in (_KEY, _SEED, *compared) and len({row[name] for row in its}) > 1:
+            chart = _chart(name, meanings.get(name, "").partition(";")[0] or name, its, compared)
+            charts += [chart] if chart is not None else []
     return charts
+
+
+def _chart(name: str, y: str, rows: list[Row], compared: list[str]) -> Chart | None:
+    """None where nothing was compared, or too much for one axis."""
+    values = {column: {row[column] for row in rows} - {None} for column in compared}
+    varied = [column for column in compared if 1 < len(values[column]) <= _MOST]
+    if not varied:
+        return None
+    x = max(varied, key=lambda column: len(values[column]))  # of equal ones the first
+    rows = [row for row in rows if row[x] is not None]
+    parts = _series_columns(x, [column for column in varied if column != x], rows)
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_series_name(row, parts) or name, []).append(row)
+    kind: Literal["line", "scatter"] = "line" if all(_is_number(row[x]) for row in rows) else "scatter"
+    order = _order(rows, x)
+    as_text = len(order) <= _FEW or kind == "scatter"
+    series = [Series(of, _points(its, x, name, order, as_text, mean=True)) for of, its in groups.items()]
+    if any(len(one.points) < len(its) for one, its in zip(series, groups.values(), strict=True)):
+        series += [
+            Series(f"{of}, each", _points(its, x, name, order, as_text, mean=False), mean=of)
+            for of, its in groups.items()
+        ]
+    note = "Means; the small marks are the rows, as of several seeds." if len(series) > len(groups) else ""
+    categories = tuple(map(shown, order)) if as_text else ()
+    return Chart(_identifier(name), name, x, y, tuple(series), kind, note, categories=categories)
+
+
+def _series_name(row: Row, columns: list[str]) -> str:
+    """What its values are; a number with its column's name, and nothing for none."""
+    values = [(name, row[name]) for name in columns if row[name] is not None]
+    return ", ".join(f"{name} {value}" if _is_number(value) else str(value) for name, value in values)
 
 
 def _series_columns(x: str, others: list[str], rows: list[Row]) -> list[str]:
@@ -93,8 +110,7 @@ def _order(rows: list[Row], x: str) -> list[Any]:
     return sorted(values) if all(map(_is_number, values)) else values
 
 
-def _points(rows: list[Row], x: str, y: str, order: list[Any], *, mean: bool) -> list[tuple[X, float]]:
-    as_text = len(order) <= _FEW or not all(map(_is_number, order))
+def _points(rows: list[Row], x: str, y: str, order: list[Any], as_text: bool, *, mean: bool) -> list[tuple[X, float]]:
     found: dict[Any, list[float]] = {}
     for row in rows:
         found.setdefault(row[x], []).append(row[y])
@@ -114,8 +130,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and value == value and abs(value) != float("inf")
 
 
-def _is_json(rows: Iterable[Row], name: str) -> bool:
-    return any(isinstance(row[name], str) and row[name][:1] in ("{", "[") for row in rows)
+def _says_what(rows: Iterable[Row], name: str) -> bool:
+    """Whether a column has names and whole numbers; JSON and other numbers were measured."""
+    values = [row[name] for row in rows if row[name] is not None]
+    return all(isinstance(value, int) or (isinstance(value, str) and value[:1] not in ("{", "[")) for value in values)
+
+
+def _cell(value: Any) -> str:
+    text = shown(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def _study(path: Path) -> dict[str, Any]:

@@ -95,6 +95,34 @@ def test_a_column_that_follows_from_x_makes_no_series():
     assert chart.series[0].points == [("q", 0.0), ("k", 0.125), ("qv", 0.25), ("mlp", 0.375)]
 
 
+def test_x_is_chosen_among_the_rows_that_have_the_measurement():
+    """As in a study of several kinds of rows: what one kind has is empty in the others."""
+    head = ["run", "what", "rank", "matrix", "energy", "seed", "loss"]
+    rows = [
+        *(dict(zip(head, ("a", "part", rank, None, rank / 16 - 0.01, 0, 1 / rank), strict=True)) for rank in (1, 2, 4)),
+        *(dict(zip(head, ("b", "matrix", 9, f"m{n}", n / 100 + 0.001, 0, None), strict=True)) for n in range(50)),
+        dict(zip(head, ("c", "full", None, None, None, 0, 0.125), strict=True)),
+    ]
+    energy, loss = study_charts(head, rows, {})
+    assert (loss.x, [one.name for one in loss.series]) == ("rank", ["loss"])
+    assert loss.series[0].points == [("1", 1.0), ("2", 0.5), ("4", 0.25)]
+    assert (energy.x, energy.y) == ("rank", "energy"), "fifty names are too many for an axis"
+    rows = [{**row, "tuning": n % 2} for n, row in enumerate(ROWS * 2)]
+    first_large = sorted(ROWS, key=lambda row: -row["rank"])
+    assert study_charts(HEAD, first_large, {})[0].categories == ("1", "2", "8")
+    (chart, *_) = study_charts(["run", "how", "rank", "tuning", "seed", "loss"], rows[: len(ROWS)], {})
+    assert chart.x == "rank"
+    assert {one.name for one in chart.series if not one.mean} == {
+        f"{how}, tuning {tuning}" for how in ("trained", "cut") for tuning in (0, 1)
+    }
+
+
+def test_a_long_value_is_cut_in_the_table(study):
+    rows = [{**row, "how": "x" * 99} for row in ROWS]
+    (table, *_) = Page(study_page(study(rows))).section("rows").all("table")
+    assert table.rows()[1][1] == "x" * 59 + "…"
+
+
 def test_a_study_that_goes_on(study, refused):
     folder = study(rows=[], finished=False, findings="", plots=["../secret.png", "gone.png"])
     page = Page(study_page(folder))

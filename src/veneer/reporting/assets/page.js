@@ -9,6 +9,7 @@
   const DASHES = ["solid", [7, 4], [2, 3], [9, 3, 2, 3]];
   const SYMBOLS = ["circle", "rect", "triangle", "diamond", "emptyCircle", "emptyRect"];
   const MOST_MARKED = 40; // points; of more, markers hide the line
+  const MOST_NAMED = 6; // series in the legend at a time
   const PAPER = { width: 440, height: 270 };
   const HEIGHT_OF_ENTRY = 20; // of the legend, in pixels
 
@@ -49,7 +50,7 @@
     const dark = darkMode.matches && !printing;
     const text = dark ? "#c9d0d9" : "#333333";
     const line = dark ? "#3a424e" : "#d5d9e0";
-    const categories = chart.series.some((one) => one.points.some(([x]) => typeof x === "string"));
+    const categories = chart.categories.length > 0;
     const named = chart.series.filter((one) => one.mean === "").map((one) => one.name);
     const several = named.length > 1;
     const axis = {
@@ -58,15 +59,15 @@
       splitLine: { lineStyle: { color: line } },
       nameTextStyle: { color: text },
     };
-    const top = 46 + (several ? HEIGHT_OF_ENTRY * Math.ceil(named.length / 2) : 0);
+    const top = 52 + (several ? HEIGHT_OF_ENTRY * (named.length > MOST_NAMED ? 1 : Math.ceil(named.length / 2)) : 0);
     return {
       animation: false,
       backgroundColor: "transparent",
       textStyle: { fontFamily: "inherit" },
       grid: { left: 8, right: 20, top, bottom: printing ? 24 : 64, containLabel: true },
       legend: {
-        show: several, data: named, top: 2, left: 0, right: 95, itemGap: 12, itemWidth: 34, textStyle: { color: text },
-        type: named.length > 6 ? "scroll" : "plain",
+        show: several, data: named, top: 20, left: 0, right: 0, itemGap: 12, itemWidth: 34, textStyle: { color: text },
+        type: named.length > MOST_NAMED ? "scroll" : "plain",
       },
       tooltip: {
         trigger: chart.kind === "scatter" ? "item" : "axis",
@@ -92,7 +93,7 @@
       ],
       xAxis: { ...axis, type: categories ? "category" : "value", name: chart.x, nameLocation: "middle", nameGap: 26,
                min: categories ? undefined : "dataMin", max: categories ? undefined : "dataMax",
-               splitLine: { show: false }, data: categories ? [...new Set(chart.series.flatMap((one) => one.points.map(([x]) => x)))] : undefined },
+               splitLine: { show: false }, data: categories ? chart.categories : undefined },
       yAxis: { ...axis, type: chart.log ? "log" : "value", scale: true, name: chart.log ? `${chart.y} (logarithmic)` : chart.y, nameLocation: "end", nameGap: 8,
                nameTextStyle: { color: text, align: "left" },
                axisLabel: { ...axis.axisLabel, formatter: number } },
