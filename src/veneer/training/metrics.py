@@ -7,6 +7,7 @@ import json
 import resource
 import sys
 from contextlib import suppress
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,12 @@ class Metrics:
         self._file = self._path.open("a", encoding="utf-8")
         with suppress(OSError):  # a file system without locks: then `is_written` cannot tell
             fcntl.flock(self._file, fcntl.LOCK_SH)
-        self._board = _tensorboard(run / "tensorboard", step + 1)
+        self._at = run / "tensorboard", step + 1
+
+    @cached_property
+    def _board(self) -> Any:
+        """Opened with the first record: until its import is done no step would begin."""
+        return _tensorboard(*self._at)
 
     def write(self, **record: Any) -> None:
         self._file.write(json.dumps(record) + "\n")
@@ -38,8 +44,9 @@ class Metrics:
 
     def close(self) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        board = self.__dict__.get("_board")
+        if board is not None:
+            board.close()
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
