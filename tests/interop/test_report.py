@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import io
 import shlex
-import shutil
 import sys
 
+import bitsandbytes as bnb
 import pytest
 import torch
-import transformers as tf
 from rich.console import Console
 
 import veneer
@@ -140,19 +139,12 @@ def test_modules_trained_whole_are_merged_first(trained):
     ]
 
 
-def test_a_base_in_4_bits_is_loaded_in_4_bits(trained, tiny_folder, tmp_path, monkeypatch):
-    wide = shutil.copytree(tiny_folder, tmp_path / "wide")  # on a CPU bitsandbytes needs whole blocks in a row
-    sizes = {"hidden_size": 128, "intermediate_size": 256}
-    tf.LlamaForCausalLM(tf.AutoConfig.from_pretrained(wide, **sizes)).save_pretrained(wide)
-    found = _recipes(trained("nf4", model=wide, storage="nf4", double_quantisation=True))["peft"]
-    assert (
-        'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)'
-        in (found.parts[0][1])
-    )
-    opened = open_named(trained("nf4"))
-    model = _do(found, monkeypatch)["model"].eval()
-    with torch.no_grad():
-        torch.testing.assert_close(model(_ids(opened)).logits, opened.model(_ids(opened)).logits, rtol=1e-2, atol=1e-2)
+def test_a_base_in_4_bits_is_loaded_in_4_bits(trained, monkeypatch):
+    found = _recipes(trained("nf4", storage="nf4", double_quantisation=True))["peft"]
+    model = _do(found, monkeypatch)["model"]
+    layers = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
+    assert layers
+    assert {(layer.weight.quant_type, layer.weight.compress_statistics) for layer in layers} == {("nf4", True)}
     other = _recipes(trained("int4", storage="int4"))["peft"]
     assert "BitsAndBytes" not in other.parts[0][1]
     assert "trained over a base in int4" in other.note

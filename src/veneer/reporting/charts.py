@@ -63,7 +63,7 @@ class Chart:
     @property
     def x_values(self) -> list[X]:
         found = dict.fromkeys(x for one in self.columns for x, _ in one.points)
-        return sorted(found, key=self.categories.index if self.categories else float)  # type: ignore[arg-type]
+        return sorted(found, key=self.categories.index if self.categories else float)
 
     def table(self) -> list[list[str]]:
         """Rows of x and each series' value there; of very many, some at equal distances and the last."""

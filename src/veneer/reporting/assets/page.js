@@ -59,14 +59,14 @@
       splitLine: { lineStyle: { color: line } },
       nameTextStyle: { color: text },
     };
-    const top = 52 + (several ? HEIGHT_OF_ENTRY * (named.length > MOST_NAMED ? 1 : Math.ceil(named.length / 2)) : 0);
+    const top = 48 + (several ? HEIGHT_OF_ENTRY * (named.length > MOST_NAMED ? 1 : Math.ceil(named.length / 2)) : 0);
     return {
       animation: false,
       backgroundColor: "transparent",
       textStyle: { fontFamily: "inherit" },
       grid: { left: 8, right: 20, top, bottom: printing ? 24 : 64, containLabel: true },
       legend: {
-        show: several, data: named, top: 20, left: 0, right: 0, itemGap: 12, itemWidth: 34, textStyle: { color: text },
+        show: several, data: named, top: 0, left: 0, width: "78%", itemGap: 12, itemWidth: 34, textStyle: { color: text },
         type: named.length > MOST_NAMED ? "scroll" : "plain",
       },
       tooltip: {
