@@ -19,6 +19,7 @@ from veneer.commands.verbs import (
     MergeOptions,
     QuantizeOptions,
     ReportOptions,
+    StudyOptions,
 )
 from veneer.errors import ConfigError, VeneerError, did_you_mean
 from veneer.threads import settle
@@ -75,9 +76,10 @@ def train(run_yaml: Path | None, resume: Path | None, **options: Any) -> None:
         values = {**(read_yaml(run_yaml) if run_yaml else {}), **given(options)}
         result = run.train(config=TrainConfig(**values))
     loss = "" if result.loss_after is None else f" Held-out loss {result.loss_before:.3f} → {result.loss_after:.3f}."
-    click.echo(f"Adapter of step {result.best_step or result.steps} written to {result.folder / 'adapter'}.{loss}")
-    folder = result.folder
-    click.echo(f"Next: veneer evaluate {folder}   or   veneer chat {folder} --both   or   veneer report {folder}")
+    written, folder = result.written, result.folder
+    both = " --both" if written.name == "adapter" else ""
+    click.echo(f"{written.name.title()} of step {result.best_step or result.steps} written to {written}.{loss}")
+    click.echo(f"Next: veneer evaluate {folder}   or   veneer chat {folder}{both}   or   veneer report {folder}")
 
 
 @cli.command(short_help="Measure base and adapter on held-out rows.")
@@ -225,6 +227,22 @@ def watch(run: Path) -> None:
     from veneer.reporting.watch import watch as show
 
     show(run)
+
+
+@cli.command(short_help="Measure a trade-off: rank, matrices, methods, storage, budget or spectrum.")
+@click.argument("kind", metavar="KIND")
+@flags(StudyOptions, first=("model", "data", "output", "seeds", "steps"))
+def study(kind: str, **options: Any) -> None:
+    """Train and measure what KIND compares, and write the rows, a plot and what was found to a folder.
+
+    KIND is rank, matrices, methods, storage, budget or spectrum. A run whose row is there is not run again.
+
+    \b
+    veneer study rank --data rows.jsonl --seeds 0,1,2 --steps 200
+    """
+    from veneer.studies.run import run_study
+
+    run_study(kind, StudyOptions(**given(options)), click.echo)
 
 
 @cli.command(short_help="Shell completion for bash, zsh or fish.")

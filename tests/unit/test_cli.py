@@ -15,7 +15,7 @@ from veneer.training import loop
 pytestmark = pytest.mark.unit
 
 VERBS = ["train", "evaluate", "generate", "chat", "merge", "export", "quantize", "inspect", "report", "watch"]
-VERBS += ["completion"]
+VERBS += ["study", "completion"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"], ["completion", "bash"]])

@@ -28,8 +28,10 @@ class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
     held_out: float | str = Field(
         0.1, description="Rows kept from training to measure on: a share, a number of rows, or a file. 0: none."
     )
-    method: Literal["lora", "adalora"] = Field(
-        "lora", description="Kind of update: one rank for all, or a budget of ranks given out by importance."
+    method: Literal["lora", "adalora", "full", "bias", "head"] = Field(
+        "lora",
+        description="What is trained: an update of one rank for all, or of ranks given out by importance; or the "
+        "model's own weights: all, its biases, or its head.",
     )
     storage: Storage = Field("fp32", description="How the frozen base is kept.")
     task: Literal["auto", "causal", "seq2seq", "classification"] = Field(
@@ -112,14 +114,22 @@ class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
     def _options_of_one_method(self) -> TrainConfig:
         groups: dict[str, type[Options]] = {"lora": LoRA, "adalora": AllocationOptions}
         own = {method: group.model_fields.keys() - UpdateOptions.model_fields for method, group in groups.items()}
+        if self.trains_own_weights:
+            own["lora"] |= UpdateOptions.model_fields.keys()
         changed = self.changed()
         for method, names in own.items():
             given = [name for name in changed if name in names]
             if given and method != self.method:
+                has = ", ".join(sorted(own.get(self.method, ()))) or "none of its own"
                 raise ValueError(
                     f"{', '.join(given)} {'is an option' if len(given) == 1 else 'are options'} of method: {method}, "
-                    f"and the method is {self.method}, which has {', '.join(sorted(own[self.method]))}."
+                    f"and the method is {self.method}, which has {has}."
                 )
+        if self.trains_own_weights and self.storage != "fp32":
+            raise ValueError(
+                f"method: {self.method} trains the model's own weights, which are kept in fp32 then; leave out "
+                f"storage: {self.storage}, or use method: lora over it."
+            )
         if self.method == "adalora":
             self.refuse_rising_ranks()
         return self
@@ -132,6 +142,11 @@ class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
                 f"made of whole passes or parts, not of more rows."
             )
         return self
+
+    @property
+    def trains_own_weights(self) -> bool:
+        """Whether it is no update that is trained; the result then is a model."""
+        return self.method in ("full", "bias", "head")
 
     def kept(self) -> dict[str, Any]:
         """How the base is kept, as `veneer.load` takes it."""

@@ -131,7 +131,7 @@ def _allocation(run: Run) -> dict[str, float]:
 
 
 def evaluate(run: Run, state: State) -> None:
-    """Measure the held-out loss; the adapter with the lowest one is kept in best/.
+    """Measure the held-out loss; what is trained is kept in best/ where it is the lowest one.
 
     An AdaLoRA adapter is none to keep before its ranks are fixed: it is larger than was asked for.
     """

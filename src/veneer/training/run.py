@@ -1,6 +1,6 @@
 """A run from its options to its folder, and a run that goes on where it was.
 
-run/  config.yaml  rows.json  environment.json  metrics.jsonl  adapter/  best/  checkpoints/step-000200/
+run/  config.yaml  rows.json  environment.json  metrics.jsonl  adapter/ (or model/)  best/  checkpoints/step-000200/
 """
 
 from __future__ import annotations
@@ -44,15 +44,17 @@ from veneer.training.interrupt import stop_requests
 from veneer.training.loop import Run, finished, train_loop
 from veneer.training.loss import Loss
 from veneer.training.metrics import Metrics, peak_memory, read_metrics
+from veneer.training.own_weights import MODEL, restore_trained, train_own_weights, trained_tensors, write_model
 from veneer.training.paged_adamw import PagedAdamW
 from veneer.training.preflight import check_disk, check_new_run, check_writable
 from veneer.training.prepare import Prepared, prepare
 from veneer.training.progress import RunProgress
-from veneer.updates.adapter_file import active_tensors, restore, write_adapter
+from veneer.updates.adapter_file import write_adapter
 from veneer.updates.allocator import Allocator
 from veneer.updates.attach import active_allocator, adapters_of, attach
 from veneer.updates.base_file import save_base
 from veneer.updates.config import AdaLoRA
+from veneer.updates.peft_config import CONFIG_NAME as ADAPTER_CONFIG
 from veneer.updates.trainable import trainable
 
 ADAPTER = "adapter"
@@ -78,6 +80,13 @@ class Result:
     best_step: int
     seconds: float
     peak_memory: int  # bytes
+
+    @property
+    def written(self) -> Path:
+        """The adapter; or the model, where its own weights were trained."""
+        found = result_of(self.folder)
+        assert found is not None
+        return found
 
 
 def train(
@@ -135,6 +144,14 @@ def refuse_no_run(folder: Path) -> None:
         raise TrainingError(f"{folder} is not a run folder: it has no {CONFIG_NAME}.{did_you_mean(str(folder), near)}")
 
 
+def result_of(folder: Path) -> Path | None:
+    """adapter/ or model/ of a finished run; None before it has finished."""
+    for path, file in ((folder / ADAPTER, ADAPTER_CONFIG), (folder / MODEL, "config.json")):
+        if (path / file).is_file():
+            return path
+    return None
+
+
 def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Result:
     config, model, folder = prepared.config, prepared.model, Path(prepared.config.output)
     tokens, report = prepared.tokeniser.all(prepared.train)
@@ -143,7 +160,9 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
     batches = Batches(tokens, config.batch_size, config.seed)
     total = config.steps or max(1, math.ceil(config.epochs * batches.per_epoch))
     started_with_adapter = bool(adapters_of(model).configs)
-    if not started_with_adapter:
+    if config.trains_own_weights:
+        train_own_weights(model, config.method)
+    elif not started_with_adapter:
         begun = config.base() != config.model  # the base is changed already, and a checkpoint has A and B
         kept = {"init": "kaiming", "loftq_iterations": 1} if begun else {}
         attach(model, config.update(total).model_copy(update=kept))
@@ -157,9 +176,10 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
 
     folder.mkdir(parents=True, exist_ok=True)
     check_disk(
-        folder, table.parameters, config.keep_checkpoints, config.optimizer == "paged-adamw", allocator is not None
+        folder, table.parameters, config.keep_checkpoints, config.optimizer == "paged-adamw", allocator is not None,
+        sum(tensor.nbytes for tensor in model.parameters()) if config.trains_own_weights else 0,
     )  # fmt: skip
-    optimizer = _optimizer(config, [p for p in active_tensors(model).values() if p.requires_grad])
+    optimizer = _optimizer(config, [p for p in trained_tensors(model).values() if p.requires_grad])
     loss = Loss(
         model, prepared.tokeniser.pad, tokens[0], kind=prepared.tokeniser.kind, smoothing=config.label_smoothing
     )  # fmt: skip
@@ -204,7 +224,7 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
             )  # fmt: skip
             if not finished(run, state):
                 train_loop(run, state)
-        _write_result(folder, model, state)
+        _write_result(folder, prepared, state)
         metrics.close()  # the lock that says the run goes on ends with it, when all of it is there
     except OSError as error:
         last = checkpoints(folder)
@@ -242,16 +262,23 @@ def _optimizer(config: TrainConfig, parameters: list[Tensor]) -> torch.optim.Opt
     return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)
 
 
-def _write_result(folder: Path, model: nn.Module, state: State) -> None:
-    """adapter/ is the best one where held-out rows chose one, else the last; the model is left with it, too."""
-    best = folder / BEST
+def _write_result(folder: Path, prepared: Prepared, state: State) -> None:
+    """adapter/ is the best one where held-out rows chose one, else the last; the model is left with it, too.
+
+    So is model/, where its own weights were trained."""
+    best, model = folder / BEST, prepared.model
+    if prepared.config.trains_own_weights:
+        if state.best_loss is not None and state.best_step != state.step:
+            restore_trained(model, best)
+        write_model(model, prepared.tokenizer, folder / MODEL)
+        return
     if state.best_loss is None:
         write_adapter(model, folder / ADAPTER)
         return
     with atomic_folder(folder / ADAPTER) as temporary:
         shutil.copytree(best, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns("step"))
     if state.best_step != state.step:
-        restore(model, best)
+        restore_trained(model, best)
 
 
 def _introduce(
