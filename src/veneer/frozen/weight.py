@@ -105,13 +105,15 @@ _Panels = Iterator[tuple[slice, Tensor]]  # which rows of W0, and their values
 
 def _product(x: Tensor, panels: _Panels, out: int) -> Tensor:
     """x (n, in) → x W0ᵀ (n, out)."""
-    y = x.new_empty(x.shape[0], out)
+    y: Tensor | None = None
     for rows, panel in panels:
+        if len(panel) < out and y is None:
+            y = x.new_empty(x.shape[0], out)
         part = (linear if len(x) >= _MANY else F.linear)(x, panel)
-        if len(panel) == out:
+        if y is None:
             return part
         y[:, rows] = part
-    return y
+    return x.new_empty(x.shape[0], out) if y is None else y
 
 
 def _product_transposed(grad: Tensor, panels: _Panels, shape: tuple[int, int]) -> Tensor:

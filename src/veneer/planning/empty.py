@@ -123,10 +123,10 @@ class _OnePanel(BlockwiseWeight):
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         rows, height = self.shape[0], self._height()
-        y = x.new_empty(len(x), rows)
+        y = x.new_empty(len(x), rows) if height < rows else None
         with times(rows / height):
             part = linear(x, expand(self._quantised, 0, height, x.dtype))
-            if height == rows:
+            if y is None:
                 y = part
             else:
                 y[:, :height] = part
