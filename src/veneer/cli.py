@@ -100,7 +100,7 @@ def train(run_yaml: Path | None, resume: Path | None, **options: Any) -> None:
     veneer train runs/bbc/config.yaml --rank 16 --output runs/bbc-r16
     veneer train --resume runs/bbc
     """
-    from veneer.training import run
+    from veneer.planning import run
 
     if resume is not None:
         if run_yaml is not None:

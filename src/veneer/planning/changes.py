@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from veneer.errors import ConfigError
+from veneer.errors import VeneerError
 from veneer.frozen.config import CODE_BITS
 from veneer.planning.plan import Plan
 from veneer.training.config import TrainConfig
@@ -35,13 +35,13 @@ Foresee = Callable[[TrainConfig], Plan]
 
 
 def changes(config: TrainConfig, limit: int, now: Plan, foresee: Foresee, most: int = 4) -> list[Change]:
-    """At most so ``many`` single changes that fit ``limit`` bytes, those without a loss of exactness first; where none
+    """At most ``most`` single changes that fit ``limit`` bytes, those without a loss of exactness first; where none
     does alone, the first combination that does. Empty where nothing helps."""
     found = []
     singles = list(_singles(config))
     for options in singles:
         made = _with(config, options, foresee)
-        if made is not None and made.peak <= limit:
+        if made is not None and made.needed <= limit:
             found.append(Change(options, made, _cost(options, now, made)))
         if len(found) == most:
             break
@@ -53,7 +53,7 @@ def changes(config: TrainConfig, limit: int, now: Plan, foresee: Foresee, most: 
         if len(together) < 2:
             continue
         made = _with(config, together, foresee)
-        if made is not None and made.peak <= limit:
+        if made is not None and made.needed <= limit:
             return [Change(together, made, _cost(together, now, made))]
     return []
 
@@ -80,7 +80,7 @@ def _with(config: TrainConfig, options: dict[str, Any], foresee: Foresee) -> Pla
     try:
         return foresee(type(config)(**{**config.changed(), "model": config.model, "data": config.data,
                                        "output": config.output, **options}))  # fmt: skip
-    except ConfigError:  # options that do not go together
+    except VeneerError:  # options that do not go together, or a base that has no name
         return None
 
 

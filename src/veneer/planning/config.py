@@ -1,4 +1,4 @@
-"""What veneer plan is asked: a run's own options, of which those that it does not need may be missing. No torch here."""
+"""What veneer plan is asked: a run's options, of which those that it does not need may be missing. No torch here."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.pytorch_utils import Conv1D
@@ -40,7 +39,7 @@ class Base(NamedTuple):
     block_size: int
     double_quantisation: bool
     dense: torch.dtype  # of all else
-    mapped: bool = False  # the codes are those of a file
+    mapped: bool = False  # the weights are the file's own pages, which the system may drop and read again
 
 
 def base_of(name: str, storage: str, block_size: int, double_quantisation: bool, task: str = "auto") -> Base:
@@ -51,9 +50,10 @@ def base_of(name: str, storage: str, block_size: int, double_quantisation: bool,
     with quiet():
         config = read_config(name)
         kind = task_of(config, task, None, name)  # type: ignore[arg-type]
-        mapped = is_bitsandbytes(config, name)
+        coded = is_bitsandbytes(config, name)
     dense = DTYPES.get(storage, torch.float32)
-    if mapped:
+    mapped = coded or (storage in DTYPES and getattr(config, "dtype", None) is dense)
+    if coded:
         said = config.quantization_config
         said = said if isinstance(said, dict) else said.to_dict()
         storage, block_size = said.get("bnb_4bit_quant_type", "fp4"), 64

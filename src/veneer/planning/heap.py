@@ -1,18 +1,21 @@
-"""glibc's heap, as far as it decides what a process's memory is: which holes a block can take, and what grows.
+"""glibc's heap, as far as it decides how much memory a process holds: which holes a block can take, and what grows.
 
-PyTorch asks for blocks that begin at a multiple of 64 bytes. Such a block is cut out of a piece that is 96 bytes longer,
-and what is left before and behind it goes to small objects: in the forward pass to the graph's, which live as long as
-the activations. So a hole that a block leaves does not take another one of the same size, and the heap grows by it
-(malloc/malloc.c, _int_memalign).
+PyTorch asks for blocks that begin at a multiple of 64 bytes. glibc cuts such a block out of a piece that is 96 bytes
+longer, and frees what is left before and behind it (malloc/malloc.c, _int_memalign). In the forward pass some of these
+splinters go to the graph's small objects, which live as long as the activations. Beside one of them the hole that a
+block leaves is too small for another block of the same size, and the heap grows instead.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Iterable
 
 from veneer.planning.ledger import Event
 
+TAKEN = 0.6  # share of the splinters that small objects take; measured (benchmarks/plan.py)
+_PATIENCE = 2  # blocks after which it is settled whether one's splinters are taken: temporaries have gone by then
 _ALIGNMENT, _HEADER, _SMALLEST = 64, 16, 32  # bytes
 _SLACK = _ALIGNMENT + _SMALLEST
 _LARGE = 32 * 2**20  # bytes of a block that is mapped by itself, and given back when it goes
@@ -20,20 +23,27 @@ _SMALL = 1024  # bytes of a block that any hole takes
 _TOP = 128 * 2**10  # bytes that the heap grows by at least
 _PAGE = 4096
 
+_Piece = tuple[int, int]  # start, size
+_Key = tuple[int, int]  # step, block
+
 
 class Heap:
-    """Blocks in one growing piece of memory; `size` is what the process holds, `peak` the largest it has been."""
+    """Blocks in one growing piece of memory; `size` is what the process holds, `peak` the largest it has been.
+
+    ``forward``: whether splinters are being taken.
+    """
 
     def __init__(self) -> None:
         self.peak = 0
-        self.pinning = False  # whether what is left beside a block is taken at once
-        self._top = self._end = self._mapped = 0
+        self.forward = False
+        self._top = self._end = self._mapped = self._step = 0
         self._holes: list[tuple[int, int]] = []  # (size, start), ascending
         self._starts: dict[int, int] = {}  # of a hole → its size
         self._ends: dict[int, int] = {}  # of a hole → its start
-        self._blocks: dict[tuple[int, int], tuple[int, int]] = {}  # (step, block) → start, size; start < 0: elsewhere
-        self._pinned: list[tuple[int, int]] = []
-        self._step = 0
+        self._blocks: dict[_Key, _Piece] = {}  # start < 0: not in the heap
+        self._unsettled: deque[tuple[_Key, list[_Piece]]] = deque()
+        self._taken: list[_Piece] = []
+        self._due = 0.0  # splinters that are to be taken yet
 
     @property
     def size(self) -> int:
@@ -41,30 +51,28 @@ class Heap:
 
     def replay(self, events: Iterable[Event]) -> None:
         for event in events:
+            key = self._step, event.block
             if event.size:
-                self._take((self._step, event.block), event.size)
-            elif (self._step, event.block) in self._blocks:
-                self._let_go((self._step, event.block))
+                self._take(key, event.size)
+            elif key in self._blocks:
+                self._let_go(key)
 
     def take(self, size: int) -> None:
         """A block that stays."""
         if size:
-            self._take((-1, len(self._blocks) + 1), size)
-
-    def unpin(self) -> None:
-        """The graph is gone, and with it what stood beside the blocks."""
-        for start, size in self._pinned:
-            self._free(start, size)
-        self._pinned = []
+            self._take((-1, len(self._blocks)), size)
 
     def next_step(self) -> None:
-        """What is left of the step, its gradients, goes."""
-        self.unpin()
+        """The graph has gone, and with it its small objects; now what is left of the step goes, its gradients."""
+        self._settle(0)
+        for start, size in self._taken:
+            self._free(start, size)
+        self._taken = []
         for key in [key for key in self._blocks if key[0] == self._step]:
             self._let_go(key)
         self._step += 1
 
-    def _take(self, key: tuple[int, int], size: int) -> None:
+    def _take(self, key: _Key, size: int) -> None:
         needed = -(-(size + _HEADER // 2) // _HEADER) * _HEADER
         if needed >= _LARGE:
             held = -(-(size + _PAGE) // _PAGE) * _PAGE
@@ -73,11 +81,17 @@ class Heap:
         elif needed < _SMALL:
             self._blocks[key] = -1, 0
         else:
-            self._blocks[key] = self._cut(needed)
+            self._blocks[key], splinters = self._cut(needed)
+            if self.forward:
+                self._unsettled.append((key, splinters))
+                self._settle(_PATIENCE)
+            else:
+                for start, length in splinters:
+                    self._free(start, length)
         self.peak = max(self.peak, self.size)
 
-    def _cut(self, needed: int) -> tuple[int, int]:
-        """Start and size of a block out of the smallest hole that it fits into with its slack, or out of the top."""
+    def _cut(self, needed: int) -> tuple[_Piece, list[_Piece]]:
+        """A block out of the smallest hole that it fits into with its slack, or out of the top; and its splinters."""
         room = needed + _SLACK
         place = bisect_left(self._holes, (room, 0))
         if place < len(self._holes):
@@ -93,29 +107,34 @@ class Heap:
             if self._top > self._end:
                 self._end = -(-(self._top + _TOP) // _PAGE) * _PAGE
         begin = -(-(start + _HEADER) // _ALIGNMENT) * _ALIGNMENT - _HEADER
-        if begin != start and begin - start < _SMALLEST:
+        if start < begin < start + _SMALLEST:
             begin += _ALIGNMENT
         behind = start + room - begin - needed
+        splinters = [(start, begin - start)] if begin > start else []
         if behind >= _SMALLEST:
-            self._spare(begin + needed, behind)
+            splinters.append((begin + needed, behind))
         else:
             needed += behind
-        if begin > start:
-            self._spare(start, begin - start)
-        return begin, needed
+        return (begin, needed), splinters
 
-    def _let_go(self, key: tuple[int, int]) -> None:
+    def _settle(self, patience: int) -> None:
+        while len(self._unsettled) > patience:
+            key, splinters = self._unsettled.popleft()
+            for start, size in splinters:
+                if key in self._blocks:
+                    self._due += TAKEN
+                if self._due >= 1:
+                    self._due -= 1
+                    self._taken.append((start, size))
+                else:
+                    self._free(start, size)
+
+    def _let_go(self, key: _Key) -> None:
         start, size = self._blocks.pop(key)
         if start >= 0:
             self._free(start, size)
         else:
             self._mapped -= size
-
-    def _spare(self, start: int, size: int) -> None:
-        if self.pinning:
-            self._pinned.append((start, size))
-        else:
-            self._free(start, size)
 
     def _free(self, start: int, size: int) -> None:
         """A hole, one with the holes beside it; at the end of the heap the top begins earlier."""
@@ -128,12 +147,12 @@ class Heap:
             behind = start + size
             size += self._starts[behind]
             self._fill(behind)
-        if start + size == self._top:
-            self._top = start
-            if self._end - self._top >= 2 * _LARGE:
-                self._end = -(-(self._top + _TOP) // _PAGE) * _PAGE
+        if start + size < self._top:
+            self._open(start, size)
             return
-        self._open(start, size)
+        self._top = start
+        if self._end - self._top >= 2 * _LARGE:
+            self._end = -(-(self._top + _TOP) // _PAGE) * _PAGE
 
     def _open(self, start: int, size: int) -> None:
         self._starts[start], self._ends[start + size] = size, start

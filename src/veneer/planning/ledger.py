@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -92,7 +91,10 @@ class Ledger(TorchDispatchMode):
 
 
 _PRODUCTS = {"mm", "bmm", "addmm", "addmm_", "baddbmm", "_linear_pointwise"}
-_INTO_THE_LAST = {"dequantise4", "dequantise8"}  # of whose codes only a panel is read, and written into the last argument
+_INTO_THE_LAST = {
+    "dequantise4",
+    "dequantise8",
+}  # of whose codes only a panel is read, and written into the last argument
 
 
 def _cost(func: Any, given: list[Tensor], made: list[Tensor]) -> Operation:

@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,6 +56,11 @@ def resident_memory() -> int:
     return _status("VmRSS:")
 
 
+def file_memory() -> int:
+    """Of the files that this process has mapped, what is in memory, in bytes."""
+    return _status("RssFile:")
+
+
 def _status(field: str) -> int:
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
@@ -75,25 +81,40 @@ class Machine:
 
 
 def measured() -> Machine:
-    """From the cache file, else measured and put there; a file that cannot be read or written is no error."""
-    path = cache_folder() / "machine.json"
-    key = f"{processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        return Machine(**known[key])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    """From the cache file, else measured and put there; a file that cannot be written is no error."""
+    if (known := remembered()) is not None:
+        return known
     found = _measure()
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({**known, key: asdict(found)}, indent=2) + "\n")
+        path().parent.mkdir(parents=True, exist_ok=True)
+        write_text(path(), json.dumps({**_known(), _key(): asdict(found)}, indent=2) + "\n")
     except OSError:
         pass
     return found
+
+
+def remembered() -> Machine | None:
+    """What was measured here before, with these versions and threads."""
+    try:
+        return Machine(**_known()[_key()])
+    except (KeyError, TypeError):
+        return None
+
+
+def path() -> Path:
+    return cache_folder() / "machine.json"
+
+
+def _known() -> dict[str, Any]:
+    try:
+        found = json.loads(path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _key() -> str:
+    return f"{processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
 
 
 def _measure() -> Machine:

@@ -42,6 +42,7 @@ class Plan:
     tokens: int = 0  # of a step
     steps: int | None = None
     shares: dict[str, float] = field(default_factory=dict)  # seconds of a step by part
+    mapped: int = 0  # bytes of the base that are a file's pages, which the system may drop and read again
 
     @property
     def training(self) -> int:
@@ -51,25 +52,31 @@ class Plan:
     def peak(self) -> int:
         return max(self.training, self.loading)
 
+    @property
+    def needed(self) -> int:
+        """Without the pages that can be read again."""
+        return self.peak - self.mapped
+
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "training": self.training, "peak": self.peak}
+        return {**asdict(self), "training": self.training, "peak": self.peak, "needed": self.needed}
 
 
 def plan(
-    config: TrainConfig, machine: Machine, *, base: Base | None = None, passes: Sequence[Sequence[Tokens]] | None = None,
+    config: TrainConfig, machine: Machine, *, base: Base | None = None, rows: list[Tokens] | None = None,
     how: How | None = None, recomputed: int | None = None,
 ) -> Plan:  # fmt: skip
     """The plan of the run that ``config`` describes.
 
-    ``passes``: the rows that go through the model together, of the step that takes the most memory; without them they
-    are as many and as long as the options allow, every token learned. ``how`` the loss is computed, where it is known;
-    ``recomputed``: of how many layers the activations are computed again, where it is not all or none.
+    ``rows``: those of the step that takes the most memory; without them they are as many and as long as the options
+    allow, every token learned. ``how`` the loss is computed, where it is known; ``recomputed``: of how many layers the
+    activations are computed again, where it is not all or none.
     """
     device = getattr(config, "device", "cpu")
     if base is None:
         base = base_of(config.model, config.storage, config.block_size, config.double_quantisation, config.task)
-    if passes is None:
-        passes = _longest(config, base)
+    size = config.micro_batch_size or config.batch_size
+    rows = _longest(config, base) if rows is None else rows
+    passes = [rows[start : start + size] for start in range(0, len(rows), size)]
     if recomputed is None:
         recomputed = -1 if config.gradient_checkpointing else 0
     update = None if config.method == "full" else config.update(config.steps or 100)
@@ -79,11 +86,11 @@ def plan(
         smoothing=config.label_smoothing, on_cpu=device == "cpu",
     )  # fmt: skip
     terms, held = _terms(config, base, step, len(passes), machine, device)
-    seconds, shares = _time(step, passes, largest, machine) if device == "cpu" else (None, {})
+    seconds, shares = _time(step, passes, largest, machine) if device == "cpu" and machine.flops else (None, {})
     return Plan(
         base.name, terms, _loading(step, held, terms), step.layers if recomputed < 0 else min(recomputed, step.layers),
-        step.layers, step.weights.parameters, seconds, sum(len(row.ids) for rows in passes for row in rows),
-        config.steps, shares,
+        step.layers, step.weights.parameters, seconds, sum(len(row.ids) for row in rows),
+        config.steps, shares, held if base.mapped else 0,
     )  # fmt: skip
 
 
@@ -93,14 +100,12 @@ def longest_row(config: TrainConfig, base: Base) -> int:
     return min(config.max_length, positions) if isinstance(positions, int) and positions > 0 else config.max_length
 
 
-def _longest(config: TrainConfig, base: Base) -> list[list[Tokens]]:
+def _longest(config: TrainConfig, base: Base) -> list[Tokens]:
     length = longest_row(config, base)
     labels = [0] if base.kind == "classification" else [1] * length
     if base.kind == "causal":
         labels[0] = IGNORE
-    row = Tokens([1] * length, labels, "")
-    size = config.micro_batch_size or config.batch_size
-    return [[row] * min(size, config.batch_size - start) for start in range(0, config.batch_size, size)]
+    return [Tokens([1] * length, labels, "")] * config.batch_size
 
 
 def optimizer_states(config: TrainConfig, parameters: int) -> int:
@@ -164,7 +169,7 @@ def _heap_peak(step: Step, states: int, gradients: int) -> int:
     for number in range(_STEPS):
         heap.peak = heap.size
         for stretch in step.stretches:
-            heap.pinning = stretch.name in ("forward", "loss")
+            heap.forward = stretch.name in ("forward", "loss")
             heap.replay(stretch.events)
         heap.next_step()
         if not number:

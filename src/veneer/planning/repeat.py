@@ -22,13 +22,13 @@ class Kinds:
     left_out: dict[int, int]
 
     @classmethod
-    def of(cls, layers: Sequence[nn.Module], key: Callable[[nn.Module], Hashable]) -> Kinds:
-        """Layers are equal when their types, the shapes of their tensors, and ``key`` are."""
+    def of(cls, layers: Sequence[nn.Module], key: Callable[[nn.Module], Hashable], whole: bool = False) -> Kinds:
+        """Layers are equal when types, shapes of tensors, and ``key`` are. ``whole``: none is left out."""
         shown: list[nn.Module] = []
         left_out: dict[int, int] = {}
         for _, same in groupby(layers, key=lambda layer: (key(layer), *_signature(layer))):
             run = list(same)
-            if len(run) > SHOWN:
+            if len(run) > SHOWN and not whole:
                 left_out[len(shown) + 2] = len(run) - SHOWN
                 run = [*run[:3], *run[-2:]]
             shown += run

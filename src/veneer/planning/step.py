@@ -14,16 +14,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from veneer.data.labels import Tokens
 from veneer.frozen.weight import QuantisedLinear
 from veneer.planning.empty import Base, empty_model, no_values
-from veneer.planning.ledger import Event, Ledger, Stretch
+from veneer.planning.ledger import Ledger, Stretch
 from veneer.planning.repeat import Kinds, repeated
 from veneer.training import loss as losses
 from veneer.training.fused import fused_passes
 from veneer.training.loss import How, Loss
+from veneer.training.recompute import keeping_layers, stacks_of
+from veneer.training.recompute import recomputed as recomputing
 from veneer.updates.attach import active_allocator, attach
 from veneer.updates.config import AdaLoRA, LoRA
 
@@ -56,8 +57,8 @@ def take_step(
     """The step of a run over ``base`` that trains ``update``, or the model's own weights.
 
     ``rows``: those that go through the model together; ``recomputed``: of so many layers the activations are computed
-    again (None: of all). ``how`` the loss is computed, where that is known. ``on_cpu``: weights in 16 bits are multiplied
-    in what this machine's CPU is faster in, else in 16 bits.
+    again (None: of all). ``how`` the loss is computed, where that is known. ``on_cpu``: weights in 16 bits are
+    multiplied in what this machine's CPU is faster in, else in 16 bits.
     """
     return no_values(lambda: _take(base, update, list(rows), recomputed, how, smoothing, on_cpu))
 
@@ -74,10 +75,11 @@ def _take(
         attach(model, _without_values(update))
     weights = _weights(model, before, update)
     model.train()
-    layers = layers_of(model)
-    keeping = [layer for layer in layers if keeps(layer, layers)]
-    again = set(map(id, keeping if recomputed is None else keeping[:recomputed]))
-    kinds = Kinds.of(layers, lambda layer: (id(layer) in again, layer in keeping))
+    keeping = keeping_layers(model)
+    again = keeping if recomputed is None else keeping[:recomputed]
+    marks = set(map(id, again)), set(map(id, keeping))
+    layers = [layer for stack in stacks_of(model) for layer in stack]
+    kinds = Kinds.of(layers, lambda layer: tuple(id(layer) in mark for mark in marks), whole=len(stacks_of(model)) != 1)
     _put_layers(model, kinds.shown)
     loss = Loss(model, 0, rows[0], kind=base.kind, smoothing=smoothing, how=how or _how(model, base.kind, rows[0]))
     ledger = Ledger([*model.parameters(), *model.buffers()])
@@ -85,10 +87,9 @@ def _take(
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         stack.enter_context(_one_block_of_loss())
-        if again:
-            model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-            for layer in kinds.shown:
-                layer.gradient_checkpointing = id(layer) in again
+        count = sum(id(layer) in marks[0] for layer in kinds.shown)
+        # The random state, which dropout would need, is not there to be kept.
+        stack.enter_context(recomputing(model, count, preserve_rng_state=False))
         for context in (fused_passes(model), loss.attention(), _marked(ledger, kinds.shown), ledger):
             stack.enter_context(context)
         ledger.begin("forward")
@@ -107,30 +108,13 @@ def _without_values(update: LoRA | AdaLoRA) -> LoRA | AdaLoRA:
     return update
 
 
-def layers_of(model: Any) -> list[Any]:
-    """The layers that can be checkpointed, in the order in which they are gone through; of one stack alone."""
-    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and _is_stack(module)]
-    return list(stacks[0]) if len(stacks) == 1 else []
-
-
-def _is_stack(module: nn.ModuleList) -> bool:
-    return len(module) > 0 and all(isinstance(layer, GradientCheckpointingLayer) for layer in module)
-
-
-def keeps(layer: nn.Module, layers: Sequence[nn.Module]) -> bool:
-    """Whether anything is kept in the layer for the backward pass: it or one below it is trained."""
-    for below in layers:
-        if any(parameter.requires_grad for parameter in below.parameters()):
-            return True
-        if below is layer:
-            return False
-    return False
-
-
 def _put_layers(model: Any, layers: Sequence[nn.Module]) -> None:
+    stacks = stacks_of(model)
+    if len(stacks) != 1 or len(layers) == len(stacks[0]):
+        return
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if layers and isinstance(child, nn.ModuleList) and _is_stack(child):
+            if child is stacks[0]:
                 setattr(module, name, nn.ModuleList(layers))
 
 

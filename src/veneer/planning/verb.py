@@ -26,11 +26,16 @@ class Answer:
 
     @property
     def fits(self) -> bool:
-        return self.plan.peak <= self.limit
+        return self.plan.needed <= self.limit
 
     def as_json(self) -> dict[str, Any]:
         told = self.plan.as_json()
-        return {**told, "limit": self.limit, "fits": self.fits, "changes": [change.as_json() for change in self.changes]}
+        return {
+            **told,
+            "limit": self.limit,
+            "fits": self.fits,
+            "changes": [change.as_json() for change in self.changes],
+        }
 
     def show(self, console: Console) -> None:
         console.print(self._table())
@@ -50,8 +55,9 @@ class Answer:
 
     def _lines(self) -> list[str]:
         plan = self.plan
-        verdict = "It fits" if self.fits else "It does not fit"
-        lines = [f"{verdict}: {amount(plan.peak)} of {amount(self.limit)}."]
+        lines = [f"It {'fits' if self.fits else 'does not fit'}: {amount(plan.peak)} of {amount(self.limit)}."]
+        if self.fits and plan.peak > self.limit:
+            lines.append(f"{amount(plan.mapped)} of it are the base's file, of which the system reads parts again.")
         if plan.recomputed:
             lines.append(f"Of {plan.recomputed} of {plan.layers} layers the activations are computed again.")
         if plan.step_seconds is not None:
@@ -72,7 +78,9 @@ def answer(options: PlanOptions) -> Answer:
     machine = measured()
     limit = limit_of(options, usable_memory())
     made = foreseen(options, machine, limit)
-    found = [] if made.peak <= limit else changes(options, limit, made, lambda config: foreseen(config, machine, limit))
+    found = (
+        [] if made.needed <= limit else changes(options, limit, made, lambda config: foreseen(config, machine, limit))
+    )
     return Answer(made, limit, found)
 
 

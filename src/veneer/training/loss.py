@@ -46,11 +46,11 @@ class Loss:
     def __init__(
         self, model: Any, pad: int, sample: Tokens, *, kind: str, smoothing: float = 0.0, how: How | None = None
     ) -> None:
-        self._model, self._pad, self._kind, self._smoothing = model, pad, kind, smoothing
+        self._model, self._pad, self._smoothing = model, pad, smoothing
         if how is None:
             chunked = kind == "causal" and _head_makes_logits(model, collate([sample], pad))
             how = How(chunked, chunked and packs(model, sample))
-        self.how = how
+        self.how, self.kind = how, kind
         self._chunked, self._packed = how
 
     def attention(self) -> AbstractContextManager[None]:
@@ -64,12 +64,12 @@ class Loss:
             with self.attention():
                 hidden, labels = hidden_of_rows(self._model, rows)
             return chunked_loss(hidden, self._model.get_output_embeddings(), labels, smoothing)
-        batch = collate(rows, self._pad, classes=self._kind == "classification")
+        batch = collate(rows, self._pad, classes=self.kind == "classification")
         batch = Batch(*(tensor.to(self._model.device) for tensor in batch))
-        if self._kind == "classification":
+        if self.kind == "classification":
             logits = self._model(input_ids=batch.ids, attention_mask=batch.mask).logits
             return _sum(logits, batch.labels, smoothing)
-        if self._kind == "seq2seq":
+        if self.kind == "seq2seq":
             shifted = self._model.prepare_decoder_input_ids_from_labels(labels=batch.labels)
             logits = self._model(
                 input_ids=batch.ids, attention_mask=batch.mask, decoder_input_ids=shifted, use_cache=False
