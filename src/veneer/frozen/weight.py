@@ -231,7 +231,8 @@ def frozen_product(x: Tensor, frozen: FrozenWeight, bias: Tensor | None) -> Tens
         y = _FrozenProduct.apply(rows, frozen, bias)  # type: ignore[no-untyped-call]
     else:
         y = frozen.product(rows, bias)
-    return y.view(*x.shape[:-1], frozen.shape[0])
+    # Not a view where none is needed: of one whose values the loss overwrites, the backward pass would make a copy.
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], frozen.shape[0])
 
 
 class _FrozenProduct(torch.autograd.Function):

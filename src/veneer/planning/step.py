@@ -102,10 +102,10 @@ def _take(
 
 
 def _without_values(update: LoRA | AdaLoRA) -> LoRA | AdaLoRA:
-    """The update, begun from nothing that weights would have to be there for."""
-    if isinstance(update, LoRA) and update.init == "loftq":
-        return update.model_copy(update={"init": "kaiming", "loftq_iterations": 1})
-    return update
+    """The update, begun from nothing that weights would have to be there for, and without dropout, whose seeds are
+    values, too: its masks come and go, and are left out."""
+    begun = {"init": "kaiming", "loftq_iterations": 1} if isinstance(update, LoRA) else {}
+    return update.model_copy(update={"dropout": 0.0, **begun})
 
 
 def _put_layers(model: Any, layers: Sequence[nn.Module]) -> None:
