@@ -78,8 +78,8 @@ def plan(model: str | None, run_yaml: Path | None, as_json: bool, **options: Any
     else:
         if run_yaml is None and model.endswith((".yaml", ".yml")):
             run_yaml, model = Path(model), None
-        values = {**(read_yaml(run_yaml) if run_yaml else {}), **given(options)}
-        found = answer(PlanOptions(**values, **({"model": model} if model else {})))
+        values = {**(read_yaml(run_yaml) if run_yaml else {}), **given({"model": model, **options})}
+        found = answer(PlanOptions(**values))
     if as_json:
         _print_json(found.as_json())
     else:
