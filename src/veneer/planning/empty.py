@@ -40,6 +40,7 @@ class Base(NamedTuple):
     double_quantisation: bool
     dense: torch.dtype  # of all else
     mapped: bool = False  # the weights are the file's own pages, which the system may drop and read again
+    read: int = 0  # bytes of a number in a file of another type, whose pages stay beside the weights while it is read
 
 
 def base_of(name: str, storage: str, block_size: int, double_quantisation: bool, task: str = "auto") -> Base:
@@ -52,14 +53,16 @@ def base_of(name: str, storage: str, block_size: int, double_quantisation: bool,
         kind = task_of(config, task, None, name)  # type: ignore[arg-type]
         coded = is_bitsandbytes(config, name)
     dense = DTYPES.get(storage, torch.float32)
-    mapped = coded or (storage in DTYPES and getattr(config, "dtype", None) is dense)
+    written = getattr(config, "dtype", None)
+    mapped = coded or (storage in DTYPES and written is dense)
+    read = written.itemsize if storage in DTYPES and isinstance(written, torch.dtype) and not mapped else 0
     if coded:
         said = config.quantization_config
         said = said if isinstance(said, dict) else said.to_dict()
         storage, block_size = said.get("bnb_4bit_quant_type", "fp4"), 64
         double_quantisation = bool(said.get("bnb_4bit_use_double_quant"))
         del config.quantization_config
-    return Base(name, config, kind, storage, block_size, double_quantisation, dense, mapped)
+    return Base(name, config, kind, storage, block_size, double_quantisation, dense, mapped, read)
 
 
 def no_values(work: Callable[[], _T]) -> _T:

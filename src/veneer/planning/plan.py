@@ -87,10 +87,10 @@ def plan(
     )  # fmt: skip
     terms, held = _terms(config, base, step, len(passes), machine, device)
     seconds, shares = _time(step, passes, largest, machine) if device == "cpu" and machine.flops else (None, {})
+    again = step.layers if recomputed < 0 else min(recomputed, step.layers)
     return Plan(
-        base.name, terms, _loading(step, held, terms), step.layers if recomputed < 0 else min(recomputed, step.layers),
-        step.layers, step.weights.parameters, seconds, sum(len(row.ids) for row in rows),
-        config.steps, shares, held if base.mapped else 0,
+        base.name, terms, _loading(base, step, held, terms), again, step.layers, step.weights.parameters, seconds,
+        sum(len(row.ids) for row in rows), config.steps, shares, held if base.mapped else 0,
     )  # fmt: skip
 
 
@@ -184,9 +184,10 @@ def _scratch(base: Base, largest: int) -> int:
     return min(4 * PANEL, 4 * (largest // base.dense.itemsize))
 
 
-def _loading(step: Step, held: int, terms: dict[str, int]) -> int:
-    """The base, and the tensor that is read last."""
-    return terms["runtime"] + held + step.weights.largest
+def _loading(base: Base, step: Step, held: int, terms: dict[str, int]) -> int:
+    """The base, and the tensor that is read last; or the whole file, whose pages stay where another type is made."""
+    beside = base.read * (held // base.dense.itemsize) if base.read else step.weights.largest
+    return terms["runtime"] + held + beside
 
 
 def _time(
