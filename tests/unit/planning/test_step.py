@@ -12,9 +12,9 @@ import veneer
 from veneer.data.labels import IGNORE, Tokens
 from veneer.frozen.layers import compute_in, quantise_linear_layers
 from veneer.planning import repeat
-from veneer.planning.empty import Base
+from veneer.planning.empty import Base, empty_model, no_values
 from veneer.planning.ledger import Ledger
-from veneer.planning.step import take_step
+from veneer.planning.step import _how, take_step
 from veneer.training.fused import fused_passes
 from veneer.training.loss import Loss
 from veneer.training.recompute import keeping_layers, recomputed
@@ -69,10 +69,11 @@ def _live(stretches):
     return most
 
 
-@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
-@pytest.mark.parametrize("method", ["lora", "adalora"])
-def test_without_values_as_much_is_kept_as_with_them(name, method):
-    update = veneer.LoRA(rank=3) if method == "lora" else veneer.AdaLoRA(target_rank=2, total_steps=10)
+LORA, ADALORA = veneer.LoRA(rank=3), veneer.AdaLoRA(target_rank=2, total_steps=10)
+
+
+@pytest.mark.parametrize(("name", "update"), [*((name, LORA) for name in tiny.ARCHITECTURES), ("llama", ADALORA)])
+def test_without_values_as_much_is_made_as_with_them(name, update):
     base = _base(name)
     real, how, _ = _real(name, base, update, 0)
     step = take_step(base, update, _rows(base.kind), how=how)
@@ -93,15 +94,12 @@ def test_over_other_storages(name, storage):
 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_without_trying_it_is_known_how_the_loss_is_computed(name):
-    _, how, _ = _real(name, _base(name), veneer.LoRA(rank=2), 0)
-    from veneer.planning.empty import empty_model, no_values
-    from veneer.planning.step import _how
-
-    assert no_values(lambda: _how(empty_model(_base(name)), "causal", _rows()[0])) == how
+    model = tiny.build(name)
+    tried = Loss(model, 0, _rows()[0], kind="causal").how
+    assert no_values(lambda: _how(empty_model(_base(name)), "causal", _rows()[0])) == tried
 
 
-@pytest.mark.parametrize("count", [0, 3, 7, None])
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "phi"])
+@pytest.mark.parametrize(("name", "count"), [("llama", 0), ("llama", 7), ("gemma3", None), ("gpt2", 3)])
 def test_layers_that_are_left_out_do_as_their_neighbours(name, count, monkeypatch):
     base = _base(name)
     base.config.num_hidden_layers = 14
@@ -126,8 +124,7 @@ def test_each_layer_more_that_is_recomputed_takes_less():
     assert len(set(peaks)) == 5
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "bert"])
-@pytest.mark.parametrize("count", [1, None])
+@pytest.mark.parametrize(("name", "count"), [("llama", 1), ("llama", None), ("gpt2", 1), ("t5", None), ("bert", 1)])
 def test_recomputed_layers_give_the_same_gradients_and_keep_less(name, count):
     base, update = _base(name), veneer.LoRA(rank=3)
     kept, _, model = _real(name, base, update, 0)
@@ -135,7 +132,7 @@ def test_recomputed_layers_give_the_same_gradients_and_keep_less(name, count):
     assert _live(less) < _live(kept)
     for one, two in zip(model.parameters(), other.parameters(), strict=True):
         assert (one.grad is None) == (two.grad is None)
-        if one.grad is not None and name != "gpt2" and name != "t5" and name != "bert":  # which drop at random
+        if one.grad is not None and name == "llama":  # the others drop at random
             assert torch.equal(one.grad, two.grad)
 
 
