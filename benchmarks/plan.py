@@ -19,35 +19,35 @@ from typing import Any
 
 from common import in_a_process, peak_memory, versions
 
-STEPS = 4
+STEPS = 3
 RESULT = Path(__file__).parent / "results" / "plan.json"
 PLOT = Path(__file__).parents[1] / "docs" / "studies" / "plan.png"
 # architecture, method, storage, rows, tokens of a row, layers recomputed (all: 99), rows of a pass
 _RUNS = (
     ("llama", "lora", "fp32", 8, 128, 0, 0),
-    ("llama", "lora", "fp32", 4, 512, 0, 0),
+    ("llama", "lora", "fp32", 2, 512, 0, 0),
     ("llama", "lora", "nf4", 8, 128, 99, 0),
     ("llama", "lora", "nf4", 16, 64, 0, 0),
-    ("llama", "lora", "bf16", 2, 1024, 99, 0),
+    ("llama", "lora", "bf16", 1, 1024, 99, 0),
     ("llama", "adalora", "int8", 4, 256, 0, 0),
-    ("llama", "lora", "fp32", 8, 256, 6, 0),
+    ("llama", "lora", "fp32", 4, 256, 6, 0),
     ("gpt2", "lora", "fp32", 8, 128, 0, 0),
     ("gpt2", "lora", "nf4", 4, 256, 0, 0),
     ("gpt2", "adalora", "bf16", 8, 128, 99, 0),
     ("gpt2", "lora", "int8", 16, 64, 4, 0),
-    ("gpt2", "lora", "fp32", 8, 256, 99, 2),
+    ("gpt2", "lora", "fp32", 4, 256, 99, 2),
     ("gemma", "lora", "fp32", 4, 256, 0, 0),
     ("gemma", "adalora", "nf4", 8, 128, 0, 0),
-    ("gemma", "lora", "int8", 2, 1024, 99, 0),
-    ("gemma", "lora", "bf16", 8, 256, 0, 4),
+    ("gemma", "lora", "int8", 1, 1024, 99, 0),
+    ("gemma", "lora", "bf16", 4, 256, 0, 2),
     ("gemma", "adalora", "fp32", 16, 64, 4, 0),
     ("phi", "lora", "fp32", 8, 64, 0, 0),
     ("phi", "lora", "nf4", 4, 256, 0, 0),
     ("phi", "adalora", "int8", 8, 128, 99, 0),
-    ("phi", "lora", "bf16", 2, 512, 0, 0),
-    ("phi", "lora", "fp32", 1, 2048, 4, 0),
-    ("llama", "lora", "nf4", 1, 2048, 0, 0),
-    ("gemma", "lora", "nf4", 16, 128, 0, 8),
+    ("phi", "lora", "bf16", 1, 512, 0, 0),
+    ("phi", "lora", "fp32", 1, 1024, 4, 0),
+    ("llama", "lora", "nf4", 1, 1536, 0, 0),
+    ("gemma", "lora", "nf4", 8, 128, 0, 4),
 )  # fmt: skip
 
 

@@ -14,7 +14,9 @@ from collections.abc import Iterable
 
 from veneer.planning.ledger import Event
 
-TAKEN = 0.6  # share of the splinters that small objects take; measured (benchmarks/plan.py)
+# Share of the splinters that small objects take; measured (benchmarks/plan.py). A layer that is computed again keeps no
+# activations, and so fewer objects.
+TAKEN, TAKEN_AGAIN = 0.7, 0.4
 _PATIENCE = 2  # blocks after which it is settled whether one's splinters are taken: temporaries have gone by then
 _ALIGNMENT, _HEADER, _SMALLEST = 64, 16, 32  # bytes
 _SLACK = _ALIGNMENT + _SMALLEST
@@ -30,12 +32,13 @@ _Key = tuple[int, int]  # step, block
 class Heap:
     """Blocks in one growing piece of memory; `size` is what the process holds, `peak` the largest it has been.
 
-    ``forward``: whether splinters are being taken.
+    ``taken``: the share of the splinters that small objects take now. Which ones is chance; ``phase``, from 0 to 1, is
+    one of its outcomes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, phase: float = 0.0) -> None:
         self.peak = 0
-        self.forward = False
+        self.taken = 0.0
         self._top = self._end = self._mapped = self._step = 0
         self._holes: list[tuple[int, int]] = []  # (size, start), ascending
         self._starts: dict[int, int] = {}  # of a hole → its size
@@ -43,7 +46,7 @@ class Heap:
         self._blocks: dict[_Key, _Piece] = {}  # start < 0: not in the heap
         self._unsettled: deque[tuple[_Key, list[_Piece]]] = deque()
         self._taken: list[_Piece] = []
-        self._due = 0.0  # splinters that are to be taken yet
+        self._due = phase  # splinters that are to be taken yet
 
     @property
     def size(self) -> int:
@@ -82,12 +85,8 @@ class Heap:
             self._blocks[key] = -1, 0
         else:
             self._blocks[key], splinters = self._cut(needed)
-            if self.forward:
-                self._unsettled.append((key, splinters))
-                self._settle(_PATIENCE)
-            else:
-                for start, length in splinters:
-                    self._free(start, length)
+            self._unsettled.append((key, splinters))
+            self._settle(_PATIENCE)
         self.peak = max(self.peak, self.size)
 
     def _cut(self, needed: int) -> tuple[_Piece, list[_Piece]]:
@@ -122,7 +121,7 @@ class Heap:
             key, splinters = self._unsettled.popleft()
             for start, size in splinters:
                 if key in self._blocks:
-                    self._due += TAKEN
+                    self._due += self.taken
                 if self._due >= 1:
                     self._due -= 1
                     self._taken.append((start, size))

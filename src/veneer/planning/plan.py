@@ -16,7 +16,7 @@ from veneer.frozen.config import CODE_BITS
 from veneer.options import memory_size
 from veneer.planning.config import PlanOptions
 from veneer.planning.empty import Base, base_of
-from veneer.planning.heap import Heap
+from veneer.planning.heap import TAKEN, TAKEN_AGAIN, Heap
 from veneer.planning.ledger import Stretch
 from veneer.planning.machine import Machine
 from veneer.planning.step import Step, take_step
@@ -24,6 +24,7 @@ from veneer.training.config import TrainConfig
 from veneer.training.eight_bit import BLOCK
 from veneer.training.loss import How
 
+_CHANCES = 5  # outcomes of the heap's chance
 _STEPS = 2  # the second has the optimizer's states, and the holes that the first one left
 _CUDA_RUNTIME = 500 * 10**6  # bytes of a CUDA context with its libraries; not measured
 
@@ -164,12 +165,18 @@ def _live(stretches: Sequence[Stretch]) -> tuple[int, int, str]:
 
 
 def _heap_peak(step: Step, states: int, gradients: int) -> int:
-    heap = Heap()
+    """The most that the heap holds, on average over the chances of its holes."""
+    return sum(_one_heap_peak(step, states, gradients, phase / _CHANCES) for phase in range(_CHANCES)) // _CHANCES
+
+
+def _one_heap_peak(step: Step, states: int, gradients: int, phase: float) -> int:
+    heap = Heap(phase)
     heap.take(gradients)
     for number in range(_STEPS):
         heap.peak = heap.size
         for stretch in step.stretches:
-            heap.forward = stretch.name in ("forward", "loss")
+            kept = TAKEN_AGAIN if stretch.layer in step.again else TAKEN
+            heap.taken = kept if stretch.name in ("forward", "loss") else 0.0
             heap.replay(stretch.events)
         heap.next_step()
         if not number:

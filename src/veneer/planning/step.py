@@ -47,6 +47,7 @@ class Step:
 
     weights: Weights
     layers: int  # that may be checkpointed, from the lowest that keeps anything on
+    again: frozenset[int]  # the places of those whose activations are computed again
     stretches: list[Stretch]
 
 
@@ -98,7 +99,8 @@ def _take(
         value.backward()  # type: ignore[no-untyped-call]
         del value
         ledger.begin("after")
-    return Step(weights, len(keeping), repeated(ledger.stretches, kinds))
+    places = frozenset(place for place, layer in enumerate(layers) if id(layer) in marks[0])
+    return Step(weights, len(keeping), places, repeated(ledger.stretches, kinds))
 
 
 def _without_values(update: LoRA | AdaLoRA) -> LoRA | AdaLoRA:
