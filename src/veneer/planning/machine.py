@@ -26,9 +26,9 @@ _ONES = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "mem
 
 
 def usable_memory() -> int:
-    """Bytes that this process and what it starts may still take: what the system has available, or what its control
-    group (version 2 or 1) leaves, and what the process has already."""
-    return min(_available(), _group(_CGROUP)) + resident_memory()
+    """Bytes that this process may have in all: what it has already, but for files' pages, which count as available; and
+    what the system has available, or what its control group (version 2 or 1) leaves."""
+    return min(_available(), _group(_CGROUP)) + resident_memory() - file_memory()
 
 
 def _available() -> int:

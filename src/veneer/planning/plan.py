@@ -80,7 +80,7 @@ def plan(
     passes = [rows[start : start + size] for start in range(0, len(rows), size)]
     if recomputed is None:
         recomputed = -1 if config.gradient_checkpointing else 0
-    update = None if config.method == "full" else config.update(config.steps or 100)
+    update = config.update(config.steps or 100) if config.method in ("lora", "adalora") else None
     largest = max(passes, key=lambda rows: sum(len(row.ids) for row in rows))
     step = take_step(
         base, update, largest, recomputed=None if recomputed < 0 else recomputed, how=how,

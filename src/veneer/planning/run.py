@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from veneer.data.labels import Tokens
-from veneer.errors import TrainingError
+from veneer.errors import ModelError, TrainingError
 from veneer.frozen.layers import DTYPES, storage_of
 from veneer.frozen.source import resolve
 from veneer.planning.changes import changes
@@ -58,7 +58,10 @@ class _Foresight:
             return
         limit = limit_of(config, usable)
         least = type(config)(**{**config.changed(), "batch_size": 1, "micro_batch_size": None, "max_length": 2})
-        made = foreseen(least, self._at(), limit)
+        try:
+            made = foreseen(least, self._at(), limit)
+        except ModelError:  # one that is loaded in another way, with the rows' classes, or refused with a better reason
+            return
         if made.needed > _CLEARLY * limit:
             raise TrainingError(self._refusal(config, made, limit, {}))
 
