@@ -4,8 +4,8 @@
 
 Four architectures of 50M to 80M parameters with random weights, over methods, storages, batches, lengths and
 checkpointing, each in a process of its own: the largest memory the system has seen of it (VmHWM), and the shortest of
-its last steps. Names of runs as arguments measure these alone. Run it on an idle machine; what is foreseen rests on
-rates that are measured when the first plan is made, so do that idle, too.
+its last steps. The machine's rates are measured first. Names of runs as arguments measure these alone, with the rates
+that are known. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,8 @@ def main() -> None:
     wanted = sys.argv[1:] or list(RUNS)
     from veneer.planning.machine import measured
 
-    machine = measured()
     load_before = os.getloadavg()[0]
+    machine = measured(afresh=not sys.argv[1:])
     known: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.is_file() and sys.argv[1:] else {"runs": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in sorted({RUNS[run][0] for run in wanted}):
@@ -83,7 +84,7 @@ def main() -> None:
                 f"{run:<36} {found['peak'] / 1e6:7.0f} MB × {ratios['memory_ratio']:.3f}   {found['seconds']:6.2f} s × "
                 f"{ratios['time_ratio']:.2f}", file=sys.stderr, flush=True,
             )  # fmt: skip
-            known |= {"load_before": load_before, "versions": versions(), "steps": STEPS}
+            known |= {"load_before": load_before, "versions": versions(), "steps": STEPS, "machine": asdict(machine)}
             RESULT.write_text(json.dumps(known, indent=2) + "\n")
     runs = known["runs"]
     _draw(runs)
@@ -146,8 +147,6 @@ def _foreseen(run: str, folder: str, machine: Any) -> Any:
 
 def _measure(folder: str, run: str) -> dict[str, Any]:
     """Trained as a person would, on rows of exactly the length; the number of layers recomputed is set."""
-    from dataclasses import replace
-
     from veneer.planning import run as planned
     from veneer.training.metrics import read_metrics
 

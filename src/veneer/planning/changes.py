@@ -60,7 +60,7 @@ def changes(config: TrainConfig, limit: int, now: Plan, foresee: Foresee, most: 
 
 def _singles(config: TrainConfig) -> Iterator[dict[str, Any]]:
     """Each alone, from what costs nothing but time to what costs exactness."""
-    size = config.micro_batch_size or config.batch_size
+    size, method = config.micro_batch_size or config.batch_size, str(config.method)
     while size > 1:
         size = (size + 1) // 2
         yield {"micro_batch_size": size}
@@ -69,9 +69,9 @@ def _singles(config: TrainConfig) -> Iterator[dict[str, Any]]:
     if config.optimizer == "adamw":
         yield {"optimizer": "paged-adamw"}
     for storage in ("int8", "nf4"):
-        if config.method != "full" and config.storage not in CODE_BITS:
+        if method != "full" and config.storage not in CODE_BITS:
             yield {"storage": storage}
-    if config.method == "full":
+    if method == "full":
         yield {"method": "lora"}
         yield {"method": "lora", "storage": "nf4"}
 

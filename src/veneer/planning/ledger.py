@@ -52,11 +52,11 @@ class Stretch:
     operations: list[Operation] = field(default_factory=list)
 
 
-class Ledger(TorchDispatchMode):
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it, what is made of tensors that are not ``known`` is written down, by stretches."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.stretches: list[Stretch] = []
         self._known = [tensor.untyped_storage() for tensor in known]
         self._ignored = {id(storage) for storage in self._known}

@@ -80,9 +80,9 @@ class Machine:
     runtime: int  # bytes of a process that trains, without its model and what it makes of it
 
 
-def measured() -> Machine:
-    """From the cache file, else measured and put there; a file that cannot be written is no error."""
-    if (known := remembered()) is not None:
+def measured(*, afresh: bool = False) -> Machine:
+    """From the cache file, else (or ``afresh``) measured and put there; a file that cannot be written is no error."""
+    if not afresh and (known := remembered()) is not None:
         return known
     found = _measure()
     try:

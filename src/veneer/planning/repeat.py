@@ -43,7 +43,7 @@ class Kinds:
         return found
 
 
-def _signature(layer: nn.Module) -> tuple[Hashable, ...]:
+def _signature(layer: nn.Module) -> tuple[Any, ...]:
     tensors = [(name, tensor.shape, tensor.dtype, tensor.requires_grad) for name, tensor in layer.named_parameters()]
     tensors += [(name, tensor.shape, tensor.dtype, False) for name, tensor in layer.named_buffers()]
     return type(layer), getattr(layer, "attention_type", None), tuple(tensors)

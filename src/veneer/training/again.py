@@ -31,7 +31,7 @@ def again(y: Tensor, recipe: _Recipe) -> Tensor:
 
 def place_of(x: Tensor) -> tuple[int, int]:
     """The address of the tensor's storage and its place there; tensors without values, a plan's, have them, too."""
-    return x.untyped_storage()._cdata, x.storage_offset()
+    return x.untyped_storage()._cdata, int(x.storage_offset())
 
 
 @contextmanager
