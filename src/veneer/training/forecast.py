@@ -16,7 +16,7 @@ class Forecast:
     """What is known of a run before its first step."""
 
     recomputed: int = 0  # layers whose activations are computed again, so that the run fits the memory
-    record: dict[str, Any] | None = None  # the run folder's prediction.json
+    record: dict[str, Any] | None = None  # the run folder's plan.json
     sentences: tuple[str, ...] = ()
 
 

@@ -1,6 +1,6 @@
 """A run from its options to its folder, and a run that goes on where it was.
 
-run/  config.yaml  rows.json  environment.json  prediction.json  metrics.jsonl  adapter/  best/
+run/  config.yaml  rows.json  environment.json  plan.json  metrics.jsonl  adapter/  best/
       checkpoints/step-000200/
 """
 
@@ -58,7 +58,7 @@ from veneer.updates.trainable import trainable
 
 ADAPTER = "adapter"
 ROWS = "rows.json"
-PREDICTION = "prediction.json"
+PLAN = "plan.json"
 # What a resumed run may change: nothing that would make its past another run's.
 RESUMABLE = (
     *("steps", "epochs", "learning_rate", "schedule", "warmup", "weight_decay", "clip", "micro_batch_size"),
@@ -198,7 +198,7 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console, foresi
         write_text(folder / ROWS, json.dumps({**_rows(prepared), "steps": total}, indent=2) + "\n")
         write_text(folder / "environment.json", json.dumps(_environment(), indent=2) + "\n")
         if forecast.record is not None:
-            write_text(folder / PREDICTION, json.dumps(forecast.record, indent=2) + "\n")
+            write_text(folder / PLAN, json.dumps(forecast.record, indent=2) + "\n")
         metrics = Metrics(folder, state.step)
         with (
             RunProgress(console, total, state.step) as progress,

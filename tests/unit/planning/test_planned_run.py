@@ -37,7 +37,7 @@ def _adapter(result):
 def test_what_was_foreseen_is_told_and_recorded(options):
     result, shown = _train(options)
     assert "Foreseen: " in shown
-    told = json.loads((result.folder / run.PREDICTION).read_text())
+    told = json.loads((result.folder / run.PLAN).read_text())
     assert told["peak"] == sum(told["terms"].values()) < told["limit"]
     assert told["recomputed"] == 0
 
@@ -57,7 +57,7 @@ def test_recomputing_changes_no_bit_of_the_result(options, tmp_path, monkeypatch
     monkeypatch.setattr(planned, "foreseen", lambda *known, **more: replace(foreseen(*known, **more), recomputed=1))
     part, shown = _train(options, output=str(tmp_path / "part"))
     assert "Of 1 of 2 layers the activations are computed again" in shown
-    assert json.loads((part.folder / run.PREDICTION).read_text())["recomputed"] == 1
+    assert json.loads((part.folder / run.PLAN).read_text())["recomputed"] == 1
     assert _adapter(plain) == _adapter(part) == _adapter(whole)
 
 
