@@ -34,6 +34,7 @@ bench: $(READY) build/peers/ready
 	$(BIN)/python benchmarks/loftq.py
 	$(BIN)/python benchmarks/storage.py
 	$(BIN)/python benchmarks/demo_seeds.py
+	$(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/large.py
 	$(MAKE) bench-rows
 

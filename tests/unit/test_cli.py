@@ -14,7 +14,7 @@ from veneer.training import loop
 
 pytestmark = pytest.mark.unit
 
-VERBS = ["train", "evaluate", "generate", "chat", "merge", "export", "quantize", "inspect", "report", "watch"]
+VERBS = ["plan", "train", "evaluate", "generate", "chat", "merge", "export", "quantize", "inspect", "report", "watch"]
 VERBS += ["study", "completion"]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from veneer.errors import ConfigError, did_you_mean
 from veneer.files import write_text
@@ -69,6 +69,12 @@ class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third slower."
     )
+    memory: str | None = Field(
+        None,
+        description="Memory that the run may take (24GB): as few layers are recomputed as fit it. Default: what the "
+        "machine has available.",
+    )
+    check_memory: bool = Field(True, description="Refuse a run that clearly cannot fit the memory, before it starts.")
     evaluate_every: int = Field(50, ge=0, description="Steps between held-out evaluations; 0: at the end only.")
     patience: int = Field(
         0, ge=0, description="Stop after this many evaluations in a row without a better held-out loss; 0: never."
@@ -93,14 +99,15 @@ class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
             raise ValueError(f"held_out = {value} is not a share from 0 up to 1, a whole number of rows, or a file.")
         return number
 
-    @field_validator("optimizer_memory", mode="before")
+    @field_validator("optimizer_memory", "memory", mode="before")
     @classmethod
-    def _size_in_memory(cls, value: Any) -> str:
+    def _size_in_memory(cls, value: Any, info: ValidationInfo) -> str | None:
         try:
-            memory_size(value)
+            if value is not None:
+                memory_size(value)
         except ConfigError as error:
-            raise ValueError(f"optimizer_memory = {error}") from None
-        return str(value)
+            raise ValueError(f"{info.field_name} = {error}") from None
+        return None if value is None else str(value)
 
     @model_validator(mode="after")
     def _memory_of_pages(self) -> TrainConfig:
@@ -125,11 +132,8 @@ class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
                     f"{', '.join(given)} {'is an option' if len(given) == 1 else 'are options'} of method: {method}, "
                     f"and the method is {self.method}, which has {has}."
                 )
-        if self.trains_own_weights and self.storage != "fp32":
-            raise ValueError(
-                f"method: {self.method} trains the model's own weights, which are kept in fp32 then; leave out "
-                f"storage: {self.storage}, or use method: lora over it."
-            )
+        if self.trains_own_weights:
+            self.refuse_storage()
         if self.method == "adalora":
             self.refuse_rising_ranks()
         return self
@@ -142,6 +146,14 @@ class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
                 f"made of whole passes or parts, not of more rows."
             )
         return self
+
+    def refuse_storage(self) -> None:
+        """Raises ValueError where the model's own weights are trained and not kept in fp32."""
+        if self.storage != "fp32":
+            raise ValueError(
+                f"method: {self.method} trains the model's own weights, which are kept in fp32 then; leave out "
+                f"storage: {self.storage}, or use method: lora over it."
+            )
 
     @property
     def trains_own_weights(self) -> bool:
