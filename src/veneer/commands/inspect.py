@@ -27,6 +27,7 @@ from veneer.training.checkpoint import checkpoints
 from veneer.training.config import CONFIG_NAME, TrainConfig
 from veneer.training.fused import fused_types
 from veneer.training.metrics import read_metrics
+from veneer.training.run import result_of
 from veneer.updates.adapter_file import read_tensors
 from veneer.updates.config import AdaLoRA
 from veneer.updates.peft_config import CONFIG_NAME as ADAPTER_CONFIG
@@ -79,7 +80,7 @@ def _run(path: Path) -> Found:
     steps = [record for record in records if "loss" in record]
     held_out = [(record["step"], record["held_out_loss"]) for record in records if "held_out_loss" in record]
     done = steps[-1]["step"] if steps else 0
-    finished = (path / "adapter" / ADAPTER_CONFIG).is_file()
+    finished = result_of(path) is not None
     changed = config.changed()
     values = {
         "kind": "run", "model": config.model, "data": config.data, "steps": done, "finished": finished,

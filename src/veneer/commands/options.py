@@ -16,12 +16,15 @@ from veneer.errors import ConfigError
 from veneer.options import Options
 
 
-def flags(options: type[Options], *, first: tuple[str, ...] = ()) -> Callable[[Any], Any]:
-    """A decorator that gives a command one flag for each field of ``options``, those named ``first`` at the top.
+def flags(
+    options: type[Options], *, first: tuple[str, ...] = (), only: tuple[str, ...] | None = None
+) -> Callable[[Any], Any]:
+    """A decorator that gives a command one flag for each field of ``options``, those named ``first`` at the top; or for
+    ``only`` these.
 
     A flag that is not given is not passed, so that a YAML file's value or the field's default holds.
     """
-    names = [*first, *(name for name in options.model_fields if name not in first)]
+    names = only or [*first, *(name for name in options.model_fields if name not in first)]
 
     def decorate(command: Any) -> Any:
         for name in reversed(names):

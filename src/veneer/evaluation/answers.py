@@ -9,7 +9,7 @@ from veneer.data.formats import Example
 from veneer.data.labels import Tokeniser
 from veneer.evaluation.generate import answer_of, continuations
 from veneer.evaluation.likelihood import choose
-from veneer.updates.attach import disabled
+from veneer.evaluation.opened import as_it_was
 
 _LONGEST = 64  # tokens of an answer
 
@@ -32,15 +32,18 @@ def spread(examples: list[Example], count: int) -> list[Example]:
     return [examples[i * len(examples) // count] for i in range(count)]
 
 
-def answered(model: Any, tokeniser: Tokeniser, examples: list[Example], batch_size: int) -> list[Answered]:
-    """Of those ``examples`` that ask for an answer, what the model says without and with its active adapters."""
+def answered(
+    model: Any, tokeniser: Tokeniser, examples: list[Example], batch_size: int, *, base: Any | None = None
+) -> list[Answered]:
+    """Of those ``examples`` that ask for an answer, what the model says without and with its active adapters; or what
+    ``base`` says and then ``model``, where the one is trained into the other."""
     asked = [example for example in examples if example.messages or example.prompt is not None]
-    with disabled(model):
-        base = _answers(model, tokeniser, asked, batch_size)
+    with as_it_was(model, base) as untrained:
+        first = _answers(untrained, tokeniser, asked, batch_size)
     adapter = _answers(model, tokeniser, asked, batch_size)
     return [
         Answered(example.where, _prompt(example), answer_of(example), before, after, bool(tokeniser.classes))
-        for example, before, after in zip(asked, base, adapter, strict=True)
+        for example, before, after in zip(asked, first, adapter, strict=True)
     ]
 
 

@@ -14,8 +14,8 @@ from veneer.data.labels import Tokeniser
 from veneer.evaluation.answers import Answered
 from veneer.evaluation.generate import exact_matches
 from veneer.evaluation.likelihood import accuracy, choices_of, choose
+from veneer.evaluation.opened import as_it_was
 from veneer.training.loss import Loss
-from veneer.updates.attach import disabled
 
 
 @dataclass(frozen=True)
@@ -61,20 +61,22 @@ def compare(
     tokeniser: Tokeniser,
     examples: list[Example],
     *,
+    base: Any | None = None,
     seen: Sequence[Example] = (),
     exact_match: bool = False,
     batch_size: int = 16,
 ) -> Comparison:
-    """Measure ``examples`` without and with the active adapters.
+    """Measure ``examples`` without and with the active adapters; or with ``base`` and then with ``model``, where
+    the one is trained into the other.
 
     Choice accuracy is measured where the answers are few, those of the rows ``seen`` in training too; exact match
     where they are not, or when asked for.
     """
     choices = list(tokeniser.classes) or choices_of([*seen, *examples])
     exact = (exact_match or not choices) and not tokeniser.classes and _have_answers(examples)
-    with disabled(model):
-        base = measure(model, tokeniser, examples, choices, exact, batch_size)
-    return Comparison(len(examples), choices, base, measure(model, tokeniser, examples, choices, exact, batch_size))
+    with as_it_was(model, base) as untrained:
+        before = measure(untrained, tokeniser, examples, choices, exact, batch_size)
+    return Comparison(len(examples), choices, before, measure(model, tokeniser, examples, choices, exact, batch_size))
 
 
 def measure(

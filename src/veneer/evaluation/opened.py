@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from veneer.data.labels import Tokeniser
 from veneer.errors import AdapterFileError, TrainingError
 from veneer.frozen.load import load
 from veneer.training.config import CONFIG_NAME, TrainConfig
+from veneer.training.own_weights import MODEL
 from veneer.training.prepare import Prepared, prepare, tokeniser_of
-from veneer.training.run import ADAPTER, ROWS
+from veneer.training.run import ADAPTER, ROWS, result_of
 from veneer.updates.adapter_file import load_adapter
+from veneer.updates.attach import disabled
 from veneer.updates.peft_config import CONFIG_NAME as ADAPTER_CONFIG
 from veneer.updates.peft_config import from_peft
 
@@ -24,6 +30,7 @@ class Opened:
     tokeniser: Tokeniser
     adapted: bool
     chat: bool  # whether it was trained on, or comes for, conversations in its template
+    own_weights: bool = False  # whether a run trained the model's own, so that its base is another model
 
 
 def open_named(source: str | Path) -> Opened:
@@ -42,26 +49,57 @@ def open_named(source: str | Path) -> Opened:
 
 
 def open_run(folder: Path) -> Prepared:
-    """A finished run's base with its adapter on it, and its rows."""
+    """A finished run's model, its adapter on it, and its rows."""
     config = _finished(folder)
+    if config.trains_own_weights:
+        return prepare(config, *_loaded(folder, config, str(folder / MODEL)))
     prepared = prepare(config)
     load_adapter(prepared.model, folder / ADAPTER)
     return prepared
 
 
+def base_of_run(folder: Path) -> Any | None:
+    """The model that a run began with, where its result is another one; None where it is under the adapter."""
+    config = _finished(folder)
+    return _loaded(folder, config, config.model)[0] if config.trains_own_weights else None
+
+
+@contextmanager
+def as_it_was(model: Any, base: Any | None) -> Iterator[Any]:
+    """The model before its training: ``base`` where that is another one, else ``model`` without its adapters."""
+    if base is not None:
+        yield base
+        return
+    with disabled(model):
+        yield model
+
+
 def _run(folder: Path) -> Opened:
     config = _finished(folder)
-    rows = json.loads((folder / ROWS).read_text(encoding="utf-8"))
-    model, tokenizer = load(config.base(), **config.kept(), task=config.task, labels=rows["classes"] or None)
-    load_adapter(model, folder / ADAPTER)
-    chat = config.template == "chat" or bool(rows["conversations"])
-    return Opened(model, tokeniser_of(model, tokenizer, config), True, chat)
+    own = config.trains_own_weights
+    model, tokenizer = _loaded(folder, config, str(folder / MODEL) if own else config.base())
+    if not own:
+        load_adapter(model, folder / ADAPTER)
+    chat = config.template == "chat" or bool(_rows(folder)["conversations"])
+    return Opened(model, tokeniser_of(model, tokenizer, config), not own, chat, own)
+
+
+def _loaded(folder: Path, config: TrainConfig, source: str) -> tuple[Any, Any]:
+    torch.manual_seed(config.seed)  # as before the run: a classification head may be new
+    return load(source, **config.kept(), task=config.task, labels=_rows(folder)["classes"] or None)
+
+
+def _rows(folder: Path) -> dict[str, Any]:
+    rows: dict[str, Any] = json.loads((folder / ROWS).read_text(encoding="utf-8"))
+    return rows
 
 
 def _finished(folder: Path) -> TrainConfig:
-    if not (folder / ADAPTER / ADAPTER_CONFIG).is_file():
-        raise TrainingError(f"{folder} has no adapter yet; finish the run: veneer train --resume {folder}")
-    return TrainConfig.read(folder / CONFIG_NAME, output=str(folder))
+    config = TrainConfig.read(folder / CONFIG_NAME, output=str(folder))
+    if result_of(folder) is None:
+        what = MODEL if config.trains_own_weights else ADAPTER
+        raise TrainingError(f"{folder} has no {what} yet; finish the run: veneer train --resume {folder}")
+    return config
 
 
 def _base_of(folder: Path) -> str:

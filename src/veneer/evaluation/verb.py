@@ -20,7 +20,7 @@ from veneer.evaluation.compare import Comparison, compare
 from veneer.evaluation.generate import continuations
 from veneer.evaluation.likelihood import choose
 from veneer.evaluation.moved import Moved, swap_and_measure
-from veneer.evaluation.opened import Opened, open_named, open_run
+from veneer.evaluation.opened import Opened, base_of_run, open_named, open_run
 from veneer.files import atomic_folder, write_text
 from veneer.frozen.bnb_file import write_folder
 from veneer.frozen.config import CODE_BITS, BlockwiseOptions
@@ -28,9 +28,10 @@ from veneer.frozen.layers import DTYPES, linear_layers
 from veneer.frozen.load import dtype_of, load, quiet
 from veneer.frozen.weight import QuantisedLinear, int8_activations
 from veneer.training.config import CONFIG_NAME
+from veneer.training.own_weights import MODEL
 from veneer.training.preflight import check_writable
 from veneer.training.prepare import Prepared
-from veneer.training.run import ADAPTER, refuse_no_run
+from veneer.training.run import ADAPTER, refuse_no_run, result_of
 from veneer.updates.attach import disabled
 from veneer.updates.export import export
 from veneer.updates.merge import merge
@@ -49,11 +50,12 @@ def evaluate_run(folder: Path, options: EvaluateOptions) -> Comparison:
         rows, seen = opened.held_out, opened.train
     if not rows:
         raise DataError(f"{folder} was trained without held-out rows; give some with --data.")
+    base = base_of_run(folder)
     comparison = compare(
-        opened.model, opened.tokeniser, rows, seen=seen, exact_match=options.exact_match,
+        opened.model, opened.tokeniser, rows, base=base, seen=seen, exact_match=options.exact_match,
         batch_size=options.batch_size,
     )  # fmt: skip
-    told = answered(opened.model, opened.tokeniser, spread(rows, options.examples), options.batch_size)
+    told = answered(opened.model, opened.tokeniser, spread(rows, options.examples), options.batch_size, base=base)
     comparison = replace(comparison, examples=told, data=options.data)
     write_text(folder / "evaluation.json", json.dumps(comparison.as_json(), indent=2) + "\n")
     return comparison
@@ -69,6 +71,11 @@ def sides(opened: Opened, options: GenerateOptions) -> list[str]:
     """Which answers were asked for. Raises ConfigError when there is no adapter to compare with."""
     if options.base and options.both:
         raise ConfigError("Give --base or --both, not both of them.")
+    if opened.own_weights and (options.base or options.both):
+        raise ConfigError(
+            "The run trained the model's own weights, so its base is not in it; ask the base by its own name, without "
+            "--base or --both."
+        )
     if not opened.adapted:
         if options.both:
             raise ConfigError("--both needs a run or an adapter; this is a model without one.")
@@ -125,6 +132,7 @@ def _refuse_taken(out: Path) -> None:
 
 def export_to(source: Path, out: Path, options: ExportOptions) -> None:
     """Write a finished run's or an adapter folder's adapter as a plain LoRA."""
+    _refuse_own_weights(source, "export")
     export(source / ADAPTER if (source / CONFIG_NAME).is_file() else source, out, padded=options.padded)
 
 
@@ -134,6 +142,7 @@ def merge_to(source: str, out: Path, options: MergeOptions) -> Moved | None:
     In nf4 or fp4 it is quantised after the merge in fp32, and how far that moved it is measured and returned.
     """
     _refuse_taken(out)
+    _refuse_own_weights(Path(source), "merge")
     quantised = options.storage in CODE_BITS
     if options.check is not None and not quantised:
         raise ConfigError(
@@ -161,6 +170,14 @@ def merge_to(source: str, out: Path, options: MergeOptions) -> Moved | None:
             model.save_pretrained(folder)
         opened.tokeniser.tokenizer.save_pretrained(folder)
     return moved
+
+
+def _refuse_own_weights(source: Path, verb: str) -> None:
+    if (source / CONFIG_NAME).is_file() and result_of(source) == source / MODEL:
+        raise ModelError(
+            f"{source} trained the model's own weights, so there is no adapter to {verb}: {source / MODEL} is a model "
+            f"already."
+        )
 
 
 def _with_rows(source: str, check: str | None) -> tuple[Opened | Prepared, list[Example]]:

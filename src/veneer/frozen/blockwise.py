@@ -24,7 +24,7 @@ from veneer.kernels.operators import dequantise4, dequantise8, nearest8, product
 NESTED_BLOCK = 256  # scales that share a scale of their own
 _CHUNK = 2**18  # weights quantised at once: beside the result, quantising takes a few megabytes
 _LARGE_CHUNK = 2**22  # the same where no fp32 copy of them is made, only 2 MB of codes
-_PANEL = 2**21  # weights of a panel: 8 MB in fp32. Smaller ones make more products, each with fewer terms to a sum
+PANEL = 2**21  # weights of a panel: 8 MB in fp32. Smaller ones make more products, each with fewer terms to a sum
 _room = threading.local()
 _SMALLEST = 1e-38  # what a block is divided by at least, so that the reciprocal is finite
 
@@ -155,7 +155,7 @@ def panels(quantised: Quantised, dtype: torch.dtype) -> Iterator[tuple[slice, Te
 
     All panels of a thread are expanded into one buffer: a panel holds until the next one is taken.
     """
-    height = max(1, _PANEL // max(1, quantised.shape[1]))
+    height = max(1, PANEL // max(1, quantised.shape[1]))
     for first in range(0, quantised.shape[0], height):
         last = min(first + height, quantised.shape[0])
         yield slice(first, last), expand(quantised, first, last, dtype)
@@ -163,7 +163,7 @@ def panels(quantised: Quantised, dtype: torch.dtype) -> Iterator[tuple[slice, Te
 
 def converted(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     """`panels` of a weight (out, in) that is kept in another floating-point type."""
-    height = max(1, _PANEL // max(1, weight.shape[1]))
+    height = max(1, PANEL // max(1, weight.shape[1]))
     for first in range(0, weight.shape[0], height):
         part = weight[first : first + height]
         room = _buffer("values", part.numel(), dtype, part.device)
@@ -185,7 +185,7 @@ def four_bits(q: Quantised, in_8_bits: bool = False) -> FourBits:
     device = q.codes.device
     levels, step = levels8(q.storage) if in_8_bits else (None, 0.0)
     return FourBits(
-        q.codes, _table(q.storage, device), q.scales, _nested_table(q), q.nested_scales, q.offset, q.block_size,
+        q.codes, table_of(q.storage, device), q.scales, _nested_table(q), q.nested_scales, q.offset, q.block_size,
         NESTED_BLOCK, *q.shape, None if levels is None else levels.to(device), step,
     )  # fmt: skip
 
@@ -200,7 +200,7 @@ def _nested_table(q: Quantised) -> Tensor | None:
 
 
 @cache
-def _table(storage: str, device: torch.device) -> Tensor:
+def table_of(storage: str, device: torch.device) -> Tensor:
     """The value of each code of 4 bits, fp32 (16,)."""
     values = codebook(storage)
     # INT4 has 15 values: its sixteenth code is never written, and NaN where a damaged file has it.

@@ -24,7 +24,7 @@ from veneer.frozen.stream import stream, stream_quantised
 
 STORAGES = (*DTYPES, *CODE_BITS)
 Task = Literal["auto", "causal", "seq2seq", "classification"]
-_CLASSES = {
+CLASSES = {
     "causal": transformers.AutoModelForCausalLM,
     "seq2seq": transformers.AutoModelForSeq2SeqLM,
     "classification": transformers.AutoModelForSequenceClassification,
@@ -64,12 +64,12 @@ def load(
         if not folder.is_dir():
             where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
         config = _read(transformers.AutoConfig, name, **where)
-        kind = _task(config, task, labels, name)
+        kind = task_of(config, task, labels, name)
         if labels:
             config.num_labels = len(labels)
             config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
         how = {"storage": storage, **blockwise.model_dump()}
-        model = _kept_model(_CLASSES[kind], name, kind, how, config, where)
+        model = _kept_model(CLASSES[kind], name, kind, how, config, where)
         tokenizer = _tokenizer(name, where)
     _forget_gguf(model)
     if "gguf_file" in where and (storage, kind) == ("fp32", "causal"):
@@ -112,7 +112,21 @@ def _writes(architectures: list[str] | None) -> bool:
     return not architectures or architectures[0].endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
 
 
-def _task(config: Any, task: Task, labels: list[str] | None, name: str) -> str:
+def read_config(source: str | Path) -> Any:
+    """transformers' config of a model whose weights need not be there. Raises ModelError where there is none."""
+    path, name = resolve(source, config_alone=True)
+    where: dict[str, Any] = {"pretrained_model_name_or_path": path}
+    if path.is_file():
+        folder = converted.folder_of(path)
+        where = {"pretrained_model_name_or_path": folder}
+        if not folder.is_dir():
+            where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    with quiet():
+        return _read(transformers.AutoConfig, name, **where)
+
+
+def task_of(config: Any, task: Task, labels: list[str] | None, name: str) -> str:
+    """causal, seq2seq or classification: as asked for, or as the config says. Raises ModelError, ConfigError."""
     architecture = (getattr(config, "architectures", None) or [""])[0]
     if task == "auto":
         if labels or architecture.endswith("ForSequenceClassification"):
@@ -126,8 +140,8 @@ def _task(config: Any, task: Task, labels: list[str] | None, name: str) -> str:
             )
         else:
             task = "causal"
-    if task not in _CLASSES:
-        raise ConfigError(f"task = {task!r} is not one of auto, {', '.join(_CLASSES)}.")
+    if task not in CLASSES:
+        raise ConfigError(f"task = {task!r} is not one of auto, {', '.join(CLASSES)}.")
     return task
 
 

@@ -14,8 +14,9 @@ _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 _SECONDS = 5.0
 
 
-def resolve(source: str | Path) -> tuple[Path, str]:
-    """The model's folder or GGUF file, and the name under which others find the same base again.
+def resolve(source: str | Path, *, config_alone: bool = False) -> tuple[Path, str]:
+    """The model's folder or GGUF file, and the name under which others find the same base again. With ``config_alone``
+    a folder that holds its config.json will do: of a hub id no weights are fetched.
 
     Raises ModelError when there is none.
     """
@@ -33,7 +34,7 @@ def resolve(source: str | Path) -> tuple[Path, str]:
     if not _HUB_ID.fullmatch(text) or text.startswith("."):
         siblings = [str(path.parent / p.name) for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise ModelError(f"There is no model at {text}.{did_you_mean(text, siblings)}")
-    return _from_hub(text), text
+    return _from_hub(text, config_alone), text
 
 
 def _refuse_other_folders(path: Path) -> None:
@@ -50,14 +51,15 @@ def _refuse_other_folders(path: Path) -> None:
     raise ModelError(f"{path} is not a model folder: it has no config.json.{hint}")
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, config_alone: bool) -> Path:
     """The snapshot of a hub id in the standard cache; fetched when it is not there and the hub can be reached."""
+    wanted, needed = (["config.json"], "config.json") if config_alone else (_FILES, "*.safetensors")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=True))
-        if any(folder.glob("*.safetensors")):  # else only a part of it was fetched before
+        folder = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+        if any(folder.glob(needed)):  # else only a part of it was fetched before
             return folder
     except (LocalEntryNotFoundError, OSError):
         pass
@@ -65,7 +67,7 @@ def _from_hub(name: str) -> Path:
     if offline:
         raise ModelError(f"{_not_here(name)} {offline}")
     try:
-        return Path(snapshot_download(name, allow_patterns=_FILES))
+        return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{_not_here(name)} The hub answered: {reason}") from None

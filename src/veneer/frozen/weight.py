@@ -105,13 +105,15 @@ _Panels = Iterator[tuple[slice, Tensor]]  # which rows of W0, and their values
 
 def _product(x: Tensor, panels: _Panels, out: int) -> Tensor:
     """x (n, in) → x W0ᵀ (n, out)."""
-    y = x.new_empty(x.shape[0], out)
+    y: Tensor | None = None
     for rows, panel in panels:
+        if len(panel) < out and y is None:
+            y = x.new_empty(x.shape[0], out)
         part = (linear if len(x) >= _MANY else F.linear)(x, panel)
-        if len(panel) == out:
+        if y is None:
             return part
         y[:, rows] = part
-    return y
+    return x.new_empty(x.shape[0], out) if y is None else y
 
 
 def _product_transposed(grad: Tensor, panels: _Panels, shape: tuple[int, int]) -> Tensor:
@@ -229,7 +231,8 @@ def frozen_product(x: Tensor, frozen: FrozenWeight, bias: Tensor | None) -> Tens
         y = _FrozenProduct.apply(rows, frozen, bias)  # type: ignore[no-untyped-call]
     else:
         y = frozen.product(rows, bias)
-    return y.view(*x.shape[:-1], frozen.shape[0])
+    # Not a view where none is needed: of one whose values the loss overwrites, the backward pass would make a copy.
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], frozen.shape[0])
 
 
 class _FrozenProduct(torch.autograd.Function):

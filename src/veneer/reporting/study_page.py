@@ -163,7 +163,8 @@ def _rows(file: Path) -> tuple[list[str], list[Row]]:
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
             raise DataError(f"{file}: row {number} has not the {len(head)} columns of the first line.")
-    return head, [{name: _value(text) for name, text in row.items()} for row in rows]
+    # A key is a text, also where it looks like a number: 8082631e5967.
+    return head, [{name: text if name == _KEY else _value(text) for name, text in row.items()} for row in rows]
 
 
 def _value(text: str) -> Any:

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 _Recipe = Callable[[], Tensor]
-# By address, as long as the tensor lives and is not changed: its version then was this.
-_recipes: dict[int, tuple[weakref.ref[Tensor], int, _Recipe]] = {}
+# By its memory's address and place there, as long as the tensor lives and is not changed: its version then was this.
+_recipes: dict[tuple[int, int], tuple[weakref.ref[Tensor], int, _Recipe]] = {}
 _latest: tuple[_Recipe, Tensor] | None = None  # the queries', keys' and values' input is one
 
 
 def again(y: Tensor, recipe: _Recipe) -> Tensor:
     """``y``, as it is. Within `computed_again`, whatever would keep it, whole, for a backward pass keeps ``recipe``
     instead, which gives the same bits."""
-    place = y.data_ptr()
+    place = place_of(y)
 
     def forget(reference: weakref.ref[Tensor]) -> None:
         if place in _recipes and _recipes[place][0] is reference:
@@ -27,6 +27,11 @@ def again(y: Tensor, recipe: _Recipe) -> Tensor:
 
     _recipes[place] = weakref.ref(y, forget), y._version, recipe
     return y
+
+
+def place_of(x: Tensor) -> tuple[int, int]:
+    """The address of the tensor's storage and its place there; tensors without values, a plan's, have them, too."""
+    return x.untyped_storage()._cdata, int(x.storage_offset())
 
 
 @contextmanager
@@ -39,7 +44,7 @@ def computed_again() -> Iterator[None]:
 def _pack(kept: Tensor) -> Tensor | tuple[_Recipe, torch.Size]:
     global _latest
     _latest = None  # of a backward pass that is over
-    reference, version, recipe = _recipes.get(kept.data_ptr(), (None, 0, None))
+    reference, version, recipe = _recipes.get(place_of(kept), (None, 0, None))
     y = None if reference is None else reference()
     if y is None or recipe is None or y._version != version:
         return kept

@@ -1,6 +1,6 @@
 """Checkpoints: all that the next step depends on, so that a resumed run takes the same steps to the last bit.
 
-checkpoints/step-000200/  adapter/ (a PEFT folder)  optimizer.safetensors  state.json
+checkpoints/step-000200/  adapter/ (a PEFT folder; or weights/)  optimizer.safetensors  state.json
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from veneer.errors import AdapterFileError, TrainingError
 from veneer.files import atomic_folder, remove_leftovers
+from veneer.training.own_weights import restore_trained, trained_tensors, write_trained
 from veneer.training.paged_adamw import MOMENTS, Field, PagedAdamW
 from veneer.training.tensor_file import Streamed, TensorFile, write_streamed
-from veneer.updates.adapter_file import active_tensors, restore, write_adapter
-from veneer.updates.attach import active_allocator
+from veneer.updates.attach import active_allocator, adapters_of
 
 FOLDER = "checkpoints"
 _ALLOCATOR = "allocator."  # begins the names of its state's tensors
@@ -46,12 +46,12 @@ class State:
 def save_checkpoint(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State, keep: int) -> None:
     """Write the checkpoint of ``state.step``, then delete all but the ``keep`` latest."""
     with atomic_folder(run / FOLDER / f"step-{state.step:06d}") as folder:
-        write_adapter(model, folder / "adapter")
+        write_trained(model, folder / _part(model))
         tensors: dict[str, Tensor | Streamed] = {f"random.{name}": value for name, value in _random_states().items()}
         allocator = active_allocator(model)
         if allocator is not None:
             tensors |= {f"{_ALLOCATOR}{name}": value for name, value in allocator.state_dict().items()}
-        for key, parameter in active_tensors(model).items():
+        for key, parameter in trained_tensors(model).items():
             for name, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}:{name}"] = value
             if isinstance(optimizer, PagedAdamW) and parameter in optimizer.state:
@@ -66,9 +66,9 @@ def save_checkpoint(run: Path, model: nn.Module, optimizer: torch.optim.Optimize
 
 
 def save_best(run: Path, model: nn.Module, step: int) -> None:
-    """Keep the adapter of ``step`` as the best so far."""
+    """Keep what is trained as it is after ``step``, the best so far."""
     with atomic_folder(run / BEST) as folder:
-        write_adapter(model, folder)
+        write_trained(model, folder)
         (folder / "step").write_text(f"{step}\n", encoding="utf-8")
 
 
@@ -95,8 +95,8 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
             # First: where the ranks are fixed, the adapter and the optimizer's states are smaller.
             names = [entry for entry in file.names if entry.startswith(_ALLOCATOR)]
             allocator.load_state_dict({name.removeprefix(_ALLOCATOR): file.tensor(name) for name in names}, optimizer)
-        restore(model, folder / "adapter")
-        parameters = active_tensors(model)
+        restore_trained(model, folder / _part(model))
+        parameters = trained_tensors(model)
         for entry in file.names:
             if not entry.startswith(("random.", _ALLOCATOR)):
                 key, _, name = entry.rpartition(":")
@@ -126,6 +126,10 @@ def tidy(run: Path) -> None:
     for folder in (run, run / FOLDER):
         if folder.is_dir():
             remove_leftovers(folder)
+
+
+def _part(model: nn.Module) -> str:
+    return "adapter" if adapters_of(model).configs else "weights"
 
 
 def _shape(field: Field, parameter: Tensor) -> torch.Size:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from veneer.errors import ConfigError, did_you_mean
 from veneer.files import write_text
@@ -28,8 +28,10 @@ class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
     held_out: float | str = Field(
         0.1, description="Rows kept from training to measure on: a share, a number of rows, or a file. 0: none."
     )
-    method: Literal["lora", "adalora"] = Field(
-        "lora", description="Kind of update: one rank for all, or a budget of ranks given out by importance."
+    method: Literal["lora", "adalora", "full", "bias", "head"] = Field(
+        "lora",
+        description="What is trained: an update of one rank for all, or of ranks given out by importance; or the "
+        "model's own weights: all, its biases, or its head.",
     )
     storage: Storage = Field("fp32", description="How the frozen base is kept.")
     task: Literal["auto", "causal", "seq2seq", "classification"] = Field(
@@ -67,6 +69,12 @@ class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third slower."
     )
+    memory: str | None = Field(
+        None,
+        description="Memory that the run may take (24GB): as few layers are recomputed as fit it. Default: what the "
+        "machine has available.",
+    )
+    check_memory: bool = Field(True, description="Refuse a run that clearly cannot fit the memory, before it starts.")
     evaluate_every: int = Field(50, ge=0, description="Steps between held-out evaluations; 0: at the end only.")
     patience: int = Field(
         0, ge=0, description="Stop after this many evaluations in a row without a better held-out loss; 0: never."
@@ -91,14 +99,15 @@ class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
             raise ValueError(f"held_out = {value} is not a share from 0 up to 1, a whole number of rows, or a file.")
         return number
 
-    @field_validator("optimizer_memory", mode="before")
+    @field_validator("optimizer_memory", "memory", mode="before")
     @classmethod
-    def _size_in_memory(cls, value: Any) -> str:
+    def _size_in_memory(cls, value: Any, info: ValidationInfo) -> str | None:
         try:
-            memory_size(value)
+            if value is not None:
+                memory_size(value)
         except ConfigError as error:
-            raise ValueError(f"optimizer_memory = {error}") from None
-        return str(value)
+            raise ValueError(f"{info.field_name} = {error}") from None
+        return None if value is None else str(value)
 
     @model_validator(mode="after")
     def _memory_of_pages(self) -> TrainConfig:
@@ -112,14 +121,19 @@ class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
     def _options_of_one_method(self) -> TrainConfig:
         groups: dict[str, type[Options]] = {"lora": LoRA, "adalora": AllocationOptions}
         own = {method: group.model_fields.keys() - UpdateOptions.model_fields for method, group in groups.items()}
+        if self.trains_own_weights:
+            own["lora"] |= UpdateOptions.model_fields.keys()
         changed = self.changed()
         for method, names in own.items():
             given = [name for name in changed if name in names]
             if given and method != self.method:
+                has = ", ".join(sorted(own.get(self.method, ()))) or "none of its own"
                 raise ValueError(
                     f"{', '.join(given)} {'is an option' if len(given) == 1 else 'are options'} of method: {method}, "
-                    f"and the method is {self.method}, which has {', '.join(sorted(own[self.method]))}."
+                    f"and the method is {self.method}, which has {has}."
                 )
+        if self.trains_own_weights:
+            self.refuse_storage()
         if self.method == "adalora":
             self.refuse_rising_ranks()
         return self
@@ -132,6 +146,19 @@ class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
                 f"made of whole passes or parts, not of more rows."
             )
         return self
+
+    def refuse_storage(self) -> None:
+        """Raises ValueError where the model's own weights are trained and not kept in fp32."""
+        if self.storage != "fp32":
+            raise ValueError(
+                f"method: {self.method} trains the model's own weights, which are kept in fp32 then; leave out "
+                f"storage: {self.storage}, or use method: lora over it."
+            )
+
+    @property
+    def trains_own_weights(self) -> bool:
+        """Whether it is no update that is trained; the result then is a model."""
+        return self.method in ("full", "bias", "head")
 
     def kept(self) -> dict[str, Any]:
         """How the base is kept, as `veneer.load` takes it."""

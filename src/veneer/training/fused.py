@@ -17,6 +17,7 @@ from veneer.frozen.weight import frozen_product, frozen_weight
 from veneer.kernels.dense import swift_products
 from veneer.kernels.elementwise import geglu, rms_norm, rotate, swiglu
 from veneer.training.again import again, computed_again
+from veneer.training.recompute import all_recomputed
 
 
 def _types(suffix: str, *models: str) -> frozenset[str]:
@@ -52,7 +53,7 @@ def fused_passes(model: nn.Module) -> Iterator[None]:
     checkpointing, where it is wanted, is to be on before.
     """
     # A checkpointed layer keeps nothing, so there is nothing to keep less of.
-    checkpointed = getattr(model, "is_activation_checkpointing", False)
+    checkpointed = all_recomputed(model)
     fused = [(module, forward) for module in model.modules() if (forward := _fused_forward(module)) is not None]
     for module, forward in fused:
         module.forward = forward

@@ -131,11 +131,11 @@ def _allocation(run: Run) -> dict[str, float]:
 
 
 def evaluate(run: Run, state: State) -> None:
-    """Measure the held-out loss; the adapter with the lowest one is kept in best/.
+    """Measure the held-out loss; what is trained is kept in best/ where it is the lowest one.
 
     An AdaLoRA adapter is none to keep before its ranks are fixed: it is larger than was asked for.
     """
-    loss = run.loss.mean(run.held_out, run.config.batch_size)
+    loss = run.loss.mean(run.held_out, run.config.micro_batch_size or run.config.batch_size)
     if not math.isfinite(loss):
         raise TrainingError(_not_finite(run, run.held_out))
     counts = state.step > 0 and (run.allocator is None or run.allocator.fixed)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,13 @@ _CHUNK = 2**23  # logits of a chunk: 32 MB in fp32
 _ROWS = 8  # of a chunk that are normalised together: 1.5 MB for a vocabulary of 49,152
 
 
+class How(NamedTuple):
+    """What a model's loss is computed by."""
+
+    chunked: bool  # its head, a chunk of hidden states at a time
+    packed: bool  # rows that stand back to back
+
+
 class Loss:
     """Sum of the cross-entropies of a batch's learned tokens (or classes), for one model.
 
@@ -36,10 +43,15 @@ class Loss:
     stand back to back; if not, they are padded to the longest.
     """
 
-    def __init__(self, model: Any, pad: int, sample: Tokens, *, kind: str, smoothing: float = 0.0) -> None:
-        self._model, self._pad, self._kind, self._smoothing = model, pad, kind, smoothing
-        self._chunked = kind == "causal" and _head_makes_logits(model, collate([sample], pad))
-        self._packed = self._chunked and packs(model, sample)
+    def __init__(
+        self, model: Any, pad: int, sample: Tokens, *, kind: str, smoothing: float = 0.0, how: How | None = None
+    ) -> None:
+        self._model, self._pad, self._smoothing = model, pad, smoothing
+        if how is None:
+            chunked = kind == "causal" and _head_makes_logits(model, collate([sample], pad))
+            how = How(chunked, chunked and packs(model, sample))
+        self.how, self.kind = how, kind
+        self._chunked, self._packed = how
 
     def attention(self) -> AbstractContextManager[None]:
         """To be entered around loss *and* backward pass where layers are checkpointed, which attend a second time."""
@@ -52,19 +64,18 @@ class Loss:
             with self.attention():
                 hidden, labels = hidden_of_rows(self._model, rows)
             return chunked_loss(hidden, self._model.get_output_embeddings(), labels, smoothing)
-        batch = collate(rows, self._pad, classes=self._kind == "classification")
+        batch = collate(rows, self._pad, classes=self.kind == "classification")
         batch = Batch(*(tensor.to(self._model.device) for tensor in batch))
-        if self._kind == "classification":
+        if self.kind == "classification":
             logits = self._model(input_ids=batch.ids, attention_mask=batch.mask).logits
             return _sum(logits, batch.labels, smoothing)
-        if self._kind == "seq2seq":
+        if self.kind == "seq2seq":
             shifted = self._model.prepare_decoder_input_ids_from_labels(labels=batch.labels)
             logits = self._model(
                 input_ids=batch.ids, attention_mask=batch.mask, decoder_input_ids=shifted, use_cache=False
             ).logits
             return _sum(logits.flatten(0, 1), batch.labels.flatten(), smoothing)
-        learned = batch.labels[:, 1:] != IGNORE
-        labels = batch.labels[:, 1:][learned]
+        learned, labels = _learned(rows, batch.ids.device)
         if self._chunked:
             hidden = _hidden(self._model, batch)[:, :-1][learned]
             return chunked_loss(hidden, self._model.get_output_embeddings(), labels, smoothing)
@@ -81,6 +92,18 @@ class Loss:
         finally:
             self._model.train(training)
         return total / sum(row.learned for row in rows)
+
+
+def _learned(rows: list[Tokens], device: torch.device) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Row and place (n,) before each learned token of padded ``rows``, and these tokens (n,)."""
+    found = [
+        (number, place, token)
+        for number, row in enumerate(rows)
+        for place, token in enumerate(row.labels[1:])
+        if token != IGNORE
+    ]
+    numbers, places, tokens = torch.tensor(found, dtype=torch.long, device=device).view(-1, 3).unbind(1)
+    return (numbers, places), tokens
 
 
 def chunked_loss(hidden: Tensor, head: nn.Module, labels: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -124,6 +147,7 @@ class _ChunkedLoss(torch.autograd.Function):
                     grad_hidden[rows] = grad
                 elif grad is not None:  # an adapter that is not in force has none
                     grads[i - 1] += grad
+            del logits, own, grad_logits, found  # before the next chunk's logits take as much again
         ctx.save_for_backward(*(tensor for tensor in [grad_hidden, *grads] if tensor is not None))
         ctx.has_hidden = grad_hidden is not None
         return total.float()

@@ -35,12 +35,12 @@ def hidden_of_rows(model: Any, rows: list[Tokens]) -> tuple[Tensor, Tensor]:
     positions = torch.cat([torch.arange(length, device=device) for length in lengths])
     # The token that stands after each: of a row's last one that is the next row's first, which nothing is learned from.
     after = [token for row in rows for token in (*row.labels[1:], IGNORE)]
-    labels = torch.tensor(after, device=device)
+    learned = [(place, token) for place, token in enumerate(after) if token != IGNORE]
+    places, labels = torch.tensor(learned, dtype=torch.long, device=device).view(-1, 2).unbind(1)
     states: Tensor = model.base_model(
         input_ids=ids[None], position_ids=positions[None], row_lengths=lengths, use_cache=False
     ).last_hidden_state
-    learned = labels != IGNORE
-    return states[0][learned], labels[learned]
+    return states[0][places], labels
 
 
 @contextmanager

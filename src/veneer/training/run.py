@@ -1,6 +1,7 @@
 """A run from its options to its folder, and a run that goes on where it was.
 
-run/  config.yaml  rows.json  environment.json  metrics.jsonl  adapter/  best/  checkpoints/step-000200/
+run/  config.yaml  rows.json  environment.json  plan.json  metrics.jsonl  adapter/ (or model/)  best/
+      checkpoints/step-000200/
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,29 +38,34 @@ from veneer.training.checkpoint import (
     tidy,
 )
 from veneer.training.config import BASE, CONFIG_NAME, TrainConfig
+from veneer.training.forecast import Forecast, Foresight
 from veneer.training.fused import fused_passes
 from veneer.training.interrupt import stop_requests
 from veneer.training.loop import Run, finished, train_loop
 from veneer.training.loss import Loss
 from veneer.training.metrics import Metrics, peak_memory, read_metrics
+from veneer.training.own_weights import MODEL, restore_trained, train_own_weights, trained_tensors, write_model
 from veneer.training.paged_adamw import PagedAdamW
 from veneer.training.preflight import check_disk, check_new_run, check_writable
 from veneer.training.prepare import Prepared, prepare
 from veneer.training.progress import RunProgress
-from veneer.updates.adapter_file import active_tensors, restore, write_adapter
+from veneer.training.recompute import recomputed
+from veneer.updates.adapter_file import write_adapter
 from veneer.updates.allocator import Allocator
 from veneer.updates.attach import active_allocator, adapters_of, attach
 from veneer.updates.base_file import save_base
 from veneer.updates.config import AdaLoRA
+from veneer.updates.peft_config import CONFIG_NAME as ADAPTER_CONFIG
 from veneer.updates.trainable import trainable
 
 ADAPTER = "adapter"
 ROWS = "rows.json"
+PLAN = "plan.json"
 # What a resumed run may change: nothing that would make its past another run's.
 RESUMABLE = (
     *("steps", "epochs", "learning_rate", "schedule", "warmup", "weight_decay", "clip", "micro_batch_size"),
     *("gradient_checkpointing", "evaluate_every", "patience", "checkpoint_every", "keep_checkpoints"),
-    *("optimizer", "optimizer_memory"),
+    *("optimizer", "optimizer_memory", "memory", "check_memory"),
 )
 
 
@@ -79,15 +83,23 @@ class Result:
     seconds: float
     peak_memory: int  # bytes
 
+    @property
+    def written(self) -> Path:
+        """The adapter; or the model, where its own weights were trained."""
+        found = result_of(self.folder)
+        assert found is not None
+        return found
+
 
 def train(
     model: Any = None, tokenizer: Any = None, *, config: TrainConfig | None = None, console: Console | None = None,
-    **options: Any,
+    foresight: Foresight | None = None, **options: Any,
 ) -> Result:  # fmt: skip
     """Train an adapter; the options are `TrainConfig`'s, ``data`` and ``output`` the ones without a default.
 
     ``model``: a name or path, as for `load`; or a loaded model, with its tokenizer, whose active adapter is trained,
-    or which gets the one that the options describe.
+    or which gets the one that the options describe. ``foresight`` looks at a run before it starts,
+    and may refuse it.
 
     Raises VeneerError: ConfigError, ModelError, DataError and TargetError before anything is written, TrainingError
     when the run cannot go on.
@@ -101,13 +113,17 @@ def train(
             options["model"] = str(model)
         config = TrainConfig(**options)
     check_new_run(Path(config.output))
+    if foresight is not None and loaded is None:
+        foresight.before_loading(config)
     prepared = prepare(config, loaded, tokenizer)
     if loaded is not None:
         prepared.notes += _not_found_again(config.model)
-    return _train(prepared, None, console)
+    return _train(prepared, None, console, foresight)
 
 
-def resume(folder: str | Path, *, console: Console | None = None, **over: Any) -> Result:
+def resume(
+    folder: str | Path, *, console: Console | None = None, foresight: Foresight | None = None, **over: Any
+) -> Result:
     """Go on with a run from its latest checkpoint, or from the start when it has none yet.
 
     It ends in the same adapter, to the last bit, as if it had never stopped. ``over`` changes options for the rest.
@@ -125,7 +141,9 @@ def resume(folder: str | Path, *, console: Console | None = None, **over: Any) -
     check_writable(folder)
     tidy(folder)
     found = checkpoints(folder)
-    return _train(prepare(config), found[-1] if found else None, console)
+    if foresight is not None:
+        foresight.before_loading(config)
+    return _train(prepare(config), found[-1] if found else None, console, foresight)
 
 
 def refuse_no_run(folder: Path) -> None:
@@ -135,7 +153,15 @@ def refuse_no_run(folder: Path) -> None:
         raise TrainingError(f"{folder} is not a run folder: it has no {CONFIG_NAME}.{did_you_mean(str(folder), near)}")
 
 
-def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Result:
+def result_of(folder: Path) -> Path | None:
+    """adapter/ or model/ of a finished run; None before it has finished."""
+    for path, file in ((folder / ADAPTER, ADAPTER_CONFIG), (folder / MODEL, "config.json")):
+        if (path / file).is_file():
+            return path
+    return None
+
+
+def _train(prepared: Prepared, checkpoint: Path | None, console: Console, foresight: Foresight | None) -> Result:
     config, model, folder = prepared.config, prepared.model, Path(prepared.config.output)
     tokens, report = prepared.tokeniser.all(prepared.train)
     held_out, held_out_report = prepared.tokeniser.all(prepared.held_out) if prepared.held_out else ([], None)
@@ -143,7 +169,9 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
     batches = Batches(tokens, config.batch_size, config.seed)
     total = config.steps or max(1, math.ceil(config.epochs * batches.per_epoch))
     started_with_adapter = bool(adapters_of(model).configs)
-    if not started_with_adapter:
+    if config.trains_own_weights:
+        train_own_weights(model, config.method)
+    elif not started_with_adapter:
         begun = config.base() != config.model  # the base is changed already, and a checkpoint has A and B
         kept = {"init": "kaiming", "loftq_iterations": 1} if begun else {}
         attach(model, config.update(total).model_copy(update=kept))
@@ -157,12 +185,18 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
 
     folder.mkdir(parents=True, exist_ok=True)
     check_disk(
-        folder, table.parameters, config.keep_checkpoints, config.optimizer == "paged-adamw", allocator is not None
+        folder, table.parameters, config.keep_checkpoints, config.optimizer == "paged-adamw", allocator is not None,
+        sum(tensor.nbytes for tensor in model.parameters()) if config.trains_own_weights else 0,
     )  # fmt: skip
-    optimizer = _optimizer(config, [p for p in active_tensors(model).values() if p.requires_grad])
+    optimizer = _optimizer(config, [p for p in trained_tensors(model).values() if p.requires_grad])
     loss = Loss(
         model, prepared.tokeniser.pad, tokens[0], kind=prepared.tokeniser.kind, smoothing=config.label_smoothing
     )  # fmt: skip
+    forecast = Forecast()
+    if foresight is not None:
+        forecast = foresight.before_training(config, model, loss, _largest_step(batches, total, config))
+    elif config.memory is not None:
+        raise ConfigError("memory = … needs the planner: use veneer.train, or the command line.")
     state = State(data=_digest(tokens + held_out))
     if checkpoint is not None:
         saved = load_checkpoint(checkpoint, model, optimizer)
@@ -183,11 +217,13 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
         config.write(folder)
         write_text(folder / ROWS, json.dumps({**_rows(prepared), "steps": total}, indent=2) + "\n")
         write_text(folder / "environment.json", json.dumps(_environment(), indent=2) + "\n")
+        if forecast.record is not None:
+            write_text(folder / PLAN, json.dumps(forecast.record, indent=2) + "\n")
         metrics = Metrics(folder, state.step)
         with (
             RunProgress(console, total, state.step) as progress,
             stop_requests() as stop,
-            _activation_checkpointing(model, config.gradient_checkpointing),
+            recomputed(model, None if config.gradient_checkpointing else forecast.recomputed),
             fused_passes(model),
             loss.attention(),
         ):
@@ -195,6 +231,7 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
             for sentence in (
                 said()
                 + prepared.notes
+                + list(forecast.sentences)
                 + report.sentences(prepared.tokeniser.max_length)
                 + (held_out_report.sentences(prepared.tokeniser.max_length) if held_out_report else [])
             ):
@@ -204,7 +241,7 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
             )  # fmt: skip
             if not finished(run, state):
                 train_loop(run, state)
-        _write_result(folder, model, state)
+        _write_result(folder, prepared, state)
         metrics.close()  # the lock that says the run goes on ends with it, when all of it is there
     except OSError as error:
         last = checkpoints(folder)
@@ -219,6 +256,16 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console) -> Res
         folder, model, prepared.tokenizer, state.step, losses[0] if losses else None, state.best_loss, state.best_step,
         state.seconds, peak_memory(),
     )  # fmt: skip
+
+
+def _largest_step(batches: Batches, total: int, config: TrainConfig) -> list[Tokens]:
+    """The rows of the step with the most tokens in a pass."""
+    size = config.micro_batch_size or config.batch_size
+
+    def largest(rows: list[Tokens]) -> int:
+        return max(sum(len(row.ids) for row in rows[start : start + size]) for start in range(0, len(rows), size))
+
+    return max((batches.rows(number) for number in range(min(total, batches.per_epoch))), key=largest)
 
 
 def _refuse_other_schedule(allocator: Allocator, total: int) -> None:
@@ -242,16 +289,23 @@ def _optimizer(config: TrainConfig, parameters: list[Tensor]) -> torch.optim.Opt
     return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)
 
 
-def _write_result(folder: Path, model: nn.Module, state: State) -> None:
-    """adapter/ is the best one where held-out rows chose one, else the last; the model is left with it, too."""
-    best = folder / BEST
+def _write_result(folder: Path, prepared: Prepared, state: State) -> None:
+    """adapter/ is the best one where held-out rows chose one, else the last; the model is left with it, too.
+
+    So is model/, where its own weights were trained."""
+    best, model = folder / BEST, prepared.model
+    if prepared.config.trains_own_weights:
+        if state.best_loss is not None and state.best_step != state.step:
+            restore_trained(model, best)
+        write_model(model, prepared.tokenizer, folder / MODEL)
+        return
     if state.best_loss is None:
         write_adapter(model, folder / ADAPTER)
         return
     with atomic_folder(folder / ADAPTER) as temporary:
         shutil.copytree(best, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns("step"))
     if state.best_step != state.step:
-        restore(model, best)
+        restore_trained(model, best)
 
 
 def _introduce(
@@ -293,17 +347,6 @@ def _options_of(model: nn.Module, tokenizer: Any, given: dict[str, Any]) -> dict
         if isinstance(config, AdaLoRA) and config.budget is not None:
             del options["target_rank"]  # which follows from it
     return options
-
-
-@contextmanager
-def _activation_checkpointing(model: Any, wanted: bool) -> Iterator[None]:
-    if wanted:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    try:
-        yield
-    finally:
-        if wanted:
-            model.gradient_checkpointing_disable()
 
 
 def _refuse_unknown_tokens(model: Any, rows: list[Tokens]) -> None:

@@ -130,7 +130,7 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
         if adapters_of(model).configs:
             activate(model, *active)
         raise AdapterFileError(f"{folder} was made for another base or is incomplete: {'; '.join(problems)}.")
-    _copy(tensors, own)
+    copy_tensors(tensors, own)
     for update in updates_of(model, name).values():
         update.requires_grad_(trainable)
 
@@ -149,14 +149,21 @@ def _cut_as_in(model: nn.Module, name: str, folder: Path) -> None:
 
 def restore(model: nn.Module, folder: str | Path) -> None:
     """Copy the tensors of a folder that `save` wrote for the active adapter back into it."""
-    own, tensors = active_tensors(model), read_tensors(Path(folder))
+    own = active_tensors(model)
+    copy_tensors(read_checked(Path(folder), WEIGHTS_NAME, own), own)
+
+
+def read_checked(folder: Path, name: str, own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file, of the names and shapes of ``own``. Raises AdapterFileError when it has others."""
+    tensors = read_tensors(folder, name)
     problems = _mismatches(tensors, own, set())
     if problems:
-        raise AdapterFileError(f"{folder} does not hold this adapter: {'; '.join(problems)}.")
-    _copy(tensors, own)
+        what = "adapter" if name == WEIGHTS_NAME else "model"
+        raise AdapterFileError(f"{folder} does not hold this {what}: {'; '.join(problems)}.")
+    return tensors
 
 
-def _copy(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+def copy_tensors(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for key, tensor in own.items():
             tensor.copy_(tensors[key])
@@ -192,15 +199,15 @@ def adapter_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
     return tensors
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
+def read_tensors(folder: Path, name: str = WEIGHTS_NAME) -> dict[str, Tensor]:
     """The tensors of an adapter folder, on the CPU."""
-    path = folder / WEIGHTS_NAME
+    path = folder / name
     if not path.is_file():
         pickled = folder / "adapter_model.bin"
         hint = (
             f" {pickled.name} is a pickle, which can run code; convert it to safetensors." if pickled.exists() else ""
         )
-        raise AdapterFileError(f"{folder} holds no {WEIGHTS_NAME}.{hint}")
+        raise AdapterFileError(f"{folder} holds no {name}.{hint}")
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

@@ -48,6 +48,7 @@ from veneer.updates.select import (
 )
 
 _RECORD = "_veneer_adapters"
+Holders = dict[int, list[tuple[nn.Module, str]]]  # by the identity of what is held
 
 
 @dataclass
@@ -126,17 +127,19 @@ def add_adapter(model: nn.Module, config: LoRA | AdaLoRA, name: str) -> None:
         model.requires_grad_(False)
         save_adapter_only(model)
         record.changed_base = iterations if iterations > 1 else 0
+    holders = holders_of(model)
     for module_chosen in chosen:
-        _add(model, module_chosen.name, name, _low_rank(module_chosen, config, starts.get(module_chosen.name)))
+        update = _low_rank(module_chosen, config, starts.get(module_chosen.name))
+        _add(model, module_chosen.name, name, update, holders)
     if isinstance(config, AdaLoRA):
         triplets = {path: u for path, u in updates_of(model, name).items() if isinstance(u, Triplets)}
         record.allocators[name] = Allocator(config, triplets)
     for path, module in whole.items():
-        _add(model, path, name, copy.deepcopy(module).requires_grad_(True))
+        _add(model, path, name, copy.deepcopy(module).requires_grad_(True), holders)
     if embedding:
         rows = NewRows(config.new_tokens, next(iter(embedding.values())).weight)
         for path in embedding:
-            _add(model, path, name, rows)
+            _add(model, path, name, rows, holders)
     record.configs[name] = config
     activate(model, name)
 
@@ -245,15 +248,24 @@ def save_pretrained(model: nn.Module, folder: str | Path, **ignored: object) -> 
     save(model, folder)
 
 
-def put(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Make ``module`` stand wherever the one that ``path`` names stands: some models hold one module in two places."""
+def put(model: nn.Module, path: str, module: nn.Module, holders: Holders | None = None) -> None:
+    """Make ``module`` stand wherever the one that ``path`` names stands: some models hold one module in two places.
+
+    ``holders``: of a model in which many are put, found once.
+    """
     there = model.get_submodule(path)
-    for parent in list(model.modules()):
-        if parent is module or (isinstance(parent, Adapted) and parent.base is there):
-            continue
-        for child, held in list(parent._modules.items()):  # named_children would leave out a second name
-            if held is there:
-                setattr(parent, child, module)
+    for parent, child in (holders_of(model) if holders is None else holders)[id(there)]:
+        if parent is not module and not (isinstance(parent, Adapted) and parent.base is there):
+            setattr(parent, child, module)
+
+
+def holders_of(model: nn.Module) -> Holders:
+    """The modules that hold each module, with its name there; named_children would leave out a second name."""
+    found: Holders = {}
+    for parent in model.modules():
+        for child, held in parent._modules.items():
+            found.setdefault(id(held), []).append((parent, child))
+    return found
 
 
 def updates_of(model: nn.Module, name: str) -> dict[str, nn.Module]:
@@ -276,11 +288,11 @@ def _adapted(model: nn.Module) -> dict[str, Adapted]:
     return {path: module for path, module in model.named_modules() if isinstance(module, Adapted)}
 
 
-def _add(model: nn.Module, path: str, name: str, update: nn.Module) -> None:
+def _add(model: nn.Module, path: str, name: str, update: nn.Module, holders: Holders) -> None:
     there = model.get_submodule(path)
     if not isinstance(there, Adapted):
         there = _wrap(there, update)
-        put(model, path, there)
+        put(model, path, there, holders)
     update.train(there.training)
     there.updates[name] = update
 

@@ -106,7 +106,7 @@ def test_products_are_those_of_the_same_values_in_fp32(rows, out, columns, dtype
     bias, weight = torch.randn(out, generator=generator), DenseWeight(kept, transposed=turned)
     dense = kept.float().t() if turned else kept.float()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blockwise, "_PANEL", panel)
+        patch.setattr(blockwise, "PANEL", panel)
         y, back = weight.product(x, bias), weight.product_transposed(grad)
     assert y.dtype == back.dtype == torch.float32
     torch.testing.assert_close(y, F.linear(x, dense, bias), rtol=1e-5, atol=1e-5)
@@ -115,7 +115,7 @@ def test_products_are_those_of_the_same_values_in_fp32(rows, out, columns, dtype
 
 def test_no_full_size_copy_is_made(monkeypatch):
     monkeypatch.setattr(blockwise, "_room", threading.local())
-    monkeypatch.setattr(blockwise, "_PANEL", 2**16)
+    monkeypatch.setattr(blockwise, "PANEL", 2**16)
     weight = DenseWeight(torch.zeros(1024, 1024, dtype=torch.bfloat16))
     with torch.profiler.profile(profile_memory=True) as profile:
         weight.product_transposed(weight.product(torch.zeros(2, 1024)))

@@ -43,7 +43,7 @@ def test_forward_and_backward_by_panels_equal_the_dense_product(storage, rows, c
     dense = ours.frozen().dense()
     x = torch.randn(batch, columns, generator=torch.Generator().manual_seed(1), requires_grad=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blockwise, "_PANEL", panel)
+        patch.setattr(blockwise, "PANEL", panel)
         y = ours(x)
         (grad,) = torch.autograd.grad(y.square().sum(), x)
     wanted = F.linear(x, dense, linear.bias)
@@ -66,14 +66,14 @@ def test_any_leading_dimensions(shape):
 def test_no_full_size_copy_of_the_weight_is_made_and_its_panels_share_one_buffer(storage, monkeypatch):
     """What the allocator hands out in a forward and backward pass: the outputs, the scales, and no panel anew."""
     monkeypatch.setattr(blockwise, "_room", threading.local())
-    monkeypatch.setattr(blockwise, "_PANEL", 2**18)
+    monkeypatch.setattr(blockwise, "PANEL", 2**18)
     linear = QuantisedLinear.of(_linear(1024, 1024, bias=False), storage=storage)
     x = torch.randn(2, 1024, requires_grad=True)
     for first_time in (True, False):
         with torch.profiler.profile(profile_memory=True) as profile:
             linear(x).sum().backward()
         sizes = _allocated(profile)
-        assert max(sizes) <= (blockwise._PANEL + 64) * 4, "a panel is the largest thing made"
+        assert max(sizes) <= (blockwise.PANEL + 64) * 4, "a panel is the largest thing made"
         assert sum(sizes) < 4 * 2**20 * (0.75 if first_time else 0.25)
 
 

@@ -12,7 +12,7 @@ import tiny
 import veneer
 from veneer.kernels.elementwise import rms_norm, swiglu
 from veneer.training import again as module
-from veneer.training.again import again, computed_again
+from veneer.training.again import again, computed_again, place_of
 from veneer.training.fused import fused_passes
 
 pytestmark = pytest.mark.unit
@@ -61,7 +61,7 @@ def test_it_is_not_kept_and_the_gradients_are_the_same(make):
 def test_a_part_of_it_another_type_and_one_that_has_gone_are_kept():
     gate, up = _inputs()
     y = again(swiglu(gate, up), lambda: pytest.fail("it was taken for another"))
-    place = y.data_ptr()
+    place = place_of(y)
     with computed_again():
         part = _Square.apply(y[:4])
         turned = _Square.apply(y.t())
@@ -76,11 +76,11 @@ def test_a_part_of_it_another_type_and_one_that_has_gone_are_kept():
 def test_a_tensor_at_the_place_of_one_that_has_gone_is_no_other(monkeypatch):
     gate, up = _inputs()
     y = again(swiglu(gate, up), lambda: torch.zeros(8, 32, dtype=torch.float64))
-    stale = module._recipes[y.data_ptr()]
+    stale = module._recipes[place_of(y)]
     other = torch.ones(8, 32, dtype=torch.float64, requires_grad=True)
     del y
     gc.collect()
-    monkeypatch.setitem(module._recipes, other.data_ptr(), stale)
+    monkeypatch.setitem(module._recipes, place_of(other), stale)
     with computed_again():
         assert torch.equal(_Square.apply(other).grad_fn.saved_tensors[0], other)
 

@@ -1,0 +1,29 @@
+"""What veneer plan is asked: a run's options, of which those that it does not need may be missing. No torch here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from veneer.training.config import TrainConfig
+
+
+class PlanOptions(TrainConfig):
+    """veneer plan MODEL [RUN.yaml]"""
+
+    data: str = Field("", description="Rows; not read by a plan.")
+    output: str = Field("", description="Run folder; not made by a plan.")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="Where the run would be; of a GPU memory alone is told.")
+
+    def refuse_storage(self) -> None:
+        """None: what a run trains in fp32 others train in 16 bits, and a plan may be compared with that."""
+
+
+# The flags: what decides the memory or the time of a run.
+ASKED = (
+    *("method", "storage", "memory", "device", "rank", "initial_rank", "target_rank", "budget", "targets", "exclude"),
+    *("layers", "rank_pattern", "train_also", "new_tokens", "block_size", "double_quantisation", "task", "batch_size"),
+    *("micro_batch_size", "max_length", "gradient_checkpointing", "optimizer", "optimizer_memory", "optimizer_bits"),
+    *("label_smoothing", "dropout", "steps"),
+)

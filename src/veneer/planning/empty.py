@@ -1,0 +1,147 @@
+"""A model from its config alone: every module in its place, of its shape, kept as a run would keep it; no values.
+
+Its tensors are fake ones (`torch._subclasses.fake_tensor`): operations on them give fake results of the right shape and
+type, and take no memory. All of this happens within `no_values`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.pytorch_utils import Conv1D
+
+from veneer.frozen.blockwise import NESTED_BLOCK, PANEL, Quantised, expand, table_of
+from veneer.frozen.bnb_file import is_bitsandbytes
+from veneer.frozen.codebook import dynamic8
+from veneer.frozen.compute import compute_name
+from veneer.frozen.config import CODE_BITS
+from veneer.frozen.layers import DTYPES, compute_in, linear_layers
+from veneer.frozen.load import CLASSES, quiet, read_config, task_of
+from veneer.frozen.weight import BlockwiseWeight, QuantisedLinear, frozen_weight
+from veneer.kernels.dense import linear
+from veneer.planning.ledger import times
+
+_T = TypeVar("_T")
+
+
+class Base(NamedTuple):
+    """What a model is before it is loaded: its config, what it is for, and how its weights will be kept."""
+
+    name: str
+    config: Any  # transformers'
+    kind: str  # causal, seq2seq or classification
+    storage: str  # of the linear layers
+    block_size: int
+    double_quantisation: bool
+    dense: torch.dtype  # of all else
+    mapped: bool = False  # the weights are the file's own pages, which the system may drop and read again
+    read: int = 0  # bytes of a number in a file of another type, whose pages stay beside the weights while it is read
+
+
+def base_of(name: str, storage: str, block_size: int, double_quantisation: bool, task: str = "auto") -> Base:
+    """The base that `veneer.load` would make of a model; nothing but its config is read.
+
+    Raises ModelError where there is no such model.
+    """
+    with quiet():
+        config = read_config(name)
+        kind = task_of(config, task, None, name)  # type: ignore[arg-type]
+        coded = is_bitsandbytes(config, name)
+    dense = DTYPES.get(storage, torch.float32)
+    written = getattr(config, "dtype", None)
+    mapped = coded or (storage in DTYPES and written is dense)
+    read = written.itemsize if storage in DTYPES and isinstance(written, torch.dtype) and not mapped else 0
+    if coded:
+        said = config.quantization_config
+        said = said if isinstance(said, dict) else said.to_dict()
+        storage, block_size = said.get("bnb_4bit_quant_type", "fp4"), 64
+        double_quantisation = bool(said.get("bnb_4bit_use_double_quant"))
+        del config.quantization_config
+    return Base(name, config, kind, storage, block_size, double_quantisation, dense, mapped, read)
+
+
+def no_values(work: Callable[[], _T]) -> _T:
+    """``work()``, in which new tensors have shapes and no values.
+
+    In a thread of its own, which has no expanding buffer yet: a fake one would be found again by the next real product.
+    """
+    for storage in (name for name, bits in CODE_BITS.items() if bits == 4):  # tables that are made once, for real
+        table_of(storage, torch.device("cpu"))
+    dynamic8()
+    found: list[_T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with FakeTensorMode(allow_non_fake_inputs=True):
+                found.append(work())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return found[0]
+
+
+def empty_model(base: Base, on_cpu: bool = True) -> Any:
+    """The model, in eval mode, as it is kept for products ``on_cpu`` or on a GPU. Within `no_values`."""
+    with quiet():
+        model = CLASSES[base.kind].from_config(base.config, dtype=base.dense)
+    if base.storage in CODE_BITS:
+        for name in linear_layers(model):
+            model.set_submodule(name, _in_codes(model.get_submodule(name), base))
+    elif on_cpu and base.dense is not torch.float32 and (compute := DTYPES[compute_name()]) is not base.dense:
+        compute_in(model, compute)
+    return model.eval()
+
+
+def _in_codes(layer: nn.Module, base: Base) -> QuantisedLinear:
+    rows, columns = frozen_weight(layer).shape
+    size = rows * columns
+    blocks = -(-size // base.block_size)
+    double = base.double_quantisation
+    quantised = Quantised(
+        base.storage, base.block_size, (rows, columns),
+        torch.empty(-(-size * CODE_BITS[base.storage] // 8), dtype=torch.uint8),
+        torch.empty(blocks, dtype=torch.uint8 if double else torch.float32),
+        torch.empty(-(-blocks // NESTED_BLOCK)) if double else None,
+        torch.empty(()) if double else None,
+    )  # fmt: skip
+    bias = cast("Tensor | None", layer.bias)
+    made = QuantisedLinear(quantised, bias, base.dense, isinstance(layer, Conv1D))
+    made.__dict__["frozen"] = lambda: _OnePanel(made.quantised, made.dtype)
+    return made
+
+
+class _OnePanel(BlockwiseWeight):
+    """Makes what a product by panels makes, but goes through one of them for all: a large weight has many."""
+
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        rows, height = self.shape[0], self._height()
+        y = x.new_empty(len(x), rows) if height < rows else None
+        with times(rows / height):
+            part = linear(x, expand(self._quantised, 0, height, x.dtype))
+            if y is None:
+                y = part
+            else:
+                y[:, :height] = part
+        return y if bias is None else y.add_(bias.detach())
+
+    def product_transposed(self, grad: Tensor) -> Tensor:
+        rows, height = self.shape[0], self._height()
+        y = linear(grad[:, :height], expand(self._quantised, 0, height, grad.dtype).t())
+        if height < rows:
+            with times(rows / height - 1):
+                y.add_(linear(grad[:, :height], expand(self._quantised, 0, height, grad.dtype).t()))
+        return y
+
+    def _height(self) -> int:
+        return min(self.shape[0], max(1, PANEL // self.shape[1]))

@@ -1,0 +1,118 @@
+"""Every tensor that a piece of work makes and lets go, in order, and what its operations cost."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Event(NamedTuple):
+    """A block of memory is taken, or let go."""
+
+    block: int  # its number
+    size: int  # bytes; 0: let go
+
+
+class Operation(NamedTuple):
+    """What an operation costs."""
+
+    flops: float  # of its products
+    moved: float  # bytes read and written
+    times: float = 1.0  # that it is done
+
+
+_times = 1.0
+
+
+@contextmanager
+def times(count: float) -> Iterator[None]:
+    """Inside, each operation stands for so many, one after another, with the memory of one."""
+    global _times
+    before, _times = _times, count
+    try:
+        yield
+    finally:
+        _times = before
+
+
+@dataclass
+class Stretch:
+    """A part of a step: its events, and its work."""
+
+    name: str
+    layer: int = -1  # whose forward or backward pass it is
+    events: list[Event] = field(default_factory=list)
+    operations: list[Operation] = field(default_factory=list)
+
+
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within it, what is made of tensors that are not ``known`` is written down, by stretches."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.stretches: list[Stretch] = []
+        self._known = [tensor.untyped_storage() for tensor in known]
+        self._ignored = {id(storage) for storage in self._known}
+        self._blocks: dict[int, int] = {}  # by the storage's identity
+        self._count = 0
+
+    def begin(self, name: str, layer: int = -1) -> None:
+        """What follows belongs to a new stretch."""
+        self.stretches.append(Stretch(name, layer))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        made = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+        for tensor in made:
+            self._take(tensor.untyped_storage())
+        if not func.is_view:
+            given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            self.stretches[-1].operations.append(_cost(func, given, made))
+        return found
+
+    def _take(self, storage: Any) -> None:
+        key = id(storage)
+        if key in self._blocks or key in self._ignored:
+            return
+        self._count += 1
+        self._blocks[key] = self._count
+        self.stretches[-1].events.append(Event(self._count, storage.nbytes()))
+        weakref.finalize(storage, self._let_go, key)
+
+    def _let_go(self, key: int) -> None:
+        self.stretches[-1].events.append(Event(self._blocks.pop(key), 0))
+
+
+_PRODUCTS = {"mm", "bmm", "addmm", "addmm_", "baddbmm", "_linear_pointwise"}
+_INTO_THE_LAST = {
+    "dequantise4",
+    "dequantise8",
+}  # of whose codes only a panel is read, and written into the last argument
+
+
+def _cost(func: Any, given: list[Tensor], made: list[Tensor]) -> Operation:
+    name = func._schema.name.partition("::")[2]
+    if name in _INTO_THE_LAST:
+        return Operation(0.0, 1.25 * _bytes(given[-1]), _times)
+    moved = sum(_bytes(tensor) for tensor in (*given, *made))
+    if name in _PRODUCTS:
+        left = given[-2] if "add" in name else given[0]
+        return Operation(2.0 * made[0].numel() * left.shape[-1], moved, _times)
+    if "scaled_dot_product" in name and "math" not in name:
+        backward = "backward" in name
+        query, key = given[1 if backward else 0], given[2 if backward else 1]
+        # Two products forward, five backward; of causal attention half of each.
+        whole = 2.0 * query.numel() * key.shape[-2]
+        return Operation(whole * (5 if backward else 2) / 2, moved, _times)
+    return Operation(0.0, moved if made else 0.0, _times)
+
+
+def _bytes(tensor: Tensor) -> float:
+    return float(tensor.numel() * tensor.element_size())

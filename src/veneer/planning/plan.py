@@ -1,0 +1,227 @@
+"""Will it fit, and how long will it take: the memory and the time of a run, from its model's config alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from veneer.data.labels import IGNORE, Tokens
+from veneer.errors import ConfigError
+from veneer.frozen.blockwise import PANEL
+from veneer.frozen.config import CODE_BITS
+from veneer.options import memory_size
+from veneer.planning.config import PlanOptions
+from veneer.planning.empty import Base, base_of
+from veneer.planning.heap import TAKEN, TAKEN_AGAIN, Heap
+from veneer.planning.ledger import Stretch
+from veneer.planning.machine import Machine
+from veneer.planning.step import Step, take_step
+from veneer.training.config import TrainConfig
+from veneer.training.eight_bit import BLOCK
+from veneer.training.loss import How
+
+_CHANCES = 5  # outcomes of the heap's chance
+_STEPS = 2  # the second has the optimizer's states, and the holes that the first one left
+_CUDA_RUNTIME = 500 * 10**6  # bytes of a CUDA context with its libraries; not measured
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run's memory, term by term, in bytes, and its time in seconds."""
+
+    model: str
+    terms: dict[str, int]
+    loading: int  # the peak while the model is loaded
+    recomputed: int  # layers whose activations are computed again
+    layers: int
+    parameters: int  # trained
+    step_seconds: float | None = None
+    tokens: int = 0  # of a step
+    steps: int | None = None
+    shares: dict[str, float] = field(default_factory=dict)  # seconds of a step by part
+    mapped: int = 0  # bytes of the base that are a file's pages, which the system may drop and read again
+
+    @property
+    def training(self) -> int:
+        return sum(self.terms.values())
+
+    @property
+    def peak(self) -> int:
+        return max(self.training, self.loading)
+
+    @property
+    def needed(self) -> int:
+        """Without the pages that can be read again."""
+        return self.peak - self.mapped
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "training": self.training, "peak": self.peak, "needed": self.needed}
+
+
+def plan(
+    config: TrainConfig, machine: Machine, *, base: Base | None = None, rows: list[Tokens] | None = None,
+    how: How | None = None, recomputed: int | None = None,
+) -> Plan:  # fmt: skip
+    """The plan of the run that ``config`` describes.
+
+    ``rows``: those of the step that takes the most memory; without them they are as many and as long as the options
+    allow, every token learned. ``how`` the loss is computed, where it is known; ``recomputed``: of how many layers the
+    activations are computed again, where it is not all or none.
+    """
+    device = getattr(config, "device", "cpu")
+    if base is None:
+        base = base_of(config.model, config.storage, config.block_size, config.double_quantisation, config.task)
+    size = config.micro_batch_size or config.batch_size
+    rows = _longest(config, base) if rows is None else rows
+    passes = [rows[start : start + size] for start in range(0, len(rows), size)]
+    if recomputed is None:
+        recomputed = -1 if config.gradient_checkpointing else 0
+    update = config.method if config.trains_own_weights else config.update(config.steps or 100)
+    largest = max(passes, key=lambda rows: sum(len(row.ids) for row in rows))
+    step = take_step(
+        base, update, largest, recomputed=None if recomputed < 0 else recomputed, how=how,
+        smoothing=config.label_smoothing, on_cpu=device == "cpu",
+    )  # fmt: skip
+    terms, held = _terms(config, base, step, len(passes), machine, device)
+    seconds, shares = _time(step, passes, largest, machine) if device == "cpu" and machine.flops else (None, {})
+    again = step.layers if recomputed < 0 else min(recomputed, step.layers)
+    return Plan(
+        base.name, terms, _loading(base, step, held, terms), again, step.layers, step.weights.parameters, seconds,
+        sum(len(row.ids) for row in rows), config.steps, shares, held if base.mapped else 0,
+    )  # fmt: skip
+
+
+def longest_row(config: TrainConfig, base: Base) -> int:
+    """Tokens of a row at most."""
+    positions = getattr(base.config, "max_position_embeddings", None)
+    return min(config.max_length, positions) if isinstance(positions, int) and positions > 0 else config.max_length
+
+
+def _longest(config: TrainConfig, base: Base) -> list[Tokens]:
+    length = longest_row(config, base)
+    labels = [0] if base.kind == "classification" else [1] * length
+    if base.kind == "causal":
+        labels[0] = IGNORE
+    return [Tokens([1] * length, labels, "")] * config.batch_size
+
+
+def optimizer_states(config: TrainConfig, parameters: int) -> int:
+    """Bytes of AdamW's two moments that are in memory: 2 · 4 n, or 2 · (1 + 4 / block) n in 8 bits; paged, as many as
+    optimizer_memory holds."""
+    states = 8 * parameters if config.optimizer_bits == 32 else math.ceil(2 * (1 + 4 / BLOCK) * parameters)
+    return min(states, memory_size(config.optimizer_memory)) if config.optimizer == "paged-adamw" else states
+
+
+def _terms(
+    config: TrainConfig, base: Base, step: Step, passes: int, machine: Machine, device: str
+) -> tuple[dict[str, int], int]:
+    """Name → bytes at the peak of training; and those of the base."""
+    weights = step.weights
+    states = optimizer_states(config, weights.parameters)
+    gradients = weights.trained if passes > 1 else 0  # else they come as the activations go
+    kept, most, where = _live(step.stretches)
+    scratch = _scratch(base, weights.largest) if device == "cpu" else 0
+    terms = {
+        "base, codes": weights.codes,
+        "base, scales": weights.scales,
+        "base, dense": weights.dense,
+        "trained weights": weights.trained,
+        "gradients": gradients,
+        "optimizer states": states,
+        "importance": weights.importance,
+        "saved activations": max(0, kept - scratch),
+        where: most - max(kept, scratch),
+        "panel buffer": scratch,
+    }
+    if device == "cpu":
+        terms["heap's holes"] = max(0, _heap_peak(step, states, gradients) - most - states - gradients)
+        terms["runtime"] = machine.runtime
+    else:
+        terms["runtime"] = _CUDA_RUNTIME
+    return {name: size for name, size in terms.items() if size}, weights.codes + weights.scales + weights.dense
+
+
+def _live(stretches: Sequence[Stretch]) -> tuple[int, int, str]:
+    """Bytes that the forward pass keeps, the most that there are at a time, and what is done then."""
+    sizes: dict[int, int] = {}
+    live = most = kept = 0
+    where = "loss chunk"
+    for stretch in stretches:
+        for event in stretch.events:
+            if event.size:
+                sizes[event.block] = event.size
+                live += event.size
+                if live > most:
+                    most, where = live, {"loss": "loss chunk"}.get(stretch.name, f"{stretch.name} pass")
+            else:
+                live -= sizes.pop(event.block, 0)
+        if stretch.name == "forward":
+            kept = live
+    return kept, most, where
+
+
+def _heap_peak(step: Step, states: int, gradients: int) -> int:
+    """The most that the heap holds, on average over the chances of its holes."""
+    return sum(_one_heap_peak(step, states, gradients, phase / _CHANCES) for phase in range(_CHANCES)) // _CHANCES
+
+
+def _one_heap_peak(step: Step, states: int, gradients: int, phase: float) -> int:
+    heap = Heap(phase)
+    heap.take(gradients)
+    for number in range(_STEPS):
+        heap.peak = heap.size
+        for stretch in step.stretches:
+            kept = TAKEN_AGAIN if stretch.layer in step.again else TAKEN
+            heap.taken = kept if stretch.name in ("forward", "loss") else 0.0
+            heap.replay(stretch.events)
+        heap.next_step()
+        if not number:
+            heap.take(states)
+    return heap.peak
+
+
+def _scratch(base: Base, largest: int) -> int:
+    """The buffer that panels of a weight are expanded into."""
+    if base.storage not in CODE_BITS and base.dense is torch.float32:
+        return 0
+    return min(4 * PANEL, 4 * (largest // base.dense.itemsize))
+
+
+def _loading(base: Base, step: Step, held: int, terms: dict[str, int]) -> int:
+    """The base, and the tensor that is read last; or the whole file, whose pages stay where another type is made."""
+    beside = base.read * (held // base.dense.itemsize) if base.read else step.weights.largest
+    return terms["runtime"] + held + beside
+
+
+def _time(
+    step: Step, passes: Sequence[Sequence[Tokens]], largest: Sequence[Tokens], machine: Machine
+) -> tuple[float, dict[str, float]]:
+    """Seconds of a step and of its parts: of each operation its products at the machine's rate or its bytes at the
+    memory's, whichever takes longer; passes of fewer tokens in proportion."""
+    shares: dict[str, float] = {}
+    for stretch in step.stretches:
+        for flops, moved, times in stretch.operations:
+            seconds = times * (max(flops / machine.flops, moved / machine.bandwidth) + machine.operation)
+            what = "products" if flops else "other passes"
+            shares[what] = shares.get(what, 0.0) + seconds
+    tokens = sum(len(row.ids) for row in largest)
+    scale = sum(len(row.ids) for rows in passes for row in rows) / tokens
+    shares = {name: seconds * scale for name, seconds in shares.items()}
+    # Gradient, weight and two moments are read, three of them written.
+    shares["optimizer"] = 7 * 4 * step.weights.parameters / machine.bandwidth
+    return sum(shares.values()), shares
+
+
+def limit_of(config: TrainConfig, usable: int) -> int:
+    """Bytes that the run may take. Raises ConfigError where that is asked of a GPU that is not here."""
+    if config.memory is not None:
+        return memory_size(config.memory)
+    if isinstance(config, PlanOptions) and config.device == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError("There is no GPU here whose memory could be asked; say how much it has: --memory 24GB.")
+        return int(torch.cuda.mem_get_info()[0])
+    return usable

@@ -1,0 +1,125 @@
+"""train and resume as a person calls them, with a look at the memory before they start.
+
+A run that clearly cannot fit is refused, with the changes that would; what was foreseen goes into the run's folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from veneer.data.labels import Tokens
+from veneer.errors import ModelError, TrainingError
+from veneer.frozen.layers import DTYPES, storage_of
+from veneer.frozen.source import resolve
+from veneer.planning.changes import changes
+from veneer.planning.empty import Base
+from veneer.planning.machine import Machine, file_memory, remembered, resident_memory, usable_memory
+from veneer.planning.plan import Plan, limit_of
+from veneer.planning.verb import amount, foreseen
+from veneer.training import run
+from veneer.training.config import TrainConfig
+from veneer.training.forecast import Forecast
+from veneer.training.loss import Loss
+
+_CLEARLY = 1.05  # times the limit
+_SMALL = 8  # a model whose files are a smaller part of the memory than this is loaded without a look
+_AFTERWARDS = 60 * 10**6  # bytes that reading rows and model, and the kernels' first use, add to what torch takes
+
+
+def train(model: Any = None, tokenizer: Any = None, **options: Any) -> run.Result:
+    """`veneer.training.run.train`, which says what it takes, with a look at the memory before it starts.
+
+    Raises TrainingError, too, when the run clearly cannot fit (``check_memory=False``: it is tried all the same).
+    """
+    return run.train(model, tokenizer, foresight=_Foresight(), **options)
+
+
+def resume(folder: str | Path, *, console: Console | None = None, **over: Any) -> run.Result:
+    """`veneer.training.run.resume`, with the same look."""
+    return run.resume(folder, console=console, foresight=_Foresight(), **over)
+
+
+class _Foresight:
+    """Made before anything of the run is there, so that it knows what the process takes without it."""
+
+    def __init__(self) -> None:
+        self._files = file_memory()
+        self._machine = remembered()
+        self._runtime = self._machine.runtime if self._machine is not None else resident_memory() + _AFTERWARDS
+
+    def before_loading(self, config: TrainConfig) -> None:
+        """Refuse a model that is itself too large; a small one is not looked at."""
+        usable = usable_memory()
+        if not config.check_memory or _files(config.base()) * _SMALL < usable:
+            return
+        limit = limit_of(config, usable)
+        least = type(config)(**{**config.changed(), "batch_size": 1, "micro_batch_size": None, "max_length": 2})
+        try:
+            made = foreseen(least, self._at(), limit)
+        except ModelError:  # one that is loaded in another way, with the rows' classes, or refused with a better reason
+            return
+        if made.needed > _CLEARLY * limit:
+            raise TrainingError(self._refusal(config, made, limit, {}))
+
+    def before_training(self, config: TrainConfig, model: Any, loss: Loss, rows: list[Tokens]) -> Forecast:
+        limit = limit_of(config, usable_memory())
+        known: dict[str, Any] = {"base": self._base_of(config, model, loss), "rows": rows, "how": loss.how}
+        try:
+            made = foreseen(config, self._at(), limit, **known)
+        except Exception as error:  # a model that does what tensors without values cannot
+            if config.memory is not None:
+                raise TrainingError(f"What this run takes cannot be foreseen, so memory = {config.memory} cannot be "
+                                    f"kept to: {_short(error)}") from error  # fmt: skip
+            return Forecast(sentences=(f"What this run takes is not foreseen: {_short(error)}",))
+        if config.check_memory and made.needed > _CLEARLY * limit:
+            raise TrainingError(self._refusal(config, made, limit, known))
+        return Forecast(made.recomputed, {**made.as_json(), "limit": limit}, _said(config, made, limit))
+
+    def _base_of(self, config: TrainConfig, model: Any, loss: Loss) -> Base:
+        """The base of a model that is there."""
+        kept = {"block_size": config.block_size, "double_quantisation": config.double_quantisation, **storage_of(model)}
+        dtype = next(parameter.dtype for parameter in model.parameters())
+        held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+        return Base(
+            config.model, model.config, loss.kind, kept["storage"], kept["block_size"], kept["double_quantisation"],
+            dtype if dtype in DTYPES.values() else DTYPES["fp32"], mapped=file_memory() - self._files > held / 2,
+        )  # fmt: skip
+
+    def _at(self) -> Machine:
+        """The machine as it was measured; without, its rates are not known, and no time is told."""
+        known = self._machine
+        return Machine(0.0, 0.0, 0.0, self._runtime) if known is None else known
+
+    def _refusal(self, config: TrainConfig, made: Plan, limit: int, known: dict[str, Any]) -> str:
+        others = {name: value for name, value in known.items() if name != "base"}
+        found = changes(config, limit, made, lambda other: foreseen(other, self._at(), limit, **others))
+        would = "; ".join(f"{change.said} ({amount(change.plan.peak)})" for change in found)
+        then = (
+            f"These would fit: {would}." if would else "No change of storage, micro batch or checkpointing would fit."
+        )
+        return (
+            f"This run would take {amount(made.peak)} of memory, and {amount(limit)} are there. {then} Or give "
+            f"check_memory: false to try it all the same. (veneer plan tells more.)"
+        )
+
+
+def _files(name: str) -> int:
+    """Bytes of a model's weights on the disk."""
+    path, _ = resolve(name)
+    files: Sequence[Path] = [path] if path.is_file() else list(path.glob("*.safetensors"))
+    return sum(file.stat().st_size for file in files)
+
+
+def _said(config: TrainConfig, made: Plan, limit: int) -> tuple[str, ...]:
+    said = [f"Foreseen: {amount(made.peak)} of memory; {amount(limit)} are there."]
+    if made.recomputed and not config.gradient_checkpointing:
+        said.append(f"Of {made.recomputed} of {made.layers} layers the activations are computed again to fit them.")
+    return tuple(said)
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

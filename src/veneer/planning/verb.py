@@ -1,0 +1,125 @@
+"""What veneer plan prints: the terms, whether they fit, and what would."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from veneer.planning.changes import Change, changes
+from veneer.planning.config import PlanOptions
+from veneer.planning.empty import base_of
+from veneer.planning.machine import Machine, measured, usable_memory
+from veneer.planning.plan import Plan, limit_of, plan
+from veneer.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A plan, the memory that it is held against, and the changes where it does not fit."""
+
+    plan: Plan
+    limit: int
+    changes: list[Change]
+
+    @property
+    def fits(self) -> bool:
+        return self.plan.needed <= self.limit
+
+    def as_json(self) -> dict[str, Any]:
+        told = self.plan.as_json()
+        return {
+            **told,
+            "limit": self.limit,
+            "fits": self.fits,
+            "changes": [change.as_json() for change in self.changes],
+        }
+
+    def show(self, console: Console) -> None:
+        console.print(self._table())
+        for line in self._lines():
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _table(self) -> Table:
+        table = Table(title=f"{self.plan.model}: memory of a run", title_justify="left")
+        table.add_column("")
+        table.add_column("", justify="right")
+        for name, size in self.plan.terms.items():
+            table.add_row(name, amount(size))
+        table.add_section()
+        table.add_row("peak of training", amount(self.plan.training))
+        table.add_row("peak of loading", amount(self.plan.loading))
+        return table
+
+    def _lines(self) -> list[str]:
+        plan = self.plan
+        lines = [f"It {'fits' if self.fits else 'does not fit'}: {amount(plan.peak)} of {amount(self.limit)}."]
+        if self.fits and plan.peak > self.limit:
+            lines.append(f"{amount(plan.mapped)} of it are the base's file, of which the system reads parts again.")
+        if plan.recomputed:
+            lines.append(f"Of {plan.recomputed} of {plan.layers} layers the activations are computed again.")
+        if plan.step_seconds is not None:
+            rate = plan.tokens / plan.step_seconds
+            lines.append(f"A step of {plan.tokens:,} tokens: {duration(plan.step_seconds)}, {rate:,.0f} tokens/s.")
+            if plan.steps:
+                lines.append(f"The run of {plan.steps:,} steps: {duration(plan.steps * plan.step_seconds)}.")
+        lines += [f"  {change.said} → {amount(change.plan.peak)}: {change.cost}" for change in self.changes]
+        if not self.fits and not self.changes:
+            lines.append("No change of storage, micro batch, checkpointing or paging makes it fit.")
+        elif self.changes:
+            lines.insert(-len(self.changes), "What would fit:")
+        return lines
+
+
+def answer(options: PlanOptions) -> Answer:
+    """The plan of ``options``, with as few layers recomputed as fit the memory that they give, and what would fit."""
+    machine = measured()
+    limit = limit_of(options, usable_memory())
+    made = foreseen(options, machine, limit)
+    found = (
+        [] if made.needed <= limit else changes(options, limit, made, lambda config: foreseen(config, machine, limit))
+    )
+    return Answer(made, limit, found)
+
+
+def foreseen(config: TrainConfig, machine: Machine, limit: int, **known: Any) -> Plan:
+    """The plan of a run; where its ``memory`` was given, with as few layers recomputed as fit ``limit``."""
+    if known.get("base") is None:
+        known["base"] = base_of(
+            config.model, config.storage, config.block_size, config.double_quantisation, config.task
+        )
+    made = plan(config, machine, **known)
+    if config.memory is None or config.gradient_checkpointing or made.peak <= limit or not made.layers:
+        return made
+    return _fewest(config, machine, limit, made, known)
+
+
+def _fewest(config: TrainConfig, machine: Machine, limit: int, none: Plan, known: dict[str, Any]) -> Plan:
+    """With the fewest layers recomputed that fit; the one with the least memory where no number does."""
+    least = none
+    low, high = 1, none.layers
+    found: Plan | None = None
+    while low <= high:
+        middle = (low + high) // 2
+        made = plan(config, machine, recomputed=middle, **known)
+        least = min(least, made, key=lambda one: one.peak)
+        if made.peak <= limit:
+            found, high = made, middle - 1
+        else:
+            low = middle + 1
+    return found or least
+
+
+def amount(size: int) -> str:
+    """Bytes for a person."""
+    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

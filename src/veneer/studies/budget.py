@@ -1,0 +1,175 @@
+"""AdaLoRA against LoRA at equal numbers of parameters, and which matrices AdaLoRA gives the ranks to.
+
+Both are tuned alike where rates are given: the rate with the best value on a seed that is none of the study's.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any, ClassVar
+
+from veneer.commands.verbs import StudyOptions
+from veneer.studies.numbers import Metric
+from veneer.studies.plots import errorbars, new_figure, save
+from veneer.studies.study import Job, Row, Study
+from veneer.studies.work import trained
+
+METHODS = {"LoRA": 1.0, "AdaLoRA": 4.0}  # and the factor on LoRA's learning rate where it is not tuned
+TUNING_SEED = 100
+_RANKS = (1, 2, 4)
+
+
+class BudgetStudy(Study):
+    """``budgets``: name → the options of the LoRA whose parameters the budget is; by default the ranks asked for, over
+    all linear layers."""
+
+    name = "budget"
+    title = "What does a budget of ranks, given out by importance, gain?"
+    columns: ClassVar = {
+        "budget": "the LoRA whose parameters both methods have",
+        "method": "LoRA or AdaLoRA",
+        "learning_rate": "highest one",
+        "tuning": "1 for the runs that choose the learning rate, which are not counted",
+        "ranks": "module → rank, as JSON; a matrix that got none is not in it",
+    }
+
+    def __init__(self, options: StudyOptions, budgets: dict[str, dict[str, Any]] | None = None) -> None:
+        super().__init__(options)
+        ranks = options.ranks or list(_RANKS)
+        self.budgets = budgets or {f"rank {rank}": {"rank": rank} for rank in ranks}
+
+    def job(self, budget: str, method: str, rate: float, seed: int) -> Job:
+        run = self.run(seed, learning_rate=rate)
+        options = {"budget": budget, "method": method, "lora": self.budgets[budget], "run": run}
+        return Job(self.name, "trained", options)
+
+    def jobs(self, rows: list[Row]) -> list[Job]:
+        jobs = []
+        for budget in self.budgets:
+            for method in METHODS:
+                tuning = [self.job(budget, method, rate, TUNING_SEED) for rate in self.options.rates]
+                jobs += tuning
+                rate = self.rate(rows, budget, method)
+                if rate is not None:
+                    jobs += [self.job(budget, method, rate, seed) for seed in self.options.seeds]
+        return jobs
+
+    def rate(self, rows: list[Row], budget: str, method: str) -> float | None:
+        """The best rate on the tuning seed, of equal ones the first; None before all rates were tried there."""
+        if not self.options.rates:
+            return METHODS[method] * self.options.learning_rate
+        by_run = {row["run"]: row for row in rows}
+        tried = [by_run.get(self.job(budget, method, rate, TUNING_SEED).key) for rate in self.options.rates]
+        done = [row for row in tried if row is not None]
+        if len(done) < len(tried):
+            return None
+        metric = Metric.of(done)
+        best: float = metric.best({row["learning_rate"]: float(row[metric.column]) for row in done})
+        return best
+
+    def measured(self, rows: list[Row], budget: str, method: str) -> list[Row]:
+        """The rows of the study's seeds at the rate that was chosen."""
+        rate = self.rate(rows, budget, method)
+        keys = {self.job(budget, method, rate, seed).key for seed in self.options.seeds} if rate is not None else set()
+        return [row for row in rows if row["run"] in keys]
+
+    @classmethod
+    def work(cls, what: str, options: dict[str, Any], runs: Path) -> list[Row]:
+        run = {**options["run"], **options["lora"]}
+        if options["method"] == "AdaLoRA":
+            run = {**options["run"], "method": "adalora", "budget": str(_parameters(run, options["lora"]))}
+        folder, measured = trained(run, runs)
+        ranks, parameters = _ranks(folder / "adapter")
+        own = {name: options[name] for name in ("budget", "method")} | {"learning_rate": run["learning_rate"]}
+        tuning = int(run["seed"] == TUNING_SEED)
+        return [own | measured | {"tuning": tuning, "parameters": parameters, "ranks": json.dumps(ranks)}]
+
+    def findings(self, rows: list[Row]) -> str:
+        metric = Metric.of(rows)
+        told, ahead = [], {}
+        for budget in self.budgets:
+            its = {method: self.measured(rows, budget, method) for method in METHODS}
+            values = {method: metric.values(own) for method, own in its.items()}
+            parameters = statistics.mean(row["parameters"] for row in its["LoRA"])
+            told.append(
+                f"{budget} ({parameters:,.0f} parameters): "
+                + ", ".join(
+                    f"{method} {metric.shown(values[method])} (rate {its[method][0]['learning_rate']:g})"
+                    for method in METHODS
+                )
+            )
+            gain = statistics.mean(values["AdaLoRA"]) - statistics.mean(values["LoRA"])
+            spreads = [statistics.variance(own) if len(own) > 1 else 0.0 for own in values.values()]
+            ahead[budget] = gain * (1 if metric.column == "accuracy" else -1), (sum(spreads) / 2) ** 0.5
+        better = [budget for budget, (gain, _) in ahead.items() if gain > 0]
+        clear = [budget for budget, (gain, spread) in ahead.items() if abs(gain) > spread]
+        largest = max(ahead, key=lambda budget: ahead[budget][0])
+        return (
+            f"{self.size}, {metric.name}. "
+            + "; ".join(told)
+            + f". AdaLoRA is ahead at {len(better)} of {len(ahead)} budgets"
+            + (f" ({', '.join(better)}), most at {largest}" if better else "")
+            + f". The difference is larger than the spread of the seeds at: {', '.join(clear) or 'none'}."
+        )
+
+    def draw(self, rows: list[Row], folder: Path) -> list[str]:
+        figure, axes = new_figure()
+        self.draw_budgets(axes, rows)
+        names = [save(figure, folder / "budget.png")]
+        for number, budget in enumerate(self.budgets):
+            path = folder / f"ranks-{number + 1}.png"
+            self.draw_ranks(path, rows, budget, f"AdaLoRA's ranks with the parameters of {budget}")
+            names.append(path.name)
+        return names
+
+    def draw_budgets(self, axes: Any, rows: list[Row]) -> None:
+        """Both methods over the budgets, on one plot's axes."""
+        metric = Metric.of(rows)
+        for method, mark, shift in (("LoRA", "o-", -0.05), ("AdaLoRA", "s--", 0.05)):
+            found = {
+                place: metric.values(its)
+                for place, budget in enumerate(self.budgets)
+                if (its := self.measured(rows, budget, method))
+            }
+            errorbars(axes, found, method, metric.factor, mark=mark, shift=shift)
+        axes.set_xticks(range(len(self.budgets)), list(self.budgets))
+        axes.set_xlabel("budget: the parameters of LoRA")
+        axes.set_ylabel(metric.title)
+        axes.set_title(f"{self.options.data}, {self.options.steps} steps", fontsize="medium")
+        axes.legend()
+
+    def draw_ranks(self, path: Path, rows: list[Row], budget: str, title: str) -> None:
+        """Mean rank of each matrix over the seeds, layer × module."""
+        from veneer.commands.heatmap import RankMap
+
+        names = dict.fromkeys(name for row in rows for name in json.loads(row["ranks"]))
+        ranks = [json.loads(row["ranks"]) for row in self.measured(rows, budget, "AdaLoRA")]
+        means = {name: statistics.mean(each.get(name, 0) for each in ranks) for name in names}
+        RankMap.of(means).write_png(path, f"{title}, mean of {len(ranks)} seeds")
+
+
+def _parameters(run: dict[str, Any], lora: dict[str, Any]) -> int:
+    """Of LoRA's matrices, without a head that is trained beside them."""
+    from veneer.frozen.load import generates_text, load
+    from veneer.updates.attach import attach
+    from veneer.updates.config import LoRA
+    from veneer.updates.trainable import trainable
+
+    model, _ = load(run["model"], labels=None if generates_text(run["model"]) else ["a", "b"])
+    attach(model, LoRA(**lora))
+    return sum(row.parameters for row in trainable(model).rows if row.rank is not None)
+
+
+def _ranks(adapter: Path) -> tuple[dict[str, int], int]:
+    """Module name → rank of an adapter folder, in the model's order, and the parameters of its low-rank updates."""
+    from veneer.updates.adapter_file import read_tensors
+
+    tensors = {key: tensor for key, tensor in read_tensors(adapter).items() if ".lora_" in key}
+    ranks = {
+        key.removeprefix("base_model.model.").partition(".lora_A")[0]: tensor.shape[0]
+        for key, tensor in tensors.items()
+        if ".lora_A" in key and tensor.shape[0]
+    }
+    return ranks, sum(tensor.numel() for tensor in tensors.values())

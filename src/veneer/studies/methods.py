@@ -1,0 +1,109 @@
+"""Full fine-tuning, LoRA, AdaLoRA, QLoRA, biases or head alone, at stated numbers of parameters."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any, ClassVar
+
+from veneer.errors import TargetError
+from veneer.studies.numbers import Metric, grouped, standard_error
+from veneer.studies.plots import new_figure, save
+from veneer.studies.study import MEASURED, Job, Row, Study
+from veneer.studies.work import trained
+
+# Method → its options, and the factor on LoRA's learning rate: of rates tried on a seed that is none of a study's, the
+# best for MiniLM, which are about the usual ones; for AdaLoRA 4 to 16 was best (docs/adalora.md).
+METHODS: dict[str, tuple[dict[str, Any], float]] = {
+    "full": ({"method": "full"}, 0.05),
+    "LoRA": ({}, 1.0),
+    "AdaLoRA": ({"method": "adalora"}, 4.0),
+    "QLoRA": ({"storage": "nf4"}, 1.0),
+    "biases": ({"method": "bias"}, 4.0),
+    "head": ({"method": "head"}, 16.0),
+}
+_RANKED = {"LoRA": "rank", "QLoRA": "rank", "AdaLoRA": "target_rank"}
+
+
+class MethodsStudy(Study):
+    name = "methods"
+    title = "What does each method reach, with how many parameters?"
+    columns: ClassVar = {"method": "full, LoRA, AdaLoRA, QLoRA, biases, or head", "learning_rate": "highest one"}
+
+    def run_of(self, method: str, seed: int) -> dict[str, Any]:
+        options, factor = METHODS[method]
+        ranked = {_RANKED[method]: self.options.rank} if method in _RANKED else {}
+        return self.run(seed, **{**options, **ranked, "learning_rate": factor * self.options.learning_rate})
+
+    def jobs(self, rows: list[Row]) -> list[Job]:
+        return [
+            Job(self.name, "trained", {"method": method, "run": self.run_of(method, seed)})
+            for seed in self.options.seeds
+            for method in METHODS
+        ]
+
+    @classmethod
+    def work(cls, what: str, options: dict[str, Any], runs: Path) -> list[Row]:
+        row = {"method": options["method"], "learning_rate": options["run"]["learning_rate"]}
+        try:
+            return [row | trained(options["run"], runs)[1]]
+        except TargetError:
+            if options["method"] != "biases":
+                raise
+            return [row | dict.fromkeys(MEASURED) | {"seed": options["run"]["seed"]}]  # a model without any
+
+    def findings(self, rows: list[Row]) -> str:
+        there = [row for row in rows if row["loss"] is not None]
+        metric = Metric.of(there)
+        groups = grouped(there, lambda row: row["method"])
+        values = {method: metric.values(its) for method, its in groups.items()}
+        error = standard_error(list(values.values()), self.options.held_out) * 2**0.5
+        means = {method: statistics.mean(its) for method, its in values.items()}
+        best = metric.best(means)
+        level = [m for m in means if m != best and metric.within(means[m], means[best], error)]
+        said = [
+            f"{self.size}, {metric.name}: "
+            + "; ".join(
+                f"{method} {metric.shown(values[method])} with {its[0]['parameters']:,} parameters "
+                f"(rate {its[0]['learning_rate']:g}, {_gigabytes(its)} GB, {_seconds(its)} s)"
+                for method, its in groups.items()
+            )
+            + ".",
+            f"The best is {best}; within one standard error of a difference ({metric.margin(error)}): "
+            f"{', '.join(level) or 'none'}.",
+        ]
+        if "full" in means and "LoRA" in means:
+            share = groups["LoRA"][0]["parameters"] / groups["full"][0]["parameters"]
+            said.append(
+                f"LoRA trains {100 * share:.2g} % of what full fine-tuning does and differs from it by "
+                f"{metric.number(means['LoRA'] - means['full'])}{metric.unit}."
+            )
+        if {row["method"] for row in rows} - set(groups):
+            said.append("This model's layers have no biases.")
+        return " ".join(said)
+
+    def draw(self, rows: list[Row], folder: Path) -> list[str]:
+        there = [row for row in rows if row["loss"] is not None]
+        metric = Metric.of(there)
+        figure, axes = new_figure()
+        marks = iter("os^vD*")
+        for method, its in grouped(there, lambda row: row["method"]).items():
+            values = [metric.factor * value for value in metric.values(its)]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            axes.errorbar(
+                [its[0]["parameters"]], [statistics.mean(values)], [spread], fmt=next(marks), capsize=4, label=method
+            )
+        axes.set_xscale("log")
+        axes.legend()
+        axes.set_xlabel("parameters trained")
+        axes.set_ylabel(metric.title)
+        axes.set_title(f"{self.options.data}, {self.options.model}, {self.options.steps} steps", fontsize="medium")
+        return [save(figure, folder / "methods.png")]
+
+
+def _gigabytes(rows: list[Row]) -> str:
+    return f"{max(row['peak_memory'] for row in rows) / 1e9:.2f}"
+
+
+def _seconds(rows: list[Row]) -> str:
+    return f"{statistics.mean(row['seconds'] for row in rows):.0f}"

@@ -1,0 +1,84 @@
+"""Means, spreads and standard errors of rows, and how they are told."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from veneer.studies.study import Row
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What rows are compared by: the accuracy where they have one, else the loss."""
+
+    column: str  # accuracy or loss
+
+    @classmethod
+    def of(cls, rows: list[Row]) -> Metric:
+        return cls("accuracy" if rows and all(row["accuracy"] is not None for row in rows) else "loss")
+
+    def best(self, values: dict[Any, float]) -> Any:
+        """The name of the best value; of equal ones the first."""
+        return (max if self.column == "accuracy" else min)(values, key=lambda name: values[name])
+
+    def within(self, value: float, best: float, margin: float) -> bool:
+        """Whether a value is no worse than ``best`` by more than ``margin``; one that is not known is none."""
+        margin = 0.0 if math.isnan(margin) else margin
+        return value >= best - margin if self.column == "accuracy" else value <= best + margin
+
+    def values(self, rows: list[Row]) -> list[float]:
+        return [float(row[self.column]) for row in rows]
+
+    def shown(self, values: list[float]) -> str:
+        """Mean ± spread of the values, in per cent where they are shares."""
+        spread = f" ± {self.number(statistics.stdev(values))}" if len(values) > 1 else ""
+        return f"{self.number(statistics.mean(values))}{spread}{self.unit}"
+
+    def number(self, value: float) -> str:
+        return f"{100 * value:.1f}" if self.column == "accuracy" else f"{value:.3f}"
+
+    @property
+    def unit(self) -> str:
+        return " %" if self.column == "accuracy" else ""
+
+    def margin(self, error: float) -> str:
+        """A standard error with its unit."""
+        return "not known with one seed" if math.isnan(error) else f"{self.number(error)}{self.unit}"
+
+    @property
+    def name(self) -> str:
+        return f"held-out {self.column}"
+
+    @property
+    def title(self) -> str:
+        """Of an axis."""
+        return f"{self.name}, %" if self.column == "accuracy" else self.name
+
+    @property
+    def factor(self) -> float:
+        """What a value is multiplied by where it is drawn."""
+        return 100.0 if self.column == "accuracy" else 1.0
+
+
+def grouped(rows: Iterable[Row], by: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+    """Rows by a value, in the order in which the values come."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(by(row), []).append(row)
+    return groups
+
+
+def standard_error(groups: list[list[float]], held_out: int) -> float:
+    """Of one group's mean, by the spread that all groups have in common: with few seeds a single group's own is chance.
+
+    With one seed, of a share over so many held-out rows; NaN of a loss.
+    """
+    spreads = [statistics.variance(values) for values in groups if len(values) > 1]
+    if spreads:
+        return math.sqrt(statistics.mean(spreads) / min(len(values) for values in groups))
+    best = max(values[0] for values in groups)
+    return math.sqrt(best * (1 - best) / held_out) if 0 <= best <= 1 else math.nan

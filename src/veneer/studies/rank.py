@@ -1,0 +1,124 @@
+"""Which rank is enough: separately trained ranks, and one high-rank run cut to every smaller one.
+
+The update ΔW = s · B A of the highest rank is cut to its r largest singular values (Eckart and Young, 1936: the nearest
+matrix of rank r), all matrices alike. That costs one training; whether it tells what separate trainings would is what
+the study shows.
+"""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any, ClassVar
+
+from veneer.studies.numbers import Metric, grouped, standard_error
+from veneer.studies.plots import errorbars, new_figure, save
+from veneer.studies.study import Job, Row, Study
+from veneer.studies.work import quality, timed, trained
+
+RANKS = (1, 2, 4, 8, 16, 32)
+
+
+class RankStudy(Study):
+    name = "rank"
+    title = "Which rank is enough?"
+    columns: ClassVar = {
+        "how": "trained: LoRA of this rank; cut: the highest rank's update cut to this one",
+        "rank": "rank of every matrix",
+    }
+
+    @property
+    def ranks(self) -> list[int]:
+        return self.options.ranks or list(RANKS)
+
+    def jobs(self, rows: list[Row]) -> list[Job]:
+        seeds, highest = self.options.seeds, max(self.ranks)
+        jobs = [
+            Job(self.name, "trained", {"rank": rank, "run": self.run(seed, rank=rank)})
+            for seed in seeds
+            for rank in sorted(self.ranks, reverse=True)
+        ]
+        smaller = [rank for rank in self.ranks if rank < highest]
+        done = {row["run"] for row in rows}
+        for seed in seeds:
+            run = self.run(seed, rank=highest)
+            # Once its run is there: two processes must not train it at a time.
+            if smaller and Job(self.name, "trained", {"rank": highest, "run": run}).key in done:
+                jobs.append(Job(self.name, "cut", {"ranks": smaller, "run": run}))
+        return jobs
+
+    @classmethod
+    def work(cls, what: str, options: dict[str, Any], runs: Path) -> list[Row]:
+        folder, measured = trained(options["run"], runs)
+        if what == "trained":
+            return [{"how": what, "rank": options["rank"], **measured}]
+        return _cuts(folder, options["ranks"], measured)
+
+    def findings(self, rows: list[Row]) -> str:
+        by_how = {how: grouped(its, lambda row: row["rank"]) for how, its in grouped(rows, lambda r: r["how"]).items()}
+        metrics = dict.fromkeys((Metric.of(rows), Metric("loss")))
+        return " ".join([f"{self.size}.", *(self._by(metric, by_how) for metric in metrics)])
+
+    def _by(self, metric: Metric, by_how: dict[str, dict[int, list[Row]]]) -> str:
+        counts = {rank: its[0]["parameters"] for rank, its in by_how["trained"].items()}
+        values = {rank: metric.values(by_how["trained"][rank]) for rank in self.ranks}
+        means = {rank: statistics.mean(its) for rank, its in values.items()}
+        error = standard_error(list(values.values()), self.options.held_out)
+        best = metric.best(means)
+        enough = min((rank for rank in means if metric.within(means[rank], means[best], error)), default=best)
+        spared = f", with {counts[enough]:,} parameters instead of {counts[best]:,}" if enough != best else ""
+        said = (
+            f"By the {metric.name}: "
+            + ", ".join(f"rank {rank} {metric.shown(its)}" for rank, its in values.items())
+            + f". The best is rank {best}; the smallest within one standard error of it ({metric.margin(error)}) is "
+            f"rank {enough}{spared}: take rank {enough}."
+        )
+        cuts = {rank: metric.values(its) for rank, its in sorted(by_how.get("cut", {}).items())}
+        if cuts:
+            gaps = {rank: statistics.mean(its) - means[rank] for rank, its in cuts.items()}
+            trusted = [str(rank) for rank, gap in gaps.items() if abs(gap) <= 2**0.5 * error]
+            said += (
+                f" Rank {max(self.ranks)} cut by SVD: "
+                + ", ".join(f"rank {rank} {metric.shown(its)}" for rank, its in cuts.items())
+                + "; within one standard error of a difference from the trained rank at "
+                f"{', '.join(trusted) or 'none'}."
+            )
+        return said
+
+    def draw(self, rows: list[Row], folder: Path) -> list[str]:
+        metric, counts = Metric.of(rows), {row["rank"]: row["parameters"] for row in rows}
+        figure, axes = new_figure()
+        names = {"trained": "trained at this rank", "cut": f"rank {max(self.ranks)}, cut by SVD"}
+        for how, its in grouped(rows, lambda row: row["how"]).items():
+            points = {rank: metric.values(same) for rank, same in grouped(its, lambda row: row["rank"]).items()}
+            errorbars(axes, points, names[how], metric.factor, mark="o-" if how == "trained" else "s--")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(self.ranks, [f"{rank}\n{counts[rank]:,}" for rank in self.ranks], fontsize="small")
+        axes.set_xlabel("rank, and parameters")
+        axes.set_ylabel(metric.title)
+        axes.set_title(f"{self.options.data}, {self.options.model}, {self.options.steps} steps", fontsize="medium")
+        axes.legend()
+        return [save(figure, folder / "rank.png")]
+
+
+def _cuts(folder: Path, ranks: list[int], measured: Row) -> list[Row]:
+    from veneer.evaluation.opened import open_run
+    from veneer.studies.decompose import cut, of_product
+    from veneer.updates.attach import updates_of
+    from veneer.updates.layers import Pair
+
+    prepared = open_run(folder)
+    updates = {path: u for path, u in updates_of(prepared.model, "default").items() if isinstance(u, Pair)}
+    highest = max(update.rank for update in updates.values())
+    singular = {path: of_product(update.B, update.A) for path, update in updates.items()}
+    whole = measured["parameters"] - sum(p.numel() for u in updates.values() for p in u.parameters())
+    rows = []
+    for rank in ranks:
+        row: Row = {"how": "cut", "rank": rank, "seed": measured["seed"]}
+        with timed(row):
+            for path, update in updates.items():
+                cut(update, *singular[path], rank)
+            row |= quality(prepared)
+        row["parameters"] = whole + (measured["parameters"] - whole) * rank // highest
+        rows.append(row)
+    return rows

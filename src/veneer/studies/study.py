@@ -1,0 +1,95 @@
+"""What a study is: jobs that give rows of numbers, and what is read off the rows. No torch here.
+
+The process that runs a study loads neither torch nor a model: each job has a process of its own (`work`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from veneer.commands.verbs import StudyOptions
+
+Row = dict[str, Any]  # column → number, text, or None
+
+
+def key_of(values: Any) -> str:
+    """Twelve hexadecimal digits of JSON values; equal values have equal ones."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Work for one process: ``what`` of the study's kinds of work, and all that defines it, as JSON values.
+
+    Two jobs of a study with the same key are the same; one whose rows are there is not run again.
+    """
+
+    study: str
+    what: str
+    options: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        return key_of([self.what, self.options])
+
+    def __str__(self) -> str:
+        own = {name: value for name, value in self.options.items() if not isinstance(value, dict)}
+        seed = {"seed": run["seed"]} if (run := self.options.get("run")) else {}
+        return ", ".join(
+            [f"{self.study}: {self.what}", *(f"{name} {value}" for name, value in {**own, **seed}.items())]
+        )
+
+
+class Study(ABC):
+    """A question, the jobs that answer it, and how the answer is told and drawn."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]  # the question, for a page's head
+    columns: ClassVar[dict[str, str]]  # of its own, before `MEASURED`: column → what it means
+
+    def __init__(self, options: StudyOptions) -> None:
+        self.options = options
+
+    @abstractmethod
+    def jobs(self, rows: list[Row]) -> list[Job]:
+        """The jobs that can be run now that ``rows`` are there, those that gave them included."""
+
+    @abstractmethod
+    def findings(self, rows: list[Row]) -> str:
+        """A paragraph of what was found, written from the numbers; ``rows`` are those of all jobs."""
+
+    @abstractmethod
+    def draw(self, rows: list[Row], folder: Path) -> list[str]:
+        """Write the plots into ``folder``; their names."""
+
+    @classmethod
+    @abstractmethod
+    def work(cls, what: str, options: dict[str, Any], runs: Path) -> list[Row]:
+        """Do a job, in a process of its own: the rows without their ``run``. Trained runs lie in ``runs``."""
+
+    @property
+    def size(self) -> str:
+        """How much was run, to begin the findings with."""
+        seeds = len(self.options.seeds)
+        return f"{seeds} seed{'s' if seeds > 1 else ''} of {self.options.steps} steps"
+
+    def run(self, seed: int, **over: Any) -> dict[str, Any]:
+        """The options of a training run, as `TrainConfig` takes them, less its output."""
+        asked = self.options
+        own = {name: getattr(asked, name) for name in ("model", "data", "steps", "batch_size", "held_out")}
+        return {**own, "learning_rate": asked.learning_rate, "evaluate_every": 0, "seed": seed, **over}
+
+
+MEASURED = {
+    "seed": "seed of the split, of the order of rows, and of the initial values",
+    "loss": "held-out loss, mean over learned tokens, nats",
+    "accuracy": "share of the held-out rows whose answer is found the likeliest; empty where the answers are not few",
+    "parameters": "parameters trained, or in the update that is measured",
+    "seconds": "of training (of other work: in all)",
+    "peak_memory": "largest resident memory of the process, bytes",
+}

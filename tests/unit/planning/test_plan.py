@@ -1,0 +1,189 @@
+"""The terms of a plan are what their formulas say, add up, and change with the options as they should."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import veneer
+from veneer.errors import ConfigError, ModelError
+from veneer.planning import machine as machines
+from veneer.planning import verb
+from veneer.planning.config import ASKED, PlanOptions
+from veneer.planning.empty import base_of, empty_model, no_values
+from veneer.planning.machine import Machine
+from veneer.planning.plan import optimizer_states, plan
+from veneer.planning.sizes import WAYS, _plan
+from veneer.training.config import TrainConfig
+
+pytestmark = pytest.mark.unit
+
+MACHINE = Machine(flops=1e11, bandwidth=1e10, operation=1e-6, runtime=400 * 10**6)
+
+
+@pytest.fixture
+def config_alone(tiny_folder, tmp_path):
+    """A model folder without weights and without a tokenizer."""
+    shutil.copy(tiny_folder / "config.json", tmp_path)
+    return str(tmp_path)
+
+
+def _plan_of(model, **options):
+    return plan(PlanOptions(model=model, **{"batch_size": 4, "max_length": 32, **options}), MACHINE)
+
+
+def test_terms_add_up_and_no_weight_is_read(config_alone, tiny_folder):
+    made = _plan_of(config_alone)
+    assert made.training == sum(made.terms.values())
+    assert made.peak == max(made.training, made.loading)
+    model, _ = veneer.load(tiny_folder)
+    assert made.terms["base, dense"] == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    veneer.attach(model, veneer.LoRA())
+    count = veneer.trainable(model).parameters
+    assert made.parameters == count
+    assert made.terms["trained weights"] == 4 * count
+    assert made.terms["optimizer states"] == 8 * count
+
+
+@pytest.mark.parametrize("storage", ["nf4", "int8", "bf16"])
+def test_a_base_takes_what_it_takes_when_it_is_loaded(storage, config_alone, tiny_folder):
+    made = _plan_of(config_alone, storage=storage)
+    model, _ = veneer.load(tiny_folder, storage=storage)
+    held = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    assert sum(size for name, size in made.terms.items() if name.startswith("base")) == held
+
+
+def test_states_of_the_optimizer():
+    def states(**options):
+        return optimizer_states(TrainConfig(model="m", data="d", output="o", **options), 10**6)
+
+    assert states() == 8 * 10**6
+    assert states(optimizer="paged-adamw", optimizer_memory="2MB") == 2 * 10**6
+    assert states(optimizer="paged-adamw") == 8 * 10**6, "all of it is in memory"
+    assert states(optimizer="paged-adamw", optimizer_bits=8) == 2 * 10**6 + 2 * 4 * 10**6 // 256
+
+
+def test_the_options_that_save_memory_do(config_alone):
+    size = {"batch_size": 16, "max_length": 128}
+    plain = _plan_of(config_alone, **size)
+    for options in ({"micro_batch_size": 8}, {"gradient_checkpointing": True}, {"max_length": 64}):
+        assert _plan_of(config_alone, **{**size, **options}).training < plain.training, options
+    assert _plan_of(config_alone, method="adalora").terms["importance"] > 0
+    full = _plan_of(config_alone, method="full")
+    assert full.terms["optimizer states"] == 2 * full.terms["trained weights"] == 8 * full.parameters
+
+
+def test_recomputing_takes_more_time_and_products_most_of_it(config_alone):
+    plain, again = _plan_of(config_alone), _plan_of(config_alone, gradient_checkpointing=True)
+    assert again.step_seconds > plain.step_seconds > 0
+    assert sum(plain.shares.values()) == pytest.approx(plain.step_seconds)
+    twice = _plan_of(config_alone, batch_size=8, micro_batch_size=4)
+    assert twice.step_seconds == pytest.approx(2 * plain.step_seconds, rel=0.02)
+
+
+def test_memory_is_kept_to_by_the_fewest_layers(config_alone):
+    config = PlanOptions(model=config_alone, batch_size=4, max_length=64)
+    none, all_ = (plan(config, MACHINE, recomputed=count) for count in (0, 2))
+    between = plan(config, MACHINE, recomputed=1)
+    assert none.peak > between.peak > all_.peak
+    asked = PlanOptions(**{**config.changed(), "memory": f"{between.peak}B"})
+    made = verb.foreseen(asked, MACHINE, between.peak)
+    assert (made.recomputed, made.peak) == (1, between.peak)
+    assert verb.foreseen(asked, MACHINE, 1).recomputed == 2, "nothing fits: the one that takes least"
+
+
+def test_models_are_found_by_all_their_names(config_alone):
+    assert base_of(config_alone, "fp32", 64, True).kind == "causal"
+    with pytest.raises(ModelError, match="There is no model at"):
+        base_of(config_alone + "/none", "fp32", 64, True)
+
+
+def test_no_fake_value_is_left_behind(config_alone):
+    _plan_of(config_alone, storage="nf4")
+    model = no_values(lambda: empty_model(base_of(config_alone, "nf4", 64, True)))
+    assert type(model.model.embed_tokens.weight.data).__name__ == "FakeTensor"
+    weight = torch.randn(64, 64)
+    from veneer.frozen.blockwise import dense, quantise
+
+    assert torch.isfinite(dense(quantise(weight))).all()
+
+
+@pytest.mark.parametrize(("way", "least", "most"), [("full, 16 bits", 780e9, 800e9), ("QLoRA", 30e9, 48e9)])
+def test_the_guides_claims_of_65_billion_parameters(way, least, most):
+    """More than 780 GB for full fine-tuning in 16 bits, one GPU of 48 GB for QLoRA (arXiv:2305.14314, abstract)."""
+    made = _plan("65B", WAYS[way], 8)
+    assert least < made.peak < most
+    assert made.layers == 80
+
+
+@pytest.fixture
+def as_measured(monkeypatch):
+    monkeypatch.setattr(verb, "measured", lambda: MACHINE)
+
+
+@pytest.mark.usefixtures("as_measured")
+def test_the_verb_tells_a_person_and_a_program(config_alone, veneer_command):
+    done = veneer_command("plan", config_alone, "--batch-size", "4", "--max-length", "32", "--steps", "10")
+    assert done.code == 0, done.err
+    for said in ("saved activations", "peak of training", "It fits", "tokens/s", "The run of 10 steps"):
+        assert said in done.out
+    told = json.loads(veneer_command("plan", config_alone, "--batch-size", "4", "--max-length", "32", "--json").out)
+    assert told["fits"]
+    assert told["peak"] == sum(told["terms"].values())
+
+
+@pytest.mark.usefixtures("as_measured")
+def test_what_does_not_fit_comes_with_changes_that_do(config_alone, veneer_command):
+    asked = ("plan", config_alone, "--batch-size", "16", "--max-length", "128", "--memory", "402MB")
+    told = json.loads(veneer_command(*asked, "--json").out)
+    assert not told["fits"]
+    assert told["changes"]
+    for change in told["changes"]:
+        assert change["peak"] <= told["limit"]
+        assert "the same result" in change["cost"]
+    assert "What would fit:" in veneer_command(*asked).out
+
+
+@pytest.mark.usefixtures("as_measured")
+def test_a_yaml_of_a_run_is_planned_and_flags_win(config_alone, veneer_command, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(f"model: {config_alone}\ndata: rows.jsonl\nmax_length: 16\nbatch_size: 2\n")
+    assert json.loads(veneer_command("plan", str(file), "--json").out)["tokens"] == 32
+    assert (
+        json.loads(veneer_command("plan", config_alone, str(file), "--batch-size", "4", "--json").out)["tokens"] == 64
+    )
+
+
+def test_memory_that_is_no_size_and_a_gpu_that_is_not_there(config_alone, veneer_command):
+    assert "memory = 'much' is not a size" in veneer_command("plan", config_alone, "--memory", "much").err
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="no GPU here"):
+            verb.limit_of(PlanOptions(model="m", device="cuda"), 0)
+
+
+def test_every_flag_is_an_option():
+    assert set(ASKED) <= set(PlanOptions.model_fields)
+
+
+def test_the_control_group_bounds_the_memory(tmp_path):
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("300\n")
+    assert machines._group(tmp_path) == 700
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machines._group(tmp_path) > 2**60
+    assert 0 < machines.usable_memory() < 2**60
+
+
+def test_the_machine_is_measured_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    calls = []
+    monkeypatch.setattr(machines, "_measure", lambda: calls.append(1) or MACHINE)
+    assert machines.remembered() is None
+    assert machines.measured() == machines.measured() == MACHINE
+    assert machines.remembered() == MACHINE
+    assert len(calls) == 1
+    machines.path().write_text("damaged")
+    assert machines.measured() == MACHINE

@@ -1,0 +1,89 @@
+"""train looks first: it refuses what cannot fit, records what it foresaw, recomputes what memory asks for."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+import veneer
+from veneer.errors import ConfigError, TrainingError
+from veneer.planning import run as planned
+from veneer.training import run
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def options(tiny_folder, rows_file, tmp_path):
+    return {
+        "model": str(tiny_folder), "data": str(rows_file), "output": str(tmp_path / "run"), "steps": 2, "rank": 4,
+        "batch_size": 8, "held_out": 0, "learning_rate": 1e-2,
+    }  # fmt: skip
+
+
+def _train(options, **more):
+    console = Console(file=io.StringIO(), width=200)
+    return veneer.train(**{**options, **more}, console=console), console.file.getvalue()
+
+
+def _adapter(result):
+    return (result.folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_what_was_foreseen_is_told_and_recorded(options):
+    result, shown = _train(options)
+    assert "Foreseen: " in shown
+    told = json.loads((result.folder / run.PLAN).read_text())
+    assert told["peak"] == sum(told["terms"].values()) < told["limit"]
+    assert told["recomputed"] == 0
+
+
+def test_a_run_that_cannot_fit_is_refused_before_anything_is_written(options, tmp_path):
+    with pytest.raises(TrainingError, match=r"would take .* MB of memory, and 10\.0 MB are there.*check_memory"):
+        _train(options, memory="10MB")
+    assert not (tmp_path / "run" / "config.yaml").exists()
+    _train(options, memory="10MB", check_memory=False)
+    assert (tmp_path / "run" / "adapter").is_dir()
+
+
+def test_recomputing_changes_no_bit_of_the_result(options, tmp_path, monkeypatch):
+    plain, _ = _train(options)
+    whole, _ = _train(options, gradient_checkpointing=True, output=str(tmp_path / "whole"))
+    foreseen = planned.foreseen
+    monkeypatch.setattr(planned, "foreseen", lambda *known, **more: replace(foreseen(*known, **more), recomputed=1))
+    part, shown = _train(options, output=str(tmp_path / "part"))
+    assert "Of 1 of 2 layers the activations are computed again" in shown
+    assert json.loads((part.folder / run.PLAN).read_text())["recomputed"] == 1
+    assert _adapter(plain) == _adapter(part) == _adapter(whole)
+
+
+def test_a_model_that_is_too_large_is_not_even_loaded(options, monkeypatch):
+    monkeypatch.setattr(planned, "_files", lambda name: 10**15)
+    monkeypatch.setattr(planned, "usable_memory", lambda: 10**6)
+    monkeypatch.setattr(run, "prepare", lambda *arguments: pytest.fail("it was loaded"))
+    with pytest.raises(TrainingError, match="would take"):
+        _train(options)
+
+
+def test_a_model_that_came_loaded_is_looked_at_too(options, tiny_folder):
+    model, tokenizer = veneer.load(tiny_folder, storage="nf4")
+    with pytest.raises(TrainingError, match="would take"):
+        _train({**options, "model": model}, tokenizer=tokenizer, memory="10MB")
+
+
+def test_what_cannot_be_foreseen_is_said_and_no_reason_to_stop(options, monkeypatch):
+    def fails(*arguments, **more):
+        raise RuntimeError("no such shape")
+
+    monkeypatch.setattr(planned, "foreseen", fails)
+    _, shown = _train(options)
+    assert "What this run takes is not foreseen: no such shape" in shown
+
+
+def test_without_the_planner_memory_is_refused(options, tiny_folder):
+    with pytest.raises(ConfigError, match="needs the planner"):
+        run.train(**options, memory="10GB")

@@ -1,0 +1,168 @@
+"""A step without values makes what the step itself makes: the same blocks, in the same order."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+import torch
+
+import tiny
+import veneer
+from veneer.data.labels import IGNORE, Tokens
+from veneer.frozen.layers import compute_in, quantise_linear_layers
+from veneer.planning import repeat
+from veneer.planning.empty import Base, empty_model, no_values
+from veneer.planning.ledger import Ledger
+from veneer.planning.step import _how, take_step
+from veneer.training.fused import fused_passes
+from veneer.training.loss import Loss
+from veneer.training.recompute import keeping_layers, recomputed
+
+pytestmark = pytest.mark.unit
+
+LENGTHS = (13, 13, 9, 5)
+CAUSAL = [name for name in tiny.ARCHITECTURES if name not in ("bert", "t5")]
+
+
+def _rows(kind="causal", lengths=LENGTHS):
+    if kind == "classification":
+        return [Tokens([1] * length, [0], "") for length in lengths]
+    return [Tokens(list(range(1, length + 1)), [IGNORE] * 2 + [3] * (length - 2), "") for length in lengths]
+
+
+def _base(name, storage="fp32"):
+    kind = {"bert": "classification", "t5": "seq2seq"}.get(name, "causal")
+    dense = torch.bfloat16 if storage == "bf16" else torch.float32
+    return Base(name, tiny.build(name).config, kind, storage, 64, True, dense)
+
+
+def _real(name, base, update, count):
+    """Sizes of the blocks that the step makes, as it is taken with values, and the loss's way."""
+    model = tiny.build(name)
+    if base.storage == "bf16":
+        compute_in(model.to(torch.bfloat16), torch.float32)
+    elif base.storage != "fp32":
+        quantise_linear_layers(model, storage=base.storage, block_size=64, double_quantisation=True)
+    torch.manual_seed(0)
+    veneer.attach(model, update)
+    model.train()
+    rows = _rows(base.kind)
+    loss = Loss(model, 0, rows[0], kind=base.kind)
+    ledger = Ledger([*model.parameters(), *model.buffers()])
+    ledger.begin("all")
+    with ExitStack() as stack:
+        for context in (recomputed(model, count), fused_passes(model), loss.attention(), ledger):
+            stack.enter_context(context)
+        loss(rows).backward()
+    return ledger.stretches, loss.how, model
+
+
+def _live(stretches):
+    """The most bytes that are there at a time."""
+    sizes, live, most = {}, 0, 0
+    for stretch in stretches:
+        for event in stretch.events:
+            live += event.size or -sizes[event.block]
+            sizes[event.block] = event.size
+            most = max(most, live)
+    return most
+
+
+LORA, ADALORA = veneer.LoRA(rank=3), veneer.AdaLoRA(target_rank=2, total_steps=10)
+
+
+@pytest.mark.parametrize(("name", "update"), [*((name, LORA) for name in tiny.ARCHITECTURES), ("llama", ADALORA)])
+def test_without_values_as_much_is_made_as_with_them(name, update):
+    base = _base(name)
+    real, how, _ = _real(name, base, update, 0)
+    step = take_step(base, update, _rows(base.kind), how=how)
+    assert _live(step.stretches) == pytest.approx(_live(real), rel=0.01)
+
+
+@pytest.mark.parametrize("storage", ["nf4", "int8", "bf16"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_over_other_storages(name, storage):
+    base, update = _base(name, storage), veneer.LoRA(rank=3)
+    real, how, model = _real(name, base, update, 0)
+    step = take_step(base, update, _rows(), how=how)
+    assert _live(step.stretches) == pytest.approx(_live(real), rel=0.02)
+    held = {t.untyped_storage().data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers()) if t.numel()}
+    weights = step.weights
+    assert weights.codes + weights.scales + weights.dense + weights.trained == sum(held.values())
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_without_trying_it_is_known_how_the_loss_is_computed(name):
+    model = tiny.build(name)
+    tried = Loss(model, 0, _rows()[0], kind="causal").how
+    assert no_values(lambda: _how(empty_model(_base(name)), "causal", _rows()[0])) == tried
+
+
+@pytest.mark.parametrize(("name", "count"), [("llama", 0), ("llama", 7), ("gemma3", None), ("gpt2", 3)])
+def test_layers_that_are_left_out_do_as_their_neighbours(name, count, monkeypatch):
+    base = _base(name)
+    base.config.num_hidden_layers = 14
+    if getattr(base.config, "layer_types", None):
+        base.config.layer_types = ["sliding_attention"] * 14
+    few = take_step(base, veneer.LoRA(rank=3), _rows(), recomputed=count)
+    monkeypatch.setattr(repeat, "SHOWN", 100)
+    whole = take_step(base, veneer.LoRA(rank=3), _rows(), recomputed=count)
+    assert [(stretch.name, stretch.layer) for stretch in few.stretches] == [
+        (stretch.name, stretch.layer) for stretch in whole.stretches
+    ]
+    assert _live(few.stretches) == _live(whole.stretches)
+    flops = [sum(o.flops * o.times for s in step.stretches for o in s.operations) for step in (few, whole)]
+    assert flops[0] == pytest.approx(flops[1])
+
+
+def test_each_layer_more_that_is_recomputed_takes_less():
+    base, update, rows = _base("llama"), veneer.LoRA(rank=3), _rows(lengths=(40, 40))
+    base.config.num_hidden_layers = 4
+    peaks = [_live(take_step(base, update, rows, recomputed=count).stretches) for count in (0, 1, 2, 3, 4)]
+    assert peaks == sorted(peaks, reverse=True)
+    assert len(set(peaks)) == 5
+
+
+@pytest.mark.parametrize(("name", "count"), [("llama", 1), ("llama", None), ("gpt2", 1), ("t5", None), ("bert", 1)])
+def test_recomputed_layers_give_the_same_gradients_and_keep_less(name, count):
+    base, update = _base(name), veneer.LoRA(rank=3)
+    kept, _, model = _real(name, base, update, 0)
+    less, _, other = _real(name, base, update, count)
+    assert _live(less) < _live(kept)
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert (one.grad is None) == (two.grad is None)
+        if one.grad is not None and name == "llama":  # the others drop at random
+            assert torch.equal(one.grad, two.grad)
+
+
+def test_below_the_lowest_adapter_no_layer_keeps_anything_and_none_is_recomputed():
+    model = tiny.build("llama")
+    veneer.attach(model, veneer.LoRA(rank=2, layers=[1]))
+    assert keeping_layers(model) == [model.model.layers[1]]
+    with recomputed(model, None):
+        assert [layer.gradient_checkpointing for layer in model.model.layers] == [False, True]
+    assert not any(layer.gradient_checkpointing for layer in model.model.layers)
+
+
+def test_what_a_llama_layer_keeps():
+    """docs/plan.md, by hand: d hidden, k of keys and values, f of the gate, n tokens, r rank."""
+    d, k, f, r, n, heads = 32, 16, 48, 3, sum(LENGTHS), 4
+    base = _base("mistral")  # no biases
+    base.config.num_hidden_layers = 12
+    step = take_step(base, veneer.LoRA(rank=r), _rows())
+    (forward,) = (s for s in step.stretches if s.name == "forward" and s.layer == 6)
+    sizes = {}
+    for stretch in step.stretches:
+        if stretch.name == "loss":
+            break
+        for event in stretch.events:
+            sizes[event.block] = event.size
+            if not event.size:
+                del sizes[event.block]
+    kept = sum(sizes[event.block] for event in forward.events if event.block in sizes)
+    norms = 2 * n  # one number a row
+    # Two residual sums, queries, keys and values rotated or not, what attention gives and that again as o_proj's input,
+    # its logarithms, gate and up, and x Aᵀ of seven matrices.
+    numbers = 2 * d * n + (d + 2 * k) * n + 2 * d * n + heads * n + 2 * f * n + 7 * r * n + norms
+    assert kept == pytest.approx(4 * numbers, rel=0.02)

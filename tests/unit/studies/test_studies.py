@@ -1,0 +1,314 @@
+"""Every study on a tiny model: its rows mean what they say, and what was found follows from them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+from pathlib import Path
+
+import pytest
+
+import tiny
+import veneer
+from veneer.commands.verbs import StudyOptions
+from veneer.errors import TargetError
+from veneer.frozen.weight import frozen_weight
+from veneer.reporting.study_page import study_page
+from veneer.studies import run
+from veneer.studies.budget import TUNING_SEED, BudgetStudy
+from veneer.studies.folder import read_rows
+from veneer.studies.matrices import CHOICES, placed
+from veneer.studies.methods import MethodsStudy
+from veneer.studies.numbers import Metric, standard_error
+from veneer.studies.rank import RankStudy
+from veneer.studies.run import STUDIES, run_study
+from veneer.studies.spectrum import SpectrumStudy
+from veneer.studies.storage import STORAGES, StorageStudy, bits_and_error
+from veneer.studies.study import MEASURED, key_of
+from veneer.studies.work import trained, work
+from veneer.updates.select import modules_of
+
+pytestmark = pytest.mark.unit
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def studied(rows_file, tmp_path, monkeypatch):
+    """A function: run a study here, in this process; its rows and what was found."""
+    monkeypatch.setattr(run, "in_a_process", work)
+
+    def study(name: str, model: Path, **more):
+        options = {"seeds": [0, 1], "steps": 6, "batch_size": 8, "held_out": 16, "learning_rate": 1e-2, **more}
+        options = StudyOptions(model=str(model), data=str(rows_file), output=str(tmp_path / name), **options)
+        folder = run_study(name, options, lambda text: None)
+        told = json.loads((folder / "study.json").read_text())
+        for plot in told["plots"]:
+            assert (folder / plot).read_bytes().startswith(PNG)
+        assert "<h1>" in study_page(folder), "veneer report reads it"
+        rows = read_rows(folder)
+        assert rows
+        assert set(told["runs"]) == {row["run"] for row in rows}
+        assert all(row.keys() == told["columns"].keys() for row in rows)
+        measured = [row for row in rows if row["loss"] is not None]
+        assert all(row["loss"] > 0 and 0 <= row["accuracy"] <= 1 and row["seconds"] >= 0 for row in measured)
+        return rows, told["findings"]
+
+    return study
+
+
+def test_rank(studied, tiny_folder):
+    rows, found = studied("rank", tiny_folder, ranks=[1, 2, 4], steps=30)
+    trained = {(row["rank"], row["seed"]): row for row in rows if row["how"] == "trained"}
+    cut = {(row["rank"], row["seed"]): row for row in rows if row["how"] == "cut"}
+    assert trained.keys() == {(rank, seed) for rank in (1, 2, 4) for seed in (0, 1)}
+    assert cut.keys() == {(rank, seed) for rank in (1, 2) for seed in (0, 1)}
+    for place, row in cut.items():
+        assert row["parameters"] == trained[place]["parameters"]
+        assert row["loss"] != trained[place]["loss"]
+    assert trained[2, 0]["parameters"] == 2 * trained[1, 0]["parameters"]
+    assert found.count("take rank ") == found.count("Rank 4 cut by SVD: ") == 2, "by accuracy, and by loss"
+
+
+def _ranked(accuracies: dict[int, list[float]]) -> str:
+    study = RankStudy(StudyOptions(ranks=sorted(accuracies), seeds=[0, 1, 2]))
+    rows = [
+        dict.fromkeys(MEASURED)
+        | {"how": "trained", "rank": rank, "accuracy": value, "loss": 1 - value, "parameters": 9}
+        for rank, values in accuracies.items()
+        for value in values
+    ]
+    return study.findings(rows)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "rank"),
+    [
+        ({1: [0.5, 0.5, 0.51], 4: [0.8, 0.79, 0.8], 16: [0.8, 0.81, 0.8]}, 16),
+        ({1: [0.5, 0.5, 0.51], 4: [0.78, 0.82, 0.8], 16: [0.79, 0.84, 0.79]}, 4),
+        ({1: [0.7, 0.9, 0.8], 4: [0.79, 0.8, 0.81], 16: [0.8, 0.81, 0.82]}, 1),
+    ],
+)
+def test_the_rank_to_take_is_the_smallest_within_one_standard_error_of_the_best(accuracies, rank):
+    assert _ranked(accuracies).count(f"take rank {rank}.") == 2
+
+
+def test_a_loss_is_better_when_it_is_lower():
+    rows = [{"loss": 0.2, "accuracy": None}, {"loss": 0.3, "accuracy": None}]
+    metric = Metric.of(rows)
+    assert metric.best({"a": 0.3, "b": 0.2}) == "b"
+    assert metric.within(0.25, 0.2, 0.06)
+    assert not metric.within(0.25, 0.2, 0.04)
+    assert Metric.of([*rows, {"loss": 1, "accuracy": 0.5}]).column == "loss"
+    assert metric.shown([0.2, 0.3]) == "0.250 ± 0.071"
+    assert Metric("accuracy").shown([0.8, 0.9]) == "85.0 ± 7.1 %"
+    assert Metric("accuracy").shown([0.8]) == "80.0 %"
+
+
+def test_a_standard_error_pools_the_spreads():
+    assert standard_error([[1.0, 3.0], [2.0, 2.0]], 100) == pytest.approx((statistics.mean([2.0, 0.0]) / 2) ** 0.5)
+    assert standard_error([[0.5], [0.4]], 100) == pytest.approx(0.05)
+
+
+def test_matrices(studied, tiny_folder):
+    rows, found = studied("matrices", tiny_folder, rank=4, seeds=[0])
+    assert [row["matrices"] for row in rows] == list(CHOICES)
+    budget = next(row["parameters"] for row in rows if row["matrices"] == "qv")
+    assert next(row["rank"] for row in rows if row["matrices"] == "qv") == 4
+    assert all(abs(row["parameters"] / budget - 1) < 0.25 for row in rows), "to the nearest whole rank"
+    assert "The best is " in found
+
+
+@pytest.mark.parametrize(
+    ("name", "mlp"), [("llama", 6), ("bert", 4), ("qwen3", 6), ("opt", 4), ("mistral", 6), ("phi", 4), ("t5", 8)]
+)
+def test_the_matrices_of_an_architecture(name, mlp):
+    model = tiny.build(name)
+    chosen = {which: placed(model, which, 8)[0] for which in CHOICES}
+    layers = 6 if name == "t5" else 2  # of attention: T5's decoder attends to its encoder, too
+    assert [len(chosen[role]) for role in ("q", "k", "v", "o", "qk", "qkvo")] == [
+        layers, layers, layers, layers, 2 * layers, 4 * layers
+    ]  # fmt: skip
+    assert len(chosen["mlp"]) == mlp
+    assert not set(chosen["mlp"]) & set(chosen["qkvo"])
+    assert set(chosen["qkvo"]) < set(modules_of(model))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gptneox", "phi3"])
+def test_a_model_whose_attention_is_one_matrix_is_refused(name):
+    with pytest.raises(TargetError, match="holds several in one"):
+        placed(tiny.build(name), "q", 8)
+
+
+def test_methods(studied, tiny_folder, tiny_encoder, tmp_path):
+    rows, found = studied("methods", tiny_folder)
+    by = {row["method"]: row for row in rows if row["seed"] == 0}
+    assert list(by) == ["full", "LoRA", "AdaLoRA", "QLoRA", "biases", "head"]
+    assert by["full"]["parameters"] > by["head"]["parameters"] > 0
+    assert by["LoRA"]["parameters"] == by["QLoRA"]["parameters"] == pytest.approx(by["AdaLoRA"]["parameters"], rel=0.2)
+    assert by["full"]["learning_rate"] == pytest.approx(0.05 * by["LoRA"]["learning_rate"])
+    assert by["biases"]["loss"] is None, "a Llama has none"
+    assert found.endswith("This model's layers have no biases.")
+    rows, found = (
+        MethodsStudy.work(
+            "trained",
+            {"method": "biases", "run": {**_run(tiny_encoder, tmp_path), "method": "bias"}},
+            tmp_path / "runs",
+        )[0],
+        "",
+    )
+    assert rows["parameters"] > 0
+
+
+def _run(model: Path, tmp_path: Path) -> dict[str, object]:
+    return {
+        "model": str(model), "data": str(tmp_path / "rows.jsonl"), "steps": 2, "batch_size": 8, "held_out": 16,
+        "learning_rate": 1e-2, "evaluate_every": 0, "seed": 0,
+    }  # fmt: skip
+
+
+def test_storage(studied, tiny_folder):
+    rows, found = studied("storage", tiny_folder, seeds=[0])
+    kept = {row["storage"]: row for row in rows if row["what"] == "kept"}
+    trained = {row["storage"]: row for row in rows if row["what"] == "trained"}
+    assert list(kept) == list(trained) == list(STORAGES)
+    assert (kept["fp32"]["bits"], kept["fp32"]["error"], kept["16-bit"]["bits"]) == (32, 0, 16)
+    assert 0 < kept["16-bit"]["error"] < kept["nf4 block 32"]["error"] < kept["nf4"]["error"] < kept["fp4"]["error"]
+    assert 4 < kept["nf4 + DQ"]["bits"] < kept["nf4"]["bits"] == 4.5
+    assert all(row["perplexity"] > 1 for row in kept.values())
+    assert all(row["tokens_per_second"] > 0 for row in trained.values())
+    assert len({row["loss"] for row in trained.values()}) == len(trained), "each over its own base"
+    order = sorted((name for name in kept if kept[name]["bits"] < 5), key=lambda name: kept[name]["error"])
+    assert f"In 4 bits the error grows in the order {', '.join(order)}." in found
+
+
+def test_the_error_is_that_of_the_loaded_model(tiny_folder):
+    model, _ = veneer.load(tiny_folder)
+    kept, _ = veneer.load(tiny_folder, **STORAGES["fp4"])
+    name = "model.layers.1.mlp.up_proj"
+    wrong = frozen_weight(kept.get_submodule(name)).dense() - model.get_submodule(name).weight
+    for other in list(model.named_modules()):
+        if other[0] != name and hasattr(other[1], "weight") and "proj" in other[0]:
+            other[1].weight.data.zero_()
+    expected = float(wrong.square().sum() / model.get_submodule(name).weight.square().sum())
+    assert bits_and_error(model, STORAGES["fp4"])[1] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("rates", [[], [1e-3, 1e-2]])
+def test_budget(studied, tiny_folder, rates):
+    rows, found = studied("budget", tiny_folder, ranks=[1, 2], rates=rates, steps=10)
+    tuning = [row for row in rows if row["seed"] == TUNING_SEED]
+    assert len(tuning) == 4 * len(rates)
+    assert all(row["tuning"] == (row["seed"] == TUNING_SEED) for row in rows)
+    own = [row for row in rows if row["seed"] != TUNING_SEED]
+    assert len(own) == 2 * 2 * 2
+    for row in own:
+        ranks = json.loads(row["ranks"])
+        assert row["parameters"] > 0
+        if row["method"] == "LoRA":
+            assert set(ranks.values()) == {int(row["budget"].split()[1])}
+            mine = [r for r in own if (r["budget"], r["method"]) == (row["budget"], "AdaLoRA")]
+            assert all(r["parameters"] <= row["parameters"] for r in mine)
+    for row in own:
+        tried = [t for t in tuning if (t["budget"], t["method"]) == (row["budget"], row["method"])]
+        if tried:
+            assert row["learning_rate"] == max(tried, key=lambda t: t["accuracy"])["learning_rate"]
+    assert "AdaLoRA is ahead at " in found
+
+
+def test_budgets_of_ones_own(tiny_folder, rows_file):
+    options = StudyOptions(model=str(tiny_folder), data=str(rows_file), seeds=[0], rates=[1e-3])
+    study = BudgetStudy(options, {"attention": {"targets": ["q_proj"], "rank": 3}})
+    assert [job.options["lora"] for job in study.jobs([])] == [{"targets": ["q_proj"], "rank": 3}] * 2
+    assert [job.options["run"]["seed"] for job in study.jobs([])] == [TUNING_SEED] * 2
+
+
+@pytest.mark.parametrize("kind", ["generator", "classifier"])
+def test_spectrum(studied, tiny_folder, tiny_encoder, kind):
+    rows, found = studied("spectrum", tiny_folder if kind == "generator" else tiny_encoder, ranks=[2, 4], steps=20)
+    by = {what: [row for row in rows if row["what"] == what] for what in dict.fromkeys(row["what"] for row in rows)}
+    assert {what: len(its) for what, its in by.items()} == {
+        "full": 2, "LoRA": 4, "base": 2, "part": 14, "matrices": 2, "matrix": 2 * len(by["matrix"]) // 2, "overlap": 7
+    }  # fmt: skip
+    for seed in (0, 1):
+        parts = [row for row in by["part"] if row["seed"] == seed]
+        energies = [row["energy"] for row in parts]
+        assert energies == sorted(energies)
+        assert energies[-1] == pytest.approx(1), "64 are all of a tiny matrix"
+        (whole,) = (row for row in by["matrices"] if row["seed"] == seed)
+        assert parts[-1]["loss"] == pytest.approx(whole["loss"], rel=1e-4)
+        (base,) = (row for row in by["base"] if row["seed"] == seed)
+        assert base["loss"] != whole["loss"]
+    for row in by["matrix"]:
+        values = json.loads(row["singular_values"])
+        assert row["energy"] == pytest.approx(sum(value**2 for value in values), rel=1e-2)
+        assert 1 <= row["rank"] <= len(values)
+    for row in by["overlap"]:
+        assert 0 <= row["phi_a"] <= 1
+        assert 0 <= row["phi_b"] <= 1
+        assert row["name"] in ("ranks 2 and 4 of one seed", "rank 4 of two seeds")
+    assert "on the base alone, keeps" in found or "no gain in accuracy" in found
+    assert "φ of rank 4 of two seeds" in found
+
+
+def test_studies_share_their_runs(studied, tiny_folder, tmp_path, monkeypatch):
+    studied("rank", tiny_folder, ranks=[2, 4])
+    before = set((tmp_path / "runs").iterdir())
+    rows, _ = studied("spectrum", tiny_folder, ranks=[2, 4])
+    new = set((tmp_path / "runs").iterdir()) - before
+    assert len(new) == 2, "the two full ones alone"
+    shared = [row for row in rows if row["what"] == "LoRA"]
+    seen = {(row["rank"], row["seed"]): row["loss"] for row in read_rows(tmp_path / "rank") if row["how"] == "trained"}
+    assert {(row["rank"], row["seed"]): row["loss"] for row in shared} == seen
+
+
+def test_a_run_that_was_killed_goes_on(tiny_folder, rows_file, tmp_path):
+    options = _run(tiny_folder, tmp_path) | {"rank": 2, "steps": 4}
+    folder, whole = trained(options, tmp_path / "whole")
+    broken = tmp_path / "broken" / key_of(options)
+    veneer.train(output=str(broken), **(options | {"steps": 2}))
+    (broken / "config.yaml").write_text((folder / "config.yaml").read_text())
+    for part in ("adapter", "best"):
+        shutil.rmtree(broken / part)
+    _, resumed = trained(options, tmp_path / "broken")
+    assert resumed["parameters"] == whole["parameters"]
+    assert (broken / "measured.json").is_file()
+    assert not (broken / "checkpoints").exists()
+
+
+def test_every_study_of_the_command_is_there():
+    assert list(STUDIES) == ["rank", "matrices", "methods", "storage", "budget", "spectrum"]
+    assert all(study.title.endswith("?") for study in STUDIES.values())
+    assert {StorageStudy, SpectrumStudy} <= set(STUDIES.values())
+
+
+def test_the_command_runs_jobs_in_processes_of_their_own(tiny_folder, rows_file, tmp_path, veneer_command):
+    done = veneer_command(
+        "study", "rank", "--model", tiny_folder, "--data", rows_file, "--output", tmp_path / "rank", "--seeds", "0",
+        "--ranks", "1", "--steps", 2, "--held-out", 16,
+    )  # fmt: skip
+    assert done.code == 0, done
+    assert done.out.startswith(
+        f"rank: 1 run to do; {tmp_path / 'rank'} has 0 rows\nrank: trained, rank 1, seed 0: loss "
+    )
+    (row,) = read_rows(tmp_path / "rank")
+    assert row["peak_memory"] > 100e6
+
+
+def test_a_study_over_ray(tiny_folder, rows_file, tmp_path, veneer_command):
+    pytest.importorskip("ray")
+    done = veneer_command(
+        "study", "rank", "--model", tiny_folder, "--data", rows_file, "--output", tmp_path / "rank", "--seeds", "0,1",
+        "--ranks", "1", "--steps", 2, "--held-out", 16, "--ray", "local",
+    )  # fmt: skip
+    assert done.code == 0, done
+    assert sorted(row["seed"] for row in read_rows(tmp_path / "rank")) == [0, 1]
+
+
+def test_a_cluster_that_does_not_answer_is_one_sentence(tiny_folder, rows_file, tmp_path, veneer_command):
+    pytest.importorskip("ray")
+    done = veneer_command(
+        "study", "rank", "--model", tiny_folder, "--data", rows_file, "--output", tmp_path / "rank", "--ray", "nowhere"
+    )
+    assert done.code == 1
+    assert done.err.startswith("Error: No Ray cluster answers at 'nowhere'")
