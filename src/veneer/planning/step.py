@@ -140,7 +140,7 @@ def _how(model: Any, kind: str, sample: Tokens) -> How:
 
 def _distinct(model: nn.Module) -> dict[int, Tensor]:
     """Parameters and buffers, one for each piece of memory."""
-    return {id(tensor.untyped_storage()): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return {tensor.untyped_storage()._cdata: tensor for tensor in (*model.parameters(), *model.buffers())}
 
 
 def _weights(model: Any, base: dict[int, Tensor]) -> Weights:

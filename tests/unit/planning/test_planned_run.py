@@ -43,7 +43,7 @@ def test_what_was_foreseen_is_told_and_recorded(options):
 
 
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_written(options, tmp_path):
-    with pytest.raises(TrainingError, match=r"would take .* MB of memory, and 10\.0 MB are there.*check_memory"):
+    with pytest.raises(TrainingError, match=r"would take .* [MG]B of memory, and 10\.0 MB are there.*check_memory"):
         _train(options, memory="10MB")
     assert not (tmp_path / "run" / "config.yaml").exists()
     _train(options, memory="10MB", check_memory=False)

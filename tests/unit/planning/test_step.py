@@ -41,7 +41,9 @@ def _real(name, base, update, count):
     """Sizes of the blocks that the step makes, as it is taken with values, and the loss's way."""
     model = tiny.build(name)
     if base.storage == "bf16":
-        compute_in(model.to(torch.bfloat16), torch.float32)
+        for parameter in model.parameters():  # buffers stay, as they do where a model is loaded
+            parameter.data = parameter.data.bfloat16()
+        compute_in(model, torch.float32)
     elif base.storage != "fp32":
         quantise_linear_layers(model, storage=base.storage, block_size=64, double_quantisation=True)
     torch.manual_seed(0)
