@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import tiny
 import veneer
 from veneer.data.labels import IGNORE, Tokens
+from veneer.frozen import blockwise
 from veneer.frozen.layers import compute_in, quantise_linear_layers
 from veneer.planning import repeat
 from veneer.planning.empty import Base, empty_model, no_values
@@ -23,6 +25,12 @@ pytestmark = pytest.mark.unit
 
 LENGTHS = (13, 13, 9, 5)
 CAUSAL = [name for name in tiny.ARCHITECTURES if name not in ("bert", "t5")]
+
+
+@pytest.fixture(autouse=True)
+def _no_room_yet(monkeypatch):
+    """The room of panels grows to the largest, and other tests had large ones."""
+    monkeypatch.setattr(blockwise, "_room", threading.local())
 
 
 def _rows(kind="causal", lengths=LENGTHS):
