@@ -13,7 +13,7 @@ import veneer
 from veneer.data.labels import IGNORE, Tokens
 from veneer.frozen import blockwise
 from veneer.frozen.layers import compute_in, quantise_linear_layers
-from veneer.planning import repeat
+from veneer.planning import empty, repeat
 from veneer.planning.empty import Base, empty_model, no_values
 from veneer.planning.ledger import Ledger
 from veneer.planning.step import _how, take_step
@@ -28,9 +28,11 @@ CAUSAL = [name for name in tiny.ARCHITECTURES if name not in ("bert", "t5")]
 
 
 @pytest.fixture(autouse=True)
-def _no_room_yet(monkeypatch):
-    """The room of panels grows to the largest, and other tests had large ones."""
+def _the_same_wherever_it_runs(monkeypatch):
+    """The room of panels grows to the largest, and other tests had large ones; machines differ in what they multiply
+    16 bits in."""
     monkeypatch.setattr(blockwise, "_room", threading.local())
+    monkeypatch.setattr(empty, "compute_name", lambda: "fp32")
 
 
 def _rows(kind="causal", lengths=LENGTHS):
