@@ -7,13 +7,12 @@ shows in a tenth of a second, once: the measurement is kept in the user's cache 
 from __future__ import annotations
 
 import json
-import platform
 import time
 from functools import cache
-from pathlib import Path
 
 import torch
 
+from veneer.environment import processor
 from veneer.files import cache_folder, write_text
 
 _FASTER = 0.8  # share of fp32's time: for less gain, its 24 bits of precision are worth more than bf16's 8
@@ -70,13 +69,3 @@ def _measured() -> float:
             torch.mm(torch.mm(x, weight.t()), weight)
             found.append(time.perf_counter() - started)
     return min(times[torch.bfloat16][1:]) / min(times[torch.float32][1:])
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from veneer.environment import processor
 from veneer.errors import ModelError
 from veneer.files import cache_folder, write_text
-from veneer.frozen.compute import processor
 from veneer.kernels.dense import linear
 
 _CGROUP = Path("/sys/fs/cgroup")

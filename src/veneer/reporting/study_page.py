@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import Any, Literal
 from veneer.errors import DataError
 from veneer.reporting.charts import Chart, Series, X, shown
 from veneer.reporting.page import picture, render
+from veneer.reporting.table import KEY, read_table
 
 STUDY_NAME, ROWS_NAME = "study.json", "runs.csv"
-_KEY, _SEED = "run", "seed"  # columns: what names a run; what runs are repeated over
+_SEED = "seed"  # the column that runs are repeated over
 _FEW = 20  # values of x that stand as categories, side by side, however far apart
 _MOST = 40  # values of x that can be told apart
 _LONGEST = 60  # letters of a value in the table
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 def study_page(path: Path) -> str:
     """The HTML of the study in ``path``. Raises DataError when its study.json or runs.csv is damaged."""
-    study, (head, rows) = _study(path), _rows(path / ROWS_NAME)
+    study, (head, rows) = _study(path), read_table(path / ROWS_NAME)
     columns = study.get("columns") or {}
     charts = study_charts(head, rows, columns)
     finished = bool(study.get("finished"))
@@ -52,11 +52,11 @@ def study_charts(head: list[str], rows: list[Row], meanings: dict[str, str]) -> 
     """
     if _SEED not in head:
         return []
-    compared = [name for name in head[: head.index(_SEED)] if name != _KEY and _says_what(rows, name)]
+    compared = [name for name in head[: head.index(_SEED)] if name != KEY and _says_what(rows, name)]
     charts = []
     for name in head:
         its = [row for row in rows if _is_number(row[name])]
-        if name not in (_KEY, _SEED, *compared) and len({row[name] for row in its}) > 1:
+        if name not in (KEY, _SEED, *compared) and len({row[name] for row in its}) > 1:
             chart = _chart(name, meanings.get(name, "").partition(";")[0] or name, its, compared)
             charts += [chart] if chart is not None else []
     return charts
@@ -150,27 +150,3 @@ def _study(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DataError(f"{file} is not a study's: it holds no JSON object.")
     return found
-
-
-def _rows(file: Path) -> tuple[list[str], list[Row]]:
-    """The columns in order, and each row; numbers as numbers, empty ones as None."""
-    if not file.is_file():
-        return [], []
-    with file.open(encoding="utf-8", newline="") as opened:
-        reader = csv.DictReader(opened)
-        rows = list(reader)
-    head = list(reader.fieldnames or [])
-    for number, row in enumerate(rows, start=1):
-        if None in row or None in row.values():
-            raise DataError(f"{file}: row {number} has not the {len(head)} columns of the first line.")
-    # A key is a text, also where it looks like a number: 8082631e5967.
-    return head, [{name: text if name == _KEY else _value(text) for name, text in row.items()} for row in rows]
-
-
-def _value(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text or None

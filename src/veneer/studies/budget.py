@@ -164,12 +164,9 @@ def _parameters(run: dict[str, Any], lora: dict[str, Any]) -> int:
 
 def _ranks(adapter: Path) -> tuple[dict[str, int], int]:
     """Module name → rank of an adapter folder, in the model's order, and the parameters of its low-rank updates."""
+    from veneer.commands.heatmap import ranks_of
     from veneer.updates.adapter_file import read_tensors
 
     tensors = {key: tensor for key, tensor in read_tensors(adapter).items() if ".lora_" in key}
-    ranks = {
-        key.removeprefix("base_model.model.").partition(".lora_A")[0]: tensor.shape[0]
-        for key, tensor in tensors.items()
-        if ".lora_A" in key and tensor.shape[0]
-    }
-    return ranks, sum(tensor.numel() for tensor in tensors.values())
+    ranks = ranks_of({key: tuple(tensor.shape) for key, tensor in tensors.items()})
+    return {name: rank for name, rank in ranks.items() if rank}, sum(tensor.numel() for tensor in tensors.values())

@@ -28,14 +28,14 @@ import csv
 import io
 import json
 import os
-import platform
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from veneer.environment import environment
 from veneer.errors import DataError
 from veneer.files import write_text
+from veneer.reporting.table import KEY, read_table
 from veneer.studies.study import MEASURED, Row, Study
 
 CSV_NAME, JSON_NAME, SUMMARY_NAME = "runs.csv", "study.json", "summary.md"
@@ -48,14 +48,10 @@ def columns_of(study: Study | type[Study]) -> dict[str, str]:
 def read_rows(folder: Path) -> list[Row]:
     """The rows of a study, numbers as numbers. Raises DataError for a file that is none."""
     path = folder / CSV_NAME
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if any("run" not in row or None in row or None in row.values() for row in rows):
-        raise DataError(f"{path} is not a study's: a row lacks columns, or the key of its run. Move it away.")
-    # A key is a text, also where it looks like a number: 8082631e5967.
-    return [{name: text if name == "run" else _value(text) for name, text in row.items()} for row in rows]
+    head, rows = read_table(path)
+    if head and KEY not in head:
+        raise DataError(f"{path} is not a study's: it has no column {KEY}. Move it away.")
+    return rows
 
 
 def write_rows(folder: Path, study: Study | type[Study], rows: list[Row]) -> None:
@@ -70,39 +66,14 @@ def write_rows(folder: Path, study: Study | type[Study], rows: list[Row]) -> Non
 def write_study(folder: Path, study: Study, rows: list[Row], findings: str, plots: list[str]) -> None:
     """study.json, and summary.md where something was found."""
     options = study.options.model_dump(exclude={"ray", "output"})
+    threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     said: dict[str, Any] = {
         "name": study.name, "title": study.title, "model": options["model"], "data": options["data"],
         "options": options, "finished": bool(findings), "columns": columns_of(study),
         "runs": list(dict.fromkeys(row["run"] for row in rows)),
-        "findings": findings, "plots": plots, "environment": _environment(), "date": date.today().isoformat(),
+        "findings": findings, "plots": plots, "environment": environment(threads), "date": date.today().isoformat(),
     }  # fmt: skip
     write_text(folder / JSON_NAME, json.dumps(said, indent=2, ensure_ascii=False) + "\n")
     if findings:
         pictures = "\n".join(f"![{name}]({name})" for name in plots)
         write_text(folder / SUMMARY_NAME, f"# {study.title}\n\n{findings}\n\n{pictures}\n")
-
-
-def _value(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text or None
-
-
-def _environment() -> dict[str, Any]:
-    names = ("veneer", "torch", "transformers", "safetensors", "datasets")
-    return {
-        "python": platform.python_version(), "platform": platform.platform(), "processor": _processor(),
-        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
-        **{name: version(name) for name in names},
-    }  # fmt: skip
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

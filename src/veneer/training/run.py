@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import platform
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +19,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from veneer.data.labels import Tokens
+from veneer.environment import environment
 from veneer.errors import ConfigError, ModelError, TrainingError, did_you_mean
 from veneer.files import atomic_folder, write_text
-from veneer.frozen.compute import processor
 from veneer.frozen.layers import storage_of
 from veneer.frozen.source import resolve
 from veneer.threads import said
@@ -216,7 +214,7 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console, foresi
             save_checkpoint(folder, model, optimizer, state, config.keep_checkpoints)
         config.write(folder)
         write_text(folder / ROWS, json.dumps({**_rows(prepared), "steps": total}, indent=2) + "\n")
-        write_text(folder / "environment.json", json.dumps(_environment(), indent=2) + "\n")
+        write_text(folder / "environment.json", json.dumps(environment(torch.get_num_threads()), indent=2) + "\n")
         if forecast.record is not None:
             write_text(folder / PLAN, json.dumps(forecast.record, indent=2) + "\n")
         metrics = Metrics(folder, state.step)
@@ -372,18 +370,4 @@ def _rows(prepared: Prepared) -> dict[str, Any]:
         "held_out": len(prepared.held_out),
         "conversations": any(example.messages for example in prepared.train),
         "classes": list(prepared.tokeniser.classes),
-    }
-
-
-def _environment() -> dict[str, Any]:
-    """What the run was made with: versions and machine."""
-    from importlib.metadata import version
-
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": processor(),
-        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB",
-        "threads": torch.get_num_threads(),
-        **{name: version(name) for name in ("veneer", "torch", "transformers", "safetensors", "datasets")},
     }

@@ -102,14 +102,18 @@ class _AdaptedProduct(torch.autograd.Function):
             A, B, lam = flat[3 * i : 3 * i + 3]
             scaled = _scaled(A, lam)
             inputs = _dropped(x, dropout, seed) if dropout else x
-            if grad_x is not None and dropout:
-                of_dropped = torch.zeros_like(x)
-                grad_A, grad_B = update_product_backward(grad, inputs, low, scaled, B, scale, of_dropped)
-                grad_x.addcmul_(of_dropped, _mask(x, dropout, seed))
-            else:
-                grad_A, grad_B = update_product_backward(grad, inputs, low, scaled, B, scale, grad_x)
             wants_A, wants_B, wants_lam = wanted[3 * i : 3 * i + 3]
+            # A dropped input's gradient is masked before it joins the others.
+            into = torch.zeros_like(x) if dropout and grad_x is not None else grad_x
+            grad_A = grad_B = None
+            if wants_A or wants_B or wants_lam:
+                grad_A, grad_B = update_product_backward(grad, inputs, low, scaled, B, scale, into)
+            elif into is not None:  # a frozen update, which hands gradients on: grad · B · A
+                update_product(grad, B.t(), scaled.t(), scale, into)
+            if grad_x is not None and into is not None and dropout:
+                grad_x.addcmul_(into, _mask(x, dropout, seed))
             # Of λ ∘ A so far: row i of λ gets its product with A's, and A's is λ's share of it.
-            grad_lam = (grad_A * A).sum(1, keepdim=True).to(lam.dtype) if wants_lam else None
-            grads += [_scaled(grad_A, lam) if wants_A else None, grad_B if wants_B else None, grad_lam]
+            grad_lam = (grad_A * A).sum(1, keepdim=True).to(lam.dtype) if grad_A is not None and wants_lam else None
+            grads += [_scaled(grad_A, lam) if grad_A is not None and wants_A else None]
+            grads += [grad_B if wants_B else None, grad_lam]
         return grad_x, None, None, None, *grads

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 import tiny
 import veneer
+from veneer.environment import processor
 from veneer.frozen import blockwise, compute, load
 from veneer.frozen.layers import compute_in, quantise_linear_layers
 from veneer.frozen.weight import DenseWeight, StoredConv1D, StoredLinear
@@ -70,7 +71,7 @@ def test_a_broken_cache_is_measured_over(cache, monkeypatch, text):
     cache.parent.mkdir()
     cache.write_text(text)
     if text == "wrong":
-        key = f"{compute.processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+        key = f"{processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
         cache.write_text(json.dumps({key: "fast"}))
     assert compute.bf16_time() == 0.5
     assert len(asked) == 1

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from veneer.frozen.weight import DenseWeight, QuantisedLinear
+from veneer.updates import product
 from veneer.updates.product import Factors, adapted_product
 
 pytestmark = pytest.mark.unit
@@ -141,6 +142,22 @@ def test_inputs_that_need_no_gradient_cost_none():
     y.sum().backward()
     assert A.grad is not None
     assert x.grad is None
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_a_frozen_update_hands_gradients_on_and_costs_none_of_its_own(dropout, monkeypatch):
+    torch.manual_seed(0)
+    x, (A, B) = torch.randn(5, 6, requires_grad=True), (torch.randn(2, 6), torch.randn(4, 2))
+    frozen = DenseWeight(torch.randn(4, 6))
+
+    def grad_of_x(*factors):
+        torch.manual_seed(1)
+        y = adapted_product(x, frozen, None, [Factors(*factors, 2.0, dropout)])
+        return torch.autograd.grad(y.square().sum(), x)[0]
+
+    wanted = grad_of_x(A.clone().requires_grad_(), B.clone().requires_grad_())
+    monkeypatch.setattr(product, "update_product_backward", lambda *given: pytest.fail("gradients of a frozen update"))
+    torch.testing.assert_close(grad_of_x(A, B), wanted)
 
 
 def test_autocast_computes_in_its_type():
