@@ -1,7 +1,8 @@
 """Products of dense matrices: on a CPU, fp32 ones by oneDNN rather than by the BLAS that torch was built with.
 
 Measured on a Zen 4 CPU (`benchmarks/products.py`): a tenth faster for the layers of a small model, by half for its
-output head, 1.2 to 1.9 times as fast, from day to day, for products with a side of the rank's size. The last bits are others.
+output head, 1.2 to 1.9 times as fast, from day to day, for products with a side of the rank's size. The last bits are
+others.
 """
 
 from __future__ import annotations
