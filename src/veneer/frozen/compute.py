@@ -6,18 +6,17 @@ shows in a tenth of a second, once: the measurement is kept in the user's cache 
 
 from __future__ import annotations
 
-import json
 import time
 from functools import cache
 
 import torch
 
-from veneer.environment import processor
-from veneer.files import cache_folder, write_text
+from veneer.remembered import key_of, recall, remember
 
 _FASTER = 0.8  # share of fp32's time: for less gain, its 24 bits of precision are worth more than bf16's 8
 _SHAPE = (256, 1024, 1024)  # tokens, in, out of the product that is measured
 _RUNS = 8
+_FILE = "bf16.json"
 
 
 def compute_name() -> str:
@@ -38,21 +37,11 @@ def compute_line() -> str:
 @cache
 def _remembered(threads: int) -> float:
     """From the cache file, else measured and put there. A file that cannot be read or written is no error."""
-    path = cache_folder() / "bf16.json"
-    key = f"{processor()}, torch {torch.__version__}, {threads} threads"
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    known = known if isinstance(known, dict) else {}
-    if isinstance(found := known.get(key), float) and found > 0:
+    key = key_of(torch.__version__, threads)
+    if isinstance(found := recall(_FILE, key), float) and found > 0:
         return found
     measured = _measured()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({**known, key: measured}, indent=2) + "\n")
-    except OSError:
-        pass
+    remember(_FILE, key, measured)
     return measured
 
 

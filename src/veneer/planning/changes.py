@@ -11,7 +11,6 @@ from veneer.frozen.config import CODE_BITS
 from veneer.planning.plan import Plan
 from veneer.training.config import TrainConfig
 
-# Relative squared error of real weights, as docs/qlora.md measures it.
 _EXACTNESS = {"int8": "the base's weights keep 8 bits", "nf4": "the base's weights keep 4 bits"}
 
 

@@ -5,22 +5,20 @@ The rates are measured once, in a few seconds, and remembered in the user's cach
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from veneer.environment import processor
 from veneer.errors import ModelError
-from veneer.files import cache_folder, write_text
 from veneer.kernels.dense import linear
+from veneer.remembered import key_of, recall, remember
 
+_FILE = "machine.json"
 _CGROUP = Path("/sys/fs/cgroup")
 _ONES = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 
@@ -85,36 +83,20 @@ def measured(*, afresh: bool = False) -> Machine:
     if not afresh and (known := remembered()) is not None:
         return known
     found = _measure()
-    try:
-        path().parent.mkdir(parents=True, exist_ok=True)
-        write_text(path(), json.dumps({**_known(), _key(): asdict(found)}, indent=2) + "\n")
-    except OSError:
-        pass
+    remember(_FILE, _key(), asdict(found))
     return found
 
 
 def remembered() -> Machine | None:
     """What was measured here before, with these versions and threads."""
     try:
-        return Machine(**_known()[_key()])
-    except (KeyError, TypeError):
+        return Machine(**recall(_FILE, _key()))
+    except TypeError:  # nothing, or of another version of this
         return None
 
 
-def path() -> Path:
-    return cache_folder() / "machine.json"
-
-
-def _known() -> dict[str, Any]:
-    try:
-        found = json.loads(path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _key() -> str:
-    return f"{processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    return key_of(torch.__version__, torch.get_num_threads())
 
 
 def _measure() -> Machine:

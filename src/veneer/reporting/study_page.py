@@ -11,9 +11,8 @@ from typing import Any, Literal
 from veneer.errors import DataError
 from veneer.reporting.charts import Chart, Series, X, shown
 from veneer.reporting.page import picture, render
-from veneer.reporting.table import KEY, read_table
+from veneer.reporting.table import CSV_NAME, JSON_NAME, KEY, read_table
 
-STUDY_NAME, ROWS_NAME = "study.json", "runs.csv"
 _SEED = "seed"  # the column that runs are repeated over
 _FEW = 20  # values of x that stand as categories, side by side, however far apart
 _MOST = 40  # values of x that can be told apart
@@ -23,7 +22,7 @@ Row = dict[str, Any]
 
 def study_page(path: Path) -> str:
     """The HTML of the study in ``path``. Raises DataError when its study.json or runs.csv is damaged."""
-    study, (head, rows) = _study(path), read_table(path / ROWS_NAME)
+    study, (head, rows) = _study(path), read_table(path / CSV_NAME)
     columns = study.get("columns") or {}
     charts = study_charts(head, rows, columns)
     finished = bool(study.get("finished"))
@@ -37,7 +36,7 @@ def study_page(path: Path) -> str:
         state=" · ".join(filter(None, [about, study.get("date"), "" if finished else "not finished"])),
         notes=[f"The plot {name} is not in the folder." for name in lost],
         findings=study.get("findings") or "Nothing yet: not all of its runs are done.",
-        pictures=[(name, picture(path / name)) for name in known], file=ROWS_NAME, head=head,
+        pictures=[(name, picture(path / name)) for name in known], file=CSV_NAME, head=head,
         rows=[[_cell(row[name]) for name in head] for row in rows], columns=list(columns.items()),
         options=list((study.get("options") or {}).items()), machine=list((study.get("environment") or {}).items()),
     )  # fmt: skip
@@ -142,7 +141,7 @@ def _cell(value: Any) -> str:
 
 
 def _study(path: Path) -> dict[str, Any]:
-    file = path / STUDY_NAME
+    file = path / JSON_NAME
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 from veneer.errors import DataError
 
+CSV_NAME, JSON_NAME = "runs.csv", "study.json"
 KEY = "run"  # the column that names a run
 
 

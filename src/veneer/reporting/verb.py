@@ -8,7 +8,8 @@ from veneer.commands.verbs import ReportOptions
 from veneer.errors import DataError, did_you_mean
 from veneer.files import write_text
 from veneer.reporting.run_page import run_page
-from veneer.reporting.study_page import STUDY_NAME, study_page
+from veneer.reporting.study_page import study_page
+from veneer.reporting.table import JSON_NAME
 from veneer.training.config import CONFIG_NAME
 
 PAGE_NAME = "report.html"
@@ -23,12 +24,12 @@ def report(source: str | Path, options: ReportOptions | None = None) -> Path:
     source, options = Path(source), options or ReportOptions()
     if (source / CONFIG_NAME).is_file():
         page = run_page(source)
-    elif (source / STUDY_NAME).is_file():
+    elif (source / JSON_NAME).is_file():
         page = study_page(source)
     else:
-        near = [str(file.parent) for name in (CONFIG_NAME, STUDY_NAME) for file in source.parent.glob(f"*/{name}")]
+        near = [str(file.parent) for name in (CONFIG_NAME, JSON_NAME) for file in source.parent.glob(f"*/{name}")]
         raise DataError(
-            f"{source} is neither a run nor a study: it has no {CONFIG_NAME} and no {STUDY_NAME}."
+            f"{source} is neither a run nor a study: it has no {CONFIG_NAME} and no {JSON_NAME}."
             f"{did_you_mean(str(source), near)}"
         )
     out = Path(options.output) if options.output else source / PAGE_NAME

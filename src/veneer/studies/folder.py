@@ -35,10 +35,10 @@ from typing import Any
 from veneer.environment import environment
 from veneer.errors import DataError
 from veneer.files import write_text
-from veneer.reporting.table import KEY, read_table
+from veneer.reporting.table import CSV_NAME, JSON_NAME, KEY, read_table
 from veneer.studies.study import MEASURED, Row, Study
 
-CSV_NAME, JSON_NAME, SUMMARY_NAME = "runs.csv", "study.json", "summary.md"
+SUMMARY_NAME = "summary.md"
 
 
 def columns_of(study: Study | type[Study]) -> dict[str, str]:

@@ -185,5 +185,5 @@ def test_the_machine_is_measured_once(monkeypatch, tmp_path):
     assert machines.measured() == machines.measured() == MACHINE
     assert machines.remembered() == MACHINE
     assert len(calls) == 1
-    machines.path().write_text("damaged")
+    (tmp_path / "veneer" / "machine.json").write_text("damaged")
     assert machines.measured() == MACHINE
