@@ -23,6 +23,7 @@ class Event(NamedTuple):
 class Operation(NamedTuple):
     """What an operation costs."""
 
+    kind: str  # of those that take their time in different ways: one of KINDS
     flops: float  # of its products
     moved: float  # bytes read and written
     times: float = 1.0  # that it is done
@@ -74,7 +75,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._take(tensor.untyped_storage())
         if not func.is_view:
             given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            self.stretches[-1].operations.append(_cost(func, given, made))
+            self.stretches[-1].operations.append(cost(func, given, made))
         return found
 
     def _take(self, storage: Any) -> None:
@@ -90,28 +91,35 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.stretches[-1].events.append(Event(self._blocks.pop(key), 0))
 
 
+KINDS = ("products", "attention", "functions", "random", "passes")
 _PRODUCTS = {"mm", "bmm", "addmm", "addmm_", "baddbmm", "_linear_pointwise"}
-_INTO_THE_LAST = {
-    "dequantise4",
-    "dequantise8",
-}  # of whose codes only a panel is read, and written into the last argument
+# In these a number costs more than its way through memory: exponentials, expanded codes, products by a low rank.
+_FUNCTIONS = ("exp", "gelu", "silu", "tanh", "softmax", "swiglu", "geglu", "rotate", "dequantise", "update_product")
+_RANDOM = ("bernoulli", "dropout")
+# Of these arguments only a panel is read, and written into the last one.
+_INTO_THE_LAST = {"dequantise4", "dequantise8"}
 
 
-def _cost(func: Any, given: list[Tensor], made: list[Tensor]) -> Operation:
+def cost(func: Any, given: list[Tensor], made: list[Tensor]) -> Operation:
+    """Of an operator that makes tensors of others."""
     name = func._schema.name.partition("::")[2]
     if name in _INTO_THE_LAST:
-        return Operation(0.0, 1.25 * _bytes(given[-1]), _times)
+        return Operation("functions", 0.0, 1.25 * _bytes(given[-1]), _times)
     moved = sum(_bytes(tensor) for tensor in (*given, *made))
     if name in _PRODUCTS:
         left = given[-2] if "add" in name else given[0]
-        return Operation(2.0 * made[0].numel() * left.shape[-1], moved, _times)
+        return Operation("products", 2.0 * made[0].numel() * left.shape[-1], moved, _times)
     if "scaled_dot_product" in name and "math" not in name:
         backward = "backward" in name
         query, key = given[1 if backward else 0], given[2 if backward else 1]
         # Two products forward, five backward; of causal attention half of each.
         whole = 2.0 * query.numel() * key.shape[-2]
-        return Operation(whole * (5 if backward else 2) / 2, moved, _times)
-    return Operation(0.0, moved if made else 0.0, _times)
+        return Operation("attention", whole * (5 if backward else 2) / 2, moved, _times)
+    kind = next((kind for kind, names in _BY_NAME if any(part in name for part in names)), "passes")
+    return Operation(kind, 0.0, moved if made else 0.0, _times)
+
+
+_BY_NAME = (("functions", _FUNCTIONS), ("random", _RANDOM))
 
 
 def _bytes(tensor: Tensor) -> float:

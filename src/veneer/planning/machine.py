@@ -1,21 +1,20 @@
-"""What this machine has: the memory that the process may use, and how fast it multiplies and moves numbers.
+"""What this machine has: the memory that the process may use, and how fast it does each kind of operation.
 
-The rates are measured once, in a few seconds, and remembered in the user's cache folder, as frozen/compute.py does.
+The rates are measured once, in some seconds, and remembered in the user's cache folder, as frozen/compute.py does.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from veneer.errors import ModelError
-from veneer.kernels.dense import linear
 from veneer.remembered import key_of, recall, remember
 
 _FILE = "machine.json"
@@ -70,12 +69,12 @@ def _status(field: str) -> int:
 
 @dataclass(frozen=True)
 class Machine:
-    """Measured on this machine with torch's threads."""
+    """Measured on this machine with torch's threads; without rates no time is told."""
 
-    flops: float  # fp32 products, floating-point operations a second
-    bandwidth: float  # bytes a second that a pass over a large tensor reads and writes
+    rates: dict[str, float]  # kind of operation → a second's floating-point operations of products, bytes of the others
     operation: float  # seconds that an operation takes beside its arithmetic
     runtime: int  # bytes of a process that trains, without its model and what it makes of it
+    loading: int  # of one that has loaded a model
 
 
 def measured(*, afresh: bool = False) -> Machine:
@@ -100,32 +99,9 @@ def _key() -> str:
 
 
 def _measure() -> Machine:
-    x, weight = (torch.linspace(-1, 1, n * 1024).view(n, 1024) for n in (1024, 1024))
-    product = _shortest(lambda: linear(linear(x, weight), weight.t()), 6)
-    large = torch.zeros(2**24)
-    other = torch.zeros(2**24)
-    moved = _shortest(lambda: large.add_(other), 6)
-    small = torch.zeros(16)
-    overhead = _shortest(lambda: [small.add_(1) for _ in range(1000)], 3) / 1000
-    return Machine(2 * 2 * 1024**3 / product, 3 * large.nbytes / moved, overhead, _runtime())
-
-
-def _shortest(work: object, times: int) -> float:
-    assert callable(work)
-    found = []
-    for _ in range(times + 1):  # the first one warms up
-        started = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - started)
-    return min(found[1:])
-
-
-def _runtime() -> int:
-    """Of a process that trains a model of no size to speak of."""
-    done = subprocess.run(
-        [sys.executable, "-m", "veneer.planning.runtime"], capture_output=True, text=True, check=False
-    )
+    """By a process of its own (rates.py): its memory is a run's, and nothing of this one is in its way."""
+    done = subprocess.run([sys.executable, "-m", "veneer.planning.rates"], capture_output=True, text=True, check=False)
     try:
-        return int(done.stdout.split()[-1])
-    except (IndexError, ValueError):
-        raise ModelError(f"The memory of a process that trains could not be measured: {done.stderr[-500:]}") from None
+        return Machine(**json.loads(done.stdout.splitlines()[-1]))
+    except (IndexError, TypeError, ValueError):
+        raise ModelError(f"This machine's rates could not be measured: {done.stderr[-500:]}") from None

@@ -16,7 +16,7 @@ from veneer.frozen.config import CODE_BITS
 from veneer.options import memory_size
 from veneer.planning.config import PlanOptions
 from veneer.planning.empty import Base, base_of
-from veneer.planning.heap import TAKEN, TAKEN_AGAIN, Heap
+from veneer.planning.heap import heap_peak
 from veneer.planning.ledger import Stretch
 from veneer.planning.machine import Machine
 from veneer.planning.step import Step, take_step
@@ -24,8 +24,6 @@ from veneer.training.config import TrainConfig
 from veneer.training.eight_bit import BLOCK
 from veneer.training.loss import How
 
-_CHANCES = 5  # outcomes of the heap's chance
-_STEPS = 2  # the second has the optimizer's states, and the holes that the first one left
 _CUDA_RUNTIME = 500 * 10**6  # bytes of a CUDA context with its libraries; not measured
 
 
@@ -87,10 +85,11 @@ def plan(
         smoothing=config.label_smoothing, on_cpu=device == "cpu",
     )  # fmt: skip
     terms, held = _terms(config, base, step, len(passes), machine, device)
-    seconds, shares = _time(step, passes, largest, machine) if device == "cpu" and machine.flops else (None, {})
+    seconds, shares = _time(step, passes, largest, machine) if device == "cpu" and machine.rates else (None, {})
     again = step.layers if recomputed < 0 else min(recomputed, step.layers)
+    loading = _loading(base, step, held, machine, device)
     return Plan(
-        base.name, terms, _loading(base, step, held, terms), again, step.layers, step.weights.parameters, seconds,
+        base.name, terms, loading, again, step.layers, step.weights.parameters, seconds,
         sum(len(row.ids) for row in rows), config.steps, shares, held if base.mapped else 0,
     )  # fmt: skip
 
@@ -138,7 +137,7 @@ def _terms(
         "panel buffer": scratch,
     }
     if device == "cpu":
-        terms["heap's holes"] = max(0, _heap_peak(step, states, gradients) - most - states - gradients)
+        terms["heap's holes"] = max(0, heap_peak(step.stretches, passes, states) - most - states - gradients)
         terms["runtime"] = machine.runtime
     else:
         terms["runtime"] = _CUDA_RUNTIME
@@ -164,26 +163,6 @@ def _live(stretches: Sequence[Stretch]) -> tuple[int, int, str]:
     return kept, most, where
 
 
-def _heap_peak(step: Step, states: int, gradients: int) -> int:
-    """The most that the heap holds, on average over the chances of its holes."""
-    return sum(_one_heap_peak(step, states, gradients, phase / _CHANCES) for phase in range(_CHANCES)) // _CHANCES
-
-
-def _one_heap_peak(step: Step, states: int, gradients: int, phase: float) -> int:
-    heap = Heap(phase)
-    heap.take(gradients)
-    for number in range(_STEPS):
-        heap.peak = heap.size
-        for stretch in step.stretches:
-            kept = TAKEN_AGAIN if stretch.layer in step.again else TAKEN
-            heap.taken = kept if stretch.name in ("forward", "loss") else 0.0
-            heap.replay(stretch.events)
-        heap.next_step()
-        if not number:
-            heap.take(states)
-    return heap.peak
-
-
 def _scratch(base: Base, largest: int) -> int:
     """The buffer that panels of a weight are expanded into."""
     if base.storage not in CODE_BITS and base.dense is torch.float32:
@@ -191,28 +170,29 @@ def _scratch(base: Base, largest: int) -> int:
     return min(4 * PANEL, 4 * (largest // base.dense.itemsize))
 
 
-def _loading(base: Base, step: Step, held: int, terms: dict[str, int]) -> int:
+def _loading(base: Base, step: Step, held: int, machine: Machine, device: str) -> int:
     """The base, and the tensor that is read last; or the whole file, whose pages stay where another type is made."""
     beside = base.read * (held // base.dense.itemsize) if base.read else step.weights.largest
-    return terms["runtime"] + held + beside
+    return (machine.loading if device == "cpu" else _CUDA_RUNTIME) + held + beside
 
 
 def _time(
     step: Step, passes: Sequence[Sequence[Tokens]], largest: Sequence[Tokens], machine: Machine
 ) -> tuple[float, dict[str, float]]:
-    """Seconds of a step and of its parts: of each operation its products at the machine's rate or its bytes at the
-    memory's, whichever takes longer; passes of fewer tokens in proportion."""
+    """Seconds of a step and of its parts: of each operation its work at the machine's rate for its kind, or of products
+    their bytes at the memory's, whichever takes longer; passes of fewer tokens in proportion."""
     shares: dict[str, float] = {}
     for stretch in step.stretches:
-        for flops, moved, times in stretch.operations:
-            seconds = times * (max(flops / machine.flops, moved / machine.bandwidth) + machine.operation)
-            what = "products" if flops else "other passes"
-            shares[what] = shares.get(what, 0.0) + seconds
+        for one in stretch.operations:
+            rate = machine.rates[one.kind]
+            seconds = max(one.flops / rate, one.moved / machine.rates["passes"]) if one.flops else one.moved / rate
+            what = one.kind if one.flops else "other passes"
+            shares[what] = shares.get(what, 0.0) + one.times * (seconds + machine.operation)
     tokens = sum(len(row.ids) for row in largest)
     scale = sum(len(row.ids) for rows in passes for row in rows) / tokens
     shares = {name: seconds * scale for name, seconds in shares.items()}
     # Gradient, weight and two moments are read, three of them written.
-    shares["optimizer"] = 7 * 4 * step.weights.parameters / machine.bandwidth
+    shares["optimizer"] = 7 * 4 * step.weights.parameters / machine.rates["passes"]
     return sum(shares.values()), shares
 
 

@@ -5,10 +5,12 @@ A run that clearly cannot fit is refused, with the changes that would; what was 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from veneer.data.labels import Tokens
@@ -27,6 +29,7 @@ from veneer.training.loss import Loss
 
 _CLEARLY = 1.05  # times the limit
 _SMALL = 8  # a model whose files are a smaller part of the memory than this is loaded without a look
+_LOSS = 10**9  # bytes that a chunk of logits takes, and more
 _AFTERWARDS = 60 * 10**6  # bytes that reading rows and model, and the kernels' first use, add to what torch takes
 
 
@@ -66,10 +69,18 @@ class _Foresight:
             raise TrainingError(self._refusal(config, made, limit, {}))
 
     def before_training(self, config: TrainConfig, model: Any, loss: Loss, rows: list[Tokens]) -> Forecast:
+        """At once, or, where there is memory enough for anything like it, when the first step has been taken: the plan
+        takes a second."""
         limit = limit_of(config, usable_memory())
+        if config.memory is None and _generous(model, rows) < limit / 2:
+            return Forecast(later=lambda: self._forecast(config, model, loss, rows, limit))
+        return self._forecast(config, model, loss, rows, limit)
+
+    def _forecast(self, config: TrainConfig, model: Any, loss: Loss, rows: list[Tokens], limit: int) -> Forecast:
         known: dict[str, Any] = {"base": self._base_of(config, model, loss), "rows": rows, "how": loss.how}
         try:
-            made = foreseen(config, self._at(), limit, **known)
+            with torch.random.fork_rng(devices=[]):  # a run that has begun must not notice
+                made = foreseen(config, self._at(), limit, **known)
         except Exception as error:  # a model that does what tensors without values cannot
             if config.memory is not None:
                 raise TrainingError(f"What this run takes cannot be foreseen, so memory = {config.memory} cannot be "
@@ -92,7 +103,7 @@ class _Foresight:
     def _at(self) -> Machine:
         """The machine as it was measured; without, its rates are not known, and no time is told."""
         known = self._machine
-        return Machine(0.0, 0.0, 0.0, self._runtime) if known is None else known
+        return Machine({}, 0.0, self._runtime, self._runtime) if known is None else known
 
     def _refusal(self, config: TrainConfig, made: Plan, limit: int, known: dict[str, Any]) -> str:
         others = {name: value for name, value in known.items() if name != "base"}
@@ -105,6 +116,24 @@ class _Foresight:
             f"This run would take {amount(made.peak)} of memory, and {amount(limit)} are there. {then} Or give "
             f"check_memory: false to try it all the same. (veneer plan tells more.)"
         )
+
+
+def _generous(model: Any, rows: list[Tokens]) -> float:
+    """Bytes that no step on these rows takes, by the model's sizes alone; without a bound where they are not known.
+
+    Of each token forty times the hidden state in each layer, where Llama's kind keeps about twelve, attention's weights
+    four times, as a model would have them that forms them, and of each trained number gradient, moments and AdaLoRA's
+    two averages.
+    """
+    sizes = (getattr(model.config, name, None) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+    known = [number for number in sizes if isinstance(number, int)]
+    if len(known) < 3:
+        return math.inf
+    hidden, layers, heads = known
+    tokens, pairs = (sum(len(row.ids) ** power for row in rows) for power in (1, 2))
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    numbers = layers * (40 * hidden * tokens + 4 * heads * pairs) + 5 * trained
+    return float(resident_memory() + 4 * numbers + _LOSS)
 
 
 def _files(name: str) -> int:

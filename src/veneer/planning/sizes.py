@@ -30,7 +30,7 @@ SIZES = {
 _VOCABULARY = 32000
 _LENGTH = 512
 _RESIDENT = str(TrainConfig.model_fields["optimizer_memory"].default)
-_NO_MACHINE = Machine(flops=1.0, bandwidth=1.0, operation=0.0, runtime=0)
+_NO_MACHINE = Machine(rates={}, operation=0.0, runtime=0, loading=0)
 
 
 @dataclass(frozen=True)

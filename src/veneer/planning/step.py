@@ -48,7 +48,6 @@ class Step:
 
     weights: Weights
     layers: int  # that may be checkpointed, from the lowest that keeps anything on
-    again: frozenset[int]  # the places of those whose activations are computed again
     stretches: list[Stretch]
 
 
@@ -100,8 +99,7 @@ def _take(
         value.backward()  # type: ignore[no-untyped-call]
         del value
         ledger.begin("after")
-    places = frozenset(place for place, layer in enumerate(layers) if id(layer) in marks[0])
-    return Step(weights, len(keeping), places, repeated(ledger.stretches, kinds))
+    return Step(weights, len(keeping), repeated(ledger.stretches, kinds))
 
 
 def _without_values(update: LoRA | AdaLoRA) -> LoRA | AdaLoRA:

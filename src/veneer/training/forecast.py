@@ -3,6 +3,7 @@ first step."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ class Forecast:
     recomputed: int = 0  # layers whose activations are computed again, so that the run fits the memory
     record: dict[str, Any] | None = None  # the run folder's plan.json
     sentences: tuple[str, ...] = ()
+    later: Callable[[], Forecast] | None = None  # what is not known yet, and can be found out when the run has begun
 
 
 class Foresight(Protocol):

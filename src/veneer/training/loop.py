@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class Run:
     progress: RunProgress
     stop: StopRequest
     allocator: Allocator | None = None  # of an AdaLoRA adapter
+    begun: Callable[[], None] = lambda: None  # called once, when a step has been taken
 
 
 def train_loop(run: Run, state: State) -> None:
@@ -70,6 +72,8 @@ def train_loop(run: Run, state: State) -> None:
             tokens_per_second=tokens / seconds, peak_memory=memory, **_allocation(run),
         )  # fmt: skip
         run.progress.stepped(state.step, loss, tokens / seconds, memory)
+        run.begun()
+        run.begun = lambda: None
         last = state.step == run.total
         if run.held_out and (last or (config.evaluate_every and state.step % config.evaluate_every == 0)):
             evaluate(run, state)

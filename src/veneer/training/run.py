@@ -24,6 +24,7 @@ from veneer.errors import ConfigError, ModelError, TrainingError, did_you_mean
 from veneer.files import atomic_folder, write_text
 from veneer.frozen.layers import storage_of
 from veneer.frozen.source import resolve
+from veneer.kernels.heap import use_heap
 from veneer.threads import said
 from veneer.training.batches import Batches
 from veneer.training.checkpoint import (
@@ -111,6 +112,7 @@ def train(
             options["model"] = str(model)
         config = TrainConfig(**options)
     check_new_run(Path(config.output))
+    use_heap()
     if foresight is not None and loaded is None:
         foresight.before_loading(config)
     prepared = prepare(config, loaded, tokenizer)
@@ -137,6 +139,7 @@ def resume(
             )
     config = TrainConfig.read(folder / CONFIG_NAME, output=str(folder), **over)
     check_writable(folder)
+    use_heap()
     tidy(folder)
     found = checkpoints(folder)
     if foresight is not None:
@@ -215,8 +218,6 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console, foresi
         config.write(folder)
         write_text(folder / ROWS, json.dumps({**_rows(prepared), "steps": total}, indent=2) + "\n")
         write_text(folder / "environment.json", json.dumps(environment(torch.get_num_threads()), indent=2) + "\n")
-        if forecast.record is not None:
-            write_text(folder / PLAN, json.dumps(forecast.record, indent=2) + "\n")
         metrics = Metrics(folder, state.step)
         with (
             RunProgress(console, total, state.step) as progress,
@@ -229,13 +230,15 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console, foresi
             for sentence in (
                 said()
                 + prepared.notes
-                + list(forecast.sentences)
                 + report.sentences(prepared.tokeniser.max_length)
                 + (held_out_report.sentences(prepared.tokeniser.max_length) if held_out_report else [])
             ):
                 progress.note(sentence)
+            _tell(forecast, folder, progress)
+            later = forecast.later or Forecast
             run = Run(
-                config, folder, model, loss, batches, held_out, optimizer, total, metrics, progress, stop, allocator
+                config, folder, model, loss, batches, held_out, optimizer, total, metrics, progress, stop, allocator,
+                lambda: _tell(later(), folder, progress),
             )  # fmt: skip
             if not finished(run, state):
                 train_loop(run, state)
@@ -254,6 +257,13 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console, foresi
         folder, model, prepared.tokenizer, state.step, losses[0] if losses else None, state.best_loss, state.best_step,
         state.seconds, peak_memory(),
     )  # fmt: skip
+
+
+def _tell(forecast: Forecast, folder: Path, progress: RunProgress) -> None:
+    for sentence in forecast.sentences:
+        progress.note(sentence)
+    if forecast.record is not None:
+        write_text(folder / PLAN, json.dumps(forecast.record, indent=2) + "\n")
 
 
 def _largest_step(batches: Batches, total: int, config: TrainConfig) -> list[Tokens]:

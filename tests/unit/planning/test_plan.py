@@ -14,6 +14,7 @@ from veneer.planning import machine as machines
 from veneer.planning import verb
 from veneer.planning.config import ASKED, PlanOptions
 from veneer.planning.empty import base_of, empty_model, no_values
+from veneer.planning.ledger import KINDS
 from veneer.planning.machine import Machine
 from veneer.planning.plan import optimizer_states, plan
 from veneer.planning.sizes import WAYS, _plan
@@ -21,7 +22,8 @@ from veneer.training.config import TrainConfig
 
 pytestmark = pytest.mark.unit
 
-MACHINE = Machine(flops=1e11, bandwidth=1e10, operation=1e-6, runtime=400 * 10**6)
+RATES = {kind: 1e11 if kind in ("products", "attention") else 1e10 for kind in KINDS}
+MACHINE = Machine(RATES, operation=1e-6, runtime=400 * 10**6, loading=390 * 10**6)
 
 
 @pytest.fixture
@@ -175,6 +177,18 @@ def test_the_control_group_bounds_the_memory(tmp_path):
     (tmp_path / "memory.max").write_text("max\n")
     assert machines._group(tmp_path) > 2**60
     assert 0 < machines.usable_memory() < 2**60
+
+
+def test_a_machine_is_measured_in_a_process_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = machines._measure()
+    assert set(found.rates) == set(KINDS)
+    assert min(found.rates.values()) > 10**7
+    assert 0 < found.operation < 0.01
+    assert 10**8 < found.loading <= found.runtime < 10**9
+    monkeypatch.setattr(machines.sys, "executable", "/bin/false")
+    with pytest.raises(ModelError, match="rates could not be measured"):
+        machines._measure()
 
 
 def test_the_machine_is_measured_once(monkeypatch, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -40,6 +41,34 @@ def test_what_was_foreseen_is_told_and_recorded(options):
     told = json.loads((result.folder / run.PLAN).read_text())
     assert told["peak"] == sum(told["terms"].values()) < told["limit"]
     assert told["recomputed"] == 0
+
+
+def test_where_memory_is_plenty_the_plan_comes_after_the_first_step_and_changes_nothing(options, tmp_path, monkeypatch):
+    after, shown = _train(options, dropout=0.1)
+    assert shown.index("step 1/2") < shown.index("Foreseen: ") < shown.index("step 2/2")
+    monkeypatch.setattr(planned, "_generous", lambda model, rows: float("inf"))
+    before, shown = _train(options, dropout=0.1, output=str(tmp_path / "before"))
+    assert shown.index("Foreseen: ") < shown.index("step 1/2")
+    assert _adapter(after) == _adapter(before)
+    one, two = (json.loads((result.folder / run.PLAN).read_text()) for result in (after, before))
+    assert one["terms"].keys() == two["terms"].keys()
+    assert one["terms"]["saved activations"] == two["terms"]["saved activations"]
+
+
+def test_more_than_any_step_takes_is_more_than_is_foreseen(tiny_folder):
+    from veneer.data.labels import Tokens
+    from veneer.planning.config import PlanOptions
+    from veneer.planning.machine import Machine
+    from veneer.planning.plan import plan
+
+    model, _ = veneer.load(tiny_folder)
+    veneer.attach(model, veneer.AdaLoRA(target_rank=4, total_steps=10))
+    rows = [Tokens([1] * 128, [1] * 128, "")] * 64
+    asked = PlanOptions(model=str(tiny_folder), method="adalora", target_rank=4, batch_size=64, max_length=128)
+    made = plan(asked, Machine({}, 0.0, 0, 0))
+    assert planned._generous(model, rows) > made.training + planned._LOSS
+    model.config = SimpleNamespace(hidden_size=32, num_hidden_layers=2)
+    assert planned._generous(model, rows) == float("inf"), "nothing is known of such a model"
 
 
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_written(options, tmp_path):

@@ -1,6 +1,7 @@
 // The Python module: which variants this machine runs, and their functions on addresses. veneer.kernels.cpu has checked
 // every tensor's type, size and layout before it passes an address on.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -8,9 +9,11 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "decode.h"
+#include "heap.h"
 #include "kernels.h"
 #include "room.h"
 #include "threads.h"
@@ -312,6 +315,17 @@ NB_MODULE(_cpu, m) {
     m.def("rotate", &rotate, Unlocked());
     m.def("update_product", &update_product, Unlocked());
     m.def("update_product_backward", &update_product_backward, Unlocked());
+
+    m.def("use_heap", &use_heap);
+    nb::class_<Heap>(m, "Heap")
+        .def(nb::init<size_t>())
+        .def("take", &Heap::take)
+        .def("let_go",
+             [](Heap& self, size_t start) {
+                 const auto piece = self.let_go(start);
+                 return std::make_pair(piece.start, piece.size);
+             })
+        .def_prop_ro("held", &Heap::held);
 
     nb::class_<Linear>(m, "Linear")
         .def_static("four_bits", &four_bits)

@@ -1,0 +1,23 @@
+"""Where PyTorch's tensors lie: in the extension's own heap (csrc/heap.h), which has no holes that cannot be used."""
+
+from __future__ import annotations
+
+import os
+
+from veneer.kernels.cpu import MISSING
+
+if not MISSING:
+    from veneer.kernels import _cpu
+
+
+def use_heap() -> str:
+    """From now on new tensors of a page and more lie in that heap, in all of this process; those that are there stay.
+
+    Why it is not so: without the extension, on other systems than Linux, where the user has put another allocator
+    before the C library's (LD_PRELOAD), or does not want it (VENEER_HEAP=0). Else an empty string.
+    """
+    if os.environ.get("VENEER_HEAP") == "0":
+        return "VENEER_HEAP is 0"
+    if MISSING:
+        return f"the C++ kernels are missing: {MISSING}"
+    return _cpu.use_heap()

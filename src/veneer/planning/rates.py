@@ -1,0 +1,174 @@
+"""Run as a program: measure the machine by training a small model of Llama's kind; print what a `Machine` is made of.
+
+The runtime: what that took beyond what is foreseen of its tensors, which is the memory of Python, torch, transformers,
+the tokenizer and the kernels; and what loading it took. The rates: of each kind of operation the work over the time in
+steps over 4 bits, where the operations wait for memory and for one another as they do in any step.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Any
+
+from veneer.threads import settle
+
+_SIZES = {
+    "vocab_size": 2**15, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4,
+    "num_attention_heads": 8, "tie_word_embeddings": True,
+}  # fmt: skip
+_WORDS = 2**16  # that the tokenizer knows, for what it takes depends on their number
+_TOKENS, _ROWS = 256, 3  # of a row, and of a step
+_STEPS = 6
+_LARGE = 2**18  # bytes from which on an operation's work is what takes its time
+
+
+def main() -> None:
+    settle()
+    with tempfile.TemporaryDirectory() as place:
+        _save(Path(place, "model"))
+        if sys.argv[1:]:
+            print(_beyond(Path(place), trained=False))
+            return
+        runtime = _beyond(Path(place), trained=True)
+    # In another process: the most memory that there was can be asked once.
+    done = subprocess.run([sys.executable, "-m", __spec__.name, "loading"], stdout=subprocess.PIPE, check=True)
+    rates, operation = _rates()
+    print(json.dumps({"rates": rates, "operation": operation, "runtime": runtime, "loading": int(done.stdout)}))
+
+
+def _beyond(place: Path, trained: bool) -> int:
+    """Bytes that a run takes beyond what is foreseen of it; or one that has only loaded its model, in another type than
+    the file's, so that all of that is read."""
+    from rich.console import Console
+
+    from veneer.training.config import TrainConfig
+    from veneer.training.metrics import peak_memory
+    from veneer.training.prepare import prepare
+    from veneer.training.run import train
+
+    rows, text = place / "rows.jsonl", " ".join(f"w{number}" for number in range(1, _TOKENS))
+    rows.write_text((json.dumps({"text": text}) + "\n") * _ROWS * 2)
+    options = {
+        "model": str(place / "model"), "storage": "fp32" if trained else "bf16", "batch_size": _ROWS,
+        "max_length": _TOKENS, "steps": 2,
+    }  # fmt: skip
+    config = TrainConfig(**options, data=str(rows), output=str(place / "run"), held_out=0)
+    if trained:
+        train(config=config, console=Console(file=io.StringIO()))
+    else:
+        prepare(config)
+    peak = peak_memory()  # before what plans needs memory, too
+
+    from veneer.planning.config import PlanOptions
+    from veneer.planning.machine import Machine
+    from veneer.planning.plan import plan
+
+    foreseen = plan(PlanOptions(**options), Machine({}, 0.0, 0, 0))
+    return peak - (foreseen.training if trained else foreseen.loading)
+
+
+def _save(folder: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    LlamaForCausalLM(LlamaConfig(**_SIZES)).save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({f"w{number}": number for number in range(_WORDS)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0", pad_token="w0").save_pretrained(folder)
+
+
+def _rates() -> tuple[dict[str, float], float]:
+    """Kind → rate, and the seconds that an operation takes beside its work."""
+    step = _sample()
+    plain, work, seconds, counts = [], [], [], []
+    for _ in range(_STEPS):
+        started = time.perf_counter()
+        step(nullcontext())
+        plain.append(time.perf_counter() - started)
+        watch = _stopwatch()
+        step(watch)
+        work.append(watch.work)
+        seconds.append(watch.seconds)
+        counts.append(watch.count)
+    taken = {kind: statistics.median(one[kind] for one in seconds) for kind in seconds[0]}
+    rates = {kind: work[0][kind] / taken[kind] for kind in taken}
+    return rates, max(0.0, statistics.median(plain) - sum(taken.values())) / counts[0]
+
+
+def _sample() -> Callable[[Any], None]:
+    """A step of the small model, forward and backward, within a context."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from veneer.data.labels import Tokens
+    from veneer.frozen.layers import quantise_linear_layers
+    from veneer.training.fused import fused_passes
+    from veneer.training.loss import Loss
+    from veneer.updates.attach import attach
+    from veneer.updates.config import LoRA
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**_SIZES))
+    quantise_linear_layers(model, storage="nf4", block_size=64, double_quantisation=True)
+    attach(model, LoRA())
+    model.train()
+    rows = [Tokens(list(range(1, _TOKENS + 1)), list(range(1, _TOKENS + 1)), "")] * _ROWS
+    loss = Loss(model, 0, rows[0], kind="causal")
+
+    def step(watched: Any) -> None:
+        model.zero_grad(set_to_none=True)
+        with ExitStack() as stack:
+            for context in (fused_passes(model), loss.attention(), watched):
+                stack.enter_context(context)
+            loss(rows).backward()  # type: ignore[no-untyped-call]
+            torch.empty(2**20).bernoulli_(0.9)  # as dropout would draw
+
+    return step
+
+
+def _stopwatch() -> Any:
+    from torch import Tensor
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    from veneer.planning.ledger import cost
+
+    class Stopwatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        """Adds up the work and the seconds of the operations within it, but for small ones, and counts all."""
+
+        def __init__(self) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]
+            self.work: dict[str, float] = {}
+            self.seconds: dict[str, float] = {}
+            self.count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            started = time.perf_counter()
+            found = func(*args, **(kwargs or {}))
+            taken = time.perf_counter() - started
+            if not func.is_view:
+                given, made = (
+                    [leaf for leaf in tree_leaves(leaves) if isinstance(leaf, Tensor)]
+                    for leaves in ((args, kwargs), found)
+                )
+                one = cost(func, given, made)
+                self.count += 1
+                if one.moved >= _LARGE:
+                    self.work[one.kind] = self.work.get(one.kind, 0.0) + (one.flops or one.moved)
+                    self.seconds[one.kind] = self.seconds.get(one.kind, 0.0) + taken
+            return found
+
+    return Stopwatch()
+
+
+if __name__ == "__main__":
+    main()

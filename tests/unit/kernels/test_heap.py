@@ -1,0 +1,162 @@
+"""Tensors in the extension's heap: no two overlap, no hole is left that could be used, PyTorch is none the wiser."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from veneer.kernels import cpu, heap
+
+pytestmark = [pytest.mark.unit, pytest.mark.skipif(bool(cpu.MISSING), reason=f"no extension: {cpu.MISSING}")]
+
+MB = 2**20
+ROOM = 2**40
+
+
+if not cpu.MISSING:
+    from veneer.kernels import _cpu
+
+
+def _lines(size):
+    return max(64, -(-size // 64) * 64)
+
+
+@given(st.lists(st.tuples(st.integers(0, 40 * MB), st.integers(0, 5)), max_size=60))
+def test_blocks_begin_where_pytorch_asks_for_and_do_not_overlap(steps):
+    here = _cpu.Heap(ROOM)
+    live: dict[int, tuple[int, int]] = {}
+    for number, (size, gone) in enumerate(steps):
+        start = here.take(size)
+        live[number] = start, _lines(size)
+        assert start % 64 == 0
+        if gone in live:
+            here.let_go(live.pop(gone)[0])
+        pieces = sorted(live.values())
+        assert all(begin + length <= after for (begin, length), (after, _) in pairwise(pieces))
+        assert here.held >= sum(length for _, length in pieces)
+    for start, _ in live.values():
+        here.let_go(start)
+    assert here.take(ROOM) == 0, "what was let go is one piece again"
+
+
+def test_a_hole_takes_a_block_of_its_own_size_and_the_smallest_hole_is_taken():
+    here = _cpu.Heap(ROOM)
+    starts = [here.take(size) for size in (4 * MB, 64, 2 * MB, 64, 4 * MB, 64)]
+    held = here.held
+    for start in starts[::2]:
+        here.let_go(start)
+    assert [here.take(size) for size in (2 * MB, 4 * MB, 4 * MB)] == [starts[2], starts[0], starts[4]]
+    assert here.held == held
+
+
+def test_holes_side_by_side_are_one():
+    here = _cpu.Heap(ROOM)
+    starts = [here.take(MB) for _ in range(4)]
+    for number in (0, 2, 1):
+        here.let_go(starts[number])
+    assert here.take(3 * MB) == 0
+
+
+def test_a_large_hole_is_given_back_and_asked_for_again():
+    here = _cpu.Heap(ROOM)
+    small, large = here.take(100 * MB), here.take(1000 * MB)
+    assert here.let_go(small) == (0, 0), "not worth it"
+    start, size = here.let_go(large)
+    assert (start, size) == (0, ROOM)
+    assert here.held == 0
+    here.take(MB)
+    assert here.held == MB
+
+
+def test_where_there_is_no_room_it_says_so():
+    here = _cpu.Heap(MB)
+    assert here.take(MB) == 0
+    assert here.take(1) == 2**64 - 1
+
+
+_IN_A_PROCESS = """
+import os, threading, torch
+from veneer.kernels.heap import use_heap
+before = torch.full((2**20,), 3.0)
+assert use_heap() == "" == use_heap()
+one, two = torch.ones(2**20), torch.ones(2**20)
+assert two.data_ptr() - one.data_ptr() == one.nbytes, "with nothing between them"
+small = [torch.ones(8) for _ in range(100)]
+assert float(before.sum() + one.sum()) == 4 * 2**20
+place = one.data_ptr()
+del before, one
+assert torch.empty(2**20).data_ptr() == place
+array = torch.arange(4096).numpy()  # numpy lets its tensor go
+assert array.sum() == 4095 * 2048
+del array
+
+def work(number):
+    for turn in range(200):
+        made = [torch.full((1024 * (1 + (number + turn + k) % 7),), float(number)) for k in range(5)]
+        assert all(bool((tensor == number).all()) for tensor in made)
+
+threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+
+child = os.fork()
+if child == 0:  # few enough numbers for one thread: OpenMP's threads do not live on in it
+    os._exit(0 if float(torch.ones(2**14).sum()) == 2**14 else 1)
+assert os.waitpid(child, 0)[1] == 0
+
+def resident():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) * 1024
+large = torch.ones(3 * 2**28)
+full = resident()
+del large
+assert full - resident() > 3 * 2**29, "it went back to the system"
+print("done")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="made for Linux")
+def test_pytorch_allocates_there_in_any_thread_and_after_a_fork():
+    done = subprocess.run([sys.executable, "-c", _IN_A_PROCESS], capture_output=True, text=True, check=False)
+    if "another allocator" in done.stderr:
+        pytest.skip("another allocator stands before the C library's")
+    assert done.stdout == "done\n", done.stderr
+
+
+def test_who_does_not_want_it_does_not_get_it(monkeypatch):
+    monkeypatch.setenv("VENEER_HEAP", "0")
+    assert heap.use_heap() == "VENEER_HEAP is 0"
+
+
+def test_without_the_extension_it_says_so(monkeypatch):
+    monkeypatch.setattr(heap, "MISSING", "they were not built")
+    assert heap.use_heap() == "the C++ kernels are missing: they were not built"
+
+
+_PRELOADED = """
+#include <stdlib.h>
+int posix_memalign(void** out, size_t alignment, size_t size) {
+    *out = aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
+    return *out ? 0 : 12;
+}
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="made for Linux")
+def test_an_allocator_of_the_users_own_stays(tmp_path):
+    (tmp_path / "other.c").write_text(_PRELOADED)
+    built = subprocess.run(
+        ["cc", "-shared", "-fPIC", "-o", tmp_path / "other.so", tmp_path / "other.c"], capture_output=True, check=False
+    )
+    if built.returncode:
+        pytest.skip("no C compiler")
+    asked = "import torch; from veneer.kernels.heap import use_heap; print(use_heap()); torch.ones(10**6)"
+    done = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, check=True,
+        env={"PATH": "/usr/bin:/bin", "LD_PRELOAD": str(tmp_path / "other.so")},
+    )  # fmt: skip
+    assert done.stdout == "another allocator stands before the C library's\n"
