@@ -85,7 +85,7 @@ test-sanitize: $(READY)
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 		$(SANITIZED)/bin/python -m pytest tests/unit/kernels/test_operators.py \
 		tests/unit/kernels/test_elementwise.py tests/unit/kernels/test_update.py \
-		tests/unit/evaluation/test_decoder.py
+		tests/unit/kernels/test_heap.py tests/unit/evaluation/test_decoder.py
 
 # The NEON kernels compared with the scalar ones on an emulated processor. On Debian: g++-aarch64-linux-gnu, qemu-user.
 test-neon:

@@ -69,8 +69,10 @@ class Training:
 
         import veneer
         from veneer.data.labels import IGNORE, Tokens
+        from veneer.kernels.heap import use_heap
         from veneer.training.loss import Loss
 
+        use_heap()  # as veneer.train does
         torch.manual_seed(0)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         config: Any = veneer.LoRA(rank=rank)

@@ -70,9 +70,11 @@ def _measure(name: str, rows: int, length: int) -> dict[str, Any]:
 
     import veneer
     from veneer.data.labels import IGNORE, Tokens
+    from veneer.kernels.heap import use_heap
     from veneer.training.fused import fused_passes
     from veneer.training.loss import Loss
 
+    use_heap()  # as veneer.train does
     torch.manual_seed(0)
     hidden, inner, layers, heads, key_heads, vocabulary = SHAPES[name]
     config = LlamaConfig(

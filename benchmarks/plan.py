@@ -12,6 +12,7 @@ measure these alone, with the rates that are known. Run it on an idle machine.
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import statistics
@@ -160,6 +161,7 @@ def _measure(folder: str, run: str) -> dict[str, Any]:
     from veneer.training.metrics import read_metrics
 
     again, foreseen = RUNS[run][5], planned.foreseen
+    planned._generous = lambda *_: math.inf  # the plan before the first step, where layers may be recomputed yet
     if again not in (0, 99):
         planned.foreseen = lambda *known, **more: replace(foreseen(*known, **more), recomputed=again)
     rows, length = RUNS[run][3:5]

@@ -36,13 +36,14 @@ class Comparison:
     adapter: Scores
     examples: list[Answered] = field(default_factory=list)
     data: str | None = None  # other rows than the run's held-out ones
+    trained: str = "adapter"  # what stands beside the base; or the model, where its own weights were trained
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
     def table(self) -> Table:
         table = Table(title=f"{self.rows} held-out rows", title_justify="left")
-        for name in ("", "base", "adapter"):
+        for name in ("", "base", self.trained):
             table.add_column(name, justify="left" if not name else "right")
         table.add_row("loss", f"{self.base.loss:.3f}", f"{self.adapter.loss:.3f}")
         table.add_row("perplexity", f"{self.base.perplexity:,.2f}", f"{self.adapter.perplexity:,.2f}")
@@ -76,7 +77,9 @@ def compare(
     exact = (exact_match or not choices) and not tokeniser.classes and _have_answers(examples)
     with as_it_was(model, base) as untrained:
         before = measure(untrained, tokeniser, examples, choices, exact, batch_size)
-    return Comparison(len(examples), choices, before, measure(model, tokeniser, examples, choices, exact, batch_size))
+    after = measure(model, tokeniser, examples, choices, exact, batch_size)
+    trained = "adapter" if base is None else "trained model"
+    return Comparison(len(examples), choices, before, after, trained=trained)
 
 
 def measure(

@@ -1,5 +1,7 @@
 """The C++ kernels, csrc/module.cpp; absent where the install found no compiler. Tensors come as addresses."""
 
+from typing import ClassVar
+
 def variants() -> list[str]:
     """The variants that this machine runs, the fastest last."""
 
@@ -182,6 +184,7 @@ def rotate(
 def use_heap() -> str: ...
 
 class Heap:
+    least: ClassVar[int]
     def __init__(self, size: int) -> None: ...
     def take(self, size: int) -> int: ...
     def let_go(self, start: int) -> tuple[int, int]: ...

@@ -80,7 +80,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _take(self, storage: Any) -> None:
         key = id(storage)
-        if key in self._blocks or key in self._ignored:
+        if key in self._blocks or key in self._ignored or not storage.nbytes():
             return
         self._count += 1
         self._blocks[key] = self._count

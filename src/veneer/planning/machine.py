@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 
 from veneer.errors import ModelError
+from veneer.kernels.heap import use_heap
+from veneer.planning.ledger import KINDS
 from veneer.remembered import key_of, recall, remember
 
 _FILE = "machine.json"
@@ -89,13 +91,14 @@ def measured(*, afresh: bool = False) -> Machine:
 def remembered() -> Machine | None:
     """What was measured here before, with these versions and threads."""
     try:
-        return Machine(**recall(_FILE, _key()))
+        known = Machine(**recall(_FILE, _key()))
     except TypeError:  # nothing, or of another version of this
         return None
+    return known if set(known.rates) == set(KINDS) else None
 
 
 def _key() -> str:
-    return key_of(torch.__version__, torch.get_num_threads())
+    return key_of(torch.__version__, torch.get_num_threads()) + (", the system's heap" if use_heap() else "")
 
 
 def _measure() -> Machine:

@@ -55,8 +55,8 @@ def repeated(stretches: Sequence[Stretch], kinds: Kinds) -> list[Stretch]:
     A layer's blocks are let go by itself or its neighbours: a layer that is left out does with its neighbours' what
     the one that stands for it does.
     """
-    if not kinds.left_out:
-        return list(stretches)
+    if not kinds.left_out:  # copies: when the model goes, its gradients' end would still be written down
+        return [replace(stretch, events=list(stretch.events)) for stretch in stretches]
     return list(_Repeater(stretches, kinds).all())
 
 

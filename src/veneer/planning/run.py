@@ -72,13 +72,17 @@ class _Foresight:
         """At once, or, where there is memory enough for anything like it, when the first step has been taken: the plan
         takes a second."""
         limit = limit_of(config, usable_memory())
-        if config.memory is None and _generous(model, rows) < limit / 2:
-            return Forecast(later=lambda: self._forecast(config, model, loss, rows, limit))
+        if config.memory is None and _generous(model, loss, rows) < limit / 2:
+            return Forecast(later=lambda: self._forecast(config, model, loss, rows, limit, begun=True))
         return self._forecast(config, model, loss, rows, limit)
 
-    def _forecast(self, config: TrainConfig, model: Any, loss: Loss, rows: list[Tokens], limit: int) -> Forecast:
-        known: dict[str, Any] = {"base": self._base_of(config, model, loss), "rows": rows, "how": loss.how}
+    def _forecast(
+        self, config: TrainConfig, model: Any, loss: Loss, rows: list[Tokens], limit: int, begun: bool = False
+    ) -> Forecast:
+        """A run that has ``begun`` is not refused any more."""
+        known: dict[str, Any] = {"rows": rows, "how": loss.how}
         try:
+            known["base"] = self._base_of(config, model, loss)
             with torch.random.fork_rng(devices=[]):  # a run that has begun must not notice
                 made = foreseen(config, self._at(), limit, **known)
         except Exception as error:  # a model that does what tensors without values cannot
@@ -86,7 +90,7 @@ class _Foresight:
                 raise TrainingError(f"What this run takes cannot be foreseen, so memory = {config.memory} cannot be "
                                     f"kept to: {_short(error)}") from error  # fmt: skip
             return Forecast(sentences=(f"What this run takes is not foreseen: {_short(error)}",))
-        if config.check_memory and made.needed > _CLEARLY * limit:
+        if config.check_memory and not begun and made.needed > _CLEARLY * limit:
             raise TrainingError(self._refusal(config, made, limit, known))
         return Forecast(made.recomputed, {**made.as_json(), "limit": limit}, _said(config, made, limit))
 
@@ -118,7 +122,7 @@ class _Foresight:
         )
 
 
-def _generous(model: Any, rows: list[Tokens]) -> float:
+def _generous(model: Any, loss: Loss, rows: list[Tokens]) -> float:
     """Bytes that no step on these rows takes, by the model's sizes alone; without a bound where they are not known.
 
     Of each token forty times the hidden state in each layer, where Llama's kind keeps about twelve, attention's weights
@@ -127,10 +131,11 @@ def _generous(model: Any, rows: list[Tokens]) -> float:
     """
     sizes = (getattr(model.config, name, None) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
     known = [number for number in sizes if isinstance(number, int)]
-    if len(known) < 3:
+    if len(known) < 3 or not (loss.how.chunked or loss.kind == "classification"):
         return math.inf
     hidden, layers, heads = known
-    tokens, pairs = (sum(len(row.ids) ** power for row in rows) for power in (1, 2))
+    longest = max(len(row.ids) for row in rows)  # to which the others may be padded
+    tokens, pairs = (len(rows) * longest**power for power in (1, 2))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     numbers = layers * (40 * hidden * tokens + 4 * heads * pairs) + 5 * trained
     return float(resident_memory() + 4 * numbers + _LOSS)

@@ -59,9 +59,9 @@ def run_page(path: Path) -> str:
         changed=_pairs(run.config.changed()), options=_pairs(run.config.model_dump()),
         machine=_pairs(run.environment), rows=_rows(run),
         memory=_memory(run), heat=Heat.of(ranks) if ranks else None, rank_note=_rank_note(run, ranks, bool(shapes)),
-        scores=_scores(run.evaluation), evaluate=f"veneer evaluate {run.path}", **_examples(run.evaluation),
-        measured_on=_measured_on(run.evaluation), recipes=recipes(run, largest) if shapes else [],
-        no_recipes=_no_recipes(run),
+        scores=_scores(run.evaluation), trained=_trained(run), evaluate=f"veneer evaluate {run.path}",
+        **_examples(run.evaluation), measured_on=_measured_on(run.evaluation),
+        recipes=recipes(run, largest) if shapes else [], no_recipes=_no_recipes(run),
     )  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def _tiles(run: RunFolder, shapes: dict[str, tuple[int, ...]]) -> list[tuple[str
     if run.held_out:
         first, best = run.held_out[0], run.best()
         last = best or run.held_out[-1]
-        more = f"the adapter of step {best['step']:,} is kept" if best else f"at step {last['step']:,}"
+        more = f"the {_trained(run)} of step {best['step']:,} is kept" if best else f"at step {last['step']:,}"
         before = f"{first['held_out_loss']:.3f} → " if first["step"] == 0 and last is not first else ""
         tiles.append(("Held-out loss", f"{before}{last['held_out_loss']:.3f}", more))
     if shapes:
@@ -158,6 +158,10 @@ def _rank_note(run: RunFolder, ranks: dict[str, int], whole: bool) -> str:
     return ""
 
 
+def _trained(run: RunFolder) -> str:
+    return "trained model" if run.config.trains_own_weights else "adapter"
+
+
 def _scores(evaluation: dict[str, Any]) -> list[list[str]]:
     if not evaluation:
         return []
@@ -177,7 +181,7 @@ def _measured_on(evaluation: dict[str, Any]) -> str:
 def _examples(evaluation: dict[str, Any]) -> dict[str, Any]:
     examples = evaluation.get("examples") or []
     how = (
-        "Base and adapter each answer with the class that they find the likeliest."
+        "Both answer with the class that they find the likeliest."
         if examples and examples[0].get("chosen")
         else "Both answer greedily; a long answer is cut."
     )
@@ -192,4 +196,4 @@ def _examples(evaluation: dict[str, Any]) -> dict[str, Any]:
 def _no_recipes(run: RunFolder) -> str:
     if run.has_model:
         return f"This run trained the model's own weights: {run.path / 'model'} is a transformers folder."
-    return "There is no adapter yet; the run writes it when it ends."
+    return f"There is no {_trained(run)} yet; the run writes it when it ends."

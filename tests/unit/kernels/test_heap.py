@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -73,6 +74,28 @@ def test_a_large_hole_is_given_back_and_asked_for_again():
     assert here.held == MB
 
 
+def test_what_comes_to_lie_behind_a_hole_that_was_given_back_is_given_back_too():
+    here = _cpu.Heap(ROOM)
+    large, small, last = here.take(2000 * MB), here.take(MB), here.take(MB)
+    assert here.let_go(large) == (large, 2000 * MB)
+    assert here.held == 2 * MB
+    assert here.let_go(small) == (large, 2001 * MB), "else its used bytes would not be the first ones"
+    assert here.held == MB
+    here.take(2001 * MB)
+    assert here.held == 2002 * MB
+    here.let_go(last)
+
+
+def test_only_a_block_can_be_let_go():
+    here = _cpu.Heap(ROOM)
+    start = here.take(MB)
+    with pytest.raises(ValueError, match="no block"):
+        here.let_go(start + 64)
+    here.let_go(start)
+    with pytest.raises(ValueError, match="no block"):
+        here.let_go(start)
+
+
 def test_where_there_is_no_room_it_says_so():
     here = _cpu.Heap(MB)
     assert here.take(MB) == 0
@@ -83,7 +106,8 @@ _IN_A_PROCESS = """
 import os, threading, torch
 from veneer.kernels.heap import use_heap
 before = torch.full((2**20,), 3.0)
-assert use_heap() == "" == use_heap()
+reason = use_heap()
+assert reason == "" == use_heap(), reason
 one, two = torch.ones(2**20), torch.ones(2**20)
 assert two.data_ptr() - one.data_ptr() == one.nbytes, "with nothing between them"
 small = [torch.ones(8) for _ in range(100)]
@@ -111,17 +135,20 @@ assert os.waitpid(child, 0)[1] == 0
 
 def resident():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) * 1024
-large = torch.ones(3 * 2**28)
+large = torch.ones(2**28 + 2**20)
 full = resident()
 del large
-assert full - resident() > 3 * 2**29, "it went back to the system"
+assert full - resident() > 2**29, "it went back to the system"
 print("done")
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="made for Linux")
 def test_pytorch_allocates_there_in_any_thread_and_after_a_fork():
-    done = subprocess.run([sys.executable, "-c", _IN_A_PROCESS], capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != "VENEER_HEAP"}
+    done = subprocess.run(
+        [sys.executable, "-c", _IN_A_PROCESS], capture_output=True, text=True, check=False, env=environment
+    )
     if "another allocator" in done.stderr:
         pytest.skip("another allocator stands before the C library's")
     assert done.stdout == "done\n", done.stderr
@@ -147,6 +174,7 @@ int posix_memalign(void** out, size_t alignment, size_t size) {
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="made for Linux")
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer must come first")
 def test_an_allocator_of_the_users_own_stays(tmp_path):
     (tmp_path / "other.c").write_text(_PRELOADED)
     built = subprocess.run(

@@ -178,3 +178,24 @@ def test_what_a_llama_layer_keeps():
     # its logarithms, gate and up, and x Aᵀ of seven matrices.
     numbers = 2 * d * n + (d + 2 * k) * n + 2 * d * n + heads * n + 2 * f * n + 7 * r * n + norms
     assert kept == pytest.approx(4 * numbers, rel=0.02)
+
+
+@pytest.mark.parametrize("layers", [2, 7])
+def test_the_gradients_stay(layers):
+    base = _base("llama")
+    base.config.num_hidden_layers = layers
+    step = take_step(base, LORA, _rows())
+    taken = {event.block: event.size for stretch in step.stretches for event in stretch.events if event.size}
+    gone = {event.block for stretch in step.stretches for event in stretch.events if not event.size}
+    stay = sum(size for block, size in taken.items() if block not in gone)
+    tables = 10_240  # of rotations, which go with the loss
+    assert stay == step.weights.trained + tables
+    assert gone <= taken.keys(), "an empty tensor is no block"
+
+
+def test_a_classifier_of_a_language_models_kind_can_be_foreseen():
+    """transformers gives it a cache, which begins with empty tensors."""
+    base = _base("llama")._replace(kind="classification")
+    step = take_step(base, LORA, _rows("classification"))
+    taken = {event.block for stretch in step.stretches for event in stretch.events if event.size}
+    assert {event.block for stretch in step.stretches for event in stretch.events} == taken

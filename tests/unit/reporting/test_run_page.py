@@ -137,6 +137,21 @@ def test_ranks_of_adalora_layer_by_module(tiny_folder, rows_file, tmp_path):
     assert f"{sum(last.values())} triplets among 14 matrices" in page.section("ranks").whole_text()
 
 
+def test_where_the_models_own_weights_were_trained_no_adapter_is_spoken_of(tiny_folder, rows_file, tmp_path):
+    from veneer.commands.verbs import EvaluateOptions
+    from veneer.evaluation.verb import evaluate_run
+
+    run = tmp_path / "run"
+    options = {"data": str(rows_file), "output": str(run), "method": "full", "steps": 20, "held_out": 8}
+    veneer.train(str(tiny_folder), **options, evaluate_every=20, batch_size=8, learning_rate=1e-2)
+    found = evaluate_run(run, EvaluateOptions(examples=1))
+    assert [column.header for column in found.table().columns] == ["", "base", "trained model"]
+    text = Page(run_page(run)).root.whole_text()
+    assert "Base and trained model on the same rows" in text
+    assert "the trained model of step 20 is kept" in text
+    assert "adapter" not in Page(run_page(run)).section("measured").whole_text().lower()
+
+
 def test_a_run_in_progress_and_one_that_stopped(run_folder):
     folder = run_folder(12)
     text = Page(run_page(folder)).root.whole_text()

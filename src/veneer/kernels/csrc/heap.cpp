@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <iterator>
+#include <stdexcept>
 
 namespace veneer {
 
@@ -35,8 +36,10 @@ size_t Heap::take(size_t size) {
 
 Heap::Piece Heap::let_go(size_t start) {
     const auto block = blocks_.find(start);
+    if (block == blocks_.end()) throw std::invalid_argument("no block of the heap begins there");
     Hole hole{block->second, block->second};
     blocks_.erase(block);
+    bool scattered = false;  // used bytes would not come first
     auto next = holes_.lower_bound(start);
     if (next != holes_.end() && next->first == start + hole.size) {
         const auto behind = next++;
@@ -48,10 +51,11 @@ Heap::Piece Heap::let_go(size_t start) {
         if (before->first + before->second.size == start) {
             start = before->first;
             const Hole joined = close(before);
+            scattered = joined.used < joined.size;
             hole = {hole.size + joined.size, hole.used + joined.used};
         }
     }
-    const Piece piece{start, hole.used >= worth ? hole.size : 0};
+    const Piece piece{start, hole.used >= worth || scattered ? hole.size : 0};
     if (piece.size) {
         held_ -= hole.used;
         hole.used = 0;
@@ -68,6 +72,7 @@ Heap::Piece Heap::let_go(size_t start) {
 #include <link.h>
 #include <pthread.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cstdint>
@@ -78,8 +83,6 @@ Heap::Piece Heap::let_go(size_t start) {
 namespace veneer {
 namespace {
 
-constexpr size_t least = 4096;  // bytes of a block; smaller ones stay where they were
-
 // Never destroyed: tensors may be let go after the extension's own objects.
 struct Region {
     char* begin;
@@ -89,8 +92,9 @@ struct Region {
 };
 Region* region = nullptr;
 
-int aligned(void** out, size_t alignment, size_t size) {
-    if (size >= least && alignment <= Heap::alignment) {
+// Both stand in for functions of C, which throw nothing.
+int aligned(void** out, size_t alignment, size_t size) noexcept {
+    if (size >= Heap::least && alignment <= Heap::alignment) {
         const std::lock_guard<std::mutex> guard(region->lock);
         const size_t start = region->heap.take(size);
         if (start != Heap::nowhere) {
@@ -101,7 +105,7 @@ int aligned(void** out, size_t alignment, size_t size) {
     return posix_memalign(out, alignment, size);
 }
 
-void let_go(void* block) {
+void let_go(void* block) noexcept {
     const size_t start = size_t(static_cast<char*>(block) - region->begin);
     if (start >= region->size) return free(block);  // from before, or a small one
     const std::lock_guard<std::mutex> guard(region->lock);
@@ -140,7 +144,8 @@ int look(dl_phdr_info* library, size_t, void* found) {
         }
     }
     // glibc has put addresses there; other loaders leave offsets.
-    const auto at = [library](ElfW(Addr) value) { return value < library->dlpi_addr ? value + library->dlpi_addr : value; };
+    const auto base = library->dlpi_addr;
+    const auto at = [base](ElfW(Addr) value) { return value < base ? value + base : value; };
     auto& slots = *static_cast<Slots*>(found);
     for (int table = 0; table < 2; table++) {
         const auto* entries = reinterpret_cast<const ElfW(Rela)*>(at(tables[table]));
@@ -157,13 +162,13 @@ int look(dl_phdr_info* library, size_t, void* found) {
     return 1;
 }
 
-// The slots' pages, where the loader has made them read-only, are written to for this moment.
+// Pages that the loader has made read-only stay writable from then on.
 bool put(const std::vector<void**>& slots, void* function) {
     const auto page = uintptr_t(sysconf(_SC_PAGESIZE));
     for (void** slot : slots) {
         void* begin = reinterpret_cast<void*>(uintptr_t(slot) / page * page);
         if (mprotect(begin, page, PROT_READ | PROT_WRITE)) return false;
-        *slot = function;
+        __atomic_store_n(slot, function, __ATOMIC_RELEASE);  // other threads may be calling
     }
     return true;
 }
@@ -174,12 +179,13 @@ bool of_libc(void* function, void* other) {
     return dladdr(function, &one) && dladdr(other, &two) && one.dli_fbase == two.dli_fbase;
 }
 
-}  // namespace
-
-const char* use_heap() {
-    if (region) return "";
-    if (!of_libc(reinterpret_cast<void*>(&posix_memalign), reinterpret_cast<void*>(&strtol)))
+const char* install() {
+    // Of getppid nobody makes a version of his own.
+    if (!of_libc(reinterpret_cast<void*>(&posix_memalign), reinterpret_cast<void*>(&getppid)))
         return "another allocator stands before the C library's";
+    rlimit space;
+    if (getrlimit(RLIMIT_AS, &space) || space.rlim_cur != RLIM_INFINITY)
+        return "the process's address space is limited";
     Slots slots;
     dl_iterate_phdr(look, &slots);
     if (slots.aligned.empty() || slots.free.empty()) return "PyTorch does not allocate in the way that is known";
@@ -193,6 +199,13 @@ const char* use_heap() {
     if (!put(slots.free, reinterpret_cast<void*>(&let_go)) || !put(slots.aligned, reinterpret_cast<void*>(&aligned)))
         return "the addresses of PyTorch's allocator cannot be written to";
     return "";
+}
+
+}  // namespace
+
+const char* use_heap() {
+    static const char* const reason = install();
+    return reason;
 }
 
 }  // namespace veneer

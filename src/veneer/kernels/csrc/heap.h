@@ -20,6 +20,7 @@ class Heap {
 public:
     static constexpr size_t nowhere = ~size_t(0);
     static constexpr size_t alignment = 64;  // as PyTorch asks for
+    static constexpr size_t least = 4096;    // bytes of a block; smaller ones of a process stay where they were
     // Used bytes of a hole from which on they are given back to the system: more than the activations of most steps,
     // which would have to be asked for again, and a large model in any case.
     static constexpr size_t worth = size_t(1) << 30;
@@ -30,10 +31,12 @@ public:
 
     explicit Heap(size_t size);
 
-    // Where a block of `size` bytes begins: in the smallest hole that it fits into, of equal ones the first; or nowhere.
+    // Where a block of `size` bytes begins: in the smallest hole that it fits into, of equal ones the first; or
+    // nowhere.
     size_t take(size_t size);
 
-    // The block that begins at `start` is let go. The piece that is worth giving back now, or one of size 0.
+    // The block that begins at `start` is let go. The piece that is to be given back now, or one of size 0. Throws
+    // std::invalid_argument where none begins.
     Piece let_go(size_t start);
 
     // Bytes that the system has given for what was ever taken here, but for what was given back.
@@ -54,7 +57,8 @@ private:
     size_t held_ = 0;
 };
 
-// From now on PyTorch's blocks of a page and more lie in such a heap. Why not, where it cannot be; else an empty string.
+// From now on PyTorch's blocks of a page and more lie in such a heap, in all of the process: the addresses by which its
+// library calls the C library's allocator are replaced. Why not, where it cannot be; else an empty string.
 const char* use_heap();
 
 }  // namespace veneer

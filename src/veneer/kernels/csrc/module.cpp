@@ -317,8 +317,9 @@ NB_MODULE(_cpu, m) {
     m.def("update_product_backward", &update_product_backward, Unlocked());
 
     m.def("use_heap", &use_heap);
-    nb::class_<Heap>(m, "Heap")
-        .def(nb::init<size_t>())
+    nb::class_<Heap> heap(m, "Heap");
+    heap.attr("least") = size_t(Heap::least);
+    heap.def(nb::init<size_t>())
         .def("take", &Heap::take)
         .def("let_go",
              [](Heap& self, size_t start) {
