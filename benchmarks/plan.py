@@ -24,6 +24,8 @@ from typing import Any
 
 from common import in_a_process, peak_memory, versions
 
+from veneer.threads import settle
+
 STEPS = 5
 RESULT = Path(__file__).parent / "results" / "plan.json"
 PLOT = Path(__file__).parents[1] / "docs" / "studies" / "plan.png"
@@ -66,6 +68,7 @@ RUNS = {_name(*run): run for run in _RUNS}
 
 def main() -> None:
     wanted = sys.argv[1:] or list(RUNS)
+    settle()
     from veneer.planning.machine import measured
 
     load_before = os.getloadavg()[0]
@@ -215,6 +218,7 @@ def _draw(runs: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--run"]:
+        settle()  # as the command does
         print(json.dumps(_measure(*sys.argv[2:])))
     else:
         main()

@@ -14,6 +14,7 @@ from pathlib import Path
 THREADS, SPINNING = "OMP_NUM_THREADS", "GOMP_SPINCOUNT"
 _SPINS = "2000"  # turns of the waiting loop; where nothing is set, GCC's runtime takes 300,000
 _ALSO_SPINNING = "OMP_WAIT_POLICY"
+_settled = False
 
 
 def cores() -> int:
@@ -37,11 +38,18 @@ def _quota(root: Path) -> float | None:
 
 def settle() -> None:
     """Set what the user has not set. Once torch is loaded nothing is set, for it would change nothing."""
+    global _settled
     if "torch" in sys.modules:
         return
+    _settled = True
     os.environ.setdefault(THREADS, str(cores()))
     if _ALSO_SPINNING not in os.environ:
         os.environ.setdefault(SPINNING, _SPINS)
+
+
+def settled() -> bool:
+    """Whether this process is Veneer's own: it began with `settle`, before anything that needs torch."""
+    return _settled
 
 
 def said() -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from veneer.kernels.cpu import MISSING
+from veneer.threads import settled
 
 if not MISSING:
     from veneer.kernels import _cpu
@@ -21,3 +22,9 @@ def use_heap() -> str:
     if MISSING:
         return f"the C++ kernels are missing: {MISSING}"
     return _cpu.use_heap()
+
+
+def own_heap() -> bool:
+    """Use that heap where the process is Veneer's own, as the command's is; in another's nothing is replaced unless
+    that calls `use_heap` itself. Whether it is used."""
+    return settled() and not use_heap()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from veneer.kernels.cpu import MISSING
-from veneer.kernels.heap import use_heap
+from veneer.kernels.heap import own_heap
 from veneer.planning.ledger import Event, Stretch
 
 if not MISSING:
@@ -20,7 +20,7 @@ _STEPS = 2  # the second has the optimizer's states, and the holes that the firs
 def heap_peak(stretches: Sequence[Stretch], passes: int, states: int) -> int:
     """Bytes, where a step is as many passes as said; a pass leaves its gradients, and the first step the optimizer's
     ``states``. 0 where the heap cannot be used: the system's is not foreseen."""
-    if use_heap():
+    if not own_heap():
         return 0
     events = [event for stretch in stretches for event in stretch.events]
     gone = {event.block for event in events if not event.size}

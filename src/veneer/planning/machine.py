@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from veneer.errors import ModelError
-from veneer.kernels.heap import use_heap
+from veneer.kernels.heap import own_heap
 from veneer.planning.ledger import KINDS
 from veneer.remembered import key_of, recall, remember
 
@@ -98,7 +98,7 @@ def remembered() -> Machine | None:
 
 
 def _key() -> str:
-    return key_of(torch.__version__, torch.get_num_threads()) + (", the system's heap" if use_heap() else "")
+    return key_of(torch.__version__, torch.get_num_threads()) + ("" if own_heap() else ", the system's heap")
 
 
 def _measure() -> Machine:

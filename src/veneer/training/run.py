@@ -24,7 +24,7 @@ from veneer.errors import ConfigError, ModelError, TrainingError, did_you_mean
 from veneer.files import atomic_folder, write_text
 from veneer.frozen.layers import storage_of
 from veneer.frozen.source import resolve
-from veneer.kernels.heap import use_heap
+from veneer.kernels.heap import own_heap
 from veneer.threads import said
 from veneer.training.batches import Batches
 from veneer.training.checkpoint import (
@@ -112,7 +112,7 @@ def train(
             options["model"] = str(model)
         config = TrainConfig(**options)
     check_new_run(Path(config.output))
-    use_heap()
+    own_heap()
     if foresight is not None and loaded is None:
         foresight.before_loading(config)
     prepared = prepare(config, loaded, tokenizer)
@@ -139,7 +139,7 @@ def resume(
             )
     config = TrainConfig.read(folder / CONFIG_NAME, output=str(folder), **over)
     check_writable(folder)
-    use_heap()
+    own_heap()
     tidy(folder)
     found = checkpoints(folder)
     if foresight is not None:

@@ -188,3 +188,13 @@ def test_an_allocator_of_the_users_own_stays(tmp_path):
         env={"PATH": "/usr/bin:/bin", "LD_PRELOAD": str(tmp_path / "other.so")},
     )  # fmt: skip
     assert done.stdout == "another allocator stands before the C library's\n"
+
+
+def test_in_a_process_that_is_not_veneers_own_nothing_is_replaced(monkeypatch):
+    monkeypatch.setattr(heap, "settled", lambda: False)
+    monkeypatch.setattr(heap, "use_heap", lambda: pytest.fail("it was asked for"))
+    assert not heap.own_heap()
+    monkeypatch.setattr(heap, "settled", lambda: True)
+    for reason, used in (("", True), ("another allocator", False)):
+        monkeypatch.setattr(heap, "use_heap", lambda reason=reason: reason)
+        assert heap.own_heap() is used

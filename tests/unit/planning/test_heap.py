@@ -14,6 +14,11 @@ pytestmark = [pytest.mark.unit, pytest.mark.skipif(bool(cpu.MISSING), reason=f"n
 MB = 2**20
 
 
+@pytest.fixture(autouse=True)
+def _as_in_a_process_of_our_own(monkeypatch):
+    monkeypatch.setattr(heap, "own_heap", lambda: True)
+
+
 def _stretches(*events):
     return [Stretch("forward", events=[Event(block, size) for block, size in events])]
 
@@ -42,5 +47,5 @@ def test_small_blocks_lie_elsewhere_and_leave_no_holes():
 
 
 def test_where_it_is_the_systems_heap_it_is_not_foreseen(monkeypatch):
-    monkeypatch.setattr(heap, "use_heap", lambda: "VENEER_HEAP is 0")
+    monkeypatch.setattr(heap, "own_heap", lambda: False)
     assert heap_peak(_stretches((1, MB)), passes=1, states=0) == 0
