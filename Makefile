@@ -23,6 +23,7 @@ bench: $(READY) build/peers/ready
 	$(BIN)/python benchmarks/share.py
 	$(BIN)/python benchmarks/busy.py
 	$(BIN)/python benchmarks/start.py
+	$(MAKE) bench-rows
 	$(BIN)/python benchmarks/curve.py
 	$(BIN)/python benchmarks/lengths.py
 	$(BIN)/python benchmarks/products.py
@@ -36,7 +37,6 @@ bench: $(READY) build/peers/ready
 	$(BIN)/python benchmarks/demo_seeds.py
 	$(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/large.py
-	$(MAKE) bench-rows
 
 bench-rows: $(READY) build/peers/ready
 	$(BIN)/python benchmarks/rows.py

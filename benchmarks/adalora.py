@@ -72,7 +72,7 @@ class Training:
         from veneer.kernels.heap import use_heap
         from veneer.training.loss import Loss
 
-        use_heap()  # as veneer.train does
+        use_heap()  # as the command does
         torch.manual_seed(0)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         config: Any = veneer.LoRA(rank=rank)

@@ -74,7 +74,7 @@ def _measure(name: str, rows: int, length: int) -> dict[str, Any]:
     from veneer.training.fused import fused_passes
     from veneer.training.loss import Loss
 
-    use_heap()  # as veneer.train does
+    use_heap()  # as the command does
     torch.manual_seed(0)
     hidden, inner, layers, heads, key_heads, vocabulary = SHAPES[name]
     config = LlamaConfig(

@@ -92,6 +92,9 @@ def _veneer(folder: str, data: str, kept: str) -> dict[str, Any]:
 
     from rich.console import Console
 
+    from veneer.threads import settle
+
+    settle()  # as the command does
     import veneer
 
     model, tokenizer = veneer.load(folder, storage=kept)

@@ -117,7 +117,7 @@ def _measure_steps(who: str, what: str, folder: str) -> dict[str, Any]:
     torch.manual_seed(0)
     kept, in_a_step, length = RUNS[what]
     of_step = batches(folder, in_a_step, length)
-    if who == "veneer":  # as veneer.train does
+    if who == "veneer":  # as the command does
         from veneer.kernels.heap import use_heap
 
         use_heap()

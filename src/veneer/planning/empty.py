@@ -7,6 +7,7 @@ type, and take no memory. All of this happens within `no_values`.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -27,6 +28,14 @@ from veneer.kernels.dense import linear
 from veneer.planning.ledger import times
 
 _T = TypeVar("_T")
+
+
+class _Mode(FakeTensorMode):  # type: ignore[no-untyped-call]
+    """Copied with a tensor of its own, a mode would free its weak references to storages twice, and with them storages
+    that are in use."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Mode:
+        return self
 
 
 class Base(NamedTuple):
@@ -78,7 +87,8 @@ def no_values(work: Callable[[], _T]) -> _T:
 
     def run() -> None:
         try:
-            with FakeTensorMode(allow_non_fake_inputs=True):
+            with warnings.catch_warnings(), _Mode(allow_non_fake_inputs=True):
+                warnings.simplefilter("ignore")
                 found.append(work())
         except BaseException as error:
             failed.append(error)

@@ -95,7 +95,8 @@ KINDS = ("products", "attention", "functions", "random", "passes")
 _PRODUCTS = {"mm", "bmm", "addmm", "addmm_", "baddbmm", "_linear_pointwise"}
 # In these a number costs more than its way through memory: exponentials, expanded codes, products by a low rank.
 _FUNCTIONS = ("exp", "gelu", "silu", "tanh", "softmax", "swiglu", "geglu", "rotate", "dequantise", "update_product")
-_RANDOM = ("bernoulli", "dropout")
+# Part of a name → kind.
+_KIND_OF = dict.fromkeys(_FUNCTIONS, "functions") | dict.fromkeys(("bernoulli", "dropout"), "random")
 # Of these arguments only a panel is read, and written into the last one.
 _INTO_THE_LAST = {"dequantise4", "dequantise8"}
 
@@ -115,11 +116,8 @@ def cost(func: Any, given: list[Tensor], made: list[Tensor]) -> Operation:
         # Two products forward, five backward; of causal attention half of each.
         whole = 2.0 * query.numel() * key.shape[-2]
         return Operation("attention", whole * (5 if backward else 2) / 2, moved, _times)
-    kind = next((kind for kind, names in _BY_NAME if any(part in name for part in names)), "passes")
+    kind = next((kind for part, kind in _KIND_OF.items() if part in name), "passes")
     return Operation(kind, 0.0, moved if made else 0.0, _times)
-
-
-_BY_NAME = (("functions", _FUNCTIONS), ("random", _RANDOM))
 
 
 def _bytes(tensor: Tensor) -> float:

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 from veneer.errors import ModelError
-from veneer.kernels.heap import own_heap
 from veneer.planning.ledger import KINDS
 from veneer.remembered import key_of, recall, remember
 
@@ -98,7 +97,7 @@ def remembered() -> Machine | None:
 
 
 def _key() -> str:
-    return key_of(torch.__version__, torch.get_num_threads()) + ("" if own_heap() else ", the system's heap")
+    return key_of(torch.__version__, torch.get_num_threads())
 
 
 def _measure() -> Machine:

@@ -28,7 +28,7 @@ _SIZES = {
 _WORDS = 2**16  # that the tokenizer knows, for what it takes depends on their number
 _TOKENS, _ROWS = 256, 3  # of a row, and of a step
 _STEPS = 6
-_OTHERS = 10 * 10**6  # bytes that models of other shapes took beyond this one's runtime: oneDNN makes kernels for each
+_OTHERS = 10 * 10**6  # bytes that the models of benchmarks/plan.py took beyond this one's runtime, up to 20 MB
 _LARGE = 2**18  # bytes from which on an operation's work is what takes its time
 
 
@@ -102,7 +102,8 @@ def _rates() -> tuple[dict[str, float], float]:
         counts.append(watch.count)
     taken = {kind: statistics.median(one[kind] for one in seconds) for kind in seconds[0]}
     rates = {kind: work[0][kind] / taken[kind] for kind in taken}
-    return rates, max(0.0, statistics.median(plain) - sum(taken.values())) / counts[0]
+    beside = statistics.median(all_of_it - sum(one.values()) for all_of_it, one in zip(plain, seconds, strict=True))
+    return rates, max(0.0, beside) / counts[0]
 
 
 def _sample() -> Callable[[Any], None]:

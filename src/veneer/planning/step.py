@@ -6,7 +6,6 @@ tensors have no values. Of many equal layers in a row five are gone through, and
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -85,8 +84,6 @@ def _take(
     loss = Loss(model, 0, rows[0], kind=base.kind, smoothing=smoothing, how=how or _how(model, base.kind, rows[0]))
     ledger = Ledger([*model.parameters(), *model.buffers()])
     with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
         stack.enter_context(_one_block_of_loss())
         count = sum(id(layer) in marks[0] for layer in kinds.shown)
         # The random state, which dropout would need, is not there to be kept.

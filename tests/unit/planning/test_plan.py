@@ -184,7 +184,7 @@ def test_a_machine_is_measured_in_a_process_of_its_own(monkeypatch, tmp_path):
     found = machines._measure()
     assert set(found.rates) == set(KINDS)
     assert min(found.rates.values()) > 10**7
-    assert 0 < found.operation < 0.01
+    assert 0 <= found.operation < 0.01  # 0 where the noise is larger
     assert 10**8 < found.loading <= found.runtime < 10**9
     monkeypatch.setattr(machines.sys, "executable", "/bin/false")
     with pytest.raises(ModelError, match="rates could not be measured"):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from contextlib import ExitStack
 
 import pytest
 import torch
+from torch import nn
 
 import tiny
 import veneer
@@ -109,6 +111,17 @@ def test_without_trying_it_is_known_how_the_loss_is_computed(name):
     model = tiny.build(name)
     tried = Loss(model, 0, _rows()[0], kind="causal").how
     assert no_values(lambda: _how(empty_model(_base(name)), "causal", _rows()[0])) == tried
+
+
+def test_a_modules_copy_is_of_the_same_mode():
+    """A mode's copy has the same weak references to storages. Freed twice, one is freed for another storage, which may
+    be in use: the process crashes, sooner or later, anywhere."""
+
+    def copied():
+        layer = nn.Linear(2, 2)
+        return copy.deepcopy(layer).weight.fake_mode is layer.weight.fake_mode
+
+    assert no_values(copied)
 
 
 @pytest.mark.parametrize(("name", "count"), [("llama", 0), ("llama", 7), ("gemma3", None), ("gpt2", 3)])
