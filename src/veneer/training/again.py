@@ -29,6 +29,12 @@ def again(y: Tensor, recipe: _Recipe) -> Tensor:
     return y
 
 
+def again_from(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """``function`` of ``inputs``, which its own backward pass keeps, computed again wherever else it would be kept."""
+    kept = [x.detach() for x in inputs]
+    return again(function(*inputs), lambda: function(*kept))
+
+
 def place_of(x: Tensor) -> tuple[int, int]:
     """The address of the tensor's storage and its place there; tensors without values, a plan's, have them, too."""
     return x.untyped_storage()._cdata, int(x.storage_offset())

@@ -16,7 +16,7 @@ from transformers.activations import FastGELUActivation, GELUTanh, NewGELUActiva
 from veneer.frozen.weight import frozen_product, frozen_weight
 from veneer.kernels.dense import swift_products
 from veneer.kernels.elementwise import geglu, rms_norm, rotate, swiglu
-from veneer.training.again import again, computed_again
+from veneer.training.again import again_from, computed_again
 from veneer.training.recompute import all_recomputed
 
 
@@ -143,25 +143,25 @@ def _multiplied(module: Any, x: Tensor) -> Tensor:
 
 
 def _normed(module: Any, x: Tensor) -> Tensor:
-    return _again_from(lambda x: rms_norm(x, module.weight, module.variance_epsilon), x)
+    return again_from(lambda x: rms_norm(x, module.weight, module.variance_epsilon), x)
 
 
 def _normed_beside_one(module: Any, x: Tensor) -> Tensor:
     if x.dtype != module.weight.dtype or x.dtype not in _EXACT:
         return type(module).forward(module, x)  # type: ignore[no-any-return]  # it rounds once, after the weight
     weight = 1 + module.weight
-    return _again_from(lambda x: rms_norm(x, weight, module.eps), x)
+    return again_from(lambda x: rms_norm(x, weight, module.eps), x)
 
 
 def _centred(module: Any, x: Tensor) -> Tensor:
     how = module.normalized_shape, module.weight, module.bias, module.eps
-    return _again_from(lambda x: F.layer_norm(x, *how), x)
+    return again_from(lambda x: F.layer_norm(x, *how), x)
 
 
 def _activated(module: Any, x: Tensor) -> Tensor:
     if x.dtype not in _EXACT:
         return type(module).forward(module, x)  # type: ignore[no-any-return]  # some of them round in every operation
-    return _again_from(lambda x: F.gelu(x, approximate="tanh"), x)
+    return again_from(lambda x: F.gelu(x, approximate="tanh"), x)
 
 
 def _gated(module: Any, x: Tensor) -> Tensor:
@@ -172,13 +172,7 @@ def _gated(module: Any, x: Tensor) -> Tensor:
         gate, up = module.gate_up_proj(x).chunk(2, dim=-1)
     else:
         gate, up = module.gate_proj(x), module.up_proj(x)
-    return module.down_proj(_again_from(product, gate, up))  # type: ignore[no-any-return]
-
-
-def _again_from(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """``function`` of ``inputs``, which its own backward pass keeps, computed again wherever else it would be kept."""
-    kept = [x.detach() for x in inputs]
-    return again(function(*inputs), lambda: function(*kept))
+    return module.down_proj(again_from(product, gate, up))  # type: ignore[no-any-return]
 
 
 def _activation(module: Any) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from veneer.data.labels import IGNORE, Tokens
+from veneer.training.again import again_from
 
 _NAME = "veneer_rows"
 # What models pass to their attention that this one honours, or that changes nothing in it.
@@ -123,7 +124,9 @@ def attention_by_rows(
             enable_gqa=q.shape[1] != k.shape[1],
         )  # fmt: skip
         outputs.append(y.transpose(1, 2).reshape(1, length * count, q.shape[1], v.shape[-1]))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), None
+    if len(outputs) == 1:
+        return outputs[0], None
+    return again_from(lambda *parts: torch.cat(parts, 1), *outputs), None  # the parts are kept by what made them
 
 
 def _batch(x: Tensor, count: int) -> Tensor:

@@ -10,10 +10,12 @@ import torch
 
 import tiny
 import veneer
+from veneer.data.labels import Tokens
 from veneer.kernels.elementwise import rms_norm, swiglu
 from veneer.training import again as module
 from veneer.training.again import again, computed_again, place_of
 from veneer.training.fused import fused_passes
+from veneer.training.loss import Loss
 
 pytestmark = pytest.mark.unit
 
@@ -106,3 +108,16 @@ def test_a_model_in_training_keeps_neither_norms_nor_gated_products(monkeypatch)
     # The inputs of queries, keys and values; of gate and up; of down.
     assert len(recipes) == (3 + 2 + 1) * len(model.model.layers)
     assert len({id(recipe) for recipe, _ in recipes}) == 3 * len(model.model.layers)
+
+
+def test_attention_by_rows_is_not_kept_a_second_time_for_its_output_layer(monkeypatch):
+    model = tiny.build("llama")
+    veneer.attach(model, veneer.LoRA(rank=2, targets=["o_proj"]))
+    rows = [Tokens(list(range(1, length)), list(range(1, length)), "") for length in (7, 5, 9)]
+    loss = Loss(model, 0, rows[0], kind="causal")
+    assert loss.how.packed
+    packed, pack = [], module._pack
+    monkeypatch.setattr(module, "_pack", lambda kept: packed.append(pack(kept)) or packed[-1])
+    with fused_passes(model), loss.attention():
+        loss(rows).backward()
+    assert sum(isinstance(kept, tuple) for kept in packed) == len(model.model.layers)
