@@ -23,7 +23,7 @@ class Event(NamedTuple):
 class Operation(NamedTuple):
     """What an operation costs."""
 
-    kind: str  # of those that take their time in different ways: one of KINDS
+    kind: str  # of those that take their time in different ways: one of KINDS, or SHORT_PRODUCTS
     flops: float  # of its products
     moved: float  # bytes read and written
     times: float = 1.0  # that it is done
@@ -92,6 +92,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 KINDS = ("products", "attention", "functions", "random", "passes")
+SHORT_PRODUCTS = "products in 16 bits"  # where they are faster than in 32
 _PRODUCTS = {"mm", "bmm", "addmm", "addmm_", "baddbmm", "_linear_pointwise"}
 # In these a number costs more than its way through memory: exponentials, expanded codes, products by a low rank.
 _FUNCTIONS = ("exp", "gelu", "silu", "tanh", "softmax", "swiglu", "geglu", "rotate", "dequantise", "update_product")
@@ -109,7 +110,8 @@ def cost(func: Any, given: list[Tensor], made: list[Tensor]) -> Operation:
     moved = sum(_bytes(tensor) for tensor in (*given, *made))
     if name in _PRODUCTS:
         left = given[-2] if "add" in name else given[0]
-        return Operation("products", 2.0 * made[0].numel() * left.shape[-1], moved, _times)
+        kind = SHORT_PRODUCTS if made[0].itemsize == 2 else "products"
+        return Operation(kind, 2.0 * made[0].numel() * left.shape[-1], moved, _times)
     if "scaled_dot_product" in name and "math" not in name:
         backward = "backward" in name
         query, key = given[1 if backward else 0], given[2 if backward else 1]

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from veneer.errors import ModelError
-from veneer.planning.ledger import KINDS
+from veneer.frozen.compute import compute_name
+from veneer.planning.ledger import KINDS, SHORT_PRODUCTS
 from veneer.remembered import key_of, recall, remember
 
 _FILE = "machine.json"
@@ -93,7 +94,8 @@ def remembered() -> Machine | None:
         known = Machine(**recall(_FILE, _key()))
     except TypeError:  # nothing, or of another version of this
         return None
-    return known if set(known.rates) == set(KINDS) else None
+    kinds = {*KINDS, SHORT_PRODUCTS} if compute_name() == "bf16" else set(KINDS)
+    return known if set(known.rates) == kinds else None
 
 
 def _key() -> str:

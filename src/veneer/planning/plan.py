@@ -188,7 +188,7 @@ def _time(
     shares: dict[str, float] = {}
     for stretch in step.stretches:
         for one in stretch.operations:
-            rate = machine.rates[one.kind]
+            rate = machine.rates.get(one.kind, machine.rates["products"])  # in 16 bits, where those are not faster
             seconds = max(one.flops / rate, one.moved / machine.rates["passes"]) if one.flops else one.moved / rate
             what = one.kind if one.flops else "other passes"
             shares[what] = shares.get(what, 0.0) + one.times * (seconds + machine.operation)

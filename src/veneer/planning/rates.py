@@ -89,7 +89,16 @@ def _save(folder: Path) -> None:
 
 def _rates() -> tuple[dict[str, float], float]:
     """Kind → rate, and the seconds that an operation takes beside its work."""
-    step = _sample()
+    from veneer.frozen.compute import compute_name
+    from veneer.planning.ledger import SHORT_PRODUCTS
+
+    rates, operation = _of_steps(_sample("nf4"))
+    if compute_name() == "bf16":
+        rates[SHORT_PRODUCTS] = _of_steps(_sample("bf16"))[0][SHORT_PRODUCTS]
+    return rates, operation
+
+
+def _of_steps(step: Callable[[Any], None]) -> tuple[dict[str, float], float]:
     plain, work, seconds, counts = [], [], [], []
     for _ in range(_STEPS):
         started = time.perf_counter()
@@ -106,13 +115,14 @@ def _rates() -> tuple[dict[str, float], float]:
     return rates, max(0.0, beside) / counts[0]
 
 
-def _sample() -> Callable[[Any], None]:
+def _sample(storage: str) -> Callable[[Any], None]:
     """A step of the small model, forward and backward, within a context."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from veneer.data.labels import Tokens
-    from veneer.frozen.layers import quantise_linear_layers
+    from veneer.frozen.config import CODE_BITS
+    from veneer.frozen.layers import DTYPES, quantise_linear_layers
     from veneer.training.fused import fused_passes
     from veneer.training.loss import Loss
     from veneer.updates.attach import attach
@@ -120,7 +130,10 @@ def _sample() -> Callable[[Any], None]:
 
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**_SIZES))
-    quantise_linear_layers(model, storage="nf4", block_size=64, double_quantisation=True)
+    if storage in CODE_BITS:
+        quantise_linear_layers(model, storage=storage, block_size=64, double_quantisation=True)
+    else:
+        model.to(DTYPES[storage])
     attach(model, LoRA())
     model.train()
     rows = [Tokens(list(range(1, _TOKENS + 1)), list(range(1, _TOKENS + 1)), "")] * _ROWS
