@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -191,13 +192,19 @@ def test_a_machine_is_measured_in_a_process_of_its_own(monkeypatch, tmp_path):
         machines._measure()
 
 
-def test_the_machine_is_measured_once(monkeypatch, tmp_path):
+@pytest.mark.parametrize("computed", ["fp32", "bf16"])
+def test_the_machine_is_measured_once(computed, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(machines, "compute_name", lambda: computed)
+    found = replace(MACHINE, rates=RATES | ({SHORT_PRODUCTS: 3e11} if computed == "bf16" else {}))
     calls = []
-    monkeypatch.setattr(machines, "_measure", lambda: calls.append(1) or MACHINE)
+    monkeypatch.setattr(machines, "_measure", lambda: calls.append(1) or found)
     assert machines.remembered() is None
-    assert machines.measured() == machines.measured() == MACHINE
-    assert machines.remembered() == MACHINE
+    assert machines.measured() == machines.measured() == found
+    assert machines.remembered() == found
     assert len(calls) == 1
     (tmp_path / "veneer" / "machine.json").write_text("damaged")
-    assert machines.measured() == MACHINE
+    assert machines.measured() == found
+    # From before it was found what 16 bits are multiplied in.
+    monkeypatch.setattr(machines, "compute_name", lambda: "bf16" if computed == "fp32" else "fp32")
+    assert machines.remembered() is None
