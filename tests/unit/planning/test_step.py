@@ -187,9 +187,9 @@ def test_what_a_llama_layer_keeps():
                 del sizes[event.block]
     kept = sum(sizes[event.block] for event in forward.events if event.block in sizes)
     norms = 2 * n  # one number a row
-    # Two residual sums, queries, keys and values rotated or not, what attention gives and that again as o_proj's input,
+    # Two residual sums, queries, keys and values rotated or not, what attention gives,
     # its logarithms, gate and up, and x Aᵀ of seven matrices.
-    numbers = 2 * d * n + (d + 2 * k) * n + 2 * d * n + heads * n + 2 * f * n + 7 * r * n + norms
+    numbers = 2 * d * n + (d + 2 * k) * n + d * n + heads * n + 2 * f * n + 7 * r * n + norms
     assert kept == pytest.approx(4 * numbers, rel=0.02)
 
 
