@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import sys
@@ -22,7 +23,8 @@ from veneer.frozen.load import load
 from veneer.frozen.weight import QuantisedLinear
 
 logging.disable(logging.WARNING)  # it warns at its import of GPU kernels that are not here
-bitsandbytes = pytest.importorskip("bitsandbytes")
+bitsandbytes = importlib.import_module("bitsandbytes")
+
 logging.disable(logging.NOTSET)
 
 pytestmark = pytest.mark.interop

@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 
 from veneer.errors import ModelError
-from veneer.frozen.compute import compute_name
-from veneer.planning.ledger import KINDS, SHORT_PRODUCTS
+from veneer.planning.ledger import KINDS
 from veneer.remembered import key_of, recall, remember
 
 _FILE = "machine.json"
@@ -94,8 +93,7 @@ def remembered() -> Machine | None:
         known = Machine(**recall(_FILE, _key()))
     except TypeError:  # nothing, or of another version of this
         return None
-    kinds = {*KINDS, SHORT_PRODUCTS} if compute_name() == "bf16" else set(KINDS)
-    return known if set(known.rates) == kinds else None
+    return known if set(KINDS) <= set(known.rates) else None
 
 
 def _key() -> str:

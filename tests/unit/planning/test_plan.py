@@ -10,15 +10,17 @@ import pytest
 import torch
 
 import veneer
+from veneer.data.labels import Tokens
 from veneer.errors import ConfigError, ModelError
 from veneer.planning import machine as machines
 from veneer.planning import verb
 from veneer.planning.config import ASKED, PlanOptions
 from veneer.planning.empty import base_of, empty_model, no_values
-from veneer.planning.ledger import KINDS, SHORT_PRODUCTS
+from veneer.planning.ledger import KINDS, SHORT_PRODUCTS, Operation, Stretch
 from veneer.planning.machine import Machine
-from veneer.planning.plan import optimizer_states, plan
+from veneer.planning.plan import _time, optimizer_states, plan
 from veneer.planning.sizes import WAYS, _plan
+from veneer.planning.step import Step, Weights
 from veneer.training.config import TrainConfig
 
 pytestmark = pytest.mark.unit
@@ -192,11 +194,10 @@ def test_a_machine_is_measured_in_a_process_of_its_own(monkeypatch, tmp_path):
         machines._measure()
 
 
-@pytest.mark.parametrize("computed", ["fp32", "bf16"])
-def test_the_machine_is_measured_once(computed, monkeypatch, tmp_path):
+@pytest.mark.parametrize("more", [{}, {SHORT_PRODUCTS: 3e11}])
+def test_the_machine_is_measured_once(more, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(machines, "compute_name", lambda: computed)
-    found = replace(MACHINE, rates=RATES | ({SHORT_PRODUCTS: 3e11} if computed == "bf16" else {}))
+    found = replace(MACHINE, rates=RATES | more)
     calls = []
     monkeypatch.setattr(machines, "_measure", lambda: calls.append(1) or found)
     assert machines.remembered() is None
@@ -205,6 +206,12 @@ def test_the_machine_is_measured_once(computed, monkeypatch, tmp_path):
     assert len(calls) == 1
     (tmp_path / "veneer" / "machine.json").write_text("damaged")
     assert machines.measured() == found
-    # From before it was found what 16 bits are multiplied in.
-    monkeypatch.setattr(machines, "compute_name", lambda: "bf16" if computed == "fp32" else "fp32")
-    assert machines.remembered() is None
+
+
+def test_products_in_16_bits_take_their_own_rate_and_without_one_fp32s():
+    operation = Operation(SHORT_PRODUCTS, flops=1e11, moved=1.0)
+    step = Step(Weights(0, 0, 0, 0, 0, 0, 0), 0, [Stretch("forward", operations=[operation])])
+    rows = [Tokens([1], [1], "")]
+    for more, seconds in (({}, 1.0), ({SHORT_PRODUCTS: 4e11}, 0.25)):
+        found, _ = _time(step, [rows], rows, replace(MACHINE, rates=RATES | more, operation=0.0))
+        assert found == pytest.approx(seconds)
