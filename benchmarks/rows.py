@@ -27,6 +27,7 @@ AS_IT_COMES_STEPS = 4
 PARTS = (16, 8, 4)  # rows that trl takes at once, of a step's
 TRL = "rows_trl.py"
 STORAGES = ("fp32", "nf4")
+MEASURED = ("rows_per_second", "resident_gb", "peak_gb")
 RESULT = Path(__file__).parent / "results" / "rows.json"
 
 
@@ -41,6 +42,8 @@ def main() -> None:
         found: dict[str, dict[str, Any]] = {}
         for kept in STORAGES:
             tried = {part: _trl(folder, data, kept, "tuned", part, STEPS) for part in PARTS}
+            for part, run in tried.items():
+                _say(f"trl, {kept}, {part} rows at once, tried", run)
             best = max(tried, key=lambda part: tried[part]["rows_per_second"])
             theirs: list[dict[str, Any]] = []
             ours: list[dict[str, Any]] = []
@@ -51,7 +54,7 @@ def main() -> None:
                 _say(f"trl, {kept}, {best} rows at once", theirs[-1])
             found[kept] = {
                 "veneer": _mean(ours), "trl": _mean(theirs), "trl_rows_at_once": best,
-                "trl_tried": {part: run["rows_per_second"] for part, run in tried.items()},
+                "trl_tried": {part: {name: run[name] for name in MEASURED} for part, run in tried.items()},
             }  # fmt: skip
     for of in found.values():
         of["speed_ratio"] = of["veneer"]["rows_per_second"] / of["trl"]["rows_per_second"]
@@ -117,8 +120,7 @@ def _veneer(folder: str, data: str, kept: str) -> dict[str, Any]:
 
 
 def _mean(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    of = ("rows_per_second", "resident_gb", "peak_gb")
-    return {name: statistics.mean(run[name] for run in runs) for name in of} | {"losses": runs[0]["losses"]}
+    return {name: statistics.mean(run[name] for run in runs) for name in MEASURED} | {"losses": runs[0]["losses"]}
 
 
 def _above(run: dict[str, Any]) -> float:
