@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,14 +70,23 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Put back the folder that a killed write had moved aside, and delete all else that it left in ``folder``."""
+def remove_leftovers(folder: Path, age: float = 0.0) -> None:
+    """Put back the folder that a killed write had moved aside, and delete all else that it left in ``folder``.
+
+    Where others may be writing, ``age`` is what theirs may have at most: seconds since anything of it was changed.
+    """
     for leftover in folder.glob(f"{TEMPORARY}*"):
+        if age and time.time() - _changed(leftover) < age:
+            continue
         name = leftover.name.removeprefix(_ASIDE).partition("-")[2]
         if leftover.name.startswith(_ASIDE) and not (folder / name).exists():
             os.replace(leftover, folder / name)
             continue
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def _changed(path: Path) -> float:
+    return max(part.stat().st_mtime for part in (path, *path.rglob("*")))
 
 
 def _flush(path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -128,3 +129,15 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path):
     (tmp_path / f"{TEMPORARY}old-1-kept").mkdir()  # whose write had come to its end
     remove_leftovers(tmp_path)
     assert _names(tmp_path) == ["kept"]
+
+
+def test_leftovers_that_somebody_may_be_writing_still_stay(tmp_path):
+    long_ago = time.time() - 100
+    for number in (1, 2, 3):
+        folder = tmp_path / f"{TEMPORARY}{number}-folder"
+        folder.mkdir()
+        (folder / "inside").touch()
+        for path in (folder / "inside", folder)[: number - 1]:  # of 1 nothing is old, of 2 the file, of 3 all
+            os.utime(path, (long_ago, long_ago))
+    remove_leftovers(tmp_path, age=50)
+    assert _names(tmp_path) == [f"{TEMPORARY}1-folder", f"{TEMPORARY}2-folder"]

@@ -27,6 +27,7 @@ from veneer.training.checkpoint import checkpoints
 from veneer.training.config import CONFIG_NAME, TrainConfig
 from veneer.training.fused import fused_types
 from veneer.training.metrics import read_metrics
+from veneer.training.prepare import tokeniser_of
 from veneer.training.run import result_of
 from veneer.updates.adapter_file import read_tensors
 from veneer.updates.config import AdaLoRA
@@ -163,17 +164,11 @@ def _rows(source: str, options: InspectOptions) -> Found:
     model, tokenizer = load(options.model)
     if type(model).__name__.endswith("ForSequenceClassification"):
         raise DataError(f"{options.model} is a classifier: of a row it learns the label, and no token.")
-    tokeniser = Tokeniser(
-        tokenizer, options.template, options.learn, options.max_length,
-        seq2seq=bool(getattr(model.config, "is_encoder_decoder", False)),
-    )  # fmt: skip
-    marked, told = _marked(examples, tokeniser, options)
+    marked, told = _marked(examples, tokeniser_of(model, tokenizer, options), options.rows)
     return Found({**values, **marked}, [*lines, *told])
 
 
-def _marked(
-    examples: Examples, tokeniser: Tokeniser, options: InspectOptions
-) -> tuple[dict[str, Any], list[Text | str]]:
+def _marked(examples: Examples, tokeniser: Tokeniser, rows: int) -> tuple[dict[str, Any], list[Text | str]]:
     """The first rows with the learned part told apart, and what becomes of all rows."""
     kept, report = tokeniser.all(examples.items)
     longest = max(len(row.ids) for row in kept)
@@ -182,10 +177,10 @@ def _marked(
     }  # fmt: skip
     lines: list[Text | str] = [
         f"{report.learned:,} tokens are learned (marked ⟦…⟧); the longest row has {longest} tokens",
-        *report.sentences(options.max_length),
+        *report.sentences(tokeniser.max_length),
     ]
     shown = []
-    for row in kept[: options.rows]:
+    for row in kept[:rows]:
         pieces = [(tokeniser.tokenizer.decode(ids), learned) for ids, learned in _pieces(row, tokeniser.seq2seq)]
         shown.append({"where": row.where, "pieces": [{"text": text, "learned": learned} for text, learned in pieces]})
         line = Text(f"\n{row.where}\n", style="dim")

@@ -10,8 +10,9 @@ from typing import Any
 
 import transformers
 
-from veneer.files import atomic_folder, cache_folder
+from veneer.files import atomic_folder, cache_folder, remove_leftovers
 
+_A_WRITE = 3600  # seconds; what was left untouched for so long was killed
 _ROOM = 2  # times the weights' size must be free on the disk: a cache is no reason to fill it
 
 
@@ -27,6 +28,7 @@ def keep(folder: Path, model: Any, tokenizer: Any) -> None:
     size = sum(parameter.nbytes for parameter in model.parameters())
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder.parent, age=_A_WRITE)
         if shutil.disk_usage(folder.parent).free < _ROOM * size:
             return
         with atomic_folder(folder) as temporary:

@@ -23,7 +23,7 @@ class Event(NamedTuple):
 class Operation(NamedTuple):
     """What an operation costs."""
 
-    kind: str  # of those that take their time in different ways: one of KINDS, or SHORT_PRODUCTS
+    kind: str  # of those that take their time in different ways: one of KINDS, perhaps with SHORT behind it
     flops: float  # of its products
     moved: float  # bytes read and written
     times: float = 1.0  # that it is done
@@ -92,7 +92,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 KINDS = ("products", "attention", "functions", "random", "passes")
-SHORT_PRODUCTS = "products in 16 bits"  # where they are faster than in 32
+SHORT = " in 16 bits"  # behind a kind: of numbers some of which are
 _PRODUCTS = {"mm", "bmm", "addmm", "addmm_", "baddbmm", "_linear_pointwise"}
 # In these a number costs more than its way through memory: exponentials, expanded codes, products by a low rank.
 _FUNCTIONS = ("exp", "gelu", "silu", "tanh", "softmax", "swiglu", "geglu", "rotate", "dequantise", "update_product")
@@ -105,21 +105,21 @@ _INTO_THE_LAST = {"dequantise4", "dequantise8"}
 def cost(func: Any, given: list[Tensor], made: list[Tensor]) -> Operation:
     """Of an operator that makes tensors of others."""
     name = func._schema.name.partition("::")[2]
+    short = SHORT if any(tensor.itemsize == 2 for tensor in (*given, *made)) else ""
     if name in _INTO_THE_LAST:
-        return Operation("functions", 0.0, 1.25 * _bytes(given[-1]), _times)
+        return Operation(f"functions{short}", 0.0, 1.25 * _bytes(given[-1]), _times)
     moved = sum(_bytes(tensor) for tensor in (*given, *made))
     if name in _PRODUCTS:
         left = given[-2] if "add" in name else given[0]
-        kind = SHORT_PRODUCTS if made[0].itemsize == 2 else "products"
-        return Operation(kind, 2.0 * made[0].numel() * left.shape[-1], moved, _times)
+        return Operation(f"products{short}", 2.0 * made[0].numel() * left.shape[-1], moved, _times)
     if "scaled_dot_product" in name and "math" not in name:
         backward = "backward" in name
         query, key = given[1 if backward else 0], given[2 if backward else 1]
         # Two products forward, five backward; of causal attention half of each.
         whole = 2.0 * query.numel() * key.shape[-2]
-        return Operation("attention", whole * (5 if backward else 2) / 2, moved, _times)
+        return Operation(f"attention{short}", whole * (5 if backward else 2) / 2, moved, _times)
     kind = next((kind for part, kind in _KIND_OF.items() if part in name), "passes")
-    return Operation(kind, 0.0, moved if made else 0.0, _times)
+    return Operation(f"{kind}{short}", 0.0, moved if made else 0.0, _times)
 
 
 def _bytes(tensor: Tensor) -> float:

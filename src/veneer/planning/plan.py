@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,12 +16,13 @@ from veneer.options import memory_size
 from veneer.planning.config import PlanOptions
 from veneer.planning.empty import Base, base_of
 from veneer.planning.heap import heap_peak
-from veneer.planning.ledger import Stretch
+from veneer.planning.ledger import SHORT, Stretch
 from veneer.planning.machine import Machine
 from veneer.planning.step import Step, take_step
 from veneer.training.config import TrainConfig
-from veneer.training.eight_bit import BLOCK
+from veneer.training.eight_bit import state_bytes
 from veneer.training.loss import How
+from veneer.training.prepare import longest_row
 
 # Of the activations, what glibc's heap held beyond the blocks: 0.28 to 0.55 in runs of benchmarks/plan.py without a
 # heap of our own. It is not the same twice, and not foreseen run by run.
@@ -97,14 +97,8 @@ def plan(
     )  # fmt: skip
 
 
-def longest_row(config: TrainConfig, base: Base) -> int:
-    """Tokens of a row at most."""
-    positions = getattr(base.config, "max_position_embeddings", None)
-    return min(config.max_length, positions) if isinstance(positions, int) and positions > 0 else config.max_length
-
-
 def _longest(config: TrainConfig, base: Base) -> list[Tokens]:
-    length = longest_row(config, base)
+    length = longest_row(config.max_length, base.config)
     labels = [0] if base.kind == "classification" else [1] * length
     if base.kind == "causal":
         labels[0] = IGNORE
@@ -112,9 +106,8 @@ def _longest(config: TrainConfig, base: Base) -> list[Tokens]:
 
 
 def optimizer_states(config: TrainConfig, parameters: int) -> int:
-    """Bytes of AdamW's two moments that are in memory: 2 · 4 n, or 2 · (1 + 4 / block) n in 8 bits; paged, as many as
-    optimizer_memory holds."""
-    states = 8 * parameters if config.optimizer_bits == 32 else math.ceil(2 * (1 + 4 / BLOCK) * parameters)
+    """Bytes of AdamW's two moments that are in memory; paged, as many as optimizer_memory holds."""
+    states = state_bytes(parameters, config.optimizer_bits)
     return min(states, memory_size(config.optimizer_memory)) if config.optimizer == "paged-adamw" else states
 
 
@@ -159,7 +152,7 @@ def _live(stretches: Sequence[Stretch]) -> tuple[int, int, str]:
                 sizes[event.block] = event.size
                 live += event.size
                 if live > most:
-                    most, where = live, {"loss": "loss chunk"}.get(stretch.name, f"{stretch.name} pass")
+                    most, where = live, "loss chunk" if stretch.name == "loss" else f"{stretch.name} pass"
             else:
                 live -= sizes.pop(event.block, 0)
         if stretch.name == "forward":
@@ -188,7 +181,7 @@ def _time(
     shares: dict[str, float] = {}
     for stretch in step.stretches:
         for one in stretch.operations:
-            rate = machine.rates.get(one.kind, machine.rates["products"])  # in 16 bits, where those are not faster
+            rate = machine.rates.get(one.kind) or machine.rates[one.kind.removesuffix(SHORT)]
             seconds = max(one.flops / rate, one.moved / machine.rates["passes"]) if one.flops else one.moved / rate
             what = one.kind if one.flops else "other passes"
             shares[what] = shares.get(what, 0.0) + one.times * (seconds + machine.operation)

@@ -26,8 +26,8 @@ _SIZES = {
     "num_attention_heads": 8, "tie_word_embeddings": True,
 }  # fmt: skip
 _WORDS = 2**16  # that the tokenizer knows, for what it takes depends on their number
-_TOKENS, _ROWS = 256, 3  # of a row, and of a step
-_STEPS = 6
+_TOKENS, _ROWS = 512, 2  # of a row, and of a step
+_STEPS = 10
 _OTHERS = 10 * 10**6  # bytes that the models of benchmarks/plan.py took beyond this one's runtime, up to 20 MB
 _LARGE = 2**18  # bytes from which on an operation's work is what takes its time
 
@@ -90,11 +90,11 @@ def _save(folder: Path) -> None:
 def _rates() -> tuple[dict[str, float], float]:
     """Kind → rate, and the seconds that an operation takes beside its work."""
     from veneer.frozen.compute import compute_name
-    from veneer.planning.ledger import SHORT_PRODUCTS
+    from veneer.planning.ledger import SHORT
 
     rates, operation = _of_steps(_sample("nf4"))
     if compute_name() == "bf16":
-        rates[SHORT_PRODUCTS] = _of_steps(_sample("bf16"))[0][SHORT_PRODUCTS]
+        rates |= {kind: rate for kind, rate in _of_steps(_sample("bf16"))[0].items() if kind.endswith(SHORT)}
     return rates, operation
 
 

@@ -3,6 +3,8 @@ code of a dynamic map, signed for the first moment and unsigned for the second. 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -11,6 +13,11 @@ from veneer.frozen.codebook import dynamic8, search
 
 BLOCK = 256  # moments that share a scale
 _SMALLEST = 1e-38  # what a block is divided by at least: one of zeros has no scale
+
+
+def state_bytes(parameters: int, bits: int) -> int:
+    """Bytes of both moments of so many parameters: 2 · 4 n, or in 8 bits 2 · (1 + 4 / block) n."""
+    return 8 * parameters if bits == 32 else math.ceil(2 * (1 + 4 / BLOCK) * parameters)
 
 
 def code(moment: Tensor, codes: Tensor, scales: Tensor, *, signed: bool) -> None:

@@ -42,17 +42,20 @@ def check_writable(folder: Path) -> None:
 
 
 def check_disk(
-    folder: Path, parameters: int, keep_checkpoints: int, paged: bool = False, allocating: bool = False,
+    folder: Path, parameters: int, keep_checkpoints: int, states: int, paged: bool = False, allocating: bool = False,
     model_bytes: int = 0,
 ) -> None:  # fmt: skip
     """Raises TrainingError when the disk cannot hold the run's files.
 
-    A checkpoint holds each trained parameter and AdamW's two moments in fp32; one more is being written while the
-    kept ones stand; the best and the final adapter come on top, each beside the one it replaces. ``paged``: the two
-    moments lie there as well while the run goes on. ``allocating``: AdaLoRA's importance, two numbers for each
-    parameter, is in the checkpoints as well. ``model_bytes``: of a model that is the result instead of an adapter.
+    A checkpoint holds each trained parameter in fp32 and the ``states``, AdamW's moments, of so many bytes; one more is
+    being written while the kept ones stand; the best and the final adapter come on top, each beside the one it
+    replaces. ``paged``: the states lie there as well while the run goes on. ``allocating``: AdaLoRA's importance, two
+    numbers for each parameter, is in the checkpoints as well. ``model_bytes``: of a model that is the result instead of
+    an adapter.
     """
-    needed = 4 * parameters * ((3 + 2 * allocating) * (keep_checkpoints + 1) + 4 + 2 * paged) + model_bytes + _SLACK
+    weights = 4 * parameters
+    checkpoint = (3 if allocating else 1) * weights + states
+    needed = (keep_checkpoints + 1) * checkpoint + 4 * weights + paged * states + model_bytes + _SLACK
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise TrainingError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -49,16 +49,27 @@ def prepare(config: TrainConfig, model: Any = None, tokenizer: Any = None) -> Pr
     return prepared
 
 
-def tokeniser_of(model: Any, tokenizer: Any, config: TrainConfig | None = None) -> Tokeniser:
-    """How examples become this model's tokens, as a run's options say, or by their defaults."""
+class TokenOptions(Protocol):
+    """Of a run, or of whoever shows what a run would learn."""
+
+    @property
+    def template(self) -> str: ...
+    @property
+    def learn(self) -> str: ...
+    @property
+    def max_length(self) -> int: ...
+
+
+def tokeniser_of(model: Any, tokenizer: Any, options: TokenOptions | None = None) -> Tokeniser:
+    """How examples become this model's tokens, as ``options`` say, or by a run's defaults."""
     names = model.config.id2label if type(model).__name__.endswith("ForSequenceClassification") else {}
     fields = TrainConfig.model_fields
     template, learn, longest = (
-        getattr(config, name) if config is not None else fields[name].default
+        getattr(options, name) if options is not None else fields[name].default
         for name in ("template", "learn", "max_length")
     )
     return Tokeniser(
-        tokenizer, template, learn, _max_length(longest, model),
+        tokenizer, template, learn, longest_row(longest, model.config),
         seq2seq=bool(getattr(model.config, "is_encoder_decoder", False)),
         classes=tuple(names[i] for i in sorted(names)),
     )  # fmt: skip
@@ -71,7 +82,7 @@ def _wants_classes(config: TrainConfig, model: Any) -> bool:
     return config.task == "classification"
 
 
-def _max_length(wanted: int, model: Any) -> int:
-    """``wanted``, or what the model has positions for when that is less."""
-    positions = getattr(model.config, "max_position_embeddings", None)
+def longest_row(wanted: int, config: Any) -> int:
+    """Tokens of a row at most: ``wanted``, or the positions that the model of this config has, if these are fewer."""
+    positions = getattr(config, "max_position_embeddings", None)
     return min(wanted, positions) if isinstance(positions, int) and positions > 0 else wanted

@@ -37,6 +37,7 @@ from veneer.training.checkpoint import (
     tidy,
 )
 from veneer.training.config import BASE, CONFIG_NAME, TrainConfig
+from veneer.training.eight_bit import state_bytes
 from veneer.training.forecast import Forecast, Foresight
 from veneer.training.fused import fused_passes
 from veneer.training.interrupt import stop_requests
@@ -186,7 +187,8 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console, foresi
 
     folder.mkdir(parents=True, exist_ok=True)
     check_disk(
-        folder, table.parameters, config.keep_checkpoints, config.optimizer == "paged-adamw", allocator is not None,
+        folder, table.parameters, config.keep_checkpoints, state_bytes(table.parameters, config.optimizer_bits),
+        config.optimizer == "paged-adamw", allocator is not None,
         sum(tensor.nbytes for tensor in model.parameters()) if config.trains_own_weights else 0,
     )  # fmt: skip
     optimizer = _optimizer(config, [p for p in trained_tensors(model).values() if p.requires_grad])

@@ -144,6 +144,15 @@ def test_the_learned_part_of_rows_is_marked(tiny_folder, veneer_command, tmp_pat
     assert [piece["learned"] for piece in learned["examples"][0]["pieces"]] == [False, True]
 
 
+def test_rows_are_cut_where_a_run_would_cut_them(tiny_folder, veneer_command, tmp_path):
+    """At the positions that the model has, when these are fewer than max_length."""
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps({"text": "x" * 200}) + "\n")
+    found = _json(veneer_command, path, "--model", tiny_folder)
+    assert (found["longest"], found["cut"]) == (128, [f"{path}:1"])
+    assert "longer than max_length = 128 tokens: cut" in veneer_command("inspect", path, "--model", tiny_folder).out
+
+
 def test_rows_of_an_encoder_decoder(veneer_command, tmp_path):
     import transformers as tf
 

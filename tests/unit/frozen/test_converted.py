@@ -12,7 +12,7 @@ import transformers as tf
 import veneer
 from gguf_file import write_gguf
 from tokens import tokenizer
-from veneer.files import cache_folder
+from veneer.files import TEMPORARY, cache_folder
 
 pytestmark = pytest.mark.unit
 
@@ -102,3 +102,14 @@ def test_what_was_written_in_half_is_not_there(file, monkeypatch):
         first = veneer.load(file)
     assert not list((cache_folder() / "gguf").iterdir())
     _same(first, veneer.load(file))
+
+
+def test_what_a_killed_write_left_goes_with_the_next_one_and_not_what_is_being_written(file):
+    cache = cache_folder() / "gguf"
+    for number in (1, 2):
+        (cache / f"{TEMPORARY}{number}-tiny").mkdir(parents=True)
+    os.utime(cache / f"{TEMPORARY}1-tiny", (0, 0))
+    veneer.load(file)
+    kept, made = sorted(path.name for path in cache.iterdir())
+    assert kept == f"{TEMPORARY}2-tiny"
+    assert made.startswith("tiny-")

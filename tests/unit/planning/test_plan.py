@@ -16,7 +16,7 @@ from veneer.planning import machine as machines
 from veneer.planning import verb
 from veneer.planning.config import ASKED, PlanOptions
 from veneer.planning.empty import base_of, empty_model, no_values
-from veneer.planning.ledger import KINDS, SHORT_PRODUCTS, Operation, Stretch
+from veneer.planning.ledger import KINDS, SHORT, Operation, Stretch
 from veneer.planning.machine import Machine
 from veneer.planning.plan import _time, optimizer_states, plan
 from veneer.planning.sizes import WAYS, _plan
@@ -185,7 +185,7 @@ def test_the_control_group_bounds_the_memory(tmp_path):
 def test_a_machine_is_measured_in_a_process_of_its_own(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     found = machines._measure()
-    assert set(KINDS) <= set(found.rates) <= {*KINDS, SHORT_PRODUCTS}
+    assert set(KINDS) <= set(found.rates) <= {*KINDS, *(f"{kind}{SHORT}" for kind in KINDS)}
     assert min(found.rates.values()) > 10**7
     assert 0 <= found.operation < 0.01  # 0 where the noise is larger
     assert 10**8 < found.loading <= found.runtime < 10**9
@@ -194,7 +194,7 @@ def test_a_machine_is_measured_in_a_process_of_its_own(monkeypatch, tmp_path):
         machines._measure()
 
 
-@pytest.mark.parametrize("more", [{}, {SHORT_PRODUCTS: 3e11}])
+@pytest.mark.parametrize("more", [{}, {f"products{SHORT}": 3e11}])
 def test_the_machine_is_measured_once(more, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     found = replace(MACHINE, rates=RATES | more)
@@ -208,10 +208,13 @@ def test_the_machine_is_measured_once(more, monkeypatch, tmp_path):
     assert machines.measured() == found
 
 
-def test_products_in_16_bits_take_their_own_rate_and_without_one_fp32s():
-    operation = Operation(SHORT_PRODUCTS, flops=1e11, moved=1.0)
-    step = Step(Weights(0, 0, 0, 0, 0, 0, 0), 0, [Stretch("forward", operations=[operation])])
+@pytest.mark.parametrize(("kind", "flops", "moved"), [("products", 1e11, 1.0), ("functions", 0.0, 1e10)])
+def test_operations_in_16_bits_take_their_own_rate_and_without_one_fp32s(kind, flops, moved):
+    step = Step(
+        Weights(0, 0, 0, 0, 0, 0, 0), 0, [Stretch("forward", operations=[Operation(f"{kind}{SHORT}", flops, moved)])]
+    )
     rows = [Tokens([1], [1], "")]
-    for more, seconds in (({}, 1.0), ({SHORT_PRODUCTS: 4e11}, 0.25)):
+    fp32 = (flops or moved) / RATES[kind]
+    for more, seconds in (({}, fp32), ({f"{kind}{SHORT}": 4 * RATES[kind]}, fp32 / 4)):
         found, _ = _time(step, [rows], rows, replace(MACHINE, rates=RATES | more, operation=0.0))
         assert found == pytest.approx(seconds)

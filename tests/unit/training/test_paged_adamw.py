@@ -25,6 +25,7 @@ from veneer.frozen.codebook import dynamic8
 from veneer.options import memory_size
 from veneer.training import eight_bit, pages
 from veneer.training.config import TrainConfig
+from veneer.training.eight_bit import state_bytes
 from veneer.training.metrics import read_metrics
 from veneer.training.paged_adamw import MOMENTS, PagedAdamW
 from veneer.training.preflight import check_disk
@@ -511,6 +512,8 @@ def test_a_budget_that_limits_nothing_is_refused(options, message):
 def test_the_disk_must_have_room_for_the_pages(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 16 * 2**20 + 4 * 10**6 * 10))
-    check_disk(tmp_path, 10**6, 1)
+    in_32_bits, in_8_bits = (state_bytes(10**6, bits) for bits in (32, 8))
+    check_disk(tmp_path, 10**6, 1, in_32_bits)
     with pytest.raises(TrainingError, match="the run will write 65 MB"):
-        check_disk(tmp_path, 10**6, 1, paged=True)
+        check_disk(tmp_path, 10**6, 1, in_32_bits, paged=True)
+    check_disk(tmp_path, 10**6, 1, in_8_bits, paged=True)
