@@ -73,7 +73,7 @@ def write_text(path: str | Path, text: str) -> None:
 def remove_leftovers(folder: Path, age: float = 0.0) -> None:
     """Put back the folder that a killed write had moved aside, and delete all else that it left in ``folder``.
 
-    Where others may be writing, ``age`` is what theirs may have at most: seconds since anything of it was changed.
+    Where others may be writing, too, what was changed within the last ``age`` seconds is left to them.
     """
     for leftover in folder.glob(f"{TEMPORARY}*"):
         if age and time.time() - _changed(leftover) < age:

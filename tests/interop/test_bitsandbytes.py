@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ from veneer.frozen.codebook import codebook, dynamic8
 from veneer.frozen.config import BLOCK_SIZES
 
 logging.disable(logging.WARNING)  # it warns at its import of GPU kernels that are not here
-functional = importlib.import_module("bitsandbytes.functional")
+from bitsandbytes import functional  # noqa: E402
 
 logging.disable(logging.NOTSET)
 

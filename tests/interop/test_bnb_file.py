@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import sys
@@ -23,7 +22,7 @@ from veneer.frozen.load import load
 from veneer.frozen.weight import QuantisedLinear
 
 logging.disable(logging.WARNING)  # it warns at its import of GPU kernels that are not here
-bitsandbytes = importlib.import_module("bitsandbytes")
+import bitsandbytes  # noqa: E402
 
 logging.disable(logging.NOTSET)
 

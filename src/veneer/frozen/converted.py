@@ -12,7 +12,7 @@ import transformers
 
 from veneer.files import atomic_folder, cache_folder, remove_leftovers
 
-_A_WRITE = 3600  # seconds; what was left untouched for so long was killed
+_KILLED = 3600  # seconds: a write that did nothing for so long was
 _ROOM = 2  # times the weights' size must be free on the disk: a cache is no reason to fill it
 
 
@@ -28,7 +28,7 @@ def keep(folder: Path, model: Any, tokenizer: Any) -> None:
     size = sum(parameter.nbytes for parameter in model.parameters())
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder.parent, age=_A_WRITE)
+        remove_leftovers(folder.parent, age=_KILLED)
         if shutil.disk_usage(folder.parent).free < _ROOM * size:
             return
         with atomic_folder(folder) as temporary:

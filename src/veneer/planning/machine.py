@@ -1,6 +1,7 @@
 """What this machine has: the memory that the process may use, and how fast it does each kind of operation.
 
-The rates are measured once, in some seconds, and remembered in the user's cache folder, as frozen/compute.py does.
+The rates are measured once, in less than a minute, and remembered in the user's cache folder, as frozen/compute.py
+does.
 """
 
 from __future__ import annotations

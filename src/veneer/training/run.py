@@ -188,8 +188,8 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console, foresi
     folder.mkdir(parents=True, exist_ok=True)
     check_disk(
         folder, table.parameters, config.keep_checkpoints, state_bytes(table.parameters, config.optimizer_bits),
-        config.optimizer == "paged-adamw", allocator is not None,
-        sum(tensor.nbytes for tensor in model.parameters()) if config.trains_own_weights else 0,
+        paged=config.optimizer == "paged-adamw", allocating=allocator is not None,
+        model_bytes=sum(tensor.nbytes for tensor in model.parameters()) if config.trains_own_weights else 0,
     )  # fmt: skip
     optimizer = _optimizer(config, [p for p in trained_tensors(model).values() if p.requires_grad])
     loss = Loss(

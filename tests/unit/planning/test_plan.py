@@ -16,7 +16,7 @@ from veneer.planning import machine as machines
 from veneer.planning import verb
 from veneer.planning.config import ASKED, PlanOptions
 from veneer.planning.empty import base_of, empty_model, no_values
-from veneer.planning.ledger import KINDS, SHORT, Operation, Stretch
+from veneer.planning.ledger import KINDS, SHORT, Ledger, Operation, Stretch
 from veneer.planning.machine import Machine
 from veneer.planning.plan import _time, optimizer_states, plan
 from veneer.planning.sizes import WAYS, _plan
@@ -206,6 +206,23 @@ def test_the_machine_is_measured_once(more, monkeypatch, tmp_path):
     assert len(calls) == 1
     (tmp_path / "veneer" / "machine.json").write_text("damaged")
     assert machines.measured() == found
+
+
+def test_an_operation_is_one_in_16_bits_where_any_of_its_numbers_is():
+    x = torch.ones(4, 4)
+    ledger = Ledger([x])
+    with ledger:
+        ledger.begin("forward")
+        torch.mm(x, x)
+        torch.exp(x)
+        short = x.bfloat16()
+        torch.mm(short, short)
+        torch.exp(short)
+        short.float()
+    kinds = [operation.kind for operation in ledger.stretches[0].operations]
+    assert kinds == [
+        "products", "functions", f"passes{SHORT}", f"products{SHORT}", f"functions{SHORT}", f"passes{SHORT}",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "flops", "moved"), [("products", 1e11, 1.0), ("functions", 0.0, 1e10)])

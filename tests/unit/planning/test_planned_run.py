@@ -123,6 +123,9 @@ def test_what_cannot_be_foreseen_is_said_and_no_reason_to_stop(options, monkeypa
     monkeypatch.setattr(planned, "foreseen", fails)
     _, shown = _train(options)
     assert "What this run takes is not foreseen: no such shape" in shown
+    said = "What this run takes cannot be foreseen, so memory = 10GB cannot be kept to: no such shape"
+    with pytest.raises(TrainingError, match=said):
+        _train({**options, "output": f"{options['output']}-bounded"}, memory="10GB")
 
 
 def test_a_run_that_has_begun_is_not_refused(options, monkeypatch):

@@ -298,7 +298,7 @@ def small_disk(tmp_path):
 
 def test_a_disk_that_fills_up_spoils_nothing(options, tmp_path, small_disk, monkeypatch):
     whole, _ = _train(options, output=str(tmp_path / "whole"))
-    monkeypatch.setattr(run, "check_disk", lambda *args: None)  # which would have refused it at the start
+    monkeypatch.setattr(run, "check_disk", lambda *args, **options: None)  # which would have refused it at the start
     folder = small_disk / "run"
     with pytest.raises(
         TrainingError, match=r"No space left on device.*\); .*checkpoint.*Make room, then: veneer train"
