@@ -66,10 +66,11 @@ class Chart:
         return sorted(found, key=self.categories.index if self.categories else float)
 
     def table(self) -> list[list[str]]:
-        """Rows of x and each series' value there; of very many, some at equal distances and the last."""
+        """Rows of x and each series' value there; of series of very many, some at equal distances and the last."""
         values = self.x_values
         every = -(-len(values) // _TABLE_ROWS)
-        kept = values[::-1][::every][::-1]
+        few = {x for one in self.columns if len(one.points) <= _TABLE_ROWS for x, _ in one.points}
+        kept = [x for left, x in enumerate(reversed(values)) if left % every == 0 or x in few][::-1]
         columns = [dict(one.points) for one in self.columns]
         return [[shown(x), *(shown(column[x]) if x in column else "" for column in columns)] for x in kept]
 

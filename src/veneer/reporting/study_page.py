@@ -24,17 +24,22 @@ def study_page(path: Path) -> str:
     """The HTML of the study in ``path``. Raises DataError when its study.json or runs.csv is damaged."""
     study, (head, rows) = _study(path), read_table(path / CSV_NAME)
     columns = study.get("columns") or {}
+    there, runs = len(rows), study.get("runs")
+    rows = [row for row in rows if runs is None or row.get(KEY) in runs]  # the file may hold others, too
     charts = study_charts(head, rows, columns)
     finished = bool(study.get("finished"))
     plots = list(study.get("plots") or [])
     known = [name for name in plots if Path(name).name == name and name.endswith(".png") and (path / name).is_file()]
     lost = [name for name in plots if name not in known]
+    notes = [f"The plot {name} is not in the folder." for name in lost]
+    if there > len(rows):
+        notes.append(f"{there - len(rows)} rows of {CSV_NAME} are of other options, and left out.")
     about = " on ".join(str(study[name]) for name in ("model", "data") if study.get(name))
     name = study.get("name") or path.resolve().name
     return render(
         "study.html", charts, name=name, title=study.get("title") or name, finished=finished,
         state=" · ".join(filter(None, [about, study.get("date"), "" if finished else "not finished"])),
-        notes=[f"The plot {name} is not in the folder." for name in lost],
+        notes=notes,
         findings=study.get("findings") or "Nothing yet: not all of its runs are done.",
         pictures=[(name, picture(path / name)) for name in known], file=CSV_NAME, head=head,
         rows=[[_cell(row[name]) for name in head] for row in rows], columns=list(columns.items()),
@@ -46,8 +51,9 @@ def study_charts(head: list[str], rows: list[Row], meanings: dict[str, str]) -> 
     """A chart for each column that was measured.
 
     Of the columns before the seed those of names and whole numbers say what was compared: the one of most values among
-    the rows with a measurement is x, and of the others those that make a difference between rows of equal x name the
-    series. Each point is the mean of the rows that are left, as of several seeds.
+    the rows with a measurement is x (of equally many, numbers before names), and of the others those that make a
+    difference between rows of equal x name the series. Each point is the mean of the rows that are left, as of several
+    seeds.
     """
     if _SEED not in head:
         return []
@@ -67,7 +73,8 @@ def _chart(name: str, y: str, rows: list[Row], compared: list[str]) -> Chart | N
     varied = [column for column in compared if 1 < len(values[column]) <= _MOST]
     if not varied:
         return None
-    x = max(varied, key=lambda column: len(values[column]))  # of equal ones the first
+    numbers = {column for column in varied if all(map(_is_number, values[column]))}
+    x = max(varied, key=lambda column: (len(values[column]), column in numbers))  # of equal ones the first
     rows = [row for row in rows if row[x] is not None]
     parts = _series_columns(x, [column for column in varied if column != x], rows)
     groups: dict[str, list[Row]] = {}

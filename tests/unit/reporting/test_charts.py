@@ -21,6 +21,16 @@ def test_a_long_table_keeps_points_at_equal_distances_and_the_last():
     assert chart.table()[-1] == ["1,001", "143"]
 
 
+def test_a_long_table_keeps_every_point_of_a_short_curve():
+    """As of the held-out losses beside those of the steps: a reader of the table must not miss them."""
+    held_out = Series("held-out rows", [(x, x / 7) for x in range(0, 2001, 50)])
+    chart = Chart("loss", "Loss", "step", "nats", (Series("training", [(x, 1.0) for x in range(1, 2001)]), held_out))
+    rows = chart.table()
+    assert [row[0] for row in rows if row[2]] == [shown(x) for x, _ in held_out.points]
+    assert len(rows) < 200 + len(held_out.points)
+    assert [row[0] for row in rows] == [shown(x) for x in sorted(int(row[0].replace(",", "")) for row in rows)]
+
+
 def test_the_sentence_says_where_a_curve_begins_ends_and_turns():
     chart = Chart("loss", "Loss", "step", "nats", (Series("training", [(1, 3.0), (2, 0.5), (3, 1.25)]),))
     assert chart.sentence() == "Loss, nats by step. training: 3 at 1 to 1.25 at 3, lowest 0.5 at 2, highest 3 at 1."

@@ -77,6 +77,25 @@ def test_points_are_means_over_the_seeds_and_the_seeds_beside_them(study):
     assert series["cut, each"]["mean"] == "cut"
 
 
+def test_rows_of_other_options_are_left_out(study):
+    """They stay in the file, for a study that asks for them; their means are none of this one's."""
+    other = [{**row, "run": f"other-{row['run']}", "loss": row["loss"] / 2} for row in ROWS]
+    own = [row["run"] for row in ROWS]
+    page = Page(study_page(study([*other, *ROWS], runs=own)))
+    alone = Page(study_page(study(runs=own)))
+    assert page.charts() == alone.charts()
+    assert f"{len(other)} rows of runs.csv are of other options, and left out." in page.root.whole_text()
+    assert "left out" not in alone.root.whole_text()
+
+
+def test_numbers_are_x_rather_than_as_many_names():
+    head = ["run", "how", "rank", "seed", "loss"]
+    rows = [dict(zip(head, (f"{how}{rank}", how, rank, 0, rank + len(how) / 8), strict=True))
+            for how in ("trained", "cut") for rank in (1, 2)]  # fmt: skip
+    (chart,) = study_charts(head, rows, {})
+    assert (chart.x, [one.name for one in chart.series]) == ("rank", ["trained", "cut"])
+
+
 def test_a_column_that_follows_from_x_makes_no_series():
     head = ["run", "matrices", "rank", "ranks", "seed", "accuracy"]
     rows = [
