@@ -39,6 +39,10 @@ class TrainingError(VeneerError):
     """A run that cannot start or go on."""
 
 
+class DivergedError(TrainingError):
+    """A run whose loss, gradient or weights are no longer finite."""
+
+
 def nearest(name: str, candidates: Iterable[str], count: int = 3) -> list[str]:
     """The candidates spelt most like ``name``, best first; empty when none comes close."""
     return difflib.get_close_matches(name, list(candidates), n=count, cutoff=0.5)

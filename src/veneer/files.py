@@ -7,6 +7,7 @@ replaced steps aside first, since no rename puts one onto a full one: after a ki
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import time
@@ -57,6 +58,27 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         _flush(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Hold ``folder``, made where it is missing, against the other processes that do so. The system takes it back from
+    one that ends, however it does; on a file system without locks nothing is held.
+
+    Raises BlockingIOError when another process holds it, and not ``wait``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def cache_folder() -> Path:

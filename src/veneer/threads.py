@@ -36,6 +36,12 @@ def _quota(root: Path) -> float | None:
         return None
 
 
+def wanted() -> int:
+    """The threads that torch gets: as many as the user says, else one a core."""
+    said = os.environ.get(THREADS, "")
+    return int(said) if said.isdigit() and int(said) else cores()
+
+
 def settle() -> None:
     """Set what the user has not set. Once torch is loaded nothing is set, for it would change nothing."""
     global _settled

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from veneer import files
-from veneer.files import TEMPORARY, atomic_file, atomic_folder, remove_leftovers, write_text
+from veneer.files import TEMPORARY, atomic_file, atomic_folder, locked, remove_leftovers, write_text
 
 pytestmark = pytest.mark.unit
 
@@ -141,3 +141,35 @@ def test_leftovers_that_somebody_may_be_writing_still_stay(tmp_path):
             os.utime(path, (long_ago, long_ago))
     remove_leftovers(tmp_path, age=50)
     assert _names(tmp_path) == [f"{TEMPORARY}1-folder", f"{TEMPORARY}2-folder"]
+
+
+_HOLDS = """
+import sys
+from pathlib import Path
+from veneer.files import locked
+with locked(Path(sys.argv[1]), wait=False):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_is_held_until_its_process_ends_however_that_is(tmp_path):
+    folder = tmp_path / "deep" / "folder"
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLDS, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(BlockingIOError), locked(folder, wait=False):
+            pass
+        process.send_signal(signal.SIGKILL)
+        with locked(folder, wait=True):
+            assert _names(folder) == [], "nothing is left in it"
+
+
+def test_where_there_are_no_locks_nothing_is_held(tmp_path, monkeypatch):
+    def none(descriptor, how):
+        raise OSError("no locks")
+
+    monkeypatch.setattr(files.fcntl, "flock", none)
+    with locked(tmp_path, wait=False), locked(tmp_path, wait=False):
+        pass

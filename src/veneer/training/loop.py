@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from veneer.data.labels import Tokens
-from veneer.errors import TrainingError
+from veneer.errors import DivergedError, TrainingError
 from veneer.training.batches import Batches
 from veneer.training.checkpoint import State, checkpoints, save_best, save_checkpoint
 from veneer.training.config import TrainConfig
@@ -53,7 +53,7 @@ class Run:
 def train_loop(run: Run, state: State) -> None:
     """Take the steps from ``state`` to the end, or until patience ends; ``state`` says where the run is.
 
-    Raises Interrupted, after saving, when the user asked to stop; TrainingError when a loss is not finite.
+    Raises Interrupted, after saving, when the user asked to stop; DivergedError when a loss is not finite.
     """
     config = run.config
     if state.step == 0 and run.held_out:
@@ -100,14 +100,14 @@ def take_step(run: Run, rows: list[Tokens], rate: float) -> tuple[float, float]:
         total += _add_gradient(run, rows[start : start + size], learned)
     norm = float(nn.utils.clip_grad_norm_(parameters, run.config.clip or math.inf))
     if not math.isfinite(norm):
-        raise TrainingError(_not_finite(run, rows))
+        raise DivergedError(_not_finite(run, rows))
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.optimizer.step()
     # Of all at once, for one by one took 1 % of a step; the largest value, which does not overflow as a sum would.
     there = [parameter for parameter in parameters if parameter.numel()]  # AdaLoRA may have left a matrix none
     if not math.isfinite(float(nn.utils.get_total_norm(there, math.inf))):
-        raise TrainingError(_not_finite(run, rows))
+        raise DivergedError(_not_finite(run, rows))
     return total, norm
 
 
@@ -116,7 +116,7 @@ def _add_gradient(run: Run, rows: list[Tokens], learned: int) -> float:
     not lie in memory between the next part's activations."""
     loss = run.loss(rows) / learned
     if not math.isfinite(loss.item()):
-        raise TrainingError(_not_finite(run, rows))
+        raise DivergedError(_not_finite(run, rows))
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.item()
 
@@ -141,7 +141,7 @@ def evaluate(run: Run, state: State) -> None:
     """
     loss = run.loss.mean(run.held_out, run.config.micro_batch_size or run.config.batch_size)
     if not math.isfinite(loss):
-        raise TrainingError(_not_finite(run, run.held_out))
+        raise DivergedError(_not_finite(run, run.held_out))
     counts = state.step > 0 and (run.allocator is None or run.allocator.fixed)
     better = counts and (state.best_loss is None or loss < state.best_loss)
     if better:
