@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from veneer.commands.verbs import StudyOptions
+from veneer.errors import DivergedError, TrainingError
 from veneer.studies.numbers import Metric
 from veneer.studies.plots import errorbars, new_figure, save
-from veneer.studies.study import Job, Row, Study
+from veneer.studies.study import MEASURED, Job, Row, Study
 from veneer.studies.work import trained
 
 METHODS = {"LoRA": 1.0, "AdaLoRA": 4.0}  # and the factor on LoRA's learning rate where it is not tuned
@@ -31,7 +32,8 @@ class BudgetStudy(Study):
         "budget": "the LoRA whose parameters both methods have",
         "method": "LoRA or AdaLoRA",
         "learning_rate": "highest one",
-        "tuning": "1 for the runs that choose the learning rate, which are not counted",
+        "tuning": "1 for the runs that choose the learning rate, which are not counted; one that diverged has no "
+        "numbers",
         "ranks": "module → rank, as JSON; a matrix that got none is not in it",
     }
 
@@ -57,7 +59,8 @@ class BudgetStudy(Study):
         return jobs
 
     def rate(self, rows: list[Row], budget: str, method: str) -> float | None:
-        """The best rate on the tuning seed, of equal ones the first; None before all rates were tried there."""
+        """The best rate on the tuning seed, of equal ones the first; None before all rates were tried there. Raises
+        TrainingError where the runs of all diverged."""
         if not self.options.rates:
             return METHODS[method] * self.options.learning_rate
         by_run = {row["run"]: row for row in rows}
@@ -65,8 +68,11 @@ class BudgetStudy(Study):
         done = [row for row in tried if row is not None]
         if len(done) < len(tried):
             return None
-        metric = Metric.of(done)
-        best: float = metric.best({row["learning_rate"]: float(row[metric.column]) for row in done})
+        there = [row for row in done if row["loss"] is not None]
+        if not there:
+            raise TrainingError(f"{method} diverged at all of the rates {self.options.rates}; add lower ones.")
+        metric = Metric.of(there)
+        best: float = metric.best({row["learning_rate"]: float(row[metric.column]) for row in there})
         return best
 
     def measured(self, rows: list[Row], budget: str, method: str) -> list[Row]:
@@ -80,18 +86,25 @@ class BudgetStudy(Study):
         run = {**options["run"], **options["lora"]}
         if options["method"] == "AdaLoRA":
             run = {**options["run"], "method": "adalora", "budget": str(_parameters(run, options["lora"]))}
-        folder, measured = trained(run, runs)
-        ranks, parameters = _ranks(folder / "adapter")
         own = {name: options[name] for name in ("budget", "method")} | {"learning_rate": run["learning_rate"]}
-        tuning = int(run["seed"] == TUNING_SEED)
-        return [own | measured | {"tuning": tuning, "parameters": parameters, "ranks": json.dumps(ranks)}]
+        own |= {"tuning": int(run["seed"] == TUNING_SEED), "ranks": None}
+        try:
+            folder, measured = trained(run, runs)
+        except DivergedError:
+            if not own["tuning"]:
+                raise
+            return [own | dict.fromkeys(MEASURED) | {"seed": run["seed"]}]  # the rate is none to choose
+        ranks, parameters = _ranks(folder / "adapter")
+        return [own | measured | {"parameters": parameters, "ranks": json.dumps(ranks)}]
 
     def findings(self, rows: list[Row]) -> str:
-        metric = Metric.of(rows)
+        metric = self._metric(rows)
         told, ahead = [], {}
+        groups: list[list[float]] = []
         for budget in self.budgets:
             its = {method: self.measured(rows, budget, method) for method in METHODS}
             values = {method: metric.values(own) for method, own in its.items()}
+            groups += values.values()
             parameters = statistics.mean(row["parameters"] for row in its["LoRA"])
             told.append(
                 f"{budget} ({parameters:,.0f} parameters): "
@@ -101,18 +114,22 @@ class BudgetStudy(Study):
                 )
             )
             gain = statistics.mean(values["AdaLoRA"]) - statistics.mean(values["LoRA"])
-            spreads = [statistics.variance(own) if len(own) > 1 else 0.0 for own in values.values()]
-            ahead[budget] = gain * (1 if metric.column == "accuracy" else -1), (sum(spreads) / 2) ** 0.5
-        better = [budget for budget, (gain, _) in ahead.items() if gain > 0]
-        clear = [budget for budget, (gain, spread) in ahead.items() if abs(gain) > spread]
-        largest = max(ahead, key=lambda budget: ahead[budget][0])
+            ahead[budget] = gain * (1 if metric.column == "accuracy" else -1)
+        error = metric.standard_error(groups, self.options.held_out) * 2**0.5
+        better = [budget for budget, gain in ahead.items() if gain > 0]
+        clear = [budget for budget, gain in ahead.items() if abs(gain) > error]
+        largest = max(ahead, key=lambda budget: ahead[budget])
         return (
             f"{self.size}, {metric.name}. "
             + "; ".join(told)
             + f". AdaLoRA is ahead at {len(better)} of {len(ahead)} budgets"
             + (f" ({', '.join(better)}), most at {largest}" if better else "")
-            + f". The difference is larger than the spread of the seeds at: {', '.join(clear) or 'none'}."
+            + f". The difference is larger than one standard error of it ({metric.margin(error)}) at: "
+            f"{', '.join(clear) or 'none'}."
         )
+
+    def _metric(self, rows: list[Row]) -> Metric:
+        return Metric.of([row for row in rows if row["loss"] is not None])
 
     def draw(self, rows: list[Row], folder: Path) -> list[str]:
         figure, axes = new_figure()
@@ -126,7 +143,7 @@ class BudgetStudy(Study):
 
     def draw_budgets(self, axes: Any, rows: list[Row]) -> None:
         """Both methods over the budgets, on one plot's axes."""
-        metric = Metric.of(rows)
+        metric = self._metric(rows)
         for method, mark, shift in (("LoRA", "o-", -0.05), ("AdaLoRA", "s--", 0.05)):
             found = {
                 place: metric.values(its)
@@ -144,7 +161,7 @@ class BudgetStudy(Study):
         """Mean rank of each matrix over the seeds, layer × module."""
         from veneer.commands.heatmap import RankMap
 
-        names = dict.fromkeys(name for row in rows for name in json.loads(row["ranks"]))
+        names = dict.fromkeys(name for row in rows for name in json.loads(row["ranks"] or "{}"))
         ranks = [json.loads(row["ranks"]) for row in self.measured(rows, budget, "AdaLoRA")]
         means = {name: statistics.mean(each.get(name, 0) for each in ranks) for name in names}
         RankMap.of(means).write_png(path, f"{title}, mean of {len(ranks)} seeds")

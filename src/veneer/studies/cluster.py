@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from veneer.errors import ConfigError, TrainingError
+from veneer.errors import ConfigError, DivergedError, TrainingError
 from veneer.studies.study import Job, Row
 
 _TRIES_AGAIN = 2
 
 
-def over_ray(address: str, jobs: list[Job], runs: Path) -> Iterator[tuple[Job, list[Row]]]:
-    """Each job with its rows, in the order in which they are done. ``address``: a cluster's, auto, or local.
+def over_ray(address: str, jobs: list[Job], runs: Path) -> Iterator[tuple[Job, list[Row] | DivergedError]]:
+    """Each job with its rows, or with how it diverged, in the order in which they are done. ``address``: a cluster's,
+    auto, or local.
 
     Raises ConfigError where Ray is not installed or there is no cluster, TrainingError when a job fails.
     """
@@ -41,13 +42,16 @@ def over_ray(address: str, jobs: list[Job], runs: Path) -> Iterator[tuple[Job, l
         while doing:
             (done, *_), _ = ray.wait(list(doing))
             job = doing.pop(done)
+            found: list[Row] | DivergedError
             try:
-                rows = ray.get(done)
+                found = ray.get(done)
             except ray.exceptions.RayError as error:
                 # Of a job that refuses, what it said; of a worker that is killed again and again, Ray's first line.
                 said = getattr(error, "cause", None) or str(error).strip().splitlines()[0]
-                raise TrainingError(f"{job} failed: {said}") from None
-            yield job, rows
+                if not isinstance(said, DivergedError):
+                    raise TrainingError(f"{job} failed: {said}") from None
+                found = DivergedError(f"{job} failed: {said}")
+            yield job, found
     finally:
         if began:
             ray.shutdown()

@@ -27,7 +27,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,9 @@ from typing import Any
 from veneer.environment import environment
 from veneer.errors import DataError
 from veneer.files import write_text
-from veneer.reporting.table import CSV_NAME, JSON_NAME, KEY, read_table
+from veneer.reporting.table import CSV_NAME, JSON_NAME, read_table
 from veneer.studies.study import MEASURED, Row, Study
+from veneer.threads import wanted
 
 SUMMARY_NAME = "summary.md"
 
@@ -45,12 +45,15 @@ def columns_of(study: Study | type[Study]) -> dict[str, str]:
     return {"run": "key of all that defines the run", **study.columns, **MEASURED}
 
 
-def read_rows(folder: Path) -> list[Row]:
-    """The rows of a study, numbers as numbers. Raises DataError for a file that is none."""
+def read_rows(folder: Path, study: Study | type[Study]) -> list[Row]:
+    """The rows of a study, numbers as numbers. Raises DataError for a file with other columns than the study's."""
     path = folder / CSV_NAME
     head, rows = read_table(path)
-    if head and KEY not in head:
-        raise DataError(f"{path} is not a study's: it has no column {KEY}. Move it away.")
+    if head and head != list(columns_of(study)):
+        raise DataError(
+            f"{path} has the columns {', '.join(head)}, not those of the study {study.name}: it is another study's, or "
+            f"of another version. Give another output, or move it away."
+        )
     return rows
 
 
@@ -66,12 +69,11 @@ def write_rows(folder: Path, study: Study | type[Study], rows: list[Row]) -> Non
 def write_study(folder: Path, study: Study, rows: list[Row], findings: str, plots: list[str]) -> None:
     """study.json, and summary.md where something was found."""
     options = study.options.model_dump(exclude={"ray", "output"})
-    threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     said: dict[str, Any] = {
         "name": study.name, "title": study.title, "model": options["model"], "data": options["data"],
         "options": options, "finished": bool(findings), "columns": columns_of(study),
         "runs": list(dict.fromkeys(row["run"] for row in rows)),
-        "findings": findings, "plots": plots, "environment": environment(threads), "date": date.today().isoformat(),
+        "findings": findings, "plots": plots, "environment": environment(wanted()), "date": date.today().isoformat(),
     }  # fmt: skip
     write_text(folder / JSON_NAME, json.dumps(said, indent=2, ensure_ascii=False) + "\n")
     if findings:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from veneer.errors import TargetError
-from veneer.studies.numbers import Metric, grouped, standard_error
+from veneer.studies.numbers import Metric, grouped
 from veneer.studies.plots import bars, new_figure, save
 from veneer.studies.study import Job, Row, Study
 from veneer.studies.work import trained
@@ -53,7 +53,7 @@ class MatricesStudy(Study):
     def findings(self, rows: list[Row]) -> str:
         metric, groups = Metric.of(rows), grouped(rows, lambda row: row["matrices"])
         values = {matrices: metric.values(its) for matrices, its in groups.items()}
-        error = standard_error(list(values.values()), self.options.held_out) * 2**0.5
+        error = metric.standard_error(list(values.values()), self.options.held_out) * 2**0.5
         means = {matrices: statistics.mean(its) for matrices, its in values.items()}
         best = metric.best(means)
         level = [m for m in means if m != best and metric.within(means[m], means[best], error)]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from veneer.errors import TargetError
-from veneer.studies.numbers import Metric, grouped, standard_error
+from veneer.studies.numbers import Metric, grouped
 from veneer.studies.plots import new_figure, save
 from veneer.studies.study import MEASURED, Job, Row, Study
 from veneer.studies.work import trained
@@ -57,7 +57,7 @@ class MethodsStudy(Study):
         metric = Metric.of(there)
         groups = grouped(there, lambda row: row["method"])
         values = {method: metric.values(its) for method, its in groups.items()}
-        error = standard_error(list(values.values()), self.options.held_out) * 2**0.5
+        error = metric.standard_error(list(values.values()), self.options.held_out) * 2**0.5
         means = {method: statistics.mean(its) for method, its in values.items()}
         best = metric.best(means)
         level = [m for m in means if m != best and metric.within(means[m], means[best], error)]

@@ -41,6 +41,20 @@ class Metric:
     def number(self, value: float) -> str:
         return f"{100 * value:.1f}" if self.column == "accuracy" else f"{value:.3f}"
 
+    def standard_error(self, groups: list[list[float]], held_out: int) -> float:
+        """Of one group's mean, by the spread that all groups have in common: with few seeds a single group's own is
+        chance.
+
+        With one seed, of a share over so many held-out rows; NaN of a loss.
+        """
+        spreads = [statistics.variance(values) for values in groups if len(values) > 1]
+        if spreads:
+            return math.sqrt(statistics.mean(spreads) / min(len(values) for values in groups))
+        if self.column != "accuracy":
+            return math.nan
+        best = max(values[0] for values in groups)
+        return math.sqrt(best * (1 - best) / held_out)
+
     @property
     def unit(self) -> str:
         return " %" if self.column == "accuracy" else ""
@@ -70,15 +84,3 @@ def grouped(rows: Iterable[Row], by: Callable[[Row], Any]) -> dict[Any, list[Row
     for row in rows:
         groups.setdefault(by(row), []).append(row)
     return groups
-
-
-def standard_error(groups: list[list[float]], held_out: int) -> float:
-    """Of one group's mean, by the spread that all groups have in common: with few seeds a single group's own is chance.
-
-    With one seed, of a share over so many held-out rows; NaN of a loss.
-    """
-    spreads = [statistics.variance(values) for values in groups if len(values) > 1]
-    if spreads:
-        return math.sqrt(statistics.mean(spreads) / min(len(values) for values in groups))
-    best = max(values[0] for values in groups)
-    return math.sqrt(best * (1 - best) / held_out) if 0 <= best <= 1 else math.nan

@@ -7,11 +7,12 @@ the study shows.
 
 from __future__ import annotations
 
+import math
 import statistics
 from pathlib import Path
 from typing import Any, ClassVar
 
-from veneer.studies.numbers import Metric, grouped, standard_error
+from veneer.studies.numbers import Metric, grouped
 from veneer.studies.plots import errorbars, new_figure, save
 from veneer.studies.study import Job, Row, Study
 from veneer.studies.work import quality, timed, trained
@@ -25,6 +26,7 @@ class RankStudy(Study):
     columns: ClassVar = {
         "how": "trained: LoRA of this rank; cut: the highest rank's update cut to this one",
         "rank": "rank of every matrix",
+        "highest": "of a cut the rank that was trained",
     }
 
     @property
@@ -38,21 +40,19 @@ class RankStudy(Study):
             for seed in seeds
             for rank in sorted(self.ranks, reverse=True)
         ]
-        smaller = [rank for rank in self.ranks if rank < highest]
         done = {row["run"] for row in rows}
         for seed in seeds:
             run = self.run(seed, rank=highest)
-            # Once its run is there: two processes must not train it at a time.
-            if smaller and Job(self.name, "trained", {"rank": highest, "run": run}).key in done:
-                jobs.append(Job(self.name, "cut", {"ranks": smaller, "run": run}))
+            if Job(self.name, "trained", {"rank": highest, "run": run}).key in done:  # else a cut would train it
+                smaller = [rank for rank in self.ranks if rank < highest]
+                jobs += [Job(self.name, "cut", {"rank": rank, "run": run}) for rank in smaller]
         return jobs
 
     @classmethod
     def work(cls, what: str, options: dict[str, Any], runs: Path) -> list[Row]:
         folder, measured = trained(options["run"], runs)
-        if what == "trained":
-            return [{"how": what, "rank": options["rank"], **measured}]
-        return _cuts(folder, options["ranks"], measured)
+        row = {"how": what, "rank": options["rank"], "highest": None}
+        return [row | (measured if what == "trained" else _cut(folder, options["rank"], measured))]
 
     def findings(self, rows: list[Row]) -> str:
         by_how = {how: grouped(its, lambda row: row["rank"]) for how, its in grouped(rows, lambda r: r["how"]).items()}
@@ -63,7 +63,7 @@ class RankStudy(Study):
         counts = {rank: its[0]["parameters"] for rank, its in by_how["trained"].items()}
         values = {rank: metric.values(by_how["trained"][rank]) for rank in self.ranks}
         means = {rank: statistics.mean(its) for rank, its in values.items()}
-        error = standard_error(list(values.values()), self.options.held_out)
+        error = metric.standard_error(list(values.values()), self.options.held_out)
         best = metric.best(means)
         enough = min((rank for rank in means if metric.within(means[rank], means[best], error)), default=best)
         spared = f", with {counts[enough]:,} parameters instead of {counts[best]:,}" if enough != best else ""
@@ -75,15 +75,16 @@ class RankStudy(Study):
         )
         cuts = {rank: metric.values(its) for rank, its in sorted(by_how.get("cut", {}).items())}
         if cuts:
-            gaps = {rank: statistics.mean(its) - means[rank] for rank, its in cuts.items()}
-            trusted = [str(rank) for rank, gap in gaps.items() if abs(gap) <= 2**0.5 * error]
-            said += (
-                f" Rank {max(self.ranks)} cut by SVD: "
-                + ", ".join(f"rank {rank} {metric.shown(its)}" for rank, its in cuts.items())
-                + "; within one standard error of a difference from the trained rank at "
-                f"{', '.join(trusted) or 'none'}."
-            )
+            told = ", ".join(f"rank {rank} {metric.shown(its)}" for rank, its in cuts.items())
+            said += f" Rank {max(self.ranks)} cut by SVD: {told}{self._trusted(cuts, means, error)}."
         return said
+
+    def _trusted(self, cuts: dict[int, list[float]], means: dict[int, float], error: float) -> str:
+        if math.isnan(error):
+            return ""
+        gaps = {rank: statistics.mean(its) - means[rank] for rank, its in cuts.items()}
+        near = [str(rank) for rank, gap in gaps.items() if abs(gap) <= 2**0.5 * error]
+        return f"; within one standard error of a difference from the trained rank at {', '.join(near) or 'none'}"
 
     def draw(self, rows: list[Row], folder: Path) -> list[str]:
         metric, counts = Metric.of(rows), {row["rank"]: row["parameters"] for row in rows}
@@ -101,7 +102,7 @@ class RankStudy(Study):
         return [save(figure, folder / "rank.png")]
 
 
-def _cuts(folder: Path, ranks: list[int], measured: Row) -> list[Row]:
+def _cut(folder: Path, rank: int, measured: Row) -> Row:
     from veneer.evaluation.opened import open_run
     from veneer.studies.decompose import cut, of_product
     from veneer.updates.attach import updates_of
@@ -110,15 +111,11 @@ def _cuts(folder: Path, ranks: list[int], measured: Row) -> list[Row]:
     prepared = open_run(folder)
     updates = {path: u for path, u in updates_of(prepared.model, "default").items() if isinstance(u, Pair)}
     highest = max(update.rank for update in updates.values())
-    singular = {path: of_product(update.B, update.A) for path, update in updates.items()}
     whole = measured["parameters"] - sum(p.numel() for u in updates.values() for p in u.parameters())
-    rows = []
-    for rank in ranks:
-        row: Row = {"how": "cut", "rank": rank, "seed": measured["seed"]}
-        with timed(row):
-            for path, update in updates.items():
-                cut(update, *singular[path], rank)
-            row |= quality(prepared)
-        row["parameters"] = whole + (measured["parameters"] - whole) * rank // highest
-        rows.append(row)
-    return rows
+    parameters = whole + (measured["parameters"] - whole) * rank // highest
+    row: Row = {"highest": highest, "seed": measured["seed"], "parameters": parameters}
+    with timed(row):
+        for update in updates.values():
+            cut(update, *of_product(update.B, update.A), rank)
+        row |= quality(prepared)
+    return row

@@ -34,7 +34,8 @@ class SpectrumStudy(Study):
         "rank": "of the part, or of LoRA; of a matrix how many singular values hold 90 % of its change's energy; of an "
         "overlap the number of directions",
         "name": "the matrix; or which runs overlap",
-        "energy": "of a part the share of Σ σ² of the change, mean over the matrices; of a matrix Σ σ²",
+        "share": "of a part: of Σ σ² of the change, mean over the matrices",
+        "energy": "of a matrix Σ σ² of its change",
         "singular_values": "of a matrix the largest ones, as JSON",
         "phi_a": "φ of two runs' A, right singular vectors, mean over the matrices",
         "phi_b": "φ of two runs' B A, left singular vectors, mean over the matrices",
@@ -97,7 +98,7 @@ class SpectrumStudy(Study):
                 + ", ".join(f"{100 * kept[rank]:.0f} % (r {rank})" for rank in sorted(kept))
                 + (f": nine tenths from rank {enough} on." if enough else ".")
             )
-        energy = {rank: _mean(its, "energy") for rank, its in grouped(by["part"], lambda row: row["rank"]).items()}
+        energy = {rank: _mean(its, "share") for rank, its in grouped(by["part"], lambda row: row["rank"]).items()}
         needed = [row["rank"] for row in by["matrix"]]
         said.append(
             "It holds "
@@ -203,7 +204,7 @@ def _parts(folder: Path, measured: Row) -> list[Row]:
             changes.put(rank)
             row |= quality(prepared)
         if rank:
-            row["energy"] = statistics.mean(changes.energy(name, rank) for name in changes.values)
+            row["share"] = statistics.mean(changes.energy(name, rank) for name in changes.values)
         rows.append(row)
     nothing = {"loss": None, "accuracy": None, "parameters": None, "seconds": None, "peak_memory": None}
     for name, values in changes.values.items():

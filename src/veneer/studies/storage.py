@@ -8,10 +8,11 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from veneer.studies.numbers import Metric, grouped, standard_error
+from veneer.frozen.config import CODE_BITS
+from veneer.studies.numbers import Metric, grouped
 from veneer.studies.plots import new_figure, save
 from veneer.studies.study import Job, Row, Study
-from veneer.studies.work import timed, trained
+from veneer.studies.work import config_of, timed, trained
 
 if TYPE_CHECKING:
     from veneer.data.labels import Tokens
@@ -71,7 +72,7 @@ class StorageStudy(Study):
         }
         metric = Metric.of([row for row in rows if row["what"] == "trained"])
         values = {storage: metric.values(its) for storage, its in by["trained"].items()}
-        error = standard_error(list(values.values()), self.options.held_out) * 2**0.5
+        error = metric.standard_error(list(values.values()), self.options.held_out) * 2**0.5
         kept = {storage: its[0] for storage, its in by["kept"].items()}
         told = []
         for storage, its in by["trained"].items():
@@ -82,7 +83,7 @@ class StorageStudy(Study):
                 f"{metric.shown(values[storage])}, {max(row['peak_memory'] for row in its) / 1e9:.2f} GB, "
                 f"{statistics.mean(row['tokens_per_second'] for row in its):.0f} tokens/s"
             )
-        four = {storage: row["error"] for storage, row in kept.items() if row["bits"] < 5}
+        four = {storage: row["error"] for storage, row in kept.items() if _code_bits(storage) == 4}
         order = sorted(four, key=lambda storage: four[storage])
         means = {storage: statistics.mean(its) for storage, its in values.items()}
         worse = [s for s in four if not metric.within(means[s], means["16-bit"], error)]
@@ -116,15 +117,18 @@ class StorageStudy(Study):
         return [save(figure, folder / "storage.png")]
 
 
+def _code_bits(storage: str) -> int | None:
+    return CODE_BITS.get(STORAGES[storage].get("storage", ""))
+
+
 def _kept(run: dict[str, Any], how: dict[str, Any]) -> Row:
-    from veneer.training.config import TrainConfig
     from veneer.training.loss import Loss
     from veneer.training.prepare import prepare
 
     row: Row = {"seed": run["seed"], "loss": None, "accuracy": None, "parameters": 0}
     with timed(row):
         plain = {name: value for name, value in run.items() if name not in how}
-        prepared = prepare(TrainConfig(**plain, output="-"))
+        prepared = prepare(config_of(plain, "-"))
         row["bits"], row["error"] = bits_and_error(prepared.model, how)
         if prepared.tokeniser.kind == "causal":
             rows = _asked(prepared)
@@ -151,7 +155,6 @@ def keep(model: Any, how: dict[str, Any]) -> Any:
 
     Those of 16 bits are rounded, and multiplied in fp32.
     """
-    from veneer.frozen.config import CODE_BITS
     from veneer.frozen.layers import DTYPES, linear_layers, quantise_linear_layers
 
     model, storage = copy.deepcopy(model), how.get("storage", "fp32")
@@ -166,7 +169,6 @@ def keep(model: Any, how: dict[str, Any]) -> Any:
 
 def bits_and_error(model: Any, how: dict[str, Any]) -> tuple[float, float]:
     """Bits a parameter with all scales, and Σ (W − kept W)² / Σ W² over the linear layers of an fp32 ``model``."""
-    from veneer.frozen.config import CODE_BITS
     from veneer.frozen.layers import DTYPES, linear_layers
     from veneer.frozen.weight import QuantisedLinear, frozen_weight
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from veneer.commands.verbs import StudyOptions
+from veneer.data.bbc import BBC_TOPICS
 
 Row = dict[str, Any]  # column → number, text, or None
 
@@ -38,11 +39,32 @@ class Job:
         return key_of([self.what, self.options])
 
     def __str__(self) -> str:
-        own = {name: value for name, value in self.options.items() if not isinstance(value, dict)}
+        own = {name: value for name, value in self.options.items() if not isinstance(value, (dict, list))}
         seed = {"seed": run["seed"]} if (run := self.options.get("run")) else {}
         return ", ".join(
             [f"{self.study}: {self.what}", *(f"{name} {value}" for name, value in {**own, **seed}.items())]
         )
+
+
+def located(model: str, data: str) -> dict[str, Any]:
+    """A run's ``model`` and ``data``: what lies on this machine by its full path, and under ``content`` a digest of it
+    as it is now, since the same name may hold something else tomorrow."""
+    sources = {"model": model, "data": data}
+    paths = {name: Path(text).expanduser() for name, text in sources.items() if text != BBC_TOPICS}
+    paths = {name: path for name, path in paths.items() if path.exists()}
+    found: dict[str, Any] = sources | {name: str(path.resolve()) for name, path in paths.items()}
+    if paths:
+        found["content"] = {name: _digest(path, whole=name == "data") for name, path in paths.items()}
+    return found
+
+
+def _digest(path: Path, *, whole: bool) -> str:
+    """Of a file of rows, which is read whole anyway, by its bytes; else by the files' names, sizes and dates."""
+    if whole and path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    files = sorted(file for file in (path, *path.rglob("*")) if file.is_file())
+    about = [(str(file.relative_to(path)), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
 class Study(ABC):
@@ -54,6 +76,7 @@ class Study(ABC):
 
     def __init__(self, options: StudyOptions) -> None:
         self.options = options
+        self._located = located(options.model, options.data)
 
     @abstractmethod
     def jobs(self, rows: list[Row]) -> list[Job]:
@@ -79,10 +102,10 @@ class Study(ABC):
         return f"{seeds} seed{'s' if seeds > 1 else ''} of {self.options.steps} steps"
 
     def run(self, seed: int, **over: Any) -> dict[str, Any]:
-        """The options of a training run, as `TrainConfig` takes them, less its output."""
+        """The options of a training run, as `work.config_of` takes them."""
         asked = self.options
-        own = {name: getattr(asked, name) for name in ("model", "data", "steps", "batch_size", "held_out")}
-        return {**own, "learning_rate": asked.learning_rate, "evaluate_every": 0, "seed": seed, **over}
+        own = {name: getattr(asked, name) for name in ("steps", "batch_size", "held_out")}
+        return {**self._located, **own, "learning_rate": asked.learning_rate, "evaluate_every": 0, "seed": seed, **over}
 
 
 MEASURED = {

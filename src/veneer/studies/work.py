@@ -1,30 +1,35 @@
 """A job in a process of its own: ``python -m veneer.studies.work JOB RUNS`` prints the job's rows as JSON.
 
 A process of its own has a peak memory of its own, and one that is killed loses its job alone, which goes on from its
-run's last checkpoint when it is tried again.
+run's last checkpoint when it is tried again. It ends when its input does, which is when the process that started it has
+ended, however that was.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from veneer.errors import VeneerError
-from veneer.files import write_text
-from veneer.studies.study import Job, Row, key_of
+from veneer.errors import DataError, DivergedError, VeneerError
+from veneer.files import locked, write_text
+from veneer.studies.study import Job, Row, key_of, located
 from veneer.threads import settle
 
 if TYPE_CHECKING:
+    from veneer.training.config import TrainConfig
     from veneer.training.prepare import Prepared
 
 MEASURED_NAME = "measured.json"
+DIVERGED = 3  # exit code of a job whose run diverged
 
 
 def work(job: Job, runs: Path) -> list[Row]:
@@ -37,35 +42,51 @@ def work(job: Job, runs: Path) -> list[Row]:
 def trained(options: dict[str, Any], runs: Path) -> tuple[Path, Row]:
     """The folder of the run with these options, and what was measured of it: trained once, whichever study asks.
 
-    A run that was killed on its way goes on.
+    A run that was killed on its way goes on. Two processes that ask for one run wait for each other.
     """
+    folder = runs / key_of(options)
+    config = config_of(options, str(folder), keep_checkpoints=1)
+    with locked(folder, wait=True):
+        if not (folder / MEASURED_NAME).is_file():
+            write_text(folder / MEASURED_NAME, json.dumps(_train(config, folder)) + "\n")
+        for name in ("checkpoints", "best"):  # the result is there, and these are several times as large
+            shutil.rmtree(folder / name, ignore_errors=True)
+    row: Row = json.loads((folder / MEASURED_NAME).read_text(encoding="utf-8"))
+    return folder, row
+
+
+def _train(config: TrainConfig, folder: Path) -> Row:
     from rich.console import Console
 
     from veneer.training import run
-    from veneer.training.config import CONFIG_NAME, TrainConfig
-    from veneer.training.metrics import peak_memory
+    from veneer.training.config import CONFIG_NAME
+    from veneer.training.metrics import peak_memory, read_metrics
     from veneer.training.prepare import prepare
     from veneer.updates.trainable import trainable
 
-    folder = runs / key_of(options)
-    if (folder / MEASURED_NAME).is_file():
-        return folder, json.loads((folder / MEASURED_NAME).read_text(encoding="utf-8"))
     silent = Console(file=io.StringIO())
     if (folder / CONFIG_NAME).is_file():
         result = run.resume(folder, console=silent)
     else:
-        result = run.train(config=TrainConfig(**options, output=str(folder), keep_checkpoints=1), console=silent)
-    memory = peak_memory()  # of training; what is measured after it is in batches of its own
+        result = run.train(config=config, console=silent)
+    # Of training, by whichever process; what is measured after it is in batches of its own.
+    memory = max(peak_memory(), *(record.get("peak_memory", 0) for record in read_metrics(folder)))
     table = trainable(result.model)
-    prepared = prepare(TrainConfig.read(folder / CONFIG_NAME), result.model, result.tokenizer)
-    row = {
-        "seed": options["seed"], **quality(prepared), "parameters": table.parameters,
-        "seconds": round(result.seconds, 2), "peak_memory": memory,
+    return {
+        "seed": config.seed, **quality(prepare(config, result.model, result.tokenizer)),
+        "parameters": table.parameters, "seconds": round(result.seconds, 2), "peak_memory": memory,
     }  # fmt: skip
-    for name in ("checkpoints", "best"):  # the result is there, and these are several times as large
-        shutil.rmtree(folder / name, ignore_errors=True)
-    write_text(folder / MEASURED_NAME, json.dumps(row) + "\n")
-    return folder, row
+
+
+def config_of(options: dict[str, Any], output: str, **more: Any) -> TrainConfig:
+    """The run with the options that `Study.run` made. Raises DataError where the content they were made of is no longer
+    there."""
+    from veneer.training.config import TrainConfig
+
+    own = {name: value for name, value in options.items() if name != "content"}
+    if "content" in options and located(own["model"], own["data"]).get("content") != options["content"]:
+        raise DataError(f"{own['model']} or {own['data']} was changed while the study ran; start the study again.")
+    return TrainConfig(**own, output=output, **more)
 
 
 def quality(prepared: Prepared) -> Row:
@@ -91,12 +112,18 @@ def timed(row: Row) -> Iterator[None]:
 
 def main() -> None:
     settle()
+    threading.Thread(target=_end_with_the_starter, daemon=True).start()
     job = Job(**json.loads(sys.argv[1]))
     try:
         print(json.dumps(work(job, Path(sys.argv[2]))))
     except VeneerError as error:
         print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+        sys.exit(DIVERGED if isinstance(error, DivergedError) else error.exit_code)
+
+
+def _end_with_the_starter() -> None:
+    os.read(0, 1)  # nothing is written: this returns when the pipe's other end is closed
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -6,19 +6,24 @@ import csv
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from veneer.commands.verbs import StudyOptions
-from veneer.errors import ConfigError, DataError, TrainingError
+from veneer.errors import ConfigError, DataError, DivergedError, TrainingError
+from veneer.files import locked
 from veneer.studies import run
-from veneer.studies.folder import read_rows, write_rows
+from veneer.studies.folder import columns_of, read_rows, write_rows
+from veneer.studies.rank import RankStudy
 from veneer.studies.run import STUDIES, in_a_process, run_study
 from veneer.studies.study import MEASURED, Job, Study, key_of
-from veneer.studies.work import work
+from veneer.studies.work import DIVERGED, work
+from veneer.threads import cores
 
 pytestmark = pytest.mark.unit
 
@@ -91,7 +96,7 @@ def test_what_was_run_is_not_run_again_and_more_is_added(counting, tmp_path):
     _study(tmp_path / "s", seeds=(3, 7))
     assert counting == [("count", 7), ("double", 7)]
     assert json.loads((tmp_path / "s" / "study.json").read_text())["findings"] == "The sum is 30.", "of these alone"
-    assert len(read_rows(tmp_path / "s")) == 8, "the others stay"
+    assert len(read_rows(tmp_path / "s", CountingStudy)) == 8, "the others stay"
 
 
 def test_a_study_that_fails_on_its_way_keeps_its_rows(counting, tmp_path, monkeypatch):
@@ -103,12 +108,66 @@ def test_a_study_that_fails_on_its_way_keeps_its_rows(counting, tmp_path, monkey
     monkeypatch.setattr(run, "in_a_process", failing)
     with pytest.raises(TrainingError, match="no more"):
         _study(tmp_path / "s")
-    assert [row["number"] for row in read_rows(tmp_path / "s")] == [1, 2]
+    assert [row["number"] for row in read_rows(tmp_path / "s", CountingStudy)] == [1, 2]
     assert json.loads((tmp_path / "s" / "study.json").read_text())["finished"] is False
     monkeypatch.setattr(run, "in_a_process", work)
     counting.clear()
     _study(tmp_path / "s")
     assert counting == [("count", 3), ("double", 1), ("double", 2), ("double", 3)]
+
+
+def test_a_run_that_diverges_leaves_the_others_to_be_done(counting, tmp_path, monkeypatch):
+    def diverging(job, runs):
+        if job.what == "count" and job.options["number"] < 3:
+            raise DivergedError(f"{job} failed: The loss is not finite.")
+        return work(job, runs)
+
+    monkeypatch.setattr(run, "in_a_process", diverging)
+    said = (
+        r"^counting: count, number 1 failed: The loss is not finite\. So did 1 more\. All other runs of the study that "
+        r"could be done are done\.$"
+    )
+    with pytest.raises(TrainingError, match=said):
+        _study(tmp_path / "s")
+    assert counting == [("count", 3), ("double", 3)]
+    told = json.loads((tmp_path / "s" / "study.json").read_text())
+    assert (told["finished"], told["runs"]) == (False, [row["run"] for row in read_rows(tmp_path / "s", CountingStudy)])
+
+
+def test_what_was_found_stays_until_something_new_is_there(counting, tmp_path, monkeypatch):
+    _study(tmp_path / "s")
+    before = (tmp_path / "s" / "study.json").read_bytes()
+    monkeypatch.setattr(run, "in_a_process", lambda job, runs: (_ for _ in ()).throw(TrainingError("no such model")))
+    with pytest.raises(TrainingError, match="no such model"):
+        _study(tmp_path / "s", seeds=[8])
+    assert (tmp_path / "s" / "study.json").read_bytes() == before
+
+
+def test_two_processes_are_not_at_one_study(counting, tmp_path):
+    with (
+        locked(tmp_path / "s", wait=False),
+        pytest.raises(TrainingError, match=r"^Another process is at the study in "),
+    ):
+        _study(tmp_path / "s")
+    assert counting == []
+    _study(tmp_path / "s")
+
+
+def test_a_folder_of_another_study_is_refused(counting, tmp_path):
+    rows = [dict.fromkeys(columns_of(RankStudy)) | {"run": "a", "rank": 1}]
+    write_rows(tmp_path / "s", RankStudy, rows)
+    with pytest.raises(DataError, match=r"has the columns run, how, rank, .* not those of the study counting"):
+        _study(tmp_path / "s")
+    assert read_rows(tmp_path / "s", RankStudy) == rows
+    assert counting == []
+
+
+@pytest.mark.parametrize(("threads", "said"), [("3", 3), ("2,1", None), ("", None)])
+def test_the_number_of_threads_is_what_torch_gets(counting, tmp_path, monkeypatch, threads, said):
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    _study(tmp_path / "s")
+    told = json.loads((tmp_path / "s" / "study.json").read_text())
+    assert told["environment"]["threads"] == (said or cores())
 
 
 def test_the_process_that_runs_a_study_loads_no_torch():
@@ -128,7 +187,7 @@ def test_a_key_is_of_all_that_defines_a_run():
 @pytest.mark.parametrize("key", ["8082631e5967", "123456789012", "00000000000a"])
 def test_a_key_that_looks_like_a_number_is_read_back_as_it_is(tmp_path, key):
     write_rows(tmp_path, CountingStudy, [dict.fromkeys(MEASURED) | {"run": key, "number": 7, "loss": 0.5}])
-    (row,) = read_rows(tmp_path)
+    (row,) = read_rows(tmp_path, CountingStudy)
     assert (row["run"], row["number"], row["loss"], row["accuracy"]) == (key, 7, 0.5, None)
 
 
@@ -153,8 +212,10 @@ def test_options_that_make_no_sense_are_refused(options, message):
 def test_a_file_that_is_no_studys_is_refused(counting, tmp_path):
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "runs.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(DataError, match=r"runs\.csv is not a study's"):
+    with pytest.raises(DataError, match=r"runs\.csv has the columns a, b, not those of the study counting"):
         _study(tmp_path / "s")
+    assert counting == [], "before anything is run"
+    assert not (tmp_path / "s" / "study.json").exists()
 
 
 _STUDY_THAT_DIES = """
@@ -187,6 +248,64 @@ def test_a_job_whose_process_is_killed_is_tried_again(tmp_path, monkeypatch, die
         with pytest.raises(TrainingError, match="rank: trained failed: it was killed"):
             in_a_process(job, tmp_path)
     assert (tmp_path / "tries").read_text() == "x" * min(dies_before, 3)
+
+
+def test_a_job_that_diverges_is_told_from_one_that_fails(tmp_path, monkeypatch):
+    original = run.subprocess.run
+
+    def diverging(command, **how):
+        return original(
+            [sys.executable, "-c", f"import sys; print('Not finite.', file=sys.stderr); sys.exit({DIVERGED})"], **how
+        )
+
+    monkeypatch.setattr(run.subprocess, "run", diverging)
+    with pytest.raises(DivergedError, match=r"^rank: trained failed: Not finite\.$"):
+        in_a_process(Job("rank", "trained", {}), tmp_path)
+
+
+_STARTER = """
+import sys
+from pathlib import Path
+from veneer.studies import run
+from veneer.studies.study import Job
+original = run.subprocess.run
+run.subprocess.run = lambda command, **how: original([sys.executable, "-c", sys.argv[1], *command[3:]], **how)
+run.in_a_process(Job("rank", "trained", {}), Path(sys.argv[2]))
+"""
+_WAITS = """
+import os, sys, time
+from pathlib import Path
+from veneer.studies import work
+def waiting(job, runs):
+    (runs / "pid").write_text(f"{os.getpid()}.")
+    time.sleep(60)
+work.work = waiting
+work.main()
+"""
+
+
+def test_a_job_ends_with_the_process_that_started_it(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", _STARTER, _WAITS, tmp_path]) as starter:
+        pid = tmp_path / "pid"
+        while not (pid.exists() and pid.read_text().endswith(".")):
+            assert starter.poll() is None
+            time.sleep(0.05)
+        job = int(pid.read_text()[:-1])
+        assert _runs(job)
+        starter.kill()
+    for _ in range(200):
+        if not _runs(job):
+            break
+        time.sleep(0.05)
+    assert not _runs(job)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
 
 
 def test_what_a_job_refuses_is_said_in_its_own_words(tmp_path, rows_file):
@@ -225,7 +344,7 @@ def test_over_ray_a_killed_worker_loses_its_run_alone(ray, counting, tmp_path, m
     monkeypatch.setattr("veneer.studies.cluster._work", _killed_once)
     (tmp_path / "runs").mkdir()
     _study(tmp_path / "s", ray="auto")
-    assert sorted(row["number"] for row in read_rows(tmp_path / "s")) == [1, 1, 2, 2, 3, 3]
+    assert sorted(row["number"] for row in read_rows(tmp_path / "s", CountingStudy)) == [1, 1, 2, 2, 3, 3]
     tried = [path.name.split("-")[0] for path in (tmp_path / "runs").iterdir()]
     counts = {key: tried.count(key) for key in tried}
     killed = {Job("counting", what, {"number": 1}).key for what in ("count", "double")}

@@ -12,7 +12,7 @@ import pytest
 import tiny
 import veneer
 from veneer.commands.verbs import StudyOptions
-from veneer.errors import TargetError
+from veneer.errors import DataError, TargetError, TrainingError
 from veneer.frozen.weight import frozen_weight
 from veneer.reporting.study_page import study_page
 from veneer.studies import run
@@ -20,12 +20,12 @@ from veneer.studies.budget import TUNING_SEED, BudgetStudy
 from veneer.studies.folder import read_rows
 from veneer.studies.matrices import CHOICES, placed
 from veneer.studies.methods import MethodsStudy
-from veneer.studies.numbers import Metric, standard_error
+from veneer.studies.numbers import Metric
 from veneer.studies.rank import RankStudy
 from veneer.studies.run import STUDIES, run_study
 from veneer.studies.spectrum import SpectrumStudy
 from veneer.studies.storage import STORAGES, StorageStudy, bits_and_error
-from veneer.studies.study import MEASURED, key_of
+from veneer.studies.study import MEASURED, key_of, located
 from veneer.studies.work import trained, work
 from veneer.updates.select import modules_of
 
@@ -46,7 +46,7 @@ def studied(rows_file, tmp_path, monkeypatch):
         for plot in told["plots"]:
             assert (folder / plot).read_bytes().startswith(PNG)
         assert "<h1>" in study_page(folder), "veneer report reads it"
-        rows = read_rows(folder)
+        rows = read_rows(folder, STUDIES[name])
         assert rows
         assert set(told["runs"]) == {row["run"] for row in rows}
         assert all(row.keys() == told["columns"].keys() for row in rows)
@@ -67,6 +67,7 @@ def test_rank(studied, tiny_folder):
         assert row["parameters"] == trained[place]["parameters"]
         assert row["loss"] != trained[place]["loss"]
     assert trained[2, 0]["parameters"] == 2 * trained[1, 0]["parameters"]
+    assert {row["highest"] for row in cut.values()} == {4}
     assert found.count("take rank ") == found.count("Rank 4 cut by SVD: ") == 2, "by accuracy, and by loss"
 
 
@@ -106,8 +107,23 @@ def test_a_loss_is_better_when_it_is_lower():
 
 
 def test_a_standard_error_pools_the_spreads():
-    assert standard_error([[1.0, 3.0], [2.0, 2.0]], 100) == pytest.approx((statistics.mean([2.0, 0.0]) / 2) ** 0.5)
-    assert standard_error([[0.5], [0.4]], 100) == pytest.approx(0.05)
+    expected = pytest.approx((statistics.mean([2.0, 0.0]) / 2) ** 0.5)
+    assert Metric("loss").standard_error([[1.0, 3.0], [2.0, 2.0]], 100) == expected
+    assert Metric("accuracy").standard_error([[0.5], [0.4]], 100) == pytest.approx(0.05)
+
+
+def test_one_seed_tells_no_standard_error_of_a_loss():
+    """However much it looks like a share."""
+    study = RankStudy(StudyOptions(ranks=[1, 8, 32], seeds=[1]))
+    losses = {1: 0.364, 8: 0.250, 32: 0.221}
+    rows = [
+        dict.fromkeys(MEASURED) | {"how": "trained", "rank": rank, "loss": loss, "parameters": 9}
+        for rank, loss in losses.items()
+    ]
+    rows += [row | {"how": "cut"} for row in rows[:2]]
+    said = study.findings(rows)
+    assert "within one standard error of it (not known with one seed) is rank 32: take rank 32." in said
+    assert said.endswith("Rank 32 cut by SVD: rank 1 0.364, rank 8 0.250."), "nor how far it may be off"
 
 
 def test_matrices(studied, tiny_folder):
@@ -178,7 +194,7 @@ def test_storage(studied, tiny_folder):
     assert all(row["perplexity"] > 1 for row in kept.values())
     assert all(row["tokens_per_second"] > 0 for row in trained.values())
     assert len({row["loss"] for row in trained.values()}) == len(trained), "each over its own base"
-    order = sorted((name for name in kept if kept[name]["bits"] < 5), key=lambda name: kept[name]["error"])
+    order = sorted(["nf4 block 32", "nf4", "nf4 + DQ", "fp4", "int4"], key=lambda name: kept[name]["error"])
     assert f"In 4 bits the error grows in the order {', '.join(order)}." in found
 
 
@@ -194,11 +210,14 @@ def test_the_error_is_that_of_the_loaded_model(tiny_folder):
     assert bits_and_error(model, STORAGES["fp4"])[1] == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("rates", [[], [1e-3, 1e-2]])
+@pytest.mark.parametrize("rates", [[], [1e-3, 1e-2, 1e30]])
 def test_budget(studied, tiny_folder, rates):
     rows, found = studied("budget", tiny_folder, ranks=[1, 2], rates=rates, steps=10)
     tuning = [row for row in rows if row["seed"] == TUNING_SEED]
     assert len(tuning) == 4 * len(rates)
+    assert all((row["loss"] is None) == (row["learning_rate"] > 1) for row in tuning), (
+        "one that diverges is none to choose"
+    )
     assert all(row["tuning"] == (row["seed"] == TUNING_SEED) for row in rows)
     own = [row for row in rows if row["seed"] != TUNING_SEED]
     assert len(own) == 2 * 2 * 2
@@ -212,8 +231,34 @@ def test_budget(studied, tiny_folder, rates):
     for row in own:
         tried = [t for t in tuning if (t["budget"], t["method"]) == (row["budget"], row["method"])]
         if tried:
-            assert row["learning_rate"] == max(tried, key=lambda t: t["accuracy"])["learning_rate"]
+            best = max((t for t in tried if t["loss"] is not None), key=lambda t: t["accuracy"])
+            assert row["learning_rate"] == best["learning_rate"]
     assert "AdaLoRA is ahead at " in found
+
+
+def test_rates_that_all_diverge_are_too_high(studied, tiny_folder):
+    with pytest.raises(TrainingError, match=r"^LoRA diverged at all of the rates \[1e\+30\]; add lower ones\.$"):
+        studied("budget", tiny_folder, ranks=[1], rates=[1e30], steps=10)
+
+
+def _budget(values: dict[str, list[float]], seeds: list[int]) -> str:
+    study = BudgetStudy(StudyOptions(ranks=[4], seeds=seeds))
+    rows = [
+        dict.fromkeys(MEASURED)
+        | {"run": job.key, "accuracy": values[job.options["method"]][seeds.index(job.options["run"]["seed"])]}
+        | {"loss": 1.0, "parameters": 9, "learning_rate": 1.0}
+        for job in study.jobs([])
+    ]
+    return study.findings(rows)
+
+
+def test_a_difference_of_budgets_counts_from_one_standard_error_of_it_on():
+    said = _budget({"LoRA": [0.80, 0.82], "AdaLoRA": [0.83, 0.85]}, [0, 1])
+    assert said.endswith("larger than one standard error of it (1.4 %) at: rank 4.")
+    said = _budget({"LoRA": [0.80, 0.82], "AdaLoRA": [0.81, 0.83]}, [0, 1])
+    assert said.endswith("(1.4 %) at: none.")
+    said = _budget({"LoRA": [0.8500], "AdaLoRA": [0.8525]}, [0])
+    assert said.endswith("(2.5 %) at: none."), "of one seed by the number of held-out rows"
 
 
 def test_budgets_of_ones_own(tiny_folder, rows_file):
@@ -232,7 +277,7 @@ def test_spectrum(studied, tiny_folder, tiny_encoder, kind):
     }  # fmt: skip
     for seed in (0, 1):
         parts = [row for row in by["part"] if row["seed"] == seed]
-        energies = [row["energy"] for row in parts]
+        energies = [row["share"] for row in parts]
         assert energies == sorted(energies)
         assert energies[-1] == pytest.approx(1), "64 are all of a tiny matrix"
         (whole,) = (row for row in by["matrices"] if row["seed"] == seed)
@@ -258,7 +303,11 @@ def test_studies_share_their_runs(studied, tiny_folder, tmp_path, monkeypatch):
     new = set((tmp_path / "runs").iterdir()) - before
     assert len(new) == 2, "the two full ones alone"
     shared = [row for row in rows if row["what"] == "LoRA"]
-    seen = {(row["rank"], row["seed"]): row["loss"] for row in read_rows(tmp_path / "rank") if row["how"] == "trained"}
+    seen = {
+        (row["rank"], row["seed"]): row["loss"]
+        for row in read_rows(tmp_path / "rank", RankStudy)
+        if row["how"] == "trained"
+    }
     assert {(row["rank"], row["seed"]): row["loss"] for row in shared} == seen
 
 
@@ -276,6 +325,67 @@ def test_a_run_that_was_killed_goes_on(tiny_folder, rows_file, tmp_path):
     assert not (broken / "checkpoints").exists()
 
 
+def test_a_run_goes_by_its_rows_and_not_by_their_name(tiny_folder, rows_file, tmp_path, monkeypatch):
+    def key(data: object) -> str:
+        study = RankStudy(StudyOptions(model=str(tiny_folder), data=str(data), ranks=[2], seeds=[0]))
+        return study.jobs([])[0].key
+
+    monkeypatch.chdir(rows_file.parent)
+    before = key(rows_file)
+    assert before == key(rows_file.name) == key(f"./{rows_file.name}")
+    options = RankStudy(StudyOptions(model=str(tiny_folder), data=rows_file.name)).run(0, rank=2)
+    rows_file.write_text(rows_file.read_text() + rows_file.read_text().splitlines()[0] + "\n")
+    assert key(rows_file) != before
+    with pytest.raises(DataError, match=r"rows\.jsonl was changed while the study ran; start the study again\.$"):
+        trained(options, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_names_of_packaged_things_are_what_a_key_is_of(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bbc-topics").mkdir()
+    assert located("smollm2-135m-instruct", "bbc-topics") == {"model": "smollm2-135m-instruct", "data": "bbc-topics"}
+
+
+def test_a_model_that_was_written_anew_is_another_one(tiny_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    before = located(str(folder), "bbc-topics")
+    assert before["content"].keys() == {"model"}
+    assert located(str(folder), "bbc-topics") == before
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    assert located(str(folder), "bbc-topics") != before
+
+
+def test_the_peak_of_training_is_that_of_the_process_that_trained(tiny_folder, rows_file, tmp_path, monkeypatch):
+    """Killed after its last step, a run is only measured by the next process."""
+    options = _run(tiny_folder, tmp_path) | {"rank": 2}
+    folder = tmp_path / "runs" / key_of(options)
+    with monkeypatch.context() as patch:
+        patch.setattr("veneer.studies.work.quality", lambda prepared: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            trained(options, tmp_path / "runs")
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    records[-1 if "peak_memory" in records[-1] else -2]["peak_memory"] = 10**15
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert trained(options, tmp_path / "runs")[1]["peak_memory"] == 10**15
+
+
+def test_another_rank_costs_its_own_runs_alone():
+    few, more = (RankStudy(StudyOptions(ranks=ranks, seeds=[0])) for ranks in ([1, 2, 8], [1, 2, 4, 8]))
+    done = [{"run": job.key} for job in few.jobs([])]
+    done += [{"run": job.key} for job in few.jobs(done)]
+    keys = {row["run"] for row in done}
+    new = [job for job in more.jobs(done) if job.key not in keys]
+    assert [(job.what, job.options["rank"]) for job in new] == [("trained", 4), ("cut", 4)]
+
+
+def test_a_job_is_named_by_what_is_its_own():
+    study = SpectrumStudy(StudyOptions(ranks=[2, 4], seeds=[0]))
+    done = [{"run": job.key} for job in study.jobs([])]
+    assert str(study.jobs(done)[-1]) == "spectrum: overlap, which ranks 2 and 4 of one seed"
+
+
 def test_every_study_of_the_command_is_there():
     assert list(STUDIES) == ["rank", "matrices", "methods", "storage", "budget", "spectrum"]
     assert all(study.title.endswith("?") for study in STUDIES.values())
@@ -291,7 +401,7 @@ def test_the_command_runs_jobs_in_processes_of_their_own(tiny_folder, rows_file,
     assert done.out.startswith(
         f"rank: 1 run to do; {tmp_path / 'rank'} has 0 rows\nrank: trained, rank 1, seed 0: loss "
     )
-    (row,) = read_rows(tmp_path / "rank")
+    (row,) = read_rows(tmp_path / "rank", RankStudy)
     assert row["peak_memory"] > 100e6
 
 
@@ -302,7 +412,7 @@ def test_a_study_over_ray(tiny_folder, rows_file, tmp_path, veneer_command):
         "--ranks", "1", "--steps", 2, "--held-out", 16, "--ray", "local",
     )  # fmt: skip
     assert done.code == 0, done
-    assert sorted(row["seed"] for row in read_rows(tmp_path / "rank")) == [0, 1]
+    assert sorted(row["seed"] for row in read_rows(tmp_path / "rank", RankStudy)) == [0, 1]
 
 
 def test_a_cluster_that_does_not_answer_is_one_sentence(tiny_folder, rows_file, tmp_path, veneer_command):
