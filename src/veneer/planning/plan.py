@@ -45,6 +45,7 @@ class Plan:
     steps: int | None = None
     shares: dict[str, float] = field(default_factory=dict)  # seconds of a step by part
     mapped: int = 0  # bytes of the base that are a file's pages, which the system may drop and read again
+    read: int = 0  # bytes of such pages that are there beside the base while it is loaded, and of use no more
 
     @property
     def training(self) -> int:
@@ -56,8 +57,8 @@ class Plan:
 
     @property
     def needed(self) -> int:
-        """Without the pages that can be read again."""
-        return self.peak - self.mapped
+        """Without the pages that can be read again, or need not be."""
+        return max(self.training - self.mapped, self.loading - self.mapped - self.read)
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "training": self.training, "peak": self.peak, "needed": self.needed}
@@ -90,10 +91,10 @@ def plan(
     terms, held = _terms(config, base, step, len(passes), machine, device)
     seconds, shares = _time(step, passes, largest, machine) if device == "cpu" and machine.rates else (None, {})
     again = step.layers if recomputed < 0 else min(recomputed, step.layers)
-    loading = _loading(base, step, held, machine, device)
+    loading, read = _loading(base, step, held, machine, device)
     return Plan(
         base.name, terms, loading, again, step.layers, step.weights.parameters, seconds,
-        sum(len(row.ids) for row in rows), config.steps, shares, held if base.mapped else 0,
+        sum(len(row.ids) for row in rows), config.steps, shares, held if base.mapped else 0, read,
     )  # fmt: skip
 
 
@@ -167,10 +168,14 @@ def _scratch(base: Base, largest: int) -> int:
     return min(4 * PANEL, 4 * (largest // base.dense.itemsize))
 
 
-def _loading(base: Base, step: Step, held: int, machine: Machine, device: str) -> int:
-    """The base, and the tensor that is read last; or the whole file, whose pages stay where another type is made."""
-    beside = base.read * (held // base.dense.itemsize) if base.read else step.weights.largest
-    return (machine.loading if device == "cpu" else _CUDA_RUNTIME) + held + beside
+def _loading(base: Base, step: Step, held: int, machine: Machine, device: str) -> tuple[int, int]:
+    """Bytes of the base and of the tensor that is read last; or of the base and the whole file, whose pages stay where
+    another type is made. And how many of the file's pages these are, but for the largest tensor's."""
+    beside, read = step.weights.largest, 0
+    if base.read:
+        beside, largest = (base.read * (size // base.dense.itemsize) for size in (held, step.weights.largest))
+        read = max(0, beside - largest)
+    return (machine.loading if device == "cpu" else _CUDA_RUNTIME) + held + beside, read
 
 
 def _time(

@@ -57,7 +57,8 @@ class Answer:
         plan = self.plan
         lines = [f"It {'fits' if self.fits else 'does not fit'}: {amount(plan.peak)} of {amount(self.limit)}."]
         if self.fits and plan.peak > self.limit:
-            lines.append(f"{amount(plan.mapped)} of it are the base's file, of which the system reads parts again.")
+            pages = amount(plan.peak - plan.needed)
+            lines.append(f"{pages} of it are the base's file, of which the system reads parts again.")
         if plan.recomputed:
             lines.append(f"Of {plan.recomputed} of {plan.layers} layers the activations are computed again.")
         if plan.step_seconds is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,6 +60,22 @@ def test_a_base_takes_what_it_takes_when_it_is_loaded(storage, config_alone, tin
     model, _ = veneer.load(tiny_folder, storage=storage)
     held = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     assert sum(size for name, size in made.terms.items() if name.startswith("base")) == held
+
+
+def test_the_pages_of_a_file_in_another_type_are_told_but_not_needed(config_alone, tiny_folder):
+    """16-bit weights are read into 32 bits a tensor at a time; the system can drop the pages that have been read."""
+    file = Path(config_alone, "config.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "dtype": "bfloat16"}))
+    model, _ = veneer.load(tiny_folder)
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    largest = max(parameter.numel() for parameter in model.parameters())
+    config = PlanOptions(model=config_alone, batch_size=1, max_length=2)
+    made = plan(config, replace(MACHINE, loading=10**9))
+    buffers = sum(buffer.nbytes for buffer in model.buffers())
+    assert made.peak == made.loading == pytest.approx(10**9 + 6 * numbers + buffers, abs=2 * buffers)
+    assert made.needed == pytest.approx(10**9 + 4 * numbers + 2 * largest + buffers, abs=2 * buffers)
+    full = plan(PlanOptions(**{**config.changed(), "method": "full"}), MACHINE)
+    assert full.needed == full.peak, "of a model that is trained no page is the file's"
 
 
 def test_states_of_the_optimizer():
