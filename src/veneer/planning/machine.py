@@ -21,12 +21,16 @@ from veneer.remembered import key_of, recall, remember
 
 _FILE = "machine.json"
 _CGROUP = Path("/sys/fs/cgroup")
-_ONES = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+# Of a control group, version 2 or 1: its limit, what it uses, and before the names of memory.stat.
+_VERSIONS = (
+    ("memory.max", "memory.current", ""),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_"),
+)
 
 
 def usable_memory() -> int:
     """Bytes that this process may have in all: what it has already, but for files' pages, which count as available; and
-    what the system has available, or what its control group (version 2 or 1) leaves."""
+    what the system has available, or what its control group (version 2 or 1) leaves. Both count files' pages so."""
     return min(_available(), _group(_CGROUP)) + resident_memory() - file_memory()
 
 
@@ -40,14 +44,25 @@ def _available() -> int:
 
 
 def _group(root: Path) -> int:
-    for limit, used in _ONES:
+    for limit, used, before in _VERSIONS:
         try:
             most = (root / limit).read_text(encoding="utf-8").strip()
             if most != "max":
-                return max(0, int(most) - int((root / used).read_text(encoding="utf-8")))
+                taken = int((root / used).read_text(encoding="utf-8"))
+                return max(0, int(most) - taken + _cache((root / used).with_name("memory.stat"), before))
         except (OSError, ValueError):
             continue
     return sys.maxsize
+
+
+def _cache(stat: Path, before: str) -> int:
+    """Bytes of files' pages that a control group has in memory. Those in use lately (active) count, too: when the group
+    comes to its limit the system drops them as well, and MemAvailable takes them to be available."""
+    try:
+        found = dict(line.split() for line in stat.read_text(encoding="utf-8").splitlines())
+        return sum(int(found[f"{before}{which}_file"]) for which in ("inactive", "active"))
+    except (OSError, ValueError, KeyError):
+        return 0
 
 
 def resident_memory() -> int:
