@@ -11,6 +11,8 @@ import os
 import sys
 from pathlib import Path
 
+from veneer.control_groups import control_groups
+
 THREADS, SPINNING = "OMP_NUM_THREADS", "GOMP_SPINCOUNT"
 _SPINS = "2000"  # turns of the waiting loop; where nothing is set, GCC's runtime takes 300,000
 _ALSO_SPINNING = "OMP_WAIT_POLICY"
@@ -18,19 +20,19 @@ _settled = False
 
 
 def cores() -> int:
-    """The cores that this process may really use: those it is bound to, as far as its control group pays for them."""
+    """The cores that this process may really use: those it is bound to, as far as its control groups pay for them."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota(Path("/sys/fs/cgroup"))
-    return max(1, bound if quota is None else min(bound, math.ceil(quota)))
+    quotas = (_quota(group) for group in control_groups("cpu"))
+    return max(1, min([bound, *(math.ceil(quota) for quota in quotas if quota is not None)]))
 
 
-def _quota(root: Path) -> float | None:
-    """Cores' worth of time that the control group has (its version 2, or 1); None where there is no limit."""
+def _quota(group: Path) -> float | None:
+    """Cores' worth of time that a control group has (its version 2, or 1); None where there is no limit."""
     try:
-        if (root / "cpu.max").is_file():
-            limit, period = (root / "cpu.max").read_text(encoding="utf-8").split()
+        if (group / "cpu.max").is_file():
+            limit, period = (group / "cpu.max").read_text(encoding="utf-8").split()
         else:
-            limit, period = ((root / "cpu" / f"cpu.cfs_{of}_us").read_text().strip() for of in ("quota", "period"))
+            limit, period = ((group / f"cpu.cfs_{of}_us").read_text().strip() for of in ("quota", "period"))
         return None if limit == "max" or int(limit) <= 0 else int(limit) / int(period)
     except (OSError, ValueError):
         return None

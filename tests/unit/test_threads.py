@@ -18,22 +18,22 @@ pytestmark = pytest.mark.unit
     [
         ({"cpu.max": "150000 100000\n"}, 1.5),
         ({"cpu.max": "max 100000\n"}, None),
-        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.5),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu.cfs_quota_us": "50000\n", "cpu.cfs_period_us": "100000\n"}, 0.5),
+        ({"cpu.cfs_quota_us": "-1\n", "cpu.cfs_period_us": "100000\n"}, None),
         ({"cpu.max": "nonsense"}, None),
         ({}, None),
     ],
 )
 def test_the_quota_of_either_version_of_control_groups(tmp_path, files, quota):
     for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert threads._quota(tmp_path) == quota
 
 
 @pytest.mark.parametrize(("quota", "bound", "wanted"), [(None, 4, 4), (1.5, 4, 2), (0.2, 4, 1), (8.0, 4, 4)])
 def test_cores_are_those_bound_to_as_far_as_they_are_paid_for(monkeypatch, quota, bound, wanted):
-    monkeypatch.setattr(threads, "_quota", lambda _: quota)
+    monkeypatch.setattr(threads, "_quota", {"a": None, "b": quota, "c": 100.0}.get)
+    monkeypatch.setattr(threads, "control_groups", lambda _: ["a", "b", "c"])
     monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(bound)), raising=False)
     assert threads.cores() == wanted
 

@@ -15,23 +15,22 @@ from pathlib import Path
 
 import torch
 
+from veneer.control_groups import control_groups
 from veneer.errors import ModelError
 from veneer.planning.ledger import KINDS
 from veneer.remembered import key_of, recall, remember
 
 _FILE = "machine.json"
-_CGROUP = Path("/sys/fs/cgroup")
 # Of a control group, version 2 or 1: its limit, what it uses, and before the names of memory.stat.
-_VERSIONS = (
-    ("memory.max", "memory.current", ""),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_"),
-)
+_VERSIONS = (("memory.max", "memory.current", ""), ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"))
 
 
 def usable_memory() -> int:
     """Bytes that this process may have in all: what it has already, but for files' pages, which count as available; and
-    what the system has available, or what its control group (version 2 or 1) leaves. Both count files' pages so."""
-    return min(_available(), _group(_CGROUP)) + resident_memory() - file_memory()
+    what the system has available, or what its control group (version 2 or 1) or one of that one's parents leaves. All
+    of these count files' pages so."""
+    left = (_left(group) for group in control_groups("memory"))
+    return min(_available(), *left) + resident_memory() - file_memory()
 
 
 def _available() -> int:
@@ -43,13 +42,13 @@ def _available() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _group(root: Path) -> int:
+def _left(group: Path) -> int:
     for limit, used, before in _VERSIONS:
         try:
-            most = (root / limit).read_text(encoding="utf-8").strip()
+            most = (group / limit).read_text(encoding="utf-8").strip()
             if most != "max":
-                taken = int((root / used).read_text(encoding="utf-8"))
-                return max(0, int(most) - taken + _cache((root / used).with_name("memory.stat"), before))
+                taken = int((group / used).read_text(encoding="utf-8"))
+                return max(0, int(most) - taken + _cache(group / "memory.stat", before))
         except (OSError, ValueError):
             continue
     return sys.maxsize

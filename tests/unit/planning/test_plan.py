@@ -193,9 +193,9 @@ def test_every_flag_is_an_option():
 def test_the_control_group_bounds_the_memory(tmp_path):
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("300\n")
-    assert machines._group(tmp_path) == 700
+    assert machines._left(tmp_path) == 700
     (tmp_path / "memory.max").write_text("max\n")
-    assert machines._group(tmp_path) > 2**60
+    assert machines._left(tmp_path) > 2**60
     assert 0 < machines.usable_memory() < 2**60
 
 
@@ -204,20 +204,19 @@ def test_the_control_group_bounds_the_memory(tmp_path):
     [
         ("memory.max", "memory.current", "anon 300\ninactive_file 100\nactive_file 200\nslab 10\n"),
         (
-            "memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes",
+            "memory.limit_in_bytes", "memory.usage_in_bytes",
             "cache 7\ninactive_file 3\nactive_file 4\ntotal_inactive_file 100\ntotal_active_file 200\n",
         ),
     ],
 )  # fmt: skip
 def test_of_a_control_group_the_pages_of_files_are_available(limit, used, stat, tmp_path, monkeypatch):
     """In a group of 1000 a process has 300 and 200 of a mapped file; 100 more are of files that were read."""
-    (tmp_path / limit).parent.mkdir(exist_ok=True)
     (tmp_path / limit).write_text("1000\n")
     (tmp_path / used).write_text("600\n")
-    assert machines._group(tmp_path) == 400, "a group that does not tell"
-    (tmp_path / used).with_name("memory.stat").write_text(stat)
-    assert machines._group(tmp_path) == 700
-    monkeypatch.setattr(machines, "_CGROUP", tmp_path)
+    assert machines._left(tmp_path) == 400, "a group that does not tell"
+    (tmp_path / "memory.stat").write_text(stat)
+    assert machines._left(tmp_path) == 700
+    monkeypatch.setattr(machines, "control_groups", lambda _: [tmp_path / "none", tmp_path])
     monkeypatch.setattr(machines, "_available", lambda: 10**6)
     monkeypatch.setattr(machines, "resident_memory", lambda: 500)
     monkeypatch.setattr(machines, "file_memory", lambda: 200)
