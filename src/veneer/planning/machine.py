@@ -10,10 +10,13 @@ import json
 import os
 import subprocess
 import sys
+from bisect import bisect
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from veneer.control_groups import control_groups
 from veneer.errors import ModelError
@@ -23,6 +26,7 @@ from veneer.remembered import key_of, recall, remember
 _FILE = "machine.json"
 # Of a control group, version 2 or 1: its limit, what it uses, and before the names of memory.stat.
 _VERSIONS = (("memory.max", "memory.current", ""), ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"))
+_SHARED = ("/dev/", "/memfd:", "/SYSV")  # what these files hold is nowhere else
 
 
 def usable_memory() -> int:
@@ -30,7 +34,7 @@ def usable_memory() -> int:
     what the system has available, or what its control group (version 2 or 1) or one of that one's parents leaves. All
     of these count files' pages so."""
     left = (_left(group) for group in control_groups("memory"))
-    return min(_available(), *left) + resident_memory() - file_memory()
+    return min(_available(), *left) + anonymous_memory()
 
 
 def _available() -> int:
@@ -72,6 +76,39 @@ def resident_memory() -> int:
 def file_memory() -> int:
     """Of the files that this process has mapped, what is in memory, in bytes."""
     return _status("RssFile:")
+
+
+def anonymous_memory() -> int:
+    """Of this process, what is no file's, in bytes."""
+    return resident_memory() - file_memory()
+
+
+def mapped_memory(tensors: Iterable[Tensor]) -> int:
+    """Bytes of ``tensors`` that are pages of mapped files, whether they are in memory or not; 0 where the system does
+    not tell."""
+    files = _mapped_files()
+    starts = [start for start, _ in files]
+
+    def mapped(tensor: Tensor) -> bool:
+        before = bisect(starts, tensor.data_ptr())
+        return before > 0 and tensor.data_ptr() < files[before - 1][1]
+
+    return sum(tensor.nbytes for tensor in tensors if mapped(tensor))
+
+
+def _mapped_files() -> list[tuple[int, int]]:
+    """Where this process has mapped files, but for those that are memory shared with others; from low to high."""
+    try:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        addresses, _, _, _, inode, *path = line.split(maxsplit=5)
+        if inode != "0" and not "".join(path).startswith(_SHARED):
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            found.append((start, end))
+    return found
 
 
 def _status(field: str) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,14 @@ from veneer.frozen.layers import DTYPES, storage_of
 from veneer.frozen.source import resolve
 from veneer.planning.changes import changes
 from veneer.planning.empty import Base
-from veneer.planning.machine import Machine, file_memory, remembered, resident_memory, usable_memory
+from veneer.planning.machine import (
+    Machine,
+    anonymous_memory,
+    mapped_memory,
+    remembered,
+    resident_memory,
+    usable_memory,
+)
 from veneer.planning.plan import Plan, limit_of
 from veneer.planning.verb import amount, foreseen
 from veneer.training import run
@@ -38,7 +46,8 @@ def train(model: Any = None, tokenizer: Any = None, **options: Any) -> run.Resul
 
     Raises TrainingError, too, when the run clearly cannot fit (``check_memory=False``: it is tried all the same).
     """
-    return run.train(model, tokenizer, foresight=_Foresight(), **options)
+    loaded = model if isinstance(model, torch.nn.Module) else None
+    return run.train(model, tokenizer, foresight=_Foresight(loaded), **options)
 
 
 def resume(folder: str | Path, *, console: Console | None = None, **over: Any) -> run.Result:
@@ -47,12 +56,20 @@ def resume(folder: str | Path, *, console: Console | None = None, **over: Any) -
 
 
 class _Foresight:
-    """Made before anything of the run is there, so that it knows what the process takes without it."""
+    """Made before anything of the run is there but a model that came ``loaded``, so that it knows what the process
+    takes without the run.
 
-    def __init__(self) -> None:
-        self._files = file_memory()
+    The runtime is that of the machine as it was measured; or, if that is more, what is the process's own (no file's)
+    beside the model, such as the data of a notebook, and what it will yet add. Where no machine was measured, it is all
+    that the process has beside the model, the pages of its libraries, too.
+    """
+
+    def __init__(self, loaded: Any = None) -> None:
+        tensors = [] if loaded is None else [*loaded.parameters(), *loaded.buffers()]
+        held = sum(tensor.nbytes for tensor in tensors)
         self._machine = remembered()
-        self._runtime = self._machine.runtime if self._machine is not None else resident_memory() + _AFTERWARDS
+        self._process = resident_memory() - held + _AFTERWARDS
+        self._own = anonymous_memory() - (held - mapped_memory(tensors)) + _AFTERWARDS
 
     def before_loading(self, config: TrainConfig) -> None:
         """Refuse a model that is itself too large; a small one is not looked at."""
@@ -98,16 +115,17 @@ class _Foresight:
         """The base of a model that is there."""
         kept = {"block_size": config.block_size, "double_quantisation": config.double_quantisation, **storage_of(model)}
         dtype = next(parameter.dtype for parameter in model.parameters())
-        held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+        tensors = [*model.parameters(), *model.buffers()]
+        held = sum(tensor.nbytes for tensor in tensors)
         return Base(
             config.model, model.config, loss.kind, kept["storage"], kept["block_size"], kept["double_quantisation"],
-            dtype if dtype in DTYPES.values() else DTYPES["fp32"], mapped=file_memory() - self._files > held / 2,
+            dtype if dtype in DTYPES.values() else DTYPES["fp32"], mapped=mapped_memory(tensors) > held / 2,
         )  # fmt: skip
 
     def _at(self) -> Machine:
-        """The machine as it was measured; without, its rates are not known, and no time is told."""
-        known = self._machine
-        return Machine({}, 0.0, self._runtime, self._runtime) if known is None else known
+        """The machine as it was measured, and this process; without, its rates are not known, and no time is told."""
+        known = self._machine or Machine({}, 0.0, self._process, self._process)
+        return replace(known, runtime=max(known.runtime, self._own), loading=max(known.loading, self._own))
 
     def _refusal(self, config: TrainConfig, made: Plan, limit: int, known: dict[str, Any]) -> str:
         others = {name: value for name, value in known.items() if name != "base"}

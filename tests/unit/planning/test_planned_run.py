@@ -8,11 +8,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 from rich.console import Console
 
 import veneer
 from veneer.errors import ConfigError, TrainingError
 from veneer.planning import run as planned
+from veneer.planning.machine import Machine, mapped_memory
 from veneer.training import run
 
 pytestmark = pytest.mark.unit
@@ -59,7 +61,6 @@ def test_where_memory_is_plenty_the_plan_comes_after_the_first_step_and_changes_
 def test_more_than_any_step_takes_is_more_than_is_foreseen(tiny_folder):
     from veneer.data.labels import Tokens
     from veneer.planning.config import PlanOptions
-    from veneer.planning.machine import Machine
     from veneer.planning.plan import plan
     from veneer.training.loss import How, Loss
 
@@ -114,6 +115,40 @@ def test_a_model_that_came_loaded_is_looked_at_too(options, tiny_folder):
     model, tokenizer = veneer.load(tiny_folder, storage="nf4")
     with pytest.raises(TrainingError, match="would take"):
         _train({**options, "model": model}, tokenizer=tokenizer, memory="10MB")
+
+
+@pytest.mark.parametrize("known", [None, Machine({}, 0.0, 10**6, 10**6)])
+def test_the_runtime_is_what_the_process_has_beside_the_model(known, monkeypatch):
+    monkeypatch.setattr(planned, "remembered", lambda: known)
+    before = planned._Foresight()._at()
+    data = torch.ones(50 * 10**6)
+    beside = planned._Foresight()._at()
+    assert beside.runtime - before.runtime == pytest.approx(data.nbytes, rel=0.05)
+    assert beside.loading - before.loading == pytest.approx(data.nbytes, rel=0.05)
+    model = torch.nn.ParameterList([data])
+    assert planned._Foresight(model)._at().runtime - before.runtime == pytest.approx(0, abs=0.05 * data.nbytes)
+
+
+def test_the_runtime_is_not_less_than_was_measured(monkeypatch):
+    known = Machine({}, 0.0, 10**14, 10**13)
+    monkeypatch.setattr(planned, "remembered", lambda: known)
+    assert planned._Foresight()._at() == known
+
+
+def test_tensors_of_a_mapped_file_are_told_from_others(tiny_folder):
+    model, _ = veneer.load(tiny_folder)
+    assert mapped_memory(model.parameters()) == sum(parameter.nbytes for parameter in model.parameters())
+    model, _ = veneer.load(tiny_folder, storage="int8")
+    assert mapped_memory([*model.parameters(), *model.buffers()]) == 0
+    assert mapped_memory([torch.ones(10**6), torch.ones(10**6).share_memory_()]) == 0
+
+
+def test_of_a_model_that_came_loaded_the_mapped_base_is_not_needed(options, tiny_folder):
+    model, tokenizer = veneer.load(tiny_folder)
+    held = sum(parameter.nbytes for parameter in model.parameters())
+    result, _ = _train({**options, "model": model}, tokenizer=tokenizer)
+    told = json.loads((result.folder / run.PLAN).read_text())
+    assert held <= told["mapped"] == told["peak"] - told["needed"]
 
 
 def test_what_cannot_be_foreseen_is_said_and_no_reason_to_stop(options, monkeypatch):
