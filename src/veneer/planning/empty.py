@@ -48,7 +48,7 @@ class Base(NamedTuple):
     block_size: int
     double_quantisation: bool
     dense: torch.dtype  # of all else
-    mapped: bool = False  # the weights are the file's own pages, which the system may drop and read again
+    mapped: tuple[str, ...] = ()  # which of its codes, scales, dense are a file's pages, to be dropped and read again
     read: int = 0  # bytes of a number in a file of another type, whose pages stay beside the weights while it is read
 
 
@@ -63,7 +63,8 @@ def base_of(name: str, storage: str, block_size: int, double_quantisation: bool,
         coded = is_bitsandbytes(config, name)
     dense = DTYPES.get(storage, torch.float32)
     written = getattr(config, "dtype", None)
-    mapped = coded or (storage in DTYPES and written is dense)
+    as_written = written is dense and (coded or storage in DTYPES)
+    mapped = (("codes", "scales") if coded else ()) + (("dense",) if as_written else ())
     read = written.itemsize if storage in DTYPES and isinstance(written, torch.dtype) and not mapped else 0
     if coded:
         said = config.quantization_config

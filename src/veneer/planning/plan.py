@@ -92,9 +92,10 @@ def plan(
     seconds, shares = _time(step, passes, largest, machine) if device == "cpu" and machine.rates else (None, {})
     again = step.layers if recomputed < 0 else min(recomputed, step.layers)
     loading, read = _loading(base, step, held, machine, device)
+    mapped = sum(getattr(step.weights, part) for part in base.mapped) if device == "cpu" else 0
     return Plan(
         base.name, terms, loading, again, step.layers, step.weights.parameters, seconds,
-        sum(len(row.ids) for row in rows), config.steps, shares, held if base.mapped else 0, read,
+        sum(len(row.ids) for row in rows), config.steps, shares, mapped, read,
     )  # fmt: skip
 
 

@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from veneer.data.labels import Tokens
 from veneer.errors import ModelError, TrainingError
 from veneer.frozen.layers import DTYPES, storage_of
 from veneer.frozen.source import resolve
+from veneer.frozen.weight import QuantisedLinear
 from veneer.planning.changes import changes
 from veneer.planning.empty import Base
 from veneer.planning.machine import (
@@ -115,11 +117,9 @@ class _Foresight:
         """The base of a model that is there."""
         kept = {"block_size": config.block_size, "double_quantisation": config.double_quantisation, **storage_of(model)}
         dtype = next(parameter.dtype for parameter in model.parameters())
-        tensors = [*model.parameters(), *model.buffers()]
-        held = sum(tensor.nbytes for tensor in tensors)
         return Base(
             config.model, model.config, loss.kind, kept["storage"], kept["block_size"], kept["double_quantisation"],
-            dtype if dtype in DTYPES.values() else DTYPES["fp32"], mapped=mapped_memory(tensors) > held / 2,
+            dtype if dtype in DTYPES.values() else DTYPES["fp32"], _mapped(model),
         )  # fmt: skip
 
     def _at(self) -> Machine:
@@ -138,6 +138,19 @@ class _Foresight:
             f"This run would take {amount(made.peak)} of memory, and {amount(limit)} are there. {then} Or give "
             f"check_memory: false to try it all the same. (veneer plan tells more.)"
         )
+
+
+def _mapped(model: torch.nn.Module) -> tuple[str, ...]:
+    """`Base.mapped` of a model that is there: the parts of the frozen weights of which most is mapped."""
+    parts: dict[str, list[Tensor]] = {"codes": [], "scales": [], "dense": []}
+    for module in model.modules():
+        coded = isinstance(module, QuantisedLinear)
+        for name, tensor in module.named_buffers(recurse=False):
+            parts["dense" if not coded else "codes" if name == "codes" else "scales"].append(tensor)
+        parts["dense"] += [weight for weight in module.parameters(recurse=False) if not weight.requires_grad]
+    return tuple(
+        part for part, tensors in parts.items() if mapped_memory(tensors) > sum(tensor.nbytes for tensor in tensors) / 2
+    )
 
 
 def _generous(model: Any, loss: Loss, rows: list[Tokens]) -> float:

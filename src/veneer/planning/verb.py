@@ -92,7 +92,7 @@ def foreseen(config: TrainConfig, machine: Machine, limit: int, **known: Any) ->
             config.model, config.storage, config.block_size, config.double_quantisation, config.task
         )
     made = plan(config, machine, **known)
-    if config.memory is None or config.gradient_checkpointing or made.peak <= limit or not made.layers:
+    if config.memory is None or config.gradient_checkpointing or made.needed <= limit or not made.layers:
         return made
     return _fewest(config, machine, limit, made, known)
 
@@ -105,8 +105,8 @@ def _fewest(config: TrainConfig, machine: Machine, limit: int, none: Plan, known
     while low <= high:
         middle = (low + high) // 2
         made = plan(config, machine, recomputed=middle, **known)
-        least = min(least, made, key=lambda one: one.peak)
-        if made.peak <= limit:
+        least = min(least, made, key=lambda one: one.needed)
+        if made.needed <= limit:
             found, high = made, middle - 1
         else:
             low = middle + 1

@@ -111,9 +111,11 @@ def test_memory_is_kept_to_by_the_fewest_layers(config_alone):
     none, all_ = (plan(config, MACHINE, recomputed=count) for count in (0, 2))
     between = plan(config, MACHINE, recomputed=1)
     assert none.peak > between.peak > all_.peak
-    asked = PlanOptions(**{**config.changed(), "memory": f"{between.peak}B"})
-    made = verb.foreseen(asked, MACHINE, between.peak)
+    asked = PlanOptions(**{**config.changed(), "memory": f"{between.needed}B"})
+    made = verb.foreseen(asked, MACHINE, between.needed)
     assert (made.recomputed, made.peak) == (1, between.peak)
+    assert none.mapped > 0
+    assert verb.foreseen(asked, MACHINE, none.needed).recomputed == 0, "pages of the base's file need not fit"
     assert verb.foreseen(asked, MACHINE, 1).recomputed == 2, "nothing fits: the one that takes least"
 
 
@@ -121,6 +123,11 @@ def test_models_are_found_by_all_their_names(config_alone):
     assert base_of(config_alone, "fp32", 64, True).kind == "causal"
     with pytest.raises(ModelError, match="There is no model at"):
         base_of(config_alone + "/none", "fp32", 64, True)
+
+
+def test_on_a_gpu_no_page_of_the_base_is_a_files(config_alone):
+    made = _plan_of(config_alone, device="cuda")
+    assert made.needed == made.peak
 
 
 def test_no_fake_value_is_left_behind(config_alone):

@@ -13,7 +13,9 @@ from rich.console import Console
 
 import veneer
 from veneer.errors import ConfigError, TrainingError
+from veneer.frozen.bnb_file import write_folder
 from veneer.planning import run as planned
+from veneer.planning.empty import base_of
 from veneer.planning.machine import Machine, mapped_memory
 from veneer.training import run
 
@@ -141,6 +143,39 @@ def test_tensors_of_a_mapped_file_are_told_from_others(tiny_folder):
     model, _ = veneer.load(tiny_folder, storage="int8")
     assert mapped_memory([*model.parameters(), *model.buffers()]) == 0
     assert mapped_memory([torch.ones(10**6), torch.ones(10**6).share_memory_()]) == 0
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_folder, tmp_path_factory):
+    """The tiny model as it is, in 16 bits, and as bitsandbytes keeps it."""
+    model, tokenizer = veneer.load(tiny_folder)
+    short, coded = tmp_path_factory.mktemp("short"), tmp_path_factory.mktemp("coded")
+    model.to(torch.bfloat16).save_pretrained(short)
+    quantised, _ = veneer.load(tiny_folder, storage="nf4")
+    write_folder(quantised, coded, torch.bfloat16)
+    for folder in (short, coded):
+        tokenizer.save_pretrained(folder)
+    return {"fp32": tiny_folder, "bf16": short, "bitsandbytes": coded}
+
+
+@pytest.mark.parametrize(
+    ("file", "storage", "mapped"),
+    [
+        ("fp32", "fp32", ("dense",)),
+        ("fp32", "bf16", ()),
+        ("fp32", "nf4", ()),
+        ("bf16", "fp32", ()),
+        ("bf16", "bf16", ("dense",)),
+        ("bf16", "int8", ()),
+        ("bitsandbytes", "fp32", ("codes", "scales")),
+        ("bitsandbytes", "bf16", ("codes", "scales", "dense")),
+    ],
+)
+def test_what_will_be_mapped_is_what_is_mapped(file, storage, mapped, folders):
+    model, _ = veneer.load(folders[file], storage=storage)
+    veneer.attach(model, veneer.LoRA())
+    assert planned._mapped(model) == mapped
+    assert base_of(str(folders[file]), storage, 64, True).mapped == mapped
 
 
 def test_of_a_model_that_came_loaded_the_mapped_base_is_not_needed(options, tiny_folder):
