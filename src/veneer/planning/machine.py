@@ -6,6 +6,8 @@ does.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import subprocess
@@ -81,6 +83,13 @@ def file_memory() -> int:
 def anonymous_memory() -> int:
     """Of this process, what is no file's, in bytes."""
     return resident_memory() - file_memory()
+
+
+def return_memory() -> None:
+    """Give the system what this process has let go: of a run that had ended glibc kept 0.9 GB."""
+    gc.collect()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 def mapped_memory(tensors: Iterable[Tensor]) -> int:

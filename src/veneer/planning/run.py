@@ -28,6 +28,7 @@ from veneer.planning.machine import (
     mapped_memory,
     remembered,
     resident_memory,
+    return_memory,
     usable_memory,
 )
 from veneer.planning.plan import Plan, limit_of
@@ -69,6 +70,7 @@ class _Foresight:
     def __init__(self, loaded: Any = None) -> None:
         tensors = [] if loaded is None else [*loaded.parameters(), *loaded.buffers()]
         held = sum(tensor.nbytes for tensor in tensors)
+        return_memory()
         self._machine = remembered()
         self._process = resident_memory() - held + _AFTERWARDS
         self._own = anonymous_memory() - (held - mapped_memory(tensors)) + _AFTERWARDS

@@ -131,6 +131,15 @@ def test_the_runtime_is_what_the_process_has_beside_the_model(known, monkeypatch
     assert planned._Foresight(model)._at().runtime - before.runtime == pytest.approx(0, abs=0.05 * data.nbytes)
 
 
+def test_what_the_process_has_let_go_is_not_of_the_runtime(monkeypatch):
+    monkeypatch.setattr(planned, "remembered", lambda: None)
+    before = planned._Foresight()._at()
+    blocks = [bytearray(b"1" * 60_000) for _ in range(4_000)]
+    last = blocks.pop()  # below it the heap cannot shrink by itself
+    del blocks
+    assert planned._Foresight()._at().runtime - before.runtime < 4_000 * len(last) / 10
+
+
 def test_the_runtime_is_not_less_than_was_measured(monkeypatch):
     known = Machine({}, 0.0, 10**14, 10**13)
     monkeypatch.setattr(planned, "remembered", lambda: known)
