@@ -183,6 +183,8 @@ def _files(name: str) -> int:
 
 def _said(config: TrainConfig, made: Plan, limit: int) -> tuple[str, ...]:
     said = [f"Foreseen: {amount(made.peak)} of memory; {amount(limit)} are there."]
+    if made.peak > limit >= made.needed:
+        said.append(f"{amount(made.peak - made.needed)} of it are pages of the base's file, which need not fit.")
     if made.recomputed and not config.gradient_checkpointing:
         said.append(f"Of {made.recomputed} of {made.layers} layers the activations are computed again to fit them.")
     return tuple(said)

@@ -15,8 +15,10 @@ import veneer
 from veneer.errors import ConfigError, TrainingError
 from veneer.frozen.bnb_file import write_folder
 from veneer.planning import run as planned
+from veneer.planning.config import PlanOptions
 from veneer.planning.empty import base_of
 from veneer.planning.machine import Machine, mapped_memory
+from veneer.planning.plan import plan
 from veneer.training import run
 
 pytestmark = pytest.mark.unit
@@ -62,8 +64,6 @@ def test_where_memory_is_plenty_the_plan_comes_after_the_first_step_and_changes_
 
 def test_more_than_any_step_takes_is_more_than_is_foreseen(tiny_folder):
     from veneer.data.labels import Tokens
-    from veneer.planning.config import PlanOptions
-    from veneer.planning.plan import plan
     from veneer.training.loss import How, Loss
 
     model, _ = veneer.load(tiny_folder)
@@ -193,6 +193,14 @@ def test_of_a_model_that_came_loaded_the_mapped_base_is_not_needed(options, tiny
     result, _ = _train({**options, "model": model}, tokenizer=tokenizer)
     told = json.loads((result.folder / run.PLAN).read_text())
     assert held <= told["mapped"] == told["peak"] - told["needed"]
+
+
+def test_pages_that_need_not_fit_are_spoken_of_where_the_rest_does(tiny_folder):
+    config = PlanOptions(model=str(tiny_folder), batch_size=1, max_length=8)
+    made = plan(config, Machine({}, 0.0, 10**6, 10**6))
+    said = f"{(made.peak - made.needed) / 1e6:,.1f} MB of it are pages of the base's file, which need not fit."
+    assert planned._said(config, made, made.needed)[1:] == (said,)
+    assert planned._said(config, made, made.peak)[1:] == ()
 
 
 def test_what_cannot_be_foreseen_is_said_and_no_reason_to_stop(options, monkeypatch):
