@@ -6,9 +6,11 @@ type, and take no memory. All of this happens within `no_values`.
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -36,6 +38,20 @@ class _Mode(FakeTensorMode):  # type: ignore[no-untyped-call]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Mode:
         return self
+
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._grouped_mm.default:  # torch's own fake one refuses what is not bf16 and a GPU's
+            return _grouped_product(*args, **(kwargs or {}))
+        return super().dispatch(func, types, args, kwargs)
+
+
+def _grouped_product(
+    left: Tensor, right: Tensor, offs: Tensor | None = None, bias: None = None, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """What `torch.nn.functional.grouped_mm` makes, the products of a mixture of experts: a matrix for each group where
+    both are matrices whose inner dimension is grouped, or both are stacks of them, else one for all."""
+    groups = () if left.dim() != right.dim() else (len(left if offs is None else offs),)
+    return left.new_empty(*groups, left.shape[-2], right.shape[-1], dtype=out_dtype or left.dtype)
 
 
 class Base(NamedTuple):
@@ -87,7 +103,7 @@ def no_values(work: Callable[[], _T]) -> _T:
 
     def run() -> None:
         try:
-            with warnings.catch_warnings(), _Mode(allow_non_fake_inputs=True):
+            with _unlogged(), warnings.catch_warnings(), _Mode(allow_non_fake_inputs=True):
                 warnings.simplefilter("ignore")
                 found.append(work())
         except BaseException as error:
@@ -99,6 +115,17 @@ def no_values(work: Callable[[], _T]) -> _T:
     if failed:
         raise failed[0]
     return found[0]
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Inside, an operation that has no fake result is an exception alone; torch would print its traceback besides."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def empty_model(base: Base, on_cpu: bool = True) -> Any:

@@ -21,7 +21,7 @@ from veneer.planning.changes import changes
 from veneer.planning.empty import Base
 from veneer.planning.machine import Machine, file_memory, remembered, resident_memory, usable_memory
 from veneer.planning.plan import Plan, limit_of
-from veneer.planning.verb import amount, foreseen
+from veneer.planning.verb import amount, foreseen, short
 from veneer.training import run
 from veneer.training.config import TrainConfig
 from veneer.training.forecast import Forecast
@@ -63,7 +63,7 @@ class _Foresight:
         least = type(config)(**{**config.changed(), "batch_size": 1, "micro_batch_size": None, "max_length": 2})
         try:
             made = foreseen(least, self._at(), limit)
-        except ModelError:  # one that is loaded in another way, with the rows' classes, or refused with a better reason
+        except ModelError:  # one that cannot be planned, or that is refused with a better reason when it is loaded
             return
         if made.needed > _CLEARLY * limit:
             raise TrainingError(self._refusal(config, made, limit, {}))
@@ -88,8 +88,8 @@ class _Foresight:
         except Exception as error:  # a model that does what tensors without values cannot
             if config.memory is not None:
                 raise TrainingError(f"What this run takes cannot be foreseen, so memory = {config.memory} cannot be "
-                                    f"kept to: {_short(error)}") from error  # fmt: skip
-            return Forecast(sentences=(f"What this run takes is not foreseen: {_short(error)}",))
+                                    f"kept to: {short(error)}") from error  # fmt: skip
+            return Forecast(sentences=(f"What this run takes is not foreseen: {short(error)}",))
         if config.check_memory and not begun and made.needed > _CLEARLY * limit:
             raise TrainingError(self._refusal(config, made, limit, known))
         return Forecast(made.recomputed, {**made.as_json(), "limit": limit}, _said(config, made, limit))
@@ -153,7 +153,3 @@ def _said(config: TrainConfig, made: Plan, limit: int) -> tuple[str, ...]:
     if made.recomputed and not config.gradient_checkpointing:
         said.append(f"Of {made.recomputed} of {made.layers} layers the activations are computed again to fit them.")
     return tuple(said)
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

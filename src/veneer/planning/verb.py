@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from veneer.errors import ModelError, VeneerError
 from veneer.planning.changes import Change, changes
 from veneer.planning.config import PlanOptions
 from veneer.planning.empty import base_of
@@ -85,7 +86,19 @@ def answer(options: PlanOptions) -> Answer:
 
 
 def foreseen(config: TrainConfig, machine: Machine, limit: int, **known: Any) -> Plan:
-    """The plan of a run; where its ``memory`` was given, with as few layers recomputed as fit ``limit``."""
+    """The plan of a run; where its ``memory`` was given, with as few layers recomputed as fit ``limit``.
+
+    Raises ModelError for a model that does what tensors without values cannot.
+    """
+    try:
+        return _foreseen(config, machine, limit, known)
+    except VeneerError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{config.model} cannot be planned: {short(error)}") from error
+
+
+def _foreseen(config: TrainConfig, machine: Machine, limit: int, known: dict[str, Any]) -> Plan:
     if known.get("base") is None:
         known["base"] = base_of(
             config.model, config.storage, config.block_size, config.double_quantisation, config.task
@@ -110,6 +123,11 @@ def _fewest(config: TrainConfig, machine: Machine, limit: int, none: Plan, known
         else:
             low = middle + 1
     return found or least
+
+
+def short(error: Exception) -> str:
+    """What an error of others says, for a sentence."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def amount(size: int) -> str:

@@ -153,6 +153,14 @@ def test_what_does_not_fit_comes_with_changes_that_do(config_alone, veneer_comma
 
 
 @pytest.mark.usefixtures("as_measured")
+def test_what_cannot_be_planned_is_one_sentence(looking_at_values, veneer_command):
+    done = veneer_command("plan", looking_at_values, "--task", "classification")
+    assert done.code == 1
+    assert done.err.startswith(f"Error: {looking_at_values} cannot be planned: ")
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("as_measured")
 def test_a_yaml_of_a_run_is_planned_and_flags_win(config_alone, veneer_command, tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text(f"model: {config_alone}\ndata: rows.jsonl\nmax_length: 16\nbatch_size: 2\n")

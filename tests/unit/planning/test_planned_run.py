@@ -11,9 +11,10 @@ import pytest
 from rich.console import Console
 
 import veneer
-from veneer.errors import ConfigError, TrainingError
+from veneer.errors import ConfigError, TargetError, TrainingError
 from veneer.planning import run as planned
 from veneer.training import run
+from veneer.training.config import TrainConfig
 
 pytestmark = pytest.mark.unit
 
@@ -108,6 +109,14 @@ def test_a_model_that_is_too_large_is_not_even_loaded(options, monkeypatch):
     monkeypatch.setattr(run, "prepare", lambda *arguments: pytest.fail("it was loaded"))
     with pytest.raises(TrainingError, match="would take"):
         _train(options)
+
+
+def test_a_model_that_cannot_be_planned_is_loaded(looking_at_values, options, monkeypatch):
+    monkeypatch.setattr(planned, "_files", lambda name: 10**15)
+    config = TrainConfig(**{**options, "model": looking_at_values, "task": "classification"})
+    planned._Foresight().before_loading(config)
+    with pytest.raises(TargetError, match="q_porj"):  # what the user can mend is still told
+        planned._Foresight().before_loading(TrainConfig(**options, targets="q_porj"))
 
 
 def test_a_model_that_came_loaded_is_looked_at_too(options, tiny_folder):
