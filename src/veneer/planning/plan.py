@@ -27,6 +27,7 @@ from veneer.training.prepare import longest_row
 # Of the activations, what glibc's heap held beyond the blocks: 0.28 to 0.55 in runs of benchmarks/plan.py without a
 # heap of our own. It is not the same twice, and not foreseen run by run.
 _SYSTEMS_HOLES = 0.4
+_MANY_STEPS = 10**9  # in which any schedule has room; to a plan it does not matter
 _CUDA_RUNTIME = 500 * 10**6  # bytes of a CUDA context with its libraries; not measured
 
 
@@ -65,13 +66,13 @@ class Plan:
 
 def plan(
     config: TrainConfig, machine: Machine, *, base: Base | None = None, rows: list[Tokens] | None = None,
-    how: How | None = None, recomputed: int | None = None,
+    how: How | None = None, recomputed: int | None = None, steps: int | None = None,
 ) -> Plan:  # fmt: skip
     """The plan of the run that ``config`` describes.
 
     ``rows``: those of the step that takes the most memory; without them they are as many and as long as the options
     allow, every token learned. ``how`` the loss is computed, where it is known; ``recomputed``: of how many layers the
-    activations are computed again, where it is not all or none.
+    activations are computed again, where it is not all or none; ``steps`` that the run takes, where its epochs say so.
     """
     device = getattr(config, "device", "cpu")
     if base is None:
@@ -81,7 +82,8 @@ def plan(
     passes = [rows[start : start + size] for start in range(0, len(rows), size)]
     if recomputed is None:
         recomputed = -1 if config.gradient_checkpointing else 0
-    update = config.method if config.trains_own_weights else config.update(config.steps or 100)
+    steps = config.steps or steps
+    update = config.method if config.trains_own_weights else config.update(steps or _MANY_STEPS)
     largest = max(passes, key=lambda rows: sum(len(row.ids) for row in rows))
     step = take_step(
         base, update, largest, recomputed=None if recomputed < 0 else recomputed, how=how,
@@ -93,7 +95,7 @@ def plan(
     loading = _loading(base, step, held, machine, device)
     return Plan(
         base.name, terms, loading, again, step.layers, step.weights.parameters, seconds,
-        sum(len(row.ids) for row in rows), config.steps, shares, held if base.mapped else 0,
+        sum(len(row.ids) for row in rows), steps, shares, held if base.mapped else 0,
     )  # fmt: skip
 
 

@@ -68,19 +68,20 @@ class _Foresight:
         if made.needed > _CLEARLY * limit:
             raise TrainingError(self._refusal(config, made, limit, {}))
 
-    def before_training(self, config: TrainConfig, model: Any, loss: Loss, rows: list[Tokens]) -> Forecast:
+    def before_training(self, config: TrainConfig, model: Any, loss: Loss, rows: list[Tokens], steps: int) -> Forecast:
         """At once, or, where there is memory enough for anything like it, when the first step has been taken: the plan
         takes a second."""
         limit = limit_of(config, usable_memory())
         if config.memory is None and _generous(model, loss, rows) < limit / 2:
-            return Forecast(later=lambda: self._forecast(config, model, loss, rows, limit, begun=True))
-        return self._forecast(config, model, loss, rows, limit)
+            return Forecast(later=lambda: self._forecast(config, model, loss, rows, steps, limit, begun=True))
+        return self._forecast(config, model, loss, rows, steps, limit)
 
     def _forecast(
-        self, config: TrainConfig, model: Any, loss: Loss, rows: list[Tokens], limit: int, begun: bool = False
-    ) -> Forecast:
+        self, config: TrainConfig, model: Any, loss: Loss, rows: list[Tokens], steps: int, limit: int,
+        begun: bool = False,
+    ) -> Forecast:  # fmt: skip
         """A run that has ``begun`` is not refused any more."""
-        known: dict[str, Any] = {"rows": rows, "how": loss.how}
+        known: dict[str, Any] = {"rows": rows, "how": loss.how, "steps": steps}
         try:
             known["base"] = self._base_of(config, model, loss)
             with torch.random.fork_rng(devices=[]):  # a run that has begun must not notice

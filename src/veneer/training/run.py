@@ -197,7 +197,7 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console, foresi
     )  # fmt: skip
     forecast = Forecast()
     if foresight is not None:
-        forecast = foresight.before_training(config, model, loss, _largest_step(batches, total, config))
+        forecast = foresight.before_training(config, model, loss, _largest_step(batches, total, config), total)
     elif config.memory is not None:
         raise ConfigError("memory = … needs the planner: use veneer.train, or the command line.")
     state = State(data=_digest(tokens + held_out))

@@ -81,6 +81,13 @@ def test_the_options_that_save_memory_do(config_alone):
     assert full.terms["optimizer states"] == 2 * full.terms["trained weights"] == 8 * full.parameters
 
 
+def test_a_schedule_longer_than_a_hundred_steps(config_alone):
+    long = {"method": "adalora", "tinit": 200, "tfinal": 500}
+    assert _plan_of(config_alone, **long).terms == _plan_of(config_alone, **long, steps=5000).terms
+    with pytest.raises(ConfigError, match="leave none of the 600 steps"):
+        _plan_of(config_alone, **long, steps=600)
+
+
 def test_recomputing_takes_more_time_and_products_most_of_it(config_alone):
     plain, again = _plan_of(config_alone), _plan_of(config_alone, gradient_checkpointing=True)
     assert again.step_seconds > plain.step_seconds > 0

@@ -57,6 +57,14 @@ def test_where_memory_is_plenty_the_plan_comes_after_the_first_step_and_changes_
     assert one["terms"] == two["terms"]
 
 
+def test_a_run_by_epochs_is_planned_by_the_steps_that_it_takes(options):
+    del options["rank"], options["steps"]
+    long = {"method": "adalora", "tinit": 50, "tfinal": 60, "epochs": 20}
+    result, shown = _train(options, **long)
+    assert "Foreseen: " in shown
+    assert json.loads((result.folder / run.PLAN).read_text())["steps"] == result.steps == 120
+
+
 def test_more_than_any_step_takes_is_more_than_is_foreseen(tiny_folder):
     from veneer.data.labels import Tokens
     from veneer.planning.config import PlanOptions
