@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.pytorch_utils import Conv1D
 
+from veneer.errors import ModelError
 from veneer.frozen.blockwise import NESTED_BLOCK, PANEL, Quantised, expand, table_of
 from veneer.frozen.bnb_file import is_bitsandbytes
 from veneer.frozen.codebook import dynamic8
 from veneer.frozen.compute import compute_name
 from veneer.frozen.config import CODE_BITS
 from veneer.frozen.layers import DTYPES, compute_in, linear_layers
-from veneer.frozen.load import CLASSES, quiet, read_config, task_of
+from veneer.frozen.load import CLASSES, quiet, read_config, task_of, writes_text
 from veneer.frozen.weight import BlockwiseWeight, QuantisedLinear, frozen_weight
 from veneer.kernels.dense import linear
 from veneer.planning.ledger import times
@@ -67,27 +68,39 @@ class Base(NamedTuple):
     mapped: bool = False  # the weights are the file's own pages, which the system may drop and read again
     read: int = 0  # bytes of a number in a file of another type, whose pages stay beside the weights while it is read
 
+    def kept_as(self, storage: str) -> Base:
+        """The same model loaded with another ``storage``. Raises ModelError for one that has codes already."""
+        if self.storage in CODE_BITS:
+            raise ModelError(f"{self.name} is kept as {self.storage}, and cannot be loaded as {storage}.")
+        dense = DTYPES.get(storage, torch.float32)
+        written = getattr(self.config, "dtype", None)
+        mapped = storage in DTYPES and written is dense
+        read = written.itemsize if storage in DTYPES and isinstance(written, torch.dtype) and not mapped else 0
+        return self._replace(storage=storage, dense=dense, mapped=mapped, read=read)
+
 
 def base_of(name: str, storage: str, block_size: int, double_quantisation: bool, task: str = "auto") -> Base:
     """The base that `veneer.load` would make of a model; nothing but its config is read.
+
+    One that writes no text becomes a classifier, of two classes where its config names none.
 
     Raises ModelError where there is no such model.
     """
     with quiet():
         config = read_config(name)
-        kind = task_of(config, task, None, name)  # type: ignore[arg-type]
+        labels = None if writes_text(config) else [*config.id2label.values()]
+        kind = task_of(config, task, labels, name)  # type: ignore[arg-type]
         coded = is_bitsandbytes(config, name)
-    dense = DTYPES.get(storage, torch.float32)
-    written = getattr(config, "dtype", None)
-    mapped = coded or (storage in DTYPES and written is dense)
-    read = written.itemsize if storage in DTYPES and isinstance(written, torch.dtype) and not mapped else 0
-    if coded:
-        said = config.quantization_config
-        said = said if isinstance(said, dict) else said.to_dict()
-        storage, block_size = said.get("bnb_4bit_quant_type", "fp4"), 64
-        double_quantisation = bool(said.get("bnb_4bit_use_double_quant"))
-        del config.quantization_config
-    return Base(name, config, kind, storage, block_size, double_quantisation, dense, mapped, read)
+    base = Base(name, config, kind, "fp32", block_size, double_quantisation, torch.float32).kept_as(storage)
+    if not coded:
+        return base
+    said = config.quantization_config
+    said = said if isinstance(said, dict) else said.to_dict()
+    del config.quantization_config
+    return base._replace(
+        storage=said.get("bnb_4bit_quant_type", "fp4"), block_size=64,
+        double_quantisation=bool(said.get("bnb_4bit_use_double_quant")), mapped=True, read=0,
+    )  # fmt: skip
 
 
 def no_values(work: Callable[[], _T]) -> _T:

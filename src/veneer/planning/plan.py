@@ -76,7 +76,7 @@ def plan(
     """
     device = getattr(config, "device", "cpu")
     if base is None:
-        base = base_of(config.model, config.storage, config.block_size, config.double_quantisation, config.task)
+        base = base_asked(config)
     size = config.micro_batch_size or config.batch_size
     rows = _longest(config, base) if rows is None else rows
     passes = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -97,6 +97,11 @@ def plan(
         base.name, terms, loading, again, step.layers, step.weights.parameters, seconds,
         sum(len(row.ids) for row in rows), steps, shares, held if base.mapped else 0,
     )  # fmt: skip
+
+
+def base_asked(config: TrainConfig) -> Base:
+    """The base that a run loads. Raises ModelError where there is no such model."""
+    return base_of(config.model, config.storage, config.block_size, config.double_quantisation, config.task)
 
 
 def _longest(config: TrainConfig, base: Base) -> list[Tokens]:

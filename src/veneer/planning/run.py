@@ -17,11 +17,10 @@ from veneer.data.labels import Tokens
 from veneer.errors import ModelError, TrainingError
 from veneer.frozen.layers import DTYPES, storage_of
 from veneer.frozen.source import resolve
-from veneer.planning.changes import changes
 from veneer.planning.empty import Base
 from veneer.planning.machine import Machine, file_memory, remembered, resident_memory, usable_memory
-from veneer.planning.plan import Plan, limit_of
-from veneer.planning.verb import amount, foreseen, short
+from veneer.planning.plan import Plan, base_asked, limit_of
+from veneer.planning.verb import amount, foreseen, short, what_would_fit
 from veneer.training import run
 from veneer.training.config import TrainConfig
 from veneer.training.forecast import Forecast
@@ -62,11 +61,12 @@ class _Foresight:
         limit = limit_of(config, usable)
         least = type(config)(**{**config.changed(), "batch_size": 1, "micro_batch_size": None, "max_length": 2})
         try:
-            made = foreseen(least, self._at(), limit)
+            base = base_asked(config)
+            made = foreseen(least, self._at(), limit, base=base)
         except ModelError:  # one that cannot be planned, or that is refused with a better reason when it is loaded
             return
         if made.needed > _CLEARLY * limit:
-            raise TrainingError(self._refusal(config, made, limit, {}))
+            raise TrainingError(self._refusal(config, made, limit, {"base": base}))
 
     def before_training(self, config: TrainConfig, model: Any, loss: Loss, rows: list[Tokens], steps: int) -> Forecast:
         """At once, or, where there is memory enough for anything like it, when the first step has been taken: the plan
@@ -111,8 +111,7 @@ class _Foresight:
         return Machine({}, 0.0, self._runtime, self._runtime) if known is None else known
 
     def _refusal(self, config: TrainConfig, made: Plan, limit: int, known: dict[str, Any]) -> str:
-        others = {name: value for name, value in known.items() if name != "base"}
-        found = changes(config, limit, made, lambda other: foreseen(other, self._at(), limit, **others))
+        found = what_would_fit(config, self._at(), limit, made, **known)
         would = "; ".join(f"{change.said} ({amount(change.plan.peak)})" for change in found)
         then = (
             f"These would fit: {would}." if would else "No change of storage, micro batch or checkpointing would fit."

@@ -11,9 +11,9 @@ from rich.table import Table
 from veneer.errors import ModelError, VeneerError
 from veneer.planning.changes import Change, changes
 from veneer.planning.config import PlanOptions
-from veneer.planning.empty import base_of
+from veneer.planning.empty import Base
 from veneer.planning.machine import Machine, measured, usable_memory
-from veneer.planning.plan import Plan, limit_of, plan
+from veneer.planning.plan import Plan, base_asked, limit_of, plan
 from veneer.training.config import TrainConfig
 
 
@@ -78,11 +78,22 @@ def answer(options: PlanOptions) -> Answer:
     """The plan of ``options``, with as few layers recomputed as fit the memory that they give, and what would fit."""
     machine = measured()
     limit = limit_of(options, usable_memory())
-    made = foreseen(options, machine, limit)
-    found = (
-        [] if made.needed <= limit else changes(options, limit, made, lambda config: foreseen(config, machine, limit))
-    )
+    base = base_asked(options)
+    made = foreseen(options, machine, limit, base=base)
+    found = [] if made.needed <= limit else what_would_fit(options, machine, limit, made, base=base)
     return Answer(made, limit, found)
+
+
+def what_would_fit(
+    config: TrainConfig, machine: Machine, limit: int, now: Plan, *, base: Base, **known: Any
+) -> list[Change]:
+    """The changes that make a run over ``base`` fit; nobody is asked for the base again."""
+
+    def foresee(other: TrainConfig) -> Plan:
+        kept = base if other.storage == config.storage else base.kept_as(other.storage)
+        return foreseen(other, machine, limit, base=kept, **known)
+
+    return changes(config, limit, now, foresee)
 
 
 def foreseen(config: TrainConfig, machine: Machine, limit: int, **known: Any) -> Plan:
@@ -100,9 +111,7 @@ def foreseen(config: TrainConfig, machine: Machine, limit: int, **known: Any) ->
 
 def _foreseen(config: TrainConfig, machine: Machine, limit: int, known: dict[str, Any]) -> Plan:
     if known.get("base") is None:
-        known["base"] = base_of(
-            config.model, config.storage, config.block_size, config.double_quantisation, config.task
-        )
+        known["base"] = base_asked(config)
     made = plan(config, machine, **known)
     if config.memory is None or config.gradient_checkpointing or made.peak <= limit or not made.layers:
         return made

@@ -160,6 +160,22 @@ def test_what_does_not_fit_comes_with_changes_that_do(config_alone, veneer_comma
 
 
 @pytest.mark.usefixtures("as_measured")
+def test_an_encoder_is_planned_as_the_classifier_that_train_makes_of_it(tiny_encoder, veneer_command):
+    asked = ("plan", tiny_encoder, "--batch-size", "16", "--max-length", "128", "--memory", "402MB", "--json")
+    told = json.loads(veneer_command(*asked).out)
+    assert {"micro_batch_size"} in [set(change["options"]) for change in told["changes"]]
+    model, _ = veneer.load(tiny_encoder, labels=["one", "two"])
+    veneer.attach(model, veneer.LoRA())
+    assert told["parameters"] == veneer.trainable(model).parameters
+
+
+def test_no_other_storage_is_offered_for_a_checkpoint_with_codes():
+    coded = base_of("smollm2-135m-instruct", "fp32", 64, True)._replace(storage="nf4", mapped=True)
+    with pytest.raises(ModelError, match="is kept as nf4, and cannot be loaded as int8"):
+        coded.kept_as("int8")
+
+
+@pytest.mark.usefixtures("as_measured")
 def test_what_cannot_be_planned_is_one_sentence(looking_at_values, veneer_command):
     done = veneer_command("plan", looking_at_values, "--task", "classification")
     assert done.code == 1

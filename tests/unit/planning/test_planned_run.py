@@ -12,7 +12,9 @@ from rich.console import Console
 
 import veneer
 from veneer.errors import ConfigError, TargetError, TrainingError
+from veneer.planning import empty
 from veneer.planning import run as planned
+from veneer.planning.machine import Machine
 from veneer.training import run
 from veneer.training.config import TrainConfig
 
@@ -68,7 +70,6 @@ def test_a_run_by_epochs_is_planned_by_the_steps_that_it_takes(options):
 def test_more_than_any_step_takes_is_more_than_is_foreseen(tiny_folder):
     from veneer.data.labels import Tokens
     from veneer.planning.config import PlanOptions
-    from veneer.planning.machine import Machine
     from veneer.planning.plan import plan
     from veneer.training.loss import How, Loss
 
@@ -131,6 +132,17 @@ def test_a_model_that_came_loaded_is_looked_at_too(options, tiny_folder):
     model, tokenizer = veneer.load(tiny_folder, storage="nf4")
     with pytest.raises(TrainingError, match="would take"):
         _train({**options, "model": model}, tokenizer=tokenizer, memory="10MB")
+
+
+def test_what_would_fit_is_found_without_looking_for_the_base_again(options, tiny_encoder, monkeypatch):
+    model, tokenizer = veneer.load(tiny_encoder, labels=["yes", "no"])
+    model.name_or_path = "nobody/nothing"
+    monkeypatch.setattr(empty, "read_config", lambda name: pytest.fail("it was looked for"))
+    monkeypatch.setattr(planned, "remembered", lambda: Machine({}, 0.0, 0, 0))
+    monkeypatch.setattr(planned, "limit_of", lambda *_: 500_000)
+    del options["model"]
+    with pytest.raises(TrainingError, match="These would fit: micro_batch_size"):
+        _train({**options, "model": model, "batch_size": 32}, tokenizer=tokenizer)
 
 
 def test_what_cannot_be_foreseen_is_said_and_no_reason_to_stop(options, monkeypatch):
