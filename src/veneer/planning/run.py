@@ -54,9 +54,11 @@ class _Foresight:
         self._runtime = self._machine.runtime if self._machine is not None else resident_memory() + _AFTERWARDS
 
     def before_loading(self, config: TrainConfig) -> None:
-        """Refuse a model that is itself too large; a small one is not looked at."""
-        usable = usable_memory()
-        if not config.check_memory or _files(config.base()) * _SMALL < usable:
+        """Refuse a model that is itself too large, before it is fetched; a small one that is here is not looked at."""
+        if not config.check_memory:
+            return
+        usable, size = usable_memory(), _files(config.base())
+        if size and size * _SMALL < usable:
             return
         limit = limit_of(config, usable)
         least = type(config)(**{**config.changed(), "batch_size": 1, "micro_batch_size": None, "max_length": 2})
@@ -142,8 +144,8 @@ def _generous(model: Any, loss: Loss, rows: list[Tokens]) -> float:
 
 
 def _files(name: str) -> int:
-    """Bytes of a model's weights on the disk."""
-    path, _ = resolve(name)
+    """Bytes of a model's weights on the disk; 0 where they are still to be fetched from the hub."""
+    path, _ = resolve(name, config_alone=True)
     files: Sequence[Path] = [path] if path.is_file() else list(path.glob("*.safetensors"))
     return sum(file.stat().st_size for file in files)
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from rich.console import Console
 
 import veneer
 from veneer.errors import ConfigError, TargetError, TrainingError
+from veneer.frozen import source
 from veneer.planning import empty
 from veneer.planning import run as planned
 from veneer.planning.machine import Machine
@@ -118,6 +122,24 @@ def test_a_model_that_is_too_large_is_not_even_loaded(options, monkeypatch):
     monkeypatch.setattr(run, "prepare", lambda *arguments: pytest.fail("it was loaded"))
     with pytest.raises(TrainingError, match="would take"):
         _train(options)
+
+
+def test_a_model_that_is_too_large_is_not_even_fetched(options, tiny_folder, tmp_path, monkeypatch):
+    cache = tmp_path / "snapshot"
+
+    def fetch(name, allow_patterns, local_files_only=False):
+        if local_files_only:
+            raise LocalEntryNotFoundError("not here")
+        assert allow_patterns == ["config.json"], "it was fetched"
+        cache.mkdir(exist_ok=True)
+        shutil.copy(tiny_folder / "config.json", cache)
+        return str(cache)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr(source, "hub_unreachable", lambda: "")
+    monkeypatch.setattr(planned, "usable_memory", lambda: 10**6)
+    with pytest.raises(TrainingError, match="would take"):
+        _train({**options, "model": "somebody/large"})
 
 
 def test_a_model_that_cannot_be_planned_is_loaded(looking_at_values, options, monkeypatch):
