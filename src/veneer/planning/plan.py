@@ -21,7 +21,7 @@ from veneer.planning.machine import Machine
 from veneer.planning.step import Step, take_step
 from veneer.training.config import TrainConfig
 from veneer.training.eight_bit import state_bytes
-from veneer.training.loss import How
+from veneer.training.loss import How, tokens_gone_through
 from veneer.training.prepare import longest_row
 
 # Of the activations, what glibc's heap held beyond the blocks: 0.28 to 0.55 in runs of benchmarks/plan.py without a
@@ -84,13 +84,16 @@ def plan(
         recomputed = -1 if config.gradient_checkpointing else 0
     steps = config.steps or steps
     update = config.method if config.trains_own_weights else config.update(steps or _MANY_STEPS)
-    largest = max(passes, key=lambda rows: sum(len(row.ids) for row in rows))
+    counts = [tokens_gone_through(some, base.kind, how is not None and how.packed) for some in passes]
+    largest = passes[counts.index(max(counts))]
     step = take_step(
         base, update, largest, recomputed=None if recomputed < 0 else recomputed, how=how,
         smoothing=config.label_smoothing, on_cpu=device == "cpu",
     )  # fmt: skip
     terms, held = _terms(config, base, step, len(passes), machine, device)
-    seconds, shares = _time(step, passes, largest, machine) if device == "cpu" and machine.rates else (None, {})
+    seconds, shares = (
+        _time(step, sum(counts) / max(counts), machine) if device == "cpu" and machine.rates else (None, {})
+    )
     again = step.layers if recomputed < 0 else min(recomputed, step.layers)
     loading = _loading(base, step, held, machine, device)
     return Plan(
@@ -180,11 +183,10 @@ def _loading(base: Base, step: Step, held: int, machine: Machine, device: str) -
     return (machine.loading if device == "cpu" else _CUDA_RUNTIME) + held + beside
 
 
-def _time(
-    step: Step, passes: Sequence[Sequence[Tokens]], largest: Sequence[Tokens], machine: Machine
-) -> tuple[float, dict[str, float]]:
+def _time(step: Step, passes: float, machine: Machine) -> tuple[float, dict[str, float]]:
     """Seconds of a step and of its parts: of each operation its work at the machine's rate for its kind, or of products
-    their bytes at the memory's, whichever takes longer; passes of fewer tokens in proportion."""
+    their bytes at the memory's, whichever takes longer; as many ``passes``, of which those of fewer tokens count in
+    proportion."""
     shares: dict[str, float] = {}
     for stretch in step.stretches:
         for one in stretch.operations:
@@ -192,9 +194,7 @@ def _time(
             seconds = max(one.flops / rate, one.moved / machine.rates["passes"]) if one.flops else one.moved / rate
             what = one.kind if one.flops else "other passes"
             shares[what] = shares.get(what, 0.0) + one.times * (seconds + machine.operation)
-    tokens = sum(len(row.ids) for row in largest)
-    scale = sum(len(row.ids) for rows in passes for row in rows) / tokens
-    shares = {name: seconds * scale for name, seconds in shares.items()}
+    shares = {name: seconds * passes for name, seconds in shares.items()}
     # Gradient, weight and two moments are read, three of them written.
     shares["optimizer"] = 7 * 4 * step.weights.parameters / machine.rates["passes"]
     return sum(shares.values()), shares

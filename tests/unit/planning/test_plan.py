@@ -9,19 +9,21 @@ from dataclasses import replace
 import pytest
 import torch
 
+import tiny
 import veneer
 from veneer.data.labels import Tokens
 from veneer.errors import ConfigError, ModelError
 from veneer.planning import machine as machines
 from veneer.planning import verb
 from veneer.planning.config import ASKED, PlanOptions
-from veneer.planning.empty import base_of, empty_model, no_values
+from veneer.planning.empty import Base, base_of, empty_model, no_values
 from veneer.planning.ledger import KINDS, SHORT, Ledger, Operation, Stretch
 from veneer.planning.machine import Machine
 from veneer.planning.plan import _time, optimizer_states, plan
 from veneer.planning.sizes import WAYS, _plan
 from veneer.planning.step import Step, Weights
 from veneer.training.config import TrainConfig
+from veneer.training.loss import How
 
 pytestmark = pytest.mark.unit
 
@@ -94,6 +96,18 @@ def test_recomputing_takes_more_time_and_products_most_of_it(config_alone):
     assert sum(plain.shares.values()) == pytest.approx(plain.step_seconds)
     twice = _plan_of(config_alone, batch_size=8, micro_batch_size=4)
     assert twice.step_seconds == pytest.approx(2 * plain.step_seconds, rel=0.02)
+
+
+def test_the_largest_pass_of_an_encoder_decoder_may_be_that_of_the_longest_answer():
+    base = Base("t5", tiny.build("t5").config, "seq2seq", "fp32", 64, True, torch.float32)
+    question, answer = Tokens([1] * 9, [1] * 2, ""), Tokens([1] * 5, [1] * 30, "")
+    options = PlanOptions(model="t5", batch_size=2, micro_batch_size=1)
+    of_both, of_answers = (
+        plan(options, MACHINE, base=base, rows=rows, how=How(False, False))
+        for rows in ([question, answer], [answer, answer])
+    )
+    assert of_both.terms == of_answers.terms
+    assert of_both.shares["products"] == pytest.approx(of_answers.shares["products"] * (11 + 35) / (35 + 35))
 
 
 def test_memory_is_kept_to_by_the_fewest_layers(config_alone):
@@ -261,8 +275,7 @@ def test_operations_in_16_bits_take_their_own_rate_and_without_one_fp32s(kind, f
     step = Step(
         Weights(0, 0, 0, 0, 0, 0, 0), 0, [Stretch("forward", operations=[Operation(f"{kind}{SHORT}", flops, moved)])]
     )
-    rows = [Tokens([1], [1], "")]
     fp32 = (flops or moved) / RATES[kind]
     for more, seconds in (({}, fp32), ({f"{kind}{SHORT}": 4 * RATES[kind]}, fp32 / 4)):
-        found, _ = _time(step, [rows], rows, replace(MACHINE, rates=RATES | more, operation=0.0))
+        found, _ = _time(step, 1, replace(MACHINE, rates=RATES | more, operation=0.0))
         assert found == pytest.approx(seconds)
