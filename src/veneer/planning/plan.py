@@ -28,6 +28,7 @@ from veneer.training.prepare import longest_row
 # heap of our own. It is not the same twice, and not foreseen run by run.
 _SYSTEMS_HOLES = 0.4
 _MANY_STEPS = 10**9  # in which any schedule has room; to a plan it does not matter
+NO_MACHINE = Machine(rates={}, operation=0.0, runtime=0, loading=0)  # of which no time is told
 _CUDA_RUNTIME = 500 * 10**6  # bytes of a CUDA context with its libraries; not measured
 
 

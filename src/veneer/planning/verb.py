@@ -12,8 +12,8 @@ from veneer.errors import ModelError, VeneerError
 from veneer.planning.changes import Change, changes
 from veneer.planning.config import PlanOptions
 from veneer.planning.empty import Base
-from veneer.planning.machine import Machine, measured, usable_memory
-from veneer.planning.plan import Plan, base_asked, limit_of, plan
+from veneer.planning.machine import Machine, measured, remembered, usable_memory
+from veneer.planning.plan import NO_MACHINE, Plan, base_asked, limit_of, plan
 from veneer.training.config import TrainConfig
 
 
@@ -75,10 +75,16 @@ class Answer:
 
 
 def answer(options: PlanOptions) -> Answer:
-    """The plan of ``options``, with as few layers recomputed as fit the memory that they give, and what would fit."""
-    machine = measured()
+    """The plan of ``options``, with as few layers recomputed as fit the memory that they give, and what would fit.
+
+    The machine is measured, which takes a while, where its rates are asked for, and when all else is in order.
+    """
     limit = limit_of(options, usable_memory())
     base = base_asked(options)
+    machine = NO_MACHINE if options.device == "cuda" else remembered()
+    if machine is None:
+        foreseen(options, NO_MACHINE, limit, base=base)
+        machine = measured()
     made = foreseen(options, machine, limit, base=base)
     found = [] if made.needed <= limit else what_would_fit(options, machine, limit, made, base=base)
     return Answer(made, limit, found)

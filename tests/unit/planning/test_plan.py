@@ -14,6 +14,7 @@ import veneer
 from veneer.data.labels import Tokens
 from veneer.errors import ConfigError, ModelError
 from veneer.planning import machine as machines
+from veneer.planning import sizes as planned_sizes
 from veneer.planning import verb
 from veneer.planning.config import ASKED, PlanOptions
 from veneer.planning.empty import Base, base_of, empty_model, no_values
@@ -147,7 +148,43 @@ def test_the_guides_claims_of_65_billion_parameters(way, least, most):
 
 @pytest.fixture
 def as_measured(monkeypatch):
+    monkeypatch.setattr(verb, "remembered", lambda: MACHINE)
+
+
+@pytest.fixture
+def not_measured(monkeypatch):
+    monkeypatch.setattr(verb, "remembered", lambda: None)
+    monkeypatch.setattr(verb, "measured", lambda: pytest.fail("the machine was measured"))
+
+
+@pytest.mark.usefixtures("not_measured")
+def test_a_machine_is_not_measured_for_a_mistake_nor_for_a_gpu(config_alone, refused, veneer_command, monkeypatch):
+    assert "There is no model at" in refused("plan", f"{config_alone}/typo")
+    assert "'q_porj', which matches no module" in refused("plan", config_alone, "--targets", "q_porj")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "no GPU here" in refused("plan", config_alone, "--device", "cuda")
+    done = veneer_command("plan", config_alone, "--device", "cuda", "--memory", "24GB", "--batch-size", "2")
+    assert "It fits" in done.out, done.err
+
+
+def test_a_machine_is_measured_when_all_else_is_in_order(config_alone, monkeypatch):
+    monkeypatch.setattr(verb, "remembered", lambda: None)
     monkeypatch.setattr(verb, "measured", lambda: MACHINE)
+    made = verb.answer(PlanOptions(model=config_alone, batch_size=2, max_length=16)).plan
+    assert made.terms["runtime"] == MACHINE.runtime
+    assert made.step_seconds > 0
+
+
+def test_without_a_model_the_rank_counts_and_no_other_flag_is_taken(refused, veneer_command, monkeypatch):
+    said = refused("plan", "--rank", "64", "--memory", "24GB", "--batch-size", "2")
+    assert "to which --memory, --batch-size do nothing" in said
+    assert "to which --dropout does nothing" in refused("plan", "--dropout", "0.1")
+    assert "rank = 'many' is not valid" in refused("plan", "--rank", "many")
+    monkeypatch.setattr(planned_sizes, "SIZES", {"7B": planned_sizes.SIZES["7B"]})
+    few, more = (json.loads(veneer_command("plan", *given, "--json").out) for given in ((), ("--rank", "64")))
+    assert (few["rank"], more["rank"]) == (8, 64)
+    trained = [told["models"]["7B"]["QLoRA"]["parameters"] for told in (few, more)]
+    assert trained[1] == 8 * trained[0]
 
 
 @pytest.mark.usefixtures("as_measured")
