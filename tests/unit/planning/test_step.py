@@ -97,6 +97,26 @@ def test_without_values_as_much_is_made_as_with_them(name, update):
     assert _live(step.stretches) == pytest.approx(_live(real), rel=0.01)
 
 
+@pytest.mark.parametrize("count", [0, 1, None])
+@pytest.mark.parametrize(("name", "update"), [("llama", LORA), ("gpt2", LORA), ("t5", LORA), ("llama", ADALORA)])
+def test_with_dropout(name, update, count):
+    base, update, rows = _base(name), update.model_copy(update={"dropout": 0.1}), _rows(_base(name).kind)
+    real, how, _ = _real(name, base, update, count)
+    step = take_step(base, update, rows, recomputed=count, how=how)
+    assert _live(step.stretches) == pytest.approx(_live(real), rel=0.01)
+    if name == "llama":  # in the others the most is there where nothing is dropped
+        without = take_step(base, update.model_copy(update={"dropout": 0.0}), rows, recomputed=count, how=how)
+        assert _live(step.stretches) > _live(without.stretches)
+
+
+def test_dropout_draws_a_mask_forward_and_two_backward():
+    base, rows = _base("llama"), _rows()
+    step = take_step(base, veneer.LoRA(rank=3, dropout=0.1), rows)
+    drawn = [one for stretch in step.stretches for one in stretch.operations if one.kind == "random"]
+    # Of seven products in each of two layers; the input of the first three has no gradient.
+    assert len(drawn) == 3 * 7 * 2 - 3
+
+
 @pytest.mark.parametrize("storage", ["nf4", "int8", "bf16"])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_over_other_storages(name, storage):
