@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from importlib import metadata
 
 import pytest
 import torch
@@ -288,6 +289,16 @@ def test_the_machine_is_measured_once(more, monkeypatch, tmp_path):
     assert len(calls) == 1
     (tmp_path / "veneer" / "machine.json").write_text("damaged")
     assert machines.measured() == found
+
+
+@pytest.mark.parametrize("upgraded", ["veneer", "transformers"])
+def test_with_another_version_it_is_measured_again(upgraded, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(machines, "_measure", lambda: MACHINE)
+    assert machines.measured() == machines.remembered() == MACHINE
+    before = metadata.version
+    monkeypatch.setattr(machines, "version", lambda name: "99" if name == upgraded else before(name))
+    assert machines.remembered() is None
 
 
 def test_an_operation_is_one_in_16_bits_where_any_of_its_numbers_is():
