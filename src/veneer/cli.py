@@ -62,7 +62,7 @@ def plan(model: str | None, run_yaml: Path | None, as_json: bool, **options: Any
     """The memory and the time of a training run over MODEL, from its config alone: no weights are read.
 
     RUN.yaml and flags are those of train; a flag wins. MODEL may be a RUN.yaml, which names its own. Without a MODEL:
-    what Llama's sizes take.
+    what Llama's sizes take, with --rank.
 
     \b
     veneer plan smollm2-135m-instruct --storage nf4 --batch-size 8 --memory 2GB
@@ -75,7 +75,13 @@ def plan(model: str | None, run_yaml: Path | None, as_json: bool, **options: Any
     if model is None:
         from veneer.planning.sizes import Sizes, sizes
 
-        found: Answer | Sizes = sizes()
+        others = [f"--{name.replace('_', '-')}" for name in given(options) if name != "rank"]
+        if others:
+            raise ConfigError(
+                f"Without a MODEL plan tells what Llama's sizes take, to which {', '.join(others)} "
+                f"{'does' if len(others) == 1 else 'do'} nothing; name the MODEL that is meant."
+            )
+        found: Answer | Sizes = sizes(PlanOptions(model="", **given(options)).rank)
     else:
         if run_yaml is None and model.endswith((".yaml", ".yml")):
             run_yaml, model = Path(model), None

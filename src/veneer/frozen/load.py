@@ -105,10 +105,12 @@ def generates_text(source: str | Path) -> bool:
         return True  # a GGUF file
     with quiet():
         config = _read(transformers.AutoConfig, name, pretrained_model_name_or_path=path)
-    return _writes(getattr(config, "architectures", None))
+    return writes_text(config)
 
 
-def _writes(architectures: list[str] | None) -> bool:
+def writes_text(config: Any) -> bool:
+    """Whether a config is a language model's; an encoder's or a classifier's is not."""
+    architectures = getattr(config, "architectures", None)
     return not architectures or architectures[0].endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
 
 
@@ -133,7 +135,7 @@ def task_of(config: Any, task: Task, labels: list[str] | None, name: str) -> str
             task = "classification"
         elif getattr(config, "is_encoder_decoder", False):
             task = "seq2seq"
-        elif not _writes(getattr(config, "architectures", None)):
+        elif not writes_text(config):
             raise ModelError(
                 f"{name} is a {architecture}, which generates no text; give the names of its classes (labels) to "
                 f"train it as a classifier."

@@ -6,9 +6,11 @@ type, and take no memory. All of this happens within `no_values`.
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -16,13 +18,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.pytorch_utils import Conv1D
 
+from veneer.errors import ModelError
 from veneer.frozen.blockwise import NESTED_BLOCK, PANEL, Quantised, expand, table_of
 from veneer.frozen.bnb_file import is_bitsandbytes
 from veneer.frozen.codebook import dynamic8
 from veneer.frozen.compute import compute_name
 from veneer.frozen.config import CODE_BITS
 from veneer.frozen.layers import DTYPES, compute_in, linear_layers
-from veneer.frozen.load import CLASSES, quiet, read_config, task_of
+from veneer.frozen.load import CLASSES, quiet, read_config, task_of, writes_text
 from veneer.frozen.weight import BlockwiseWeight, QuantisedLinear, frozen_weight
 from veneer.kernels.dense import linear
 from veneer.planning.ledger import times
@@ -36,6 +39,20 @@ class _Mode(FakeTensorMode):  # type: ignore[no-untyped-call]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Mode:
         return self
+
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._grouped_mm.default:  # torch's own fake one refuses what is not bf16 and a GPU's
+            return _grouped_product(*args, **(kwargs or {}))
+        return super().dispatch(func, types, args, kwargs)
+
+
+def _grouped_product(
+    left: Tensor, right: Tensor, offs: Tensor | None = None, bias: None = None, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """What `torch.nn.functional.grouped_mm` makes, the products of a mixture of experts: a matrix for each group where
+    both are matrices whose inner dimension is grouped, or both are stacks of them, else one for all."""
+    groups = () if left.dim() != right.dim() else (len(left if offs is None else offs),)
+    return left.new_empty(*groups, left.shape[-2], right.shape[-1], dtype=out_dtype or left.dtype)
 
 
 class Base(NamedTuple):
@@ -51,28 +68,40 @@ class Base(NamedTuple):
     mapped: tuple[str, ...] = ()  # which of its codes, scales, dense are a file's pages, to be dropped and read again
     read: int = 0  # bytes of a number in a file of another type, whose pages stay beside the weights while it is read
 
+    def kept_as(self, storage: str) -> Base:
+        """The same model loaded with another ``storage``. Raises ModelError for one that has codes already."""
+        if self.storage in CODE_BITS:
+            raise ModelError(f"{self.name} is kept as {self.storage}, and cannot be loaded as {storage}.")
+        dense = DTYPES.get(storage, torch.float32)
+        written = getattr(self.config, "dtype", None)
+        mapped = ("dense",) if storage in DTYPES and written is dense else ()
+        read = written.itemsize if storage in DTYPES and isinstance(written, torch.dtype) and not mapped else 0
+        return self._replace(storage=storage, dense=dense, mapped=mapped, read=read)
+
 
 def base_of(name: str, storage: str, block_size: int, double_quantisation: bool, task: str = "auto") -> Base:
     """The base that `veneer.load` would make of a model; nothing but its config is read.
+
+    One that writes no text becomes a classifier, of two classes where its config names none.
 
     Raises ModelError where there is no such model.
     """
     with quiet():
         config = read_config(name)
-        kind = task_of(config, task, None, name)  # type: ignore[arg-type]
+        labels = None if writes_text(config) else [*config.id2label.values()]
+        kind = task_of(config, task, labels, name)  # type: ignore[arg-type]
         coded = is_bitsandbytes(config, name)
-    dense = DTYPES.get(storage, torch.float32)
-    written = getattr(config, "dtype", None)
-    as_written = written is dense and (coded or storage in DTYPES)
-    mapped = (("codes", "scales") if coded else ()) + (("dense",) if as_written else ())
-    read = written.itemsize if storage in DTYPES and isinstance(written, torch.dtype) and not mapped else 0
-    if coded:
-        said = config.quantization_config
-        said = said if isinstance(said, dict) else said.to_dict()
-        storage, block_size = said.get("bnb_4bit_quant_type", "fp4"), 64
-        double_quantisation = bool(said.get("bnb_4bit_use_double_quant"))
-        del config.quantization_config
-    return Base(name, config, kind, storage, block_size, double_quantisation, dense, mapped, read)
+    base = Base(name, config, kind, "fp32", block_size, double_quantisation, torch.float32).kept_as(storage)
+    if not coded:
+        return base
+    said = config.quantization_config
+    said = said if isinstance(said, dict) else said.to_dict()
+    del config.quantization_config
+    dense = ("dense",) if getattr(config, "dtype", None) is base.dense else ()
+    return base._replace(
+        storage=said.get("bnb_4bit_quant_type", "fp4"), block_size=64,
+        double_quantisation=bool(said.get("bnb_4bit_use_double_quant")), mapped=("codes", "scales", *dense), read=0,
+    )  # fmt: skip
 
 
 def no_values(work: Callable[[], _T]) -> _T:
@@ -88,7 +117,7 @@ def no_values(work: Callable[[], _T]) -> _T:
 
     def run() -> None:
         try:
-            with warnings.catch_warnings(), _Mode(allow_non_fake_inputs=True):
+            with _unlogged(), warnings.catch_warnings(), _Mode(allow_non_fake_inputs=True):
                 warnings.simplefilter("ignore")
                 found.append(work())
         except BaseException as error:
@@ -100,6 +129,17 @@ def no_values(work: Callable[[], _T]) -> _T:
     if failed:
         raise failed[0]
     return found[0]
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Inside, an operation that has no fake result is an exception alone; torch would print its traceback besides."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def empty_model(base: Base, on_cpu: bool = True) -> Any:

@@ -93,7 +93,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 KINDS = ("products", "attention", "functions", "random", "passes")
 SHORT = " in 16 bits"  # behind a kind: of numbers some of which are
-_PRODUCTS = {"mm", "bmm", "addmm", "addmm_", "baddbmm", "_linear_pointwise"}
+_PRODUCTS = {"mm", "bmm", "addmm", "addmm_", "baddbmm", "_grouped_mm", "_linear_pointwise"}
 # In these a number costs more than its way through memory: exponentials, expanded codes, products by a low rank.
 _FUNCTIONS = ("exp", "gelu", "silu", "tanh", "softmax", "swiglu", "geglu", "rotate", "dequantise", "update_product")
 # Part of a name → kind.
@@ -111,7 +111,7 @@ def cost(func: Any, given: list[Tensor], made: list[Tensor]) -> Operation:
     moved = sum(_bytes(tensor) for tensor in (*given, *made))
     if name in _PRODUCTS:
         left = given[-2] if "add" in name else given[0]
-        return Operation(f"products{short}", 2.0 * made[0].numel() * left.shape[-1], moved, _times)
+        return Operation(f"products{short}", 2.0 * left.numel() * made[0].shape[-1], moved, _times)
     if "scaled_dot_product" in name and "math" not in name:
         backward = "backward" in name
         query, key = given[1 if backward else 0], given[2 if backward else 1]

@@ -15,6 +15,7 @@ import sys
 from bisect import bisect
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -158,7 +159,8 @@ def remembered() -> Machine | None:
 
 
 def _key() -> str:
-    return key_of(torch.__version__, torch.get_num_threads())
+    made_with = ", ".join(f"{name} {version(name)}" for name in ("transformers", "veneer"))  # the steps are theirs
+    return f"{key_of(torch.__version__, torch.get_num_threads())}, {made_with}"
 
 
 def _measure() -> Machine:

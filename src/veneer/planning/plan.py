@@ -21,12 +21,14 @@ from veneer.planning.machine import Machine
 from veneer.planning.step import Step, take_step
 from veneer.training.config import TrainConfig
 from veneer.training.eight_bit import state_bytes
-from veneer.training.loss import How
+from veneer.training.loss import How, tokens_gone_through
 from veneer.training.prepare import longest_row
 
 # Of the activations, what glibc's heap held beyond the blocks: 0.28 to 0.55 in runs of benchmarks/plan.py without a
 # heap of our own. It is not the same twice, and not foreseen run by run.
 _SYSTEMS_HOLES = 0.4
+_MANY_STEPS = 10**9  # in which any schedule has room; to a plan it does not matter
+NO_MACHINE = Machine(rates={}, operation=0.0, runtime=0, loading=0)  # of which no time is told
 _CUDA_RUNTIME = 500 * 10**6  # bytes of a CUDA context with its libraries; not measured
 
 
@@ -66,37 +68,46 @@ class Plan:
 
 def plan(
     config: TrainConfig, machine: Machine, *, base: Base | None = None, rows: list[Tokens] | None = None,
-    how: How | None = None, recomputed: int | None = None,
+    how: How | None = None, recomputed: int | None = None, steps: int | None = None,
 ) -> Plan:  # fmt: skip
     """The plan of the run that ``config`` describes.
 
     ``rows``: those of the step that takes the most memory; without them they are as many and as long as the options
     allow, every token learned. ``how`` the loss is computed, where it is known; ``recomputed``: of how many layers the
-    activations are computed again, where it is not all or none.
+    activations are computed again, where it is not all or none; ``steps`` that the run takes, where its epochs say so.
     """
     device = getattr(config, "device", "cpu")
     if base is None:
-        base = base_of(config.model, config.storage, config.block_size, config.double_quantisation, config.task)
+        base = base_asked(config)
     size = config.micro_batch_size or config.batch_size
     rows = _longest(config, base) if rows is None else rows
     passes = [rows[start : start + size] for start in range(0, len(rows), size)]
     if recomputed is None:
         recomputed = -1 if config.gradient_checkpointing else 0
-    update = config.method if config.trains_own_weights else config.update(config.steps or 100)
-    largest = max(passes, key=lambda rows: sum(len(row.ids) for row in rows))
+    steps = config.steps or steps
+    update = config.method if config.trains_own_weights else config.update(steps or _MANY_STEPS)
+    counts = [tokens_gone_through(some, base.kind, how is not None and how.packed) for some in passes]
+    largest = passes[counts.index(max(counts))]
     step = take_step(
         base, update, largest, recomputed=None if recomputed < 0 else recomputed, how=how,
         smoothing=config.label_smoothing, on_cpu=device == "cpu",
     )  # fmt: skip
     terms, held = _terms(config, base, step, len(passes), machine, device)
-    seconds, shares = _time(step, passes, largest, machine) if device == "cpu" and machine.rates else (None, {})
+    seconds, shares = (
+        _time(step, sum(counts) / max(counts), machine) if device == "cpu" and machine.rates else (None, {})
+    )
     again = step.layers if recomputed < 0 else min(recomputed, step.layers)
     loading, read = _loading(base, step, held, machine, device)
     mapped = sum(getattr(step.weights, part) for part in base.mapped) if device == "cpu" else 0
     return Plan(
         base.name, terms, loading, again, step.layers, step.weights.parameters, seconds,
-        sum(len(row.ids) for row in rows), config.steps, shares, mapped, read,
+        sum(len(row.ids) for row in rows), steps, shares, mapped, read,
     )  # fmt: skip
+
+
+def base_asked(config: TrainConfig) -> Base:
+    """The base that a run loads. Raises ModelError where there is no such model."""
+    return base_of(config.model, config.storage, config.block_size, config.double_quantisation, config.task)
 
 
 def _longest(config: TrainConfig, base: Base) -> list[Tokens]:
@@ -179,11 +190,10 @@ def _loading(base: Base, step: Step, held: int, machine: Machine, device: str) -
     return (machine.loading if device == "cpu" else _CUDA_RUNTIME) + held + beside, read
 
 
-def _time(
-    step: Step, passes: Sequence[Sequence[Tokens]], largest: Sequence[Tokens], machine: Machine
-) -> tuple[float, dict[str, float]]:
+def _time(step: Step, passes: float, machine: Machine) -> tuple[float, dict[str, float]]:
     """Seconds of a step and of its parts: of each operation its work at the machine's rate for its kind, or of products
-    their bytes at the memory's, whichever takes longer; passes of fewer tokens in proportion."""
+    their bytes at the memory's, whichever takes longer; as many ``passes``, of which those of fewer tokens count in
+    proportion."""
     shares: dict[str, float] = {}
     for stretch in step.stretches:
         for one in stretch.operations:
@@ -191,9 +201,7 @@ def _time(
             seconds = max(one.flops / rate, one.moved / machine.rates["passes"]) if one.flops else one.moved / rate
             what = one.kind if one.flops else "other passes"
             shares[what] = shares.get(what, 0.0) + one.times * (seconds + machine.operation)
-    tokens = sum(len(row.ids) for row in largest)
-    scale = sum(len(row.ids) for rows in passes for row in rows) / tokens
-    shares = {name: seconds * scale for name, seconds in shares.items()}
+    shares = {name: seconds * passes for name, seconds in shares.items()}
     # Gradient, weight and two moments are read, three of them written.
     shares["optimizer"] = 7 * 4 * step.weights.parameters / machine.rates["passes"]
     return sum(shares.values()), shares

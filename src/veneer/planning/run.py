@@ -20,7 +20,6 @@ from veneer.errors import ModelError, TrainingError
 from veneer.frozen.layers import DTYPES, storage_of
 from veneer.frozen.source import resolve
 from veneer.frozen.weight import QuantisedLinear
-from veneer.planning.changes import changes
 from veneer.planning.empty import Base
 from veneer.planning.machine import (
     Machine,
@@ -31,8 +30,8 @@ from veneer.planning.machine import (
     return_memory,
     usable_memory,
 )
-from veneer.planning.plan import Plan, limit_of
-from veneer.planning.verb import amount, foreseen
+from veneer.planning.plan import Plan, base_asked, limit_of
+from veneer.planning.verb import amount, foreseen, short, what_would_fit
 from veneer.training import run
 from veneer.training.config import TrainConfig
 from veneer.training.forecast import Forecast
@@ -76,32 +75,36 @@ class _Foresight:
         self._own = anonymous_memory() - (held - mapped_memory(tensors)) + _AFTERWARDS
 
     def before_loading(self, config: TrainConfig) -> None:
-        """Refuse a model that is itself too large; a small one is not looked at."""
-        usable = usable_memory()
-        if not config.check_memory or _files(config.base()) * _SMALL < usable:
+        """Refuse a model that is itself too large, before it is fetched; a small one that is here is not looked at."""
+        if not config.check_memory:
+            return
+        usable, size = usable_memory(), _files(config.base())
+        if size and size * _SMALL < usable:
             return
         limit = limit_of(config, usable)
         least = type(config)(**{**config.changed(), "batch_size": 1, "micro_batch_size": None, "max_length": 2})
         try:
-            made = foreseen(least, self._at(), limit)
-        except ModelError:  # one that is loaded in another way, with the rows' classes, or refused with a better reason
+            base = base_asked(config)
+            made = foreseen(least, self._at(), limit, base=base)
+        except ModelError:  # one that cannot be planned, or that is refused with a better reason when it is loaded
             return
         if made.needed > _CLEARLY * limit:
-            raise TrainingError(self._refusal(config, made, limit, {}))
+            raise TrainingError(self._refusal(config, made, limit, {"base": base}))
 
-    def before_training(self, config: TrainConfig, model: Any, loss: Loss, rows: list[Tokens]) -> Forecast:
+    def before_training(self, config: TrainConfig, model: Any, loss: Loss, rows: list[Tokens], steps: int) -> Forecast:
         """At once, or, where there is memory enough for anything like it, when the first step has been taken: the plan
         takes a second."""
         limit = limit_of(config, usable_memory())
         if config.memory is None and _generous(model, loss, rows) < limit / 2:
-            return Forecast(later=lambda: self._forecast(config, model, loss, rows, limit, begun=True))
-        return self._forecast(config, model, loss, rows, limit)
+            return Forecast(later=lambda: self._forecast(config, model, loss, rows, steps, limit, begun=True))
+        return self._forecast(config, model, loss, rows, steps, limit)
 
     def _forecast(
-        self, config: TrainConfig, model: Any, loss: Loss, rows: list[Tokens], limit: int, begun: bool = False
-    ) -> Forecast:
+        self, config: TrainConfig, model: Any, loss: Loss, rows: list[Tokens], steps: int, limit: int,
+        begun: bool = False,
+    ) -> Forecast:  # fmt: skip
         """A run that has ``begun`` is not refused any more."""
-        known: dict[str, Any] = {"rows": rows, "how": loss.how}
+        known: dict[str, Any] = {"rows": rows, "how": loss.how, "steps": steps}
         try:
             known["base"] = self._base_of(config, model, loss)
             with torch.random.fork_rng(devices=[]):  # a run that has begun must not notice
@@ -109,8 +112,8 @@ class _Foresight:
         except Exception as error:  # a model that does what tensors without values cannot
             if config.memory is not None:
                 raise TrainingError(f"What this run takes cannot be foreseen, so memory = {config.memory} cannot be "
-                                    f"kept to: {_short(error)}") from error  # fmt: skip
-            return Forecast(sentences=(f"What this run takes is not foreseen: {_short(error)}",))
+                                    f"kept to: {short(error)}") from error  # fmt: skip
+            return Forecast(sentences=(f"What this run takes is not foreseen: {short(error)}",))
         if config.check_memory and not begun and made.needed > _CLEARLY * limit:
             raise TrainingError(self._refusal(config, made, limit, known))
         return Forecast(made.recomputed, {**made.as_json(), "limit": limit}, _said(config, made, limit))
@@ -130,8 +133,7 @@ class _Foresight:
         return replace(known, runtime=max(known.runtime, self._own), loading=max(known.loading, self._own))
 
     def _refusal(self, config: TrainConfig, made: Plan, limit: int, known: dict[str, Any]) -> str:
-        others = {name: value for name, value in known.items() if name != "base"}
-        found = changes(config, limit, made, lambda other: foreseen(other, self._at(), limit, **others))
+        found = what_would_fit(config, self._at(), limit, made, **known)
         would = "; ".join(f"{change.said} ({amount(change.plan.peak)})" for change in found)
         then = (
             f"These would fit: {would}." if would else "No change of storage, micro batch or checkpointing would fit."
@@ -175,8 +177,8 @@ def _generous(model: Any, loss: Loss, rows: list[Tokens]) -> float:
 
 
 def _files(name: str) -> int:
-    """Bytes of a model's weights on the disk."""
-    path, _ = resolve(name)
+    """Bytes of a model's weights on the disk; 0 where they are still to be fetched from the hub."""
+    path, _ = resolve(name, config_alone=True)
     files: Sequence[Path] = [path] if path.is_file() else list(path.glob("*.safetensors"))
     return sum(file.stat().st_size for file in files)
 
@@ -188,7 +190,3 @@ def _said(config: TrainConfig, made: Plan, limit: int) -> tuple[str, ...]:
     if made.recomputed and not config.gradient_checkpointing:
         said.append(f"Of {made.recomputed} of {made.layers} layers the activations are computed again to fit them.")
     return tuple(said)
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -14,8 +14,7 @@ from veneer.frozen.config import Storage
 from veneer.options import memory_size
 from veneer.planning.config import PlanOptions
 from veneer.planning.empty import Base
-from veneer.planning.machine import Machine
-from veneer.planning.plan import Plan, plan
+from veneer.planning.plan import NO_MACHINE, Plan, plan
 from veneer.planning.repeat import SHOWN
 from veneer.training.config import TrainConfig
 
@@ -30,7 +29,6 @@ SIZES = {
 _VOCABULARY = 32000
 _LENGTH = 512
 _RESIDENT = str(TrainConfig.model_fields["optimizer_memory"].default)
-_NO_MACHINE = Machine(rates={}, operation=0.0, runtime=0, loading=0)
 
 
 @dataclass(frozen=True)
@@ -114,4 +112,4 @@ def _plan_of(size: str, way: Way, rank: int, layers: int) -> Plan:
         model=size, method=way.method, storage=way.storage, batch_size=1, max_length=_LENGTH, device="cuda",
         gradient_checkpointing=True, **given,
     )  # fmt: skip
-    return plan(options, _NO_MACHINE, base=Base(size, config, "causal", way.storage, 64, True, way.dense))
+    return plan(options, NO_MACHINE, base=Base(size, config, "causal", way.storage, 64, True, way.dense))

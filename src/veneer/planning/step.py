@@ -25,6 +25,7 @@ from veneer.training.loss import How, Loss
 from veneer.training.own_weights import train_own_weights
 from veneer.training.recompute import keeping_layers, stacks_of
 from veneer.training.recompute import recomputed as recomputing
+from veneer.updates import product
 from veneer.updates.attach import active_allocator, attach
 from veneer.updates.config import AdaLoRA, LoRA
 
@@ -85,6 +86,7 @@ def _take(
     ledger = Ledger([*model.parameters(), *model.buffers()])
     with ExitStack() as stack:
         stack.enter_context(_one_block_of_loss())
+        stack.enter_context(_one_seed())
         count = sum(id(layer) in marks[0] for layer in kinds.shown)
         # The random state, which dropout would need, is not there to be kept.
         stack.enter_context(recomputing(model, count, preserve_rng_state=False))
@@ -100,10 +102,9 @@ def _take(
 
 
 def _without_values(update: LoRA | AdaLoRA) -> LoRA | AdaLoRA:
-    """The update, begun from nothing that weights would have to be there for, and without dropout, whose seeds are
-    values, too: its masks come and go, and are left out."""
+    """The update, begun from nothing that weights would have to be there for."""
     begun = {"init": "kaiming", "loftq_iterations": 1} if isinstance(update, LoRA) else {}
-    return update.model_copy(update={"dropout": 0.0, **begun})
+    return update.model_copy(update=begun)
 
 
 def _put_layers(model: Any, layers: Sequence[nn.Module]) -> None:
@@ -163,6 +164,17 @@ def _one_block_of_loss() -> Iterator[None]:
         yield
     finally:
         losses._ROWS = before
+
+
+@contextmanager
+def _one_seed() -> Iterator[None]:
+    """Dropout's seeds, which would be values, are all the same: the masks take as much whatever is in them."""
+    before = product._seed
+    product._seed = lambda: 0
+    try:
+        yield
+    finally:
+        product._seed = before
 
 
 @contextmanager

@@ -8,11 +8,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from veneer.errors import ModelError, VeneerError
 from veneer.planning.changes import Change, changes
 from veneer.planning.config import PlanOptions
-from veneer.planning.empty import base_of
-from veneer.planning.machine import Machine, measured, usable_memory
-from veneer.planning.plan import Plan, limit_of, plan
+from veneer.planning.empty import Base
+from veneer.planning.machine import Machine, measured, remembered, usable_memory
+from veneer.planning.plan import NO_MACHINE, Plan, base_asked, limit_of, plan
 from veneer.training.config import TrainConfig
 
 
@@ -75,22 +76,49 @@ class Answer:
 
 
 def answer(options: PlanOptions) -> Answer:
-    """The plan of ``options``, with as few layers recomputed as fit the memory that they give, and what would fit."""
-    machine = measured()
+    """The plan of ``options``, with as few layers recomputed as fit the memory that they give, and what would fit.
+
+    The machine is measured, which takes a while, where its rates are asked for, and when all else is in order.
+    """
     limit = limit_of(options, usable_memory())
-    made = foreseen(options, machine, limit)
-    found = (
-        [] if made.needed <= limit else changes(options, limit, made, lambda config: foreseen(config, machine, limit))
-    )
+    base = base_asked(options)
+    machine = NO_MACHINE if options.device == "cuda" else remembered()
+    if machine is None:
+        foreseen(options, NO_MACHINE, limit, base=base)
+        machine = measured()
+    made = foreseen(options, machine, limit, base=base)
+    found = [] if made.needed <= limit else what_would_fit(options, machine, limit, made, base=base)
     return Answer(made, limit, found)
 
 
+def what_would_fit(
+    config: TrainConfig, machine: Machine, limit: int, now: Plan, *, base: Base, **known: Any
+) -> list[Change]:
+    """The changes that make a run over ``base`` fit; nobody is asked for the base again."""
+
+    def foresee(other: TrainConfig) -> Plan:
+        kept = base if other.storage == config.storage else base.kept_as(other.storage)
+        return foreseen(other, machine, limit, base=kept, **known)
+
+    return changes(config, limit, now, foresee)
+
+
 def foreseen(config: TrainConfig, machine: Machine, limit: int, **known: Any) -> Plan:
-    """The plan of a run; where its ``memory`` was given, with as few layers recomputed as fit ``limit``."""
+    """The plan of a run; where its ``memory`` was given, with as few layers recomputed as fit ``limit``.
+
+    Raises ModelError for a model that does what tensors without values cannot.
+    """
+    try:
+        return _foreseen(config, machine, limit, known)
+    except VeneerError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{config.model} cannot be planned: {short(error)}") from error
+
+
+def _foreseen(config: TrainConfig, machine: Machine, limit: int, known: dict[str, Any]) -> Plan:
     if known.get("base") is None:
-        known["base"] = base_of(
-            config.model, config.storage, config.block_size, config.double_quantisation, config.task
-        )
+        known["base"] = base_asked(config)
     made = plan(config, machine, **known)
     if config.memory is None or config.gradient_checkpointing or made.needed <= limit or not made.layers:
         return made
@@ -111,6 +139,11 @@ def _fewest(config: TrainConfig, machine: Machine, limit: int, none: Plan, known
         else:
             low = middle + 1
     return found or least
+
+
+def short(error: Exception) -> str:
+    """What an error of others says, for a sentence."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def amount(size: int) -> str:

@@ -29,6 +29,6 @@ class Foresight(Protocol):
         """The model that ``config`` names is about to be loaded."""
         ...
 
-    def before_training(self, config: TrainConfig, model: Any, loss: Loss, rows: list[Tokens]) -> Forecast:
-        """``rows``: those of the step with the most tokens in a pass through the model."""
+    def before_training(self, config: TrainConfig, model: Any, loss: Loss, rows: list[Tokens], steps: int) -> Forecast:
+        """``rows``: those of the step with the most tokens in a pass through the model; ``steps``: of the run."""
         ...

@@ -6,7 +6,7 @@ forward pass while its logits are there, so the logits of a whole batch never ex
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -92,6 +92,16 @@ class Loss:
         finally:
             self._model.train(training)
         return total / sum(row.learned for row in rows)
+
+
+def tokens_gone_through(rows: Sequence[Tokens], kind: str, packed: bool) -> int:
+    """Tokens that a pass over ``rows`` computes: of an encoder-decoder on either side; padding too, where they are not
+    ``packed``."""
+    lengths = [len(row.ids) for row in rows]
+    if packed:
+        return sum(lengths)
+    answer = max(len(row.labels) for row in rows) if kind == "seq2seq" else 0
+    return len(rows) * (max(lengths) + answer)
 
 
 def _learned(rows: list[Tokens], device: torch.device) -> tuple[tuple[Tensor, Tensor], Tensor]:

@@ -42,7 +42,7 @@ from veneer.training.forecast import Forecast, Foresight
 from veneer.training.fused import fused_passes
 from veneer.training.interrupt import stop_requests
 from veneer.training.loop import Run, finished, train_loop
-from veneer.training.loss import Loss
+from veneer.training.loss import Loss, tokens_gone_through
 from veneer.training.metrics import Metrics, peak_memory, read_metrics
 from veneer.training.own_weights import MODEL, restore_trained, train_own_weights, trained_tensors, write_model
 from veneer.training.paged_adamw import PagedAdamW
@@ -197,7 +197,7 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console, foresi
     )  # fmt: skip
     forecast = Forecast()
     if foresight is not None:
-        forecast = foresight.before_training(config, model, loss, _largest_step(batches, total, config))
+        forecast = foresight.before_training(config, model, loss, _largest_step(batches, total, config, loss), total)
     elif config.memory is not None:
         raise ConfigError("memory = … needs the planner: use veneer.train, or the command line.")
     state = State(data=_digest(tokens + held_out))
@@ -268,12 +268,13 @@ def _tell(forecast: Forecast, folder: Path, progress: RunProgress) -> None:
         write_text(folder / PLAN, json.dumps(forecast.record, indent=2) + "\n")
 
 
-def _largest_step(batches: Batches, total: int, config: TrainConfig) -> list[Tokens]:
+def _largest_step(batches: Batches, total: int, config: TrainConfig, loss: Loss) -> list[Tokens]:
     """The rows of the step with the most tokens in a pass."""
     size = config.micro_batch_size or config.batch_size
 
     def largest(rows: list[Tokens]) -> int:
-        return max(sum(len(row.ids) for row in rows[start : start + size]) for start in range(0, len(rows), size))
+        passes = (rows[start : start + size] for start in range(0, len(rows), size))
+        return max(tokens_gone_through(some, loss.kind, loss.how.packed) for some in passes)
 
     return max((batches.rows(number) for number in range(min(total, batches.per_epoch))), key=largest)
 

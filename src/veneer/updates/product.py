@@ -41,13 +41,17 @@ def adapted_product(x: Tensor, frozen: FrozenWeight, bias: Tensor | None, update
         # The function chooses its own types; autocast inside it would choose differently for forward and backward.
         with torch.autocast(device, enabled=False):
             return adapted_product(x.to(torch.get_autocast_dtype(device)), frozen, bias, updates)
-    seeds = [int(torch.randint(2**62, ())) if update.dropout else 0 for update in updates]
+    seeds = [_seed() if update.dropout else 0 for update in updates]
     recipe = [(update.scale, update.dropout, seed) for update, seed in zip(updates, seeds, strict=True)]
     flat = [factor for update in updates for factor in (update.A, update.B, update.lam)]
     y: Tensor = _AdaptedProduct.apply(  # type: ignore[no-untyped-call]
         x.reshape(-1, x.shape[-1]), frozen, bias, recipe, *flat
     )
     return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def _seed() -> int:
+    return int(torch.randint(2**62, ()))
 
 
 def _dropped(x: Tensor, probability: float, seed: int) -> Tensor:

@@ -5,24 +5,28 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 
+import tiny
 import veneer
 from veneer.data.labels import Tokens
 from veneer.errors import ConfigError, ModelError
 from veneer.planning import machine as machines
+from veneer.planning import sizes as planned_sizes
 from veneer.planning import verb
 from veneer.planning.config import ASKED, PlanOptions
-from veneer.planning.empty import base_of, empty_model, no_values
+from veneer.planning.empty import Base, base_of, empty_model, no_values
 from veneer.planning.ledger import KINDS, SHORT, Ledger, Operation, Stretch
 from veneer.planning.machine import Machine
 from veneer.planning.plan import _time, optimizer_states, plan
 from veneer.planning.sizes import WAYS, _plan
 from veneer.planning.step import Step, Weights
 from veneer.training.config import TrainConfig
+from veneer.training.loss import How
 
 pytestmark = pytest.mark.unit
 
@@ -98,12 +102,31 @@ def test_the_options_that_save_memory_do(config_alone):
     assert full.terms["optimizer states"] == 2 * full.terms["trained weights"] == 8 * full.parameters
 
 
+def test_a_schedule_longer_than_a_hundred_steps(config_alone):
+    long = {"method": "adalora", "tinit": 200, "tfinal": 500}
+    assert _plan_of(config_alone, **long).terms == _plan_of(config_alone, **long, steps=5000).terms
+    with pytest.raises(ConfigError, match="leave none of the 600 steps"):
+        _plan_of(config_alone, **long, steps=600)
+
+
 def test_recomputing_takes_more_time_and_products_most_of_it(config_alone):
     plain, again = _plan_of(config_alone), _plan_of(config_alone, gradient_checkpointing=True)
     assert again.step_seconds > plain.step_seconds > 0
     assert sum(plain.shares.values()) == pytest.approx(plain.step_seconds)
     twice = _plan_of(config_alone, batch_size=8, micro_batch_size=4)
     assert twice.step_seconds == pytest.approx(2 * plain.step_seconds, rel=0.02)
+
+
+def test_the_largest_pass_of_an_encoder_decoder_may_be_that_of_the_longest_answer():
+    base = Base("t5", tiny.build("t5").config, "seq2seq", "fp32", 64, True, torch.float32)
+    question, answer = Tokens([1] * 9, [1] * 2, ""), Tokens([1] * 5, [1] * 30, "")
+    options = PlanOptions(model="t5", batch_size=2, micro_batch_size=1)
+    of_both, of_answers = (
+        plan(options, MACHINE, base=base, rows=rows, how=How(False, False))
+        for rows in ([question, answer], [answer, answer])
+    )
+    assert of_both.terms == of_answers.terms
+    assert of_both.shares["products"] == pytest.approx(of_answers.shares["products"] * (11 + 35) / (35 + 35))
 
 
 def test_memory_is_kept_to_by_the_fewest_layers(config_alone):
@@ -150,7 +173,43 @@ def test_the_guides_claims_of_65_billion_parameters(way, least, most):
 
 @pytest.fixture
 def as_measured(monkeypatch):
+    monkeypatch.setattr(verb, "remembered", lambda: MACHINE)
+
+
+@pytest.fixture
+def not_measured(monkeypatch):
+    monkeypatch.setattr(verb, "remembered", lambda: None)
+    monkeypatch.setattr(verb, "measured", lambda: pytest.fail("the machine was measured"))
+
+
+@pytest.mark.usefixtures("not_measured")
+def test_a_machine_is_not_measured_for_a_mistake_nor_for_a_gpu(config_alone, refused, veneer_command, monkeypatch):
+    assert "There is no model at" in refused("plan", f"{config_alone}/typo")
+    assert "'q_porj', which matches no module" in refused("plan", config_alone, "--targets", "q_porj")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "no GPU here" in refused("plan", config_alone, "--device", "cuda")
+    done = veneer_command("plan", config_alone, "--device", "cuda", "--memory", "24GB", "--batch-size", "2")
+    assert "It fits" in done.out, done.err
+
+
+def test_a_machine_is_measured_when_all_else_is_in_order(config_alone, monkeypatch):
+    monkeypatch.setattr(verb, "remembered", lambda: None)
     monkeypatch.setattr(verb, "measured", lambda: MACHINE)
+    made = verb.answer(PlanOptions(model=config_alone, batch_size=2, max_length=16)).plan
+    assert made.terms["runtime"] == MACHINE.runtime
+    assert made.step_seconds > 0
+
+
+def test_without_a_model_the_rank_counts_and_no_other_flag_is_taken(refused, veneer_command, monkeypatch):
+    said = refused("plan", "--rank", "64", "--memory", "24GB", "--batch-size", "2")
+    assert "to which --memory, --batch-size do nothing" in said
+    assert "to which --dropout does nothing" in refused("plan", "--dropout", "0.1")
+    assert "rank = 'many' is not valid" in refused("plan", "--rank", "many")
+    monkeypatch.setattr(planned_sizes, "SIZES", {"7B": planned_sizes.SIZES["7B"]})
+    few, more = (json.loads(veneer_command("plan", *given, "--json").out) for given in ((), ("--rank", "64")))
+    assert (few["rank"], more["rank"]) == (8, 64)
+    trained = [told["models"]["7B"]["QLoRA"]["parameters"] for told in (few, more)]
+    assert trained[1] == 8 * trained[0]
 
 
 @pytest.mark.usefixtures("as_measured")
@@ -174,6 +233,30 @@ def test_what_does_not_fit_comes_with_changes_that_do(config_alone, veneer_comma
         assert change["peak"] <= told["limit"]
         assert "the same result" in change["cost"]
     assert "What would fit:" in veneer_command(*asked).out
+
+
+@pytest.mark.usefixtures("as_measured")
+def test_an_encoder_is_planned_as_the_classifier_that_train_makes_of_it(tiny_encoder, veneer_command):
+    asked = ("plan", tiny_encoder, "--batch-size", "16", "--max-length", "128", "--memory", "402MB", "--json")
+    told = json.loads(veneer_command(*asked).out)
+    assert {"micro_batch_size"} in [set(change["options"]) for change in told["changes"]]
+    model, _ = veneer.load(tiny_encoder, labels=["one", "two"])
+    veneer.attach(model, veneer.LoRA())
+    assert told["parameters"] == veneer.trainable(model).parameters
+
+
+def test_no_other_storage_is_offered_for_a_checkpoint_with_codes():
+    coded = base_of("smollm2-135m-instruct", "fp32", 64, True)._replace(storage="nf4", mapped=True)
+    with pytest.raises(ModelError, match="is kept as nf4, and cannot be loaded as int8"):
+        coded.kept_as("int8")
+
+
+@pytest.mark.usefixtures("as_measured")
+def test_what_cannot_be_planned_is_one_sentence(looking_at_values, veneer_command):
+    done = veneer_command("plan", looking_at_values, "--task", "classification")
+    assert done.code == 1
+    assert done.err.startswith(f"Error: {looking_at_values} cannot be planned: ")
+    assert done.err.count("\n") == 1
 
 
 @pytest.mark.usefixtures("as_measured")
@@ -256,6 +339,16 @@ def test_the_machine_is_measured_once(more, monkeypatch, tmp_path):
     assert machines.measured() == found
 
 
+@pytest.mark.parametrize("upgraded", ["veneer", "transformers"])
+def test_with_another_version_it_is_measured_again(upgraded, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(machines, "_measure", lambda: MACHINE)
+    assert machines.measured() == machines.remembered() == MACHINE
+    before = metadata.version
+    monkeypatch.setattr(machines, "version", lambda name: "99" if name == upgraded else before(name))
+    assert machines.remembered() is None
+
+
 def test_an_operation_is_one_in_16_bits_where_any_of_its_numbers_is():
     x = torch.ones(4, 4)
     ledger = Ledger([x])
@@ -278,8 +371,7 @@ def test_operations_in_16_bits_take_their_own_rate_and_without_one_fp32s(kind, f
     step = Step(
         Weights(0, 0, 0, 0, 0, 0, 0), 0, [Stretch("forward", operations=[Operation(f"{kind}{SHORT}", flops, moved)])]
     )
-    rows = [Tokens([1], [1], "")]
     fp32 = (flops or moved) / RATES[kind]
     for more, seconds in (({}, fp32), ({f"{kind}{SHORT}": 4 * RATES[kind]}, fp32 / 4)):
-        found, _ = _time(step, [rows], rows, replace(MACHINE, rates=RATES | more, operation=0.0))
+        found, _ = _time(step, 1, replace(MACHINE, rates=RATES | more, operation=0.0))
         assert found == pytest.approx(seconds)

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from rich.console import Console
 
 import veneer
-from veneer.errors import ConfigError, TrainingError
+from veneer.errors import ConfigError, TargetError, TrainingError
+from veneer.frozen import source
 from veneer.frozen.bnb_file import write_folder
+from veneer.planning import empty
 from veneer.planning import run as planned
 from veneer.planning.config import PlanOptions
 from veneer.planning.empty import base_of
 from veneer.planning.machine import Machine, mapped_memory
 from veneer.planning.plan import plan
 from veneer.training import run
+from veneer.training.config import TrainConfig
 
 pytestmark = pytest.mark.unit
 
@@ -60,6 +66,14 @@ def test_where_memory_is_plenty_the_plan_comes_after_the_first_step_and_changes_
     for told in (one, two):
         del told["terms"]["runtime"]
     assert one["terms"] == two["terms"]
+
+
+def test_a_run_by_epochs_is_planned_by_the_steps_that_it_takes(options):
+    del options["rank"], options["steps"]
+    long = {"method": "adalora", "tinit": 50, "tfinal": 60, "epochs": 20}
+    result, shown = _train(options, **long)
+    assert "Foreseen: " in shown
+    assert json.loads((result.folder / run.PLAN).read_text())["steps"] == result.steps == 120
 
 
 def test_more_than_any_step_takes_is_more_than_is_foreseen(tiny_folder):
@@ -111,6 +125,32 @@ def test_a_model_that_is_too_large_is_not_even_loaded(options, monkeypatch):
     monkeypatch.setattr(run, "prepare", lambda *arguments: pytest.fail("it was loaded"))
     with pytest.raises(TrainingError, match="would take"):
         _train(options)
+
+
+def test_a_model_that_is_too_large_is_not_even_fetched(options, tiny_folder, tmp_path, monkeypatch):
+    cache = tmp_path / "snapshot"
+
+    def fetch(name, allow_patterns, local_files_only=False):
+        if local_files_only:
+            raise LocalEntryNotFoundError("not here")
+        assert allow_patterns == ["config.json"], "it was fetched"
+        cache.mkdir(exist_ok=True)
+        shutil.copy(tiny_folder / "config.json", cache)
+        return str(cache)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr(source, "hub_unreachable", lambda: "")
+    monkeypatch.setattr(planned, "usable_memory", lambda: 10**6)
+    with pytest.raises(TrainingError, match="would take"):
+        _train({**options, "model": "somebody/large"})
+
+
+def test_a_model_that_cannot_be_planned_is_loaded(looking_at_values, options, monkeypatch):
+    monkeypatch.setattr(planned, "_files", lambda name: 10**15)
+    config = TrainConfig(**{**options, "model": looking_at_values, "task": "classification"})
+    planned._Foresight().before_loading(config)
+    with pytest.raises(TargetError, match="q_porj"):  # what the user can mend is still told
+        planned._Foresight().before_loading(TrainConfig(**options, targets="q_porj"))
 
 
 def test_a_model_that_came_loaded_is_looked_at_too(options, tiny_folder):
@@ -201,6 +241,17 @@ def test_pages_that_need_not_fit_are_spoken_of_where_the_rest_does(tiny_folder):
     said = f"{(made.peak - made.needed) / 1e6:,.1f} MB of it are pages of the base's file, which need not fit."
     assert planned._said(config, made, made.needed)[1:] == (said,)
     assert planned._said(config, made, made.peak)[1:] == ()
+
+
+def test_what_would_fit_is_found_without_looking_for_the_base_again(options, tiny_encoder, monkeypatch):
+    model, tokenizer = veneer.load(tiny_encoder, labels=["yes", "no"])
+    model.name_or_path = "nobody/nothing"
+    monkeypatch.setattr(empty, "read_config", lambda name: pytest.fail("it was looked for"))
+    monkeypatch.setattr(planned._Foresight, "_at", lambda _: Machine({}, 0.0, 0, 0))
+    monkeypatch.setattr(planned, "limit_of", lambda *_: 500_000)
+    del options["model"]
+    with pytest.raises(TrainingError, match="These would fit: micro_batch_size"):
+        _train({**options, "model": model, "batch_size": 32}, tokenizer=tokenizer)
 
 
 def test_what_cannot_be_foreseen_is_said_and_no_reason_to_stop(options, monkeypatch):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 from contextlib import ExitStack
 
 import pytest
 import torch
+import transformers as tf
 from torch import nn
 
 import tiny
@@ -16,6 +18,7 @@ from veneer.data.labels import IGNORE, Tokens
 from veneer.frozen import blockwise
 from veneer.frozen.layers import compute_in, quantise_linear_layers
 from veneer.planning import empty, repeat
+from veneer.planning import ledger as ledgers
 from veneer.planning.empty import Base, empty_model, no_values
 from veneer.planning.ledger import Ledger
 from veneer.planning.step import _how, take_step
@@ -94,6 +97,26 @@ def test_without_values_as_much_is_made_as_with_them(name, update):
     assert _live(step.stretches) == pytest.approx(_live(real), rel=0.01)
 
 
+@pytest.mark.parametrize("count", [0, 1, None])
+@pytest.mark.parametrize(("name", "update"), [("llama", LORA), ("gpt2", LORA), ("t5", LORA), ("llama", ADALORA)])
+def test_with_dropout(name, update, count):
+    base, update, rows = _base(name), update.model_copy(update={"dropout": 0.1}), _rows(_base(name).kind)
+    real, how, _ = _real(name, base, update, count)
+    step = take_step(base, update, rows, recomputed=count, how=how)
+    assert _live(step.stretches) == pytest.approx(_live(real), rel=0.01)
+    if name == "llama":  # in the others the most is there where nothing is dropped
+        without = take_step(base, update.model_copy(update={"dropout": 0.0}), rows, recomputed=count, how=how)
+        assert _live(step.stretches) > _live(without.stretches)
+
+
+def test_dropout_draws_a_mask_forward_and_two_backward():
+    base, rows = _base("llama"), _rows()
+    step = take_step(base, veneer.LoRA(rank=3, dropout=0.1), rows)
+    drawn = [one for stretch in step.stretches for one in stretch.operations if one.kind == "random"]
+    # Of seven products in each of two layers; the input of the first three has no gradient.
+    assert len(drawn) == 3 * 7 * 2 - 3
+
+
 @pytest.mark.parametrize("storage", ["nf4", "int8", "bf16"])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_over_other_storages(name, storage):
@@ -104,6 +127,47 @@ def test_over_other_storages(name, storage):
     held = {t.untyped_storage().data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers()) if t.numel()}
     weights = step.weights
     assert weights.codes + weights.scales + weights.dense + weights.trained == sum(held.values())
+
+
+def test_what_has_no_fake_result_is_an_exception_and_no_log(monkeypatch):
+    logged = []
+    monkeypatch.setattr(logging.getLogger("torch._subclasses.fake_tensor"), "handle", logged.append)
+    with pytest.raises(RuntimeError, match="2"):
+        no_values(lambda: torch.mm(torch.ones(2, 3), torch.ones(2, 3)))
+    assert not logged
+
+
+EXPERTS = {"num_experts_per_tok": 2, **tiny._GROUPED}
+MIXTURES = {
+    "olmoe": lambda: tf.OlmoeForCausalLM(tf.OlmoeConfig(num_experts=4, eos_token_id=1, **EXPERTS)),
+    "mixtral": lambda: tf.MixtralForCausalLM(tf.MixtralConfig(num_local_experts=4, **EXPERTS)),
+    "qwen3-moe": lambda: tf.Qwen3MoeForCausalLM(
+        tf.Qwen3MoeConfig(num_experts=4, moe_intermediate_size=48, head_dim=8, **EXPERTS)
+    ),
+}
+
+
+@pytest.mark.parametrize("storage", ["fp32", "nf4", "bf16"])
+@pytest.mark.parametrize("name", MIXTURES)
+def test_mixtures_of_experts(name, storage, monkeypatch):
+    monkeypatch.setitem(tiny.ARCHITECTURES, name, MIXTURES[name])
+    base = _base(name, storage)
+    real, how, _ = _real(name, base, LORA, 0)
+    step = take_step(base, LORA, _rows(), how=how)
+    assert _live(step.stretches) == pytest.approx(_live(real), rel=0.02)
+
+
+@pytest.mark.parametrize("update", [LORA, "full"])
+def test_of_experts_products_are_counted_by_the_tokens_that_each_gets(update, monkeypatch):
+    """Together that is every token num_experts_per_tok times, however many experts there are."""
+    monkeypatch.setitem(tiny.ARCHITECTURES, "olmoe", MIXTURES["olmoe"])
+    base = _base("olmoe")
+    monkeypatch.setattr(ledgers, "_PRODUCTS", {"_grouped_mm"})
+    experts = take_step(base, update, _rows())
+    own = sum(one.flops for stretch in experts.stretches for one in stretch.operations if one.kind == "products")
+    # Gate, up and down, forward and to the input, and to the weights where these are trained; in two layers.
+    passes = 3 if update == "full" else 2
+    assert own == 2 * passes * 2 * (2 * sum(LENGTHS)) * 32 * (3 * 48)
 
 
 @pytest.mark.parametrize("name", CAUSAL)

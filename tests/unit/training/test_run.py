@@ -10,16 +10,19 @@ import signal
 import subprocess
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
 
 import veneer
+from veneer.data.labels import Tokens
 from veneer.errors import AdapterFileError, ConfigError, ModelError, TrainingError
 from veneer.training import loop, run
 from veneer.training.config import TrainConfig
 from veneer.training.loop import Interrupted
+from veneer.training.loss import How
 from veneer.training.metrics import read_metrics
 
 pytestmark = pytest.mark.unit
@@ -207,6 +210,20 @@ def test_refusals_before_the_start(options, tmp_path):
     _refused(r"There is no file .*none.jsonl", options, data=str(tmp_path / "none.jsonl"))
     _refused(r"c_attn|'c_attn'", options, targets=["c_attn"])
     assert not os.path.exists(options["output"]), "a refusal leaves no run folder behind"
+
+
+@pytest.mark.parametrize(
+    ("kind", "packed", "largest"), [("seq2seq", False, 2), ("causal", False, 1), ("causal", True, 0)]
+)
+def test_the_largest_step_is_the_one_in_which_most_is_computed(kind, packed, largest):
+    """Answers of an encoder-decoder count, and so does padding, where there is any."""
+    sizes = [[(16, 1), (14, 1)], [(20, 1), (2, 1)], [(5, 40), (5, 1)]]  # tokens of rows, and of their labels
+    steps = [[Tokens([1] * ids, [1] * labels, "") for ids, labels in rows] for rows in sizes]
+    batches = SimpleNamespace(rows=steps.__getitem__, per_epoch=3)
+    config = TrainConfig(model="m", data="d", output="o", batch_size=2)
+    loss = SimpleNamespace(kind=kind, how=How(packed, packed))
+    assert run._largest_step(batches, 3, config, loss) is steps[largest]
+    assert run._largest_step(batches, 1, config, loss) is steps[0], "no other is taken"
 
 
 def test_a_disk_that_is_too_small_is_found_before_training(options, monkeypatch):
