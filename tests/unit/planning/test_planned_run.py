@@ -247,7 +247,7 @@ def test_what_would_fit_is_found_without_looking_for_the_base_again(options, tin
     model, tokenizer = veneer.load(tiny_encoder, labels=["yes", "no"])
     model.name_or_path = "nobody/nothing"
     monkeypatch.setattr(empty, "read_config", lambda name: pytest.fail("it was looked for"))
-    monkeypatch.setattr(planned, "remembered", lambda: Machine({}, 0.0, 0, 0))
+    monkeypatch.setattr(planned._Foresight, "_at", lambda _: Machine({}, 0.0, 0, 0))
     monkeypatch.setattr(planned, "limit_of", lambda *_: 500_000)
     del options["model"]
     with pytest.raises(TrainingError, match="These would fit: micro_batch_size"):
