@@ -1,7 +1,12 @@
-"""How many threads torch gets and how they wait, settled before torch loads; after that neither can be changed.
+"""How many threads torch gets, how they wait, and how much they remember, settled before torch loads; after that none
+of it can be changed.
 
 Threads that wait for work spin. That is faster as long as the cores are free; beside another busy process a thread that
 spins takes the core from the one that is waited for. So they spin for a short while, and then sleep.
+
+oneDNN compiles a product for the sizes of its matrices, and it and torch remember the last 1,024 of them, each up to
+0.8 MB. Where each step's rows have another length a step needs about ten, again for each layer, and none of those of
+the steps before.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from veneer.control_groups import control_groups
 THREADS, SPINNING = "OMP_NUM_THREADS", "GOMP_SPINCOUNT"
 _SPINS = "2000"  # turns of the waiting loop; where nothing is set, GCC's runtime takes 300,000
 _ALSO_SPINNING = "OMP_WAIT_POLICY"
+_REMEMBERED = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}  # products
 _settled = False
 
 
@@ -51,6 +57,8 @@ def settle() -> None:
         return
     _settled = True
     os.environ.setdefault(THREADS, str(cores()))
+    for name, count in _REMEMBERED.items():
+        os.environ.setdefault(name, count)
     if _ALSO_SPINNING not in os.environ:
         os.environ.setdefault(SPINNING, _SPINS)
 

@@ -58,6 +58,44 @@ def test_what_the_user_has_not_set_is_set_before_torch_loads():
     assert _after_settling(OMP_WAIT_POLICY="active") == [here, "None", here]
 
 
+_PRODUCTS_OF_MANY_SIZES = """
+import sys
+from veneer.threads import settle
+if sys.argv[1] == "settled":
+    settle()
+import torch
+from veneer.kernels.dense import linear
+from veneer.planning.machine import resident_memory
+weight = torch.zeros(576, 576)
+for rows in range(200, 232):
+    linear(torch.zeros(rows, 576), weight, None)
+before = resident_memory()
+for rows in range(232, 432):
+    linear(torch.zeros(rows, 576), weight, None)
+print(resident_memory() - before)
+"""
+
+
+def test_what_is_remembered_of_products_does_not_grow_with_their_sizes():
+    """As of rows of another length in each step."""
+    grown = {
+        how: int(subprocess.run([sys.executable, "-c", _PRODUCTS_OF_MANY_SIZES, how], stdout=-1, check=True).stdout)
+        for how in ("as it comes", "settled")
+    }
+    if grown["as it comes"] < 8e6:
+        pytest.skip(f"what this processor remembers of 200 products takes {grown['as it comes'] / 1e6:.1f} MB")
+    assert grown["settled"] < grown["as it comes"] / 4
+
+
+def test_how_much_is_remembered_is_the_users_to_say(monkeypatch):
+    monkeypatch.setattr(threads.sys, "modules", {})
+    monkeypatch.setattr(threads.os, "environ", {"LRU_CACHE_CAPACITY": "7"})
+    monkeypatch.setattr(threads, "_settled", False)
+    threads.settle()
+    assert threads.os.environ["LRU_CACHE_CAPACITY"] == "7"
+    assert threads.os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "32"
+
+
 def test_once_torch_is_loaded_nothing_is_set(monkeypatch):
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     threads.settle()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from veneer.errors import ConfigError, DivergedError, TrainingError
 from veneer.studies.study import Job, Row
+from veneer.threads import settle
 
 _TRIES_AGAIN = 2
 
@@ -60,4 +61,5 @@ def over_ray(address: str, jobs: list[Job], runs: Path) -> Iterator[tuple[Job, l
 def _work(job: Job, runs: str) -> list[Row]:
     from veneer.studies.work import work
 
+    settle()
     return work(job, Path(runs))
