@@ -36,6 +36,7 @@ bench: $(READY) build/peers/ready
 	$(BIN)/python benchmarks/storage.py
 	$(BIN)/python benchmarks/demo_seeds.py
 	$(BIN)/python benchmarks/plan.py
+	$(BIN)/python benchmarks/plan_rows.py
 	$(BIN)/python benchmarks/large.py
 
 bench-rows: $(READY) build/peers/ready

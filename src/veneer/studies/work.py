@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import shutil
 import sys
@@ -64,17 +65,18 @@ def _train(config: TrainConfig, folder: Path) -> Row:
     from veneer.training.prepare import prepare
     from veneer.updates.trainable import trainable
 
-    silent = Console(file=io.StringIO())
-    if (folder / CONFIG_NAME).is_file():
-        result = run.resume(folder, console=silent)
-    else:
-        result = run.train(config=config, console=silent)
+    how: dict[str, Any] = {"console": Console(file=io.StringIO()), "on_the_way": False}  # more is measured below
+    going_on = (folder / CONFIG_NAME).is_file()
+    result = run.resume(folder, **how) if going_on else run.train(config=config, **how)
     # Of training, by whichever process; what is measured after it is in batches of its own.
     memory = max(peak_memory(), *(record.get("peak_memory", 0) for record in read_metrics(folder)))
     table = trainable(result.model)
+    reached = quality(prepare(config, result.model, result.tokenizer))
+    if not math.isfinite(reached["loss"]):
+        raise DivergedError(f"The held-out loss is not finite after {result.steps} steps.")
     return {
-        "seed": config.seed, **quality(prepare(config, result.model, result.tokenizer)),
-        "parameters": table.parameters, "seconds": round(result.seconds, 2), "peak_memory": memory,
+        "seed": config.seed, **reached, "parameters": table.parameters, "seconds": round(result.seconds, 2),
+        "peak_memory": memory,
     }  # fmt: skip
 
 

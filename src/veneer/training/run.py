@@ -93,13 +93,14 @@ class Result:
 
 def train(
     model: Any = None, tokenizer: Any = None, *, config: TrainConfig | None = None, console: Console | None = None,
-    foresight: Foresight | None = None, **options: Any,
+    foresight: Foresight | None = None, on_the_way: bool = True, **options: Any,
 ) -> Result:  # fmt: skip
     """Train an adapter; the options are `TrainConfig`'s, ``data`` and ``output`` the ones without a default.
 
     ``model``: a name or path, as for `load`; or a loaded model, with its tokenizer, whose active adapter is trained,
     or which gets the one that the options describe. ``foresight`` looks at a run before it starts,
-    and may refuse it.
+    and may refuse it. ``on_the_way``: whether the held-out loss is measured before, during and after the steps; the
+    rows are kept from training in any case.
 
     Raises VeneerError: ConfigError, ModelError, DataError and TargetError before anything is written, TrainingError
     when the run cannot go on.
@@ -119,15 +120,17 @@ def train(
     prepared = prepare(config, loaded, tokenizer)
     if loaded is not None:
         prepared.notes += _not_found_again(config.model)
-    return _train(prepared, None, console, foresight)
+    return _train(prepared, None, console, foresight, on_the_way)
 
 
 def resume(
-    folder: str | Path, *, console: Console | None = None, foresight: Foresight | None = None, **over: Any
-) -> Result:
+    folder: str | Path, *, console: Console | None = None, foresight: Foresight | None = None, on_the_way: bool = True,
+    **over: Any,
+) -> Result:  # fmt: skip
     """Go on with a run from its latest checkpoint, or from the start when it has none yet.
 
-    It ends in the same adapter, to the last bit, as if it had never stopped. ``over`` changes options for the rest.
+    It ends in the same adapter, to the last bit, as if it had never stopped. ``over`` changes options for the rest;
+    ``on_the_way`` as in `train`.
     Raises TrainingError when there is no run, its rows have changed, or its checkpoint is damaged.
     """
     folder, console = Path(folder), console or Console()
@@ -145,7 +148,7 @@ def resume(
     found = checkpoints(folder)
     if foresight is not None:
         foresight.before_loading(config)
-    return _train(prepare(config), found[-1] if found else None, console, foresight)
+    return _train(prepare(config), found[-1] if found else None, console, foresight, on_the_way)
 
 
 def refuse_no_run(folder: Path) -> None:
@@ -163,7 +166,9 @@ def result_of(folder: Path) -> Path | None:
     return None
 
 
-def _train(prepared: Prepared, checkpoint: Path | None, console: Console, foresight: Foresight | None) -> Result:
+def _train(
+    prepared: Prepared, checkpoint: Path | None, console: Console, foresight: Foresight | None, on_the_way: bool
+) -> Result:
     config, model, folder = prepared.config, prepared.model, Path(prepared.config.output)
     tokens, report = prepared.tokeniser.all(prepared.train)
     held_out, held_out_report = prepared.tokeniser.all(prepared.held_out) if prepared.held_out else ([], None)
@@ -239,8 +244,8 @@ def _train(prepared: Prepared, checkpoint: Path | None, console: Console, foresi
             _tell(forecast, folder, progress)
             later = forecast.later or Forecast
             run = Run(
-                config, folder, model, loss, batches, held_out, optimizer, total, metrics, progress, stop, allocator,
-                lambda: _tell(later(), folder, progress),
+                config, folder, model, loss, batches, held_out if on_the_way else [], optimizer, total, metrics,
+                progress, stop, allocator, lambda: _tell(later(), folder, progress),
             )  # fmt: skip
             if not finished(run, state):
                 train_loop(run, state)

@@ -386,6 +386,15 @@ def test_a_job_is_named_by_what_is_its_own():
     assert str(study.jobs(done)[-1]) == "spectrum: overlap, which ranks 2 and 4 of one seed"
 
 
+def test_the_held_out_loss_is_measured_once(tiny_folder, rows_file, tmp_path):
+    """When the run is done; and the rows that it is measured on are those that a run of its own keeps from training."""
+    options = _run(tiny_folder, tmp_path) | {"rank": 2, "steps": 3}
+    folder, row = trained(options, tmp_path / "runs")
+    assert "held_out_loss" not in (folder / "metrics.jsonl").read_text()
+    alone = veneer.train(output=str(tmp_path / "alone"), **options)
+    assert row["loss"] == pytest.approx(alone.loss_after, rel=1e-5)
+
+
 def test_every_study_of_the_command_is_there():
     assert list(STUDIES) == ["rank", "matrices", "methods", "storage", "budget", "spectrum"]
     assert all(study.title.endswith("?") for study in STUDIES.values())
