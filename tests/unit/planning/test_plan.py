@@ -206,10 +206,10 @@ def test_without_a_model_the_rank_counts_and_no_other_flag_is_taken(refused, ven
     assert "to which --dropout does nothing" in refused("plan", "--dropout", "0.1")
     assert "rank = 'many' is not valid" in refused("plan", "--rank", "many")
     monkeypatch.setattr(planned_sizes, "SIZES", {"7B": planned_sizes.SIZES["7B"]})
-    few, more = (json.loads(veneer_command("plan", *given, "--json").out) for given in ((), ("--rank", "64")))
-    assert (few["rank"], more["rank"]) == (8, 64)
-    trained = [told["models"]["7B"]["QLoRA"]["parameters"] for told in (few, more)]
-    assert trained[1] == 8 * trained[0]
+    told = json.loads(veneer_command("plan", "--rank", "64", "--json").out)
+    assert told["rank"] == 64
+    in_and_out = 4 * (4096 + 4096) + 3 * (4096 + 11008)  # of the matrices of a layer
+    assert told["models"]["7B"]["QLoRA"]["parameters"] == 64 * 32 * in_and_out
 
 
 @pytest.mark.usefixtures("as_measured")
