@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,6 +48,17 @@ def in_a_process(
         sys.exit(done.stderr)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def main_or_run(main: Callable[[], None], measure: Callable[..., dict[str, Any]]) -> None:
+    """``main``; or what `in_a_process` asks this script for by ``--run``, in a process settled as the command's is."""
+    if sys.argv[1:2] == ["--run"]:
+        from veneer.threads import settle  # which peers' environments lack
+
+        settle()
+        print(json.dumps(measure(*sys.argv[2:])))
+    else:
+        main()
 
 
 def peak_memory() -> int:

@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import in_a_process, peak_memory, versions
+from common import in_a_process, main_or_run, peak_memory, versions
 
 from veneer.threads import settle
 
@@ -235,8 +235,4 @@ def _draw(runs: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--run"]:
-        settle()  # as the command does
-        print(json.dumps(_measure(*sys.argv[2:])))
-    else:
-        main()
+    main_or_run(main, _measure)

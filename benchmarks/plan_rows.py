@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import in_a_process, versions
-
-from veneer.threads import settle
+from common import in_a_process, main_or_run, versions
 
 STEPS = 80
 RUNS: dict[str, dict[str, Any]] = {
@@ -56,8 +53,4 @@ def _measure(name: str) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--run"]:
-        settle()  # as the command does
-        print(json.dumps(_measure(*sys.argv[2:])))
-    else:
-        main()
+    main_or_run(main, _measure)

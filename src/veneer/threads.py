@@ -70,9 +70,9 @@ def settled() -> bool:
 
 def said() -> list[str]:
     """A sentence when the user's own number of threads is not that of the cores."""
-    wanted, here = os.environ.get(THREADS, ""), cores()
-    if not wanted.isdigit() or int(wanted) == here:
+    threads, here = wanted(), cores()
+    if threads == here:
         return []
-    if int(wanted) < here:
-        return [f"{THREADS} is set to {wanted}: {wanted} of {here} cores work."]
-    return [f"{THREADS} is set to {wanted}: so many threads on {here} cores wait for each other."]
+    if threads < here:
+        return [f"{THREADS} is set to {threads}: {threads} of {here} cores work."]
+    return [f"{THREADS} is set to {threads}: so many threads on {here} cores wait for each other."]

@@ -352,6 +352,20 @@ def test_over_ray_a_killed_worker_loses_its_run_alone(ray, counting, tmp_path, m
     assert len(counts) == 6
 
 
+def _diverges_once(job, runs):
+    if job.options["number"] == 1:
+        raise DivergedError("The loss is not finite.")
+    return [dict.fromkeys(MEASURED) | {"run": job.key, "number": job.options["number"], "loss": 1.0, "seconds": 0}]
+
+
+def test_over_ray_a_run_that_diverges_leaves_the_others_to_be_done(ray, counting, tmp_path, monkeypatch):
+    monkeypatch.setattr("veneer.studies.cluster._work", _diverges_once)
+    said = r"^counting: count, number 1 failed: The loss is not finite\. All other runs"
+    with pytest.raises(TrainingError, match=said):
+        _study(tmp_path / "s", ray="auto")
+    assert sorted(row["number"] for row in read_rows(tmp_path / "s", CountingStudy)) == [2, 2, 3, 3]
+
+
 def _refused(job, runs):
     raise DataError("There is no file rows.jsonl.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import statistics
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import tiny
 import veneer
 from veneer.commands.verbs import StudyOptions
-from veneer.errors import DataError, TargetError, TrainingError
+from veneer.errors import DataError, DivergedError, TargetError, TrainingError
 from veneer.frozen.weight import frozen_weight
 from veneer.reporting.study_page import study_page
 from veneer.studies import run
@@ -384,6 +385,14 @@ def test_a_job_is_named_by_what_is_its_own():
     study = SpectrumStudy(StudyOptions(ranks=[2, 4], seeds=[0]))
     done = [{"run": job.key} for job in study.jobs([])]
     assert str(study.jobs(done)[-1]) == "spectrum: overlap, which ranks 2 and 4 of one seed"
+
+
+def test_a_held_out_loss_that_is_not_finite_is_no_row(tiny_folder, rows_file, tmp_path, monkeypatch):
+    options = _run(tiny_folder, tmp_path) | {"rank": 2}
+    monkeypatch.setattr("veneer.studies.work.quality", lambda prepared: {"loss": math.nan, "accuracy": 0.5})
+    with pytest.raises(DivergedError, match=r"^The held-out loss is not finite after 2 steps\.$"):
+        trained(options, tmp_path / "runs")
+    assert list((tmp_path / "runs").glob("*/measured.json")) == []
 
 
 def test_the_held_out_loss_is_measured_once(tiny_folder, rows_file, tmp_path):
