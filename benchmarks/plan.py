@@ -130,10 +130,11 @@ def _mean(rounds: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def _save(name: str, folder: Path) -> None:
-    """A model of random weights and a tokenizer of as many words as it has, as a transformers folder."""
+    """A model of random weights and a tokenizer that merges as many words as it has, as a transformers folder."""
     import torch
     import transformers as tf
-    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from veneer.planning.rates import tokenizer_of, words
 
     torch.manual_seed(0)
     heads = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "max_position_embeddings": 2048}
@@ -151,12 +152,7 @@ def _save(name: str, folder: Path) -> None:
         "phi": lambda: tf.PhiForCausalLM(tf.PhiConfig(**heads, vocab_size=51200, intermediate_size=2048)),
     }[name]()  # fmt: skip
     made.save_pretrained(folder / name)
-    words = {"<end>": 0, **{f"w{number}": number for number in range(1, made.config.vocab_size)}}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<end>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>").save_pretrained(
-        folder / name
-    )
+    tokenizer_of(words(made.config.vocab_size)).save_pretrained(folder / name)
 
 
 def _options(run: str, folder: str) -> dict[str, Any]:
@@ -179,6 +175,7 @@ def _foreseen(run: str, folder: str, machine: Any) -> Any:
 def _measure(folder: str, run: str) -> dict[str, Any]:
     """Trained as a person would, on rows of exactly the length; the number of layers recomputed is set."""
     from veneer.planning import run as planned
+    from veneer.planning.rates import words
     from veneer.training.metrics import read_metrics
 
     again, foreseen = RUNS[run][5], planned.foreseen
@@ -187,8 +184,8 @@ def _measure(folder: str, run: str) -> dict[str, Any]:
         planned.foreseen = lambda *known, **more: replace(foreseen(*known, **more), recomputed=again)
     rows, length = RUNS[run][3:5]
     with tempfile.TemporaryDirectory() as place:
-        words = random.Random(0)
-        texts = [" ".join(f"w{words.randrange(1, 49152)}" for _ in range(length - 1)) for _ in range(rows * STEPS)]
+        known, draw = words(49152)[1:], random.Random(0)
+        texts = [" ".join(draw.choices(known, k=length - 1)) for _ in range(rows * STEPS)]
         data = Path(place, "rows.jsonl")
         data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         result = planned.train(

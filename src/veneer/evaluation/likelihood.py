@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from inspect import signature
 from itertools import pairwise
 from typing import Any
 
@@ -82,10 +83,17 @@ def _first_token(model: Any, tokeniser: Tokeniser, asked: list[Tokens], rows: li
     for start in range(0, len(order), size):
         part = order[start : start + size]
         batch = _on(model, collate([asked[i] for i in part], tokeniser.pad))
-        logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-        before = logits[torch.arange(len(part)), batch.mask.sum(dim=1) - 2].float().cpu()
-        scores[part] = before.gather(1, answers[part])
+        scores[part] = _logits(model, batch, batch.mask.sum(dim=1) - 2).float().cpu().gather(1, answers[part])
     return scores
+
+
+def _logits(model: Any, batch: Batch, places: Tensor) -> Tensor:
+    """(rows, vocabulary) at a place of each row; where the model can, formed at these places of the batch alone."""
+    some: dict[str, Tensor] = {}
+    if "logits_to_keep" in signature(model.forward).parameters:
+        some["logits_to_keep"], places = torch.unique(places, return_inverse=True)
+    logits: Tensor = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, **some).logits
+    return logits[torch.arange(len(logits), device=logits.device), places]
 
 
 def _log_likelihoods(model: Any, tokeniser: Tokeniser, rows: list[Tokens], size: int) -> Tensor:

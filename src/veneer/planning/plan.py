@@ -12,10 +12,10 @@ from veneer.data.labels import IGNORE, Tokens
 from veneer.errors import ConfigError
 from veneer.frozen.blockwise import PANEL
 from veneer.frozen.config import CODE_BITS
+from veneer.kernels.heap import own_heap
 from veneer.options import memory_size
 from veneer.planning.config import PlanOptions
 from veneer.planning.empty import Base, base_of
-from veneer.planning.heap import heap_peak
 from veneer.planning.ledger import SHORT, Stretch
 from veneer.planning.machine import Machine
 from veneer.planning.step import Step, take_step
@@ -25,7 +25,7 @@ from veneer.training.loss import How, tokens_gone_through
 from veneer.training.prepare import longest_row
 
 # Of the activations, what glibc's heap held beyond the blocks: 0.28 to 0.55 in runs of benchmarks/plan.py without a
-# heap of our own. It is not the same twice, and not foreseen run by run.
+# heap of our own, which holds nothing. It is not the same twice, and not foreseen run by run.
 _SYSTEMS_HOLES = 0.4
 _MANY_STEPS = 10**9  # in which any schedule has room; to a plan it does not matter
 NO_MACHINE = Machine(rates={}, operation=0.0, runtime=0, loading=0)  # of which no time is told
@@ -146,8 +146,7 @@ def _terms(
         "panel buffer": scratch,
     }
     if device == "cpu":
-        held = heap_peak(step.stretches, passes, states)
-        terms["heap's holes"] = max(0, held - most - states - gradients) if held else int(_SYSTEMS_HOLES * kept)
+        terms["heap's holes"] = 0 if own_heap() else int(_SYSTEMS_HOLES * kept)
         terms["runtime"] = machine.runtime
     else:
         terms["runtime"] = _CUDA_RUNTIME

@@ -1,15 +1,17 @@
 """Run as a program: measure the machine by training a small model of Llama's kind; print what a `Machine` is made of.
 
-The runtime: what that took beyond what is foreseen of its tensors, which is the memory of Python, torch, transformers,
-the tokenizer and the kernels; and what loading it took. The rates: of each kind of operation the work over the time in
-steps over 4 bits, where the operations wait for memory and for one another as they do in any step; and where products
-in 16 bits are faster than in 32, in steps over 16 bits, too.
+The runtime: what a run on rows of many lengths took beyond what is foreseen of its tensors, which is the memory of
+Python, torch, transformers, the tokenizer, the kernels and the plan itself; and what loading it took. The rates: of
+each kind of operation the work over the time in steps over 4 bits, where the operations wait for memory and for one
+another as they do in any step; and where products in 16 bits are faster than in 32, in steps over 16 bits, too.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -26,10 +28,10 @@ _SIZES = {
     "vocab_size": 2**15, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4,
     "num_attention_heads": 8, "tie_word_embeddings": True,
 }  # fmt: skip
-_WORDS = 2**16  # that the tokenizer knows, for what it takes depends on their number
+_WORDS = 49152  # that the tokenizer knows and merges, for what it takes depends on their number
 _TOKENS, _ROWS = 512, 2  # of a row, and of a step
+_LENGTHS = 24  # steps of a run on rows of other lengths
 _STEPS = 10
-_OTHERS = 10 * 10**6  # bytes that the models of benchmarks/plan.py took beyond this one's runtime, up to 20 MB
 _LARGE = 2**18  # bytes from which on an operation's work is what takes its time
 
 
@@ -40,7 +42,7 @@ def main() -> None:
         if sys.argv[1:]:
             print(_beyond(Path(place), trained=False))
             return
-        runtime = _beyond(Path(place), trained=True) + _OTHERS
+        runtime = _beyond(Path(place), trained=True)
     # In another process: the most memory that there was can be asked once.
     done = subprocess.run([sys.executable, "-m", __spec__.name, "loading"], stdout=subprocess.PIPE, check=True)
     rates, operation = _rates()
@@ -52,22 +54,25 @@ def _beyond(place: Path, trained: bool) -> int:
     the file's, so that all of that is read."""
     from rich.console import Console
 
+    from veneer.planning.run import train
     from veneer.training.config import TrainConfig
     from veneer.training.metrics import peak_memory
     from veneer.training.prepare import prepare
-    from veneer.training.run import train
 
-    rows, text = place / "rows.jsonl", " ".join(f"w{number}" for number in range(1, _TOKENS))
-    rows.write_text((json.dumps({"text": text}) + "\n") * _ROWS * 2)
+    rows, draw = place / "rows.jsonl", random.Random(0)
+    lengths = [_TOKENS] * 2 * _ROWS + [draw.randrange(8, _TOKENS) for _ in range((_LENGTHS - 2) * _ROWS)]
+    known = words(_SIZES["vocab_size"])
+    texts = (" ".join(draw.choices(known[1:], k=length - 1)) for length in lengths)  # an end comes behind them
+    rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     options = {
         "model": str(place / "model"), "storage": "fp32" if trained else "bf16", "batch_size": _ROWS,
-        "max_length": _TOKENS, "steps": 2,
+        "max_length": _TOKENS, "steps": _LENGTHS,
     }  # fmt: skip
-    config = TrainConfig(**options, data=str(rows), output=str(place / "run"), held_out=0)
+    more = {"data": str(rows), "output": str(place / "run"), "held_out": 0, "check_memory": False}
     if trained:
-        train(config=config, console=Console(file=io.StringIO()))
+        train(**options, **more, console=Console(file=io.StringIO()))
     else:
-        prepare(config)
+        prepare(TrainConfig(**options, **more))
     peak = peak_memory()  # before what plans needs memory, too
 
     from veneer.planning.config import PlanOptions
@@ -79,13 +84,29 @@ def _beyond(place: Path, trained: bool) -> int:
 
 
 def _save(folder: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     LlamaForCausalLM(LlamaConfig(**_SIZES)).save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({f"w{number}": number for number in range(_WORDS)}, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0", pad_token="w0").save_pretrained(folder)
+    tokenizer_of(words(_WORDS)).save_pretrained(folder)
+
+
+def words(count: int) -> list[str]:
+    """Of 256 characters and all pairs of them, which a tokenizer merges, as many as said: words of a vocabulary."""
+    characters = [chr(0x4E00 + number) for number in range(256)]
+    pairs = map("".join, itertools.product(characters, repeat=2))
+    return [*characters, *itertools.islice(pairs, count - len(characters))]
+
+
+def tokenizer_of(known: list[str]) -> Any:
+    """A tokenizer in transformers' form that merges as many words as a real one; the first is the end of a text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: number for number, word in enumerate(known)}
+    merges = [(word[0], word[1]) for word in known if len(word) == 2]
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=known[0], pad_token=known[0])
 
 
 def _rates() -> tuple[dict[str, float], float]:

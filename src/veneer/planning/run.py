@@ -40,7 +40,8 @@ from veneer.training.loss import Loss
 _CLEARLY = 1.05  # times the limit
 _SMALL = 8  # a model whose files are a smaller part of the memory than this is loaded without a look
 _LOSS = 10**9  # bytes that a chunk of logits takes, and more
-_AFTERWARDS = 60 * 10**6  # bytes that reading rows and model, and the kernels' first use, add to what torch takes
+# Bytes that reading rows and model, the plan itself, and the kernels' first use add to what torch takes.
+_AFTERWARDS = 110 * 10**6
 
 
 def train(model: Any = None, tokenizer: Any = None, **options: Any) -> run.Result:

@@ -274,14 +274,14 @@ def _tell(forecast: Forecast, folder: Path, progress: RunProgress) -> None:
 
 
 def _largest_step(batches: Batches, total: int, config: TrainConfig, loss: Loss) -> list[Tokens]:
-    """The rows of the step with the most tokens in a pass."""
+    """The rows of the step with the most tokens in a pass, of all epochs: each puts other rows together."""
     size = config.micro_batch_size or config.batch_size
 
     def largest(rows: list[Tokens]) -> int:
         passes = (rows[start : start + size] for start in range(0, len(rows), size))
         return max(tokens_gone_through(some, loss.kind, loss.how.packed) for some in passes)
 
-    return max((batches.rows(number) for number in range(min(total, batches.per_epoch))), key=largest)
+    return max(map(batches.rows, range(total)), key=largest)
 
 
 def _refuse_other_schedule(allocator: Allocator, total: int) -> None:

@@ -71,6 +71,18 @@ def test_the_likeliest_choice(kind, choices, size, request):
         assert len(set(wanted)) > 1, "or it could not be told from a constant"
 
 
+def test_a_model_that_forms_all_logits_chooses_alike(causal, monkeypatch):
+    model, tokeniser = causal
+    choices, plain = ["a", "b", "c", "d"], model.forward
+    wanted = choose(model, tokeniser, _examples(), choices, 4)
+
+    def forward(input_ids, attention_mask, use_cache):
+        return plain(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
+
+    monkeypatch.setattr(model, "forward", forward)
+    assert choose(model, tokeniser, _examples(), choices, 4) == wanted
+
+
 def test_a_long_prompt_keeps_its_end(causal):
     model, tokeniser = causal
     short = Tokeniser(tokeniser.tokenizer, max_length=4)

@@ -4,21 +4,24 @@
 #include <cstdlib>
 #include <iterator>
 #include <stdexcept>
+#include <utility>
 
 namespace veneer {
 
-Heap::Heap(size_t size) { open(0, {size, 0}); }
-
-void Heap::open(size_t start, Hole hole) {
-    holes_.emplace(start, hole);
-    sizes_.emplace(hole.size, start);
+Heap::Heap(size_t size, size_t page, GiveBack give_back) : page_(page), give_back_(std::move(give_back)) {
+    open(0, size);
 }
 
-Heap::Hole Heap::close(Holes::iterator hole) {
-    const Hole found = hole->second;
-    sizes_.erase({found.size, hole->first});
+void Heap::open(size_t start, size_t size) {
+    holes_.emplace(start, size);
+    sizes_.emplace(size, start);
+}
+
+size_t Heap::close(Pieces::iterator hole) {
+    const size_t size = hole->second;
+    sizes_.erase({size, hole->first});
     holes_.erase(hole);
-    return found;
+    return size;
 }
 
 size_t Heap::take(size_t size) {
@@ -26,42 +29,84 @@ size_t Heap::take(size_t size) {
     const auto place = sizes_.lower_bound({size, 0});
     if (place == sizes_.end()) return nowhere;
     const size_t start = place->second;
-    const Hole hole = close(holes_.find(start));
-    const size_t again = std::min(hole.used, size);
-    if (hole.size > size) open(start + size, {hole.size - size, hole.used - again});
+    const size_t hole = close(holes_.find(start));
+    if (hole > size) open(start + size, hole - size);
     blocks_.emplace(start, size);
-    held_ += size - again;
+    live_ += size;
+    most_ = std::max(most_, live_);
+    use(start, size);
+    if (held_ < most_ + share) return start;
+    size_t over = held_ - most_;
+    for (auto largest = sizes_.rbegin(); over && largest != sizes_.rend() && largest->first >= share; largest++)
+        over -= give_back(largest->second, largest->first, over);
     return start;
 }
 
-Heap::Piece Heap::let_go(size_t start) {
+void Heap::let_go(size_t start) {
     const auto block = blocks_.find(start);
     if (block == blocks_.end()) throw std::invalid_argument("no block of the heap begins there");
-    Hole hole{block->second, block->second};
+    size_t size = block->second;
+    live_ -= size;
     blocks_.erase(block);
-    bool scattered = false;  // used bytes would not come first
     auto next = holes_.lower_bound(start);
-    if (next != holes_.end() && next->first == start + hole.size) {
-        const auto behind = next++;
-        const Hole joined = close(behind);
-        hole = {hole.size + joined.size, hole.used + joined.used};
-    }
+    if (next != holes_.end() && next->first == start + size) size += close(next++);
     if (next != holes_.begin()) {
         const auto before = std::prev(next);
-        if (before->first + before->second.size == start) {
+        if (before->first + before->second == start) {
             start = before->first;
-            const Hole joined = close(before);
-            scattered = joined.used < joined.size;
-            hole = {hole.size + joined.size, hole.used + joined.used};
+            size += close(before);
         }
     }
-    const Piece piece{start, hole.used >= worth || scattered ? hole.size : 0};
-    if (piece.size) {
-        held_ -= hole.used;
-        hole.used = 0;
+    open(start, size);
+    if (size >= worth && used(start, size) >= worth) give_back(start, size, size);
+}
+
+// The pages of a piece are in use, if only in part.
+void Heap::use(size_t start, size_t size) {
+    size_t begin = start / page_ * page_, end = (start + size + page_ - 1) / page_ * page_;
+    held_ += end - begin;
+    auto piece = used_.upper_bound(begin);
+    if (piece != used_.begin() && std::prev(piece)->second >= begin) piece--;
+    while (piece != used_.end() && piece->first <= end) {
+        const auto [from, to] = *piece;
+        if (std::min(end, to) > std::max(begin, from)) held_ -= std::min(end, to) - std::max(begin, from);
+        begin = std::min(begin, from);
+        end = std::max(end, to);
+        piece = used_.erase(piece);
     }
-    open(start, hole);
-    return piece;
+    used_.emplace(begin, end);
+}
+
+// Bytes of whole pages in use in a piece.
+size_t Heap::used(size_t start, size_t size) const {
+    const size_t first = (start + page_ - 1) / page_ * page_, last = (start + size) / page_ * page_;
+    size_t bytes = 0;
+    for (auto piece = used_.lower_bound(last); piece != used_.begin();) {
+        const auto [from, to] = *--piece;
+        if (to <= first) break;
+        bytes += std::min(to, last) - std::max(from, first);
+    }
+    return bytes;
+}
+
+// Gives `most` bytes of a hole back, or as many as are in use there, its last pages first. How many they are.
+size_t Heap::give_back(size_t start, size_t size, size_t most) {
+    const size_t first = (start + page_ - 1) / page_ * page_, last = (start + size) / page_ * page_;
+    size_t left = most;
+    auto piece = used_.lower_bound(last);
+    while (left && piece != used_.begin()) {
+        const auto [from, to] = *--piece;
+        if (to <= first) break;
+        const size_t end = std::min(to, last);
+        const size_t bytes = std::min((left + page_ - 1) / page_ * page_, end - std::max(from, first));
+        piece = used_.erase(piece);
+        if (end < to) piece = used_.emplace(end, to).first;
+        if (from < end - bytes) piece = used_.emplace(from, end - bytes).first;
+        give_back_(end - bytes, bytes);
+        held_ -= bytes;
+        left -= std::min(left, bytes);
+    }
+    return most - left;
 }
 
 }  // namespace veneer
@@ -85,8 +130,13 @@ namespace {
 
 // Never destroyed: tensors may be let go after the extension's own objects.
 struct Region {
-    char* begin;
-    size_t size;
+    Region(char* begin, size_t size, size_t page)
+        : begin(begin), size(size), heap(size, page, [begin](size_t start, size_t bytes) {
+              madvise(begin + start, bytes, MADV_DONTNEED);
+          }) {}
+
+    char* const begin;
+    const size_t size;
     Heap heap;
     std::mutex lock;
 };
@@ -109,12 +159,7 @@ void let_go(void* block) noexcept {
     const size_t start = size_t(static_cast<char*>(block) - region->begin);
     if (start >= region->size) return free(block);  // from before, or a small one
     const std::lock_guard<std::mutex> guard(region->lock);
-    const Heap::Piece piece = region->heap.let_go(start);
-    if (!piece.size) return;
-    const size_t page = size_t(sysconf(_SC_PAGESIZE));
-    const size_t first = (piece.start + page - 1) / page * page;
-    const size_t last = (piece.start + piece.size) / page * page;
-    madvise(region->begin + first, last - first, MADV_DONTNEED);
+    region->heap.let_go(start);
 }
 
 // Where libc10 keeps the addresses of the functions that it calls by these names.
@@ -189,10 +234,11 @@ const char* install() {
     Slots slots;
     dl_iterate_phdr(look, &slots);
     if (slots.aligned.empty() || slots.free.empty()) return "PyTorch does not allocate in the way that is known";
-    const size_t size = size_t(sysconf(_SC_PHYS_PAGES)) * size_t(sysconf(_SC_PAGESIZE));
+    const auto page = size_t(sysconf(_SC_PAGESIZE));
+    const size_t size = size_t(sysconf(_SC_PHYS_PAGES)) * page;
     void* begin = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (begin == MAP_FAILED) return "the system does not give so large a piece of address space";
-    region = new Region{static_cast<char*>(begin), size, Heap(size), {}};
+    region = new Region(static_cast<char*>(begin), size, page);
     // A fork while another thread holds the lock would leave it locked in the child.
     pthread_atfork([] { region->lock.lock(); }, [] { region->lock.unlock(); }, [] { region->lock.unlock(); });
     // First what lets go: it knows the blocks of both.

@@ -1,7 +1,7 @@
 // The Python module: which variants this machine runs, and their functions on addresses. veneer.kernels.cpu has checked
 // every tensor's type, size and layout before it passes an address on.
 #include <nanobind/nanobind.h>
-#include <nanobind/stl/pair.h>
+#include <nanobind/stl/function.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -317,15 +317,10 @@ NB_MODULE(_cpu, m) {
     m.def("update_product_backward", &update_product_backward, Unlocked());
 
     m.def("use_heap", &use_heap);
-    nb::class_<Heap> heap(m, "Heap");
-    heap.attr("least") = size_t(Heap::least);
-    heap.def(nb::init<size_t>())
+    nb::class_<Heap>(m, "Heap")
+        .def(nb::init<size_t, size_t, Heap::GiveBack>())
         .def("take", &Heap::take)
-        .def("let_go",
-             [](Heap& self, size_t start) {
-                 const auto piece = self.let_go(start);
-                 return std::make_pair(piece.start, piece.size);
-             })
+        .def("let_go", &Heap::let_go)
         .def_prop_ro("held", &Heap::held);
 
     nb::class_<Linear>(m, "Linear")
