@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint bench bench-rows study study-adalora test-sanitize test-neon
+.PHONY: demo test coverage lint bench bench-rows study study-adalora test-sanitize test-neon
 
 # make demo STORAGE=nf4: over a base in 4 bits.
 STORAGE ?= fp32
@@ -11,6 +11,10 @@ demo: $(READY)
 	$(BIN)/python -m veneer.demo $(STORAGE)
 
 test: $(READY) lint
+	$(BIN)/python -m pytest
+
+# Which lines the tests reach. Watching them takes its time, so not with every run.
+coverage: $(READY)
 	$(BIN)/python -m pytest --cov --cov-report=term
 
 lint: $(READY)

@@ -27,6 +27,8 @@ import veneer
 from veneer.cli import cli, main
 from veneer.commands.options import given
 from veneer.data.formats import SHAPES
+from veneer.planning.ledger import KINDS
+from veneer.planning.machine import Machine
 from veneer.training.config import TrainConfig
 from veneer.training.run import RESUMABLE
 from veneer.updates.config import AllocationOptions, UpdateOptions
@@ -98,8 +100,15 @@ def real_model_from_a_folder(request, monkeypatch):
         monkeypatch.setattr("veneer.frozen.source.packaged_path", lambda name: folder)
 
 
+@pytest.fixture
+def machine_as_if_measured(monkeypatch):
+    """Measuring takes a minute; tests/unit/planning does it, and what a page shows of it is any number."""
+    rates = {kind: 1e11 if kind in ("products", "attention") else 1e10 for kind in KINDS}
+    monkeypatch.setattr("veneer.planning.verb.measured", lambda: Machine(rates, 1e-6, 4 * 10**8, 4 * 10**8))
+
+
 @pytest.mark.parametrize("page", _pages())
-@pytest.mark.usefixtures("real_model_from_a_folder")
+@pytest.mark.usefixtures("real_model_from_a_folder", "machine_as_if_measured")
 def test_a_page_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")

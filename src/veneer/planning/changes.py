@@ -27,7 +27,7 @@ class Change:
         return ", ".join(f"{name}: {str(value).lower()}" for name, value in self.options.items())
 
     def as_json(self) -> dict[str, Any]:
-        return {"options": self.options, "peak": self.plan.peak, "cost": self.cost}
+        return {"options": self.options, "peak": self.plan.peak, "needed": self.plan.needed, "cost": self.cost}
 
 
 Foresee = Callable[[TrainConfig], Plan]

@@ -28,8 +28,12 @@ from veneer.training.prepare import longest_row
 # heap of our own, which holds nothing. It is not the same twice, and not foreseen run by run.
 _SYSTEMS_HOLES = 0.4
 _MANY_STEPS = 10**9  # in which any schedule has room; to a plan it does not matter
+WORDS = 49152  # of the tokenizer that a machine is measured with
+_WORD = 900  # bytes that reading one word more takes, with its merge: 43 MB of SmolLM2's 49,152
 NO_MACHINE = Machine(rates={}, operation=0.0, runtime=0, loading=0)  # of which no time is told
-_CUDA_RUNTIME = 500 * 10**6  # bytes of a CUDA context with its libraries; not measured
+# Bytes that a GPU has in use beyond the blocks of a step: CUDA's context, its libraries, and what torch's allocator
+# keeps; 1.0 to 1.8 GB on an H200 (benchmarks/gpu.py).
+_CUDA_RUNTIME = 1200 * 10**6
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ def _terms(
     }
     if device == "cpu":
         terms["heap's holes"] = 0 if own_heap() else int(_SYSTEMS_HOLES * kept)
-        terms["runtime"] = machine.runtime
+        terms["runtime"] = machine.runtime + _tokenizer(base)
     else:
         terms["runtime"] = _CUDA_RUNTIME
     return {name: size for name, size in terms.items() if size}, weights.codes + weights.scales + weights.dense
@@ -186,7 +190,13 @@ def _loading(base: Base, step: Step, held: int, machine: Machine, device: str) -
     if base.read:
         beside, largest = (base.read * (size // base.dense.itemsize) for size in (held, step.weights.largest))
         read = max(0, beside - largest)
-    return (machine.loading if device == "cpu" else _CUDA_RUNTIME) + held + beside, read
+    return (machine.loading + _tokenizer(base) if device == "cpu" else _CUDA_RUNTIME) + held + beside, read
+
+
+def _tokenizer(base: Base) -> int:
+    """Bytes that reading this model's tokenizer takes beyond that of the machine's measurement."""
+    words: int = getattr(base.config.get_text_config(), "vocab_size", 0)
+    return _WORD * max(0, words - WORDS)
 
 
 def _time(step: Step, passes: float, machine: Machine) -> tuple[float, dict[str, float]]:

@@ -28,7 +28,6 @@ _SIZES = {
     "vocab_size": 2**15, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4,
     "num_attention_heads": 8, "tie_word_embeddings": True,
 }  # fmt: skip
-_WORDS = 49152  # that the tokenizer knows and merges, for what it takes depends on their number
 _TOKENS, _ROWS = 512, 2  # of a row, and of a step
 _LENGTHS = 24  # steps of a run on rows of other lengths
 _STEPS = 10
@@ -86,8 +85,10 @@ def _beyond(place: Path, trained: bool) -> int:
 def _save(folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from veneer.planning.plan import WORDS
+
     LlamaForCausalLM(LlamaConfig(**_SIZES)).save_pretrained(folder)
-    tokenizer_of(words(_WORDS)).save_pretrained(folder)
+    tokenizer_of(words(WORDS))  # what it takes depends on their number.save_pretrained(folder)
 
 
 def words(count: int) -> list[str]:

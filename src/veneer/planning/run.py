@@ -135,12 +135,12 @@ class _Foresight:
 
     def _refusal(self, config: TrainConfig, made: Plan, limit: int, known: dict[str, Any]) -> str:
         found = what_would_fit(config, self._at(), limit, made, **known)
-        would = "; ".join(f"{change.said} ({amount(change.plan.peak)})" for change in found)
+        would = "; ".join(f"{change.said} ({amount(change.plan.needed)})" for change in found)
         then = (
             f"These would fit: {would}." if would else "No change of storage, micro batch or checkpointing would fit."
         )
         return (
-            f"This run would take {amount(made.peak)} of memory, and {amount(limit)} are there. {then} Or give "
+            f"This run would take {amount(made.needed)} of memory, and {amount(limit)} are there. {then} Or give "
             f"check_memory: false to try it all the same. (veneer plan tells more.)"
         )
 

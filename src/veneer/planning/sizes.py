@@ -101,12 +101,17 @@ def _at(few: int, more: int, left: int) -> int:
     return few + left * (more - few)
 
 
-def _plan_of(size: str, way: Way, rank: int, layers: int) -> Plan:
-    hidden, _, heads, key_heads, intermediate = SIZES[size]
-    config = LlamaConfig(
-        vocab_size=_VOCABULARY, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+def config_of(size: str, layers: int | None = None) -> LlamaConfig:
+    """The model of that size; or one of so many ``layers`` that is else the same."""
+    hidden, all_layers, heads, key_heads, intermediate = SIZES[size]
+    return LlamaConfig(
+        vocab_size=_VOCABULARY, hidden_size=hidden, num_hidden_layers=layers or all_layers, num_attention_heads=heads,
         num_key_value_heads=key_heads, intermediate_size=intermediate, max_position_embeddings=2048,
     )  # fmt: skip
+
+
+def _plan_of(size: str, way: Way, rank: int, layers: int) -> Plan:
+    config = config_of(size, layers)
     given: dict[str, Any] = {} if way.method == "full" else {"rank": rank}
     options = PlanOptions(
         model=size, method=way.method, storage=way.storage, batch_size=1, max_length=_LENGTH, device="cuda",

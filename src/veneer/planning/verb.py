@@ -67,7 +67,7 @@ class Answer:
             lines.append(f"A step of {plan.tokens:,} tokens: {duration(plan.step_seconds)}, {rate:,.0f} tokens/s.")
             if plan.steps:
                 lines.append(f"The run of {plan.steps:,} steps: {duration(plan.steps * plan.step_seconds)}.")
-        lines += [f"  {change.said} → {amount(change.plan.peak)}: {change.cost}" for change in self.changes]
+        lines += [f"  {change.said} → {amount(change.plan.needed)}: {change.cost}" for change in self.changes]
         if not self.fits and not self.changes:
             lines.append("No change of storage, micro batch, checkpointing or paging makes it fit.")
         elif self.changes:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 import tiny
 import veneer
@@ -229,10 +230,13 @@ def test_what_does_not_fit_comes_with_changes_that_do(config_alone, veneer_comma
     told = json.loads(veneer_command(*asked, "--json").out)
     assert not told["fits"]
     assert told["changes"]
+    said = " ".join(veneer_command(*asked).out.split())
+    assert "What would fit:" in said
     for change in told["changes"]:
-        assert change["peak"] <= told["limit"]
+        assert change["needed"] <= told["limit"]
+        assert change["needed"] < change["peak"], "the base of this file is mapped"
+        assert f"→ {verb.amount(change['needed'])}: {change['cost']}" in said
         assert "the same result" in change["cost"]
-    assert "What would fit:" in veneer_command(*asked).out
 
 
 @pytest.mark.usefixtures("as_measured")
@@ -311,6 +315,20 @@ def test_of_a_control_group_the_pages_of_files_are_available(limit, used, stat, 
     monkeypatch.setattr(machines, "resident_memory", lambda: 500)
     monkeypatch.setattr(machines, "file_memory", lambda: 200)
     assert machines.usable_memory() == 1000
+
+
+def test_a_tokenizer_of_more_words_than_the_measured_one_takes_more():
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+    def made(words):
+        base = Base("a", LlamaConfig(**sizes, vocab_size=words), "causal", "fp32", 64, True, torch.float32)
+        return plan(PlanOptions(model="a", batch_size=1, max_length=8), MACHINE, base=base)
+
+    few, measured, more = (made(words) for words in (1000, 49152, 99152))
+    assert few.terms["runtime"] == measured.terms["runtime"] == MACHINE.runtime
+    assert more.terms["runtime"] - MACHINE.runtime == 50_000 * 900
+    embedding = 4 * 64 * 50_000  # and the head, tied to no other
+    assert more.loading - measured.loading == 50_000 * 900 + 3 * embedding, "the largest tensor is there twice"
 
 
 def test_a_machine_is_measured_in_a_process_of_its_own(monkeypatch, tmp_path):
