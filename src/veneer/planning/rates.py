@@ -88,7 +88,7 @@ def _save(folder: Path) -> None:
     from veneer.planning.plan import WORDS
 
     LlamaForCausalLM(LlamaConfig(**_SIZES)).save_pretrained(folder)
-    tokenizer_of(words(WORDS))  # what it takes depends on their number.save_pretrained(folder)
+    tokenizer_of(words(WORDS)).save_pretrained(folder)  # what it takes depends on their number
 
 
 def words(count: int) -> list[str]:
