@@ -25,7 +25,7 @@ from veneer.training.loss import How, tokens_gone_through
 from veneer.training.prepare import longest_row
 
 # Of the activations, what glibc's heap held beyond the blocks: 0.28 to 0.55 in runs of benchmarks/plan.py without a
-# heap of our own, which holds nothing. It is not the same twice, and not foreseen run by run.
+# heap of our own, whose holes hold nothing. It is not the same twice, and not foreseen run by run.
 _SYSTEMS_HOLES = 0.4
 _MANY_STEPS = 10**9  # in which any schedule has room; to a plan it does not matter
 WORDS = 49152  # of the tokenizer that a machine is measured with

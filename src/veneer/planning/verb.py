@@ -56,7 +56,8 @@ class Answer:
 
     def _lines(self) -> list[str]:
         plan = self.plan
-        lines = [f"It {'fits' if self.fits else 'does not fit'}: {amount(plan.peak)} of {amount(self.limit)}."]
+        said, size = ("fits", plan.peak) if self.fits else ("does not fit", plan.needed)
+        lines = [f"It {said}: {amount(size)} of {amount(self.limit)}."]
         if self.fits and plan.peak > self.limit:
             pages = amount(plan.peak - plan.needed)
             lines.append(f"{pages} of it are the base's file, of which the system reads parts again.")

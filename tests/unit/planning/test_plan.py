@@ -231,6 +231,7 @@ def test_what_does_not_fit_comes_with_changes_that_do(config_alone, veneer_comma
     assert not told["fits"]
     assert told["changes"]
     said = " ".join(veneer_command(*asked).out.split())
+    assert f"It does not fit: {verb.amount(told['needed'])} of 402.0 MB. " in said
     assert "What would fit:" in said
     for change in told["changes"]:
         assert change["needed"] <= told["limit"]

@@ -24,6 +24,7 @@ from veneer.planning.config import PlanOptions
 from veneer.planning.empty import base_of
 from veneer.planning.machine import Machine, mapped_memory
 from veneer.planning.plan import plan
+from veneer.planning.verb import amount
 from veneer.training import run
 from veneer.training.config import TrainConfig
 
@@ -241,6 +242,8 @@ def test_pages_that_need_not_fit_are_spoken_of_where_the_rest_does(tiny_folder):
     said = f"{(made.peak - made.needed) / 1e6:,.1f} MB of it are pages of the base's file, which need not fit."
     assert planned._said(config, made, made.needed)[1:] == (said,)
     assert planned._said(config, made, made.peak)[1:] == ()
+    refused = planned._Foresight()._refusal(config, made, 10**6, {"base": base_of(str(tiny_folder), "fp32", 64, True)})
+    assert refused.startswith(f"This run would take {amount(made.needed)} of memory, and 1.0 MB are there. ")
 
 
 def test_what_would_fit_is_found_without_looking_for_the_base_again(options, tiny_encoder, monkeypatch):
