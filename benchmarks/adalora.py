@@ -21,6 +21,7 @@ from typing import Any
 
 import step
 from common import in_a_process, peak_memory, save_model, versions
+from tables import tell
 
 RANK, TARGET = 12, 8
 TIMED = 25
@@ -45,19 +46,13 @@ def main() -> None:
                 peaks.append(in_a_process(__file__, who, folder, settings=NOTHING_KEPT)["peak_gb"])
         result["peaks_gb"] = found
         result["peak_gb"] = {who: statistics.median(peaks) for who, peaks in found.items()}
-    seconds, peak = result["seconds"], result["peak_gb"]
-    result["memory_ratio"] = peak["before the cut"] / peak["lora"]
+    result["memory_ratio"] = result["peak_gb"]["before the cut"] / result["peak_gb"]["lora"]
     result["load_before"] = load_before
     result["versions"] = versions()
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
 
-    print(f"A step on {step.ROWS} × {step.LENGTH} tokens, fp32, initial rank {RANK}, all linear layers\n")
-    print("|                         | seconds | over LoRA's | peak memory |\n|---|---:|---:|---:|")
-    print(f"| LoRA, rank {RANK:<12} | {seconds['lora']:.2f} | 1 | {peak['lora']:.2f} GB |")
-    for who in SCHEDULES:
-        memory = f"{peak[who]:.2f} GB ({result['memory_ratio']:.3f} ×)" if who in peak else ""
-        print(f"| AdaLoRA, {who} | {seconds[who]:.2f} | {result['time_ratio'][who]:.3f} × | {memory} |")
-    print(f"\nWritten to {RESULT.relative_to(Path.cwd())}. Load before the run: {load_before:.2f}.")
+    tell("adalora")
+    print(f"Load before the run: {load_before:.2f}.")
 
 
 class Training:

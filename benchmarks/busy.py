@@ -21,6 +21,7 @@ from typing import Any
 
 import step
 from common import in_a_process, save_model, versions
+from tables import tell
 
 ROUNDS = 2
 BUSY = [sys.executable, "-c", "while True: pass"]
@@ -45,13 +46,8 @@ def main() -> None:
     medians = {who: {beside: statistics.median(of) for beside, of in found.items()} for who, found in speeds.items()}
     result: dict[str, Any] = {"tokens_per_second": medians, "load_before": load_before, "versions": versions("peft")}
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"\n{step.ROWS} × {step.LENGTH} tokens, fp32; median of {ROUNDS} runs\n")
-    print("| beside | Veneer, tokens/s | of idle | peft, tokens/s | of idle |\n|---|---:|---:|---:|---:|")
-    for beside in medians["veneer"]:
-        cells = [f"{of[beside]:.0f} | {of[beside] / of['nothing']:.2f} ×" if beside in of else " | "
-                 for of in medians.values()]  # fmt: skip
-        print(f"| {beside} | {' | '.join(cells)} |")
-    print(f"\nWritten to {RESULT.relative_to(Path.cwd())}. Load before the run: {load_before:.2f}.")
+    tell("busy")
+    print(f"Load before the run: {load_before:.2f}.")
 
 
 @contextmanager

@@ -11,10 +11,12 @@ from __future__ import annotations
 import io
 import json
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
 from rich.console import Console
+from tables import tell
 
 from veneer.demo import demo
 
@@ -24,20 +26,18 @@ RESULT = Path(__file__).parent / "results" / "demo_seeds.json"
 
 def main() -> None:
     found: dict[str, list[tuple[float, float]]] = {storage: [] for storage in STORAGES}
-    print("| base | seed | accuracy before | accuracy after |\n|---|---:|---:|---:|")
     for seed in SEEDS:
         for storage in STORAGES:
             with tempfile.TemporaryDirectory() as folder:
                 console = Console(file=io.StringIO())
                 before, after = demo(Path(folder, "run"), console, storage=storage, seed=seed)
             found[storage].append((before, after))
-            print(f"| {storage} | {seed} | {100 * before:.1f} % | {100 * after:.1f} % |", flush=True)
+            print(f"{storage}, seed {seed}: {100 * before:.1f} → {100 * after:.1f} %", file=sys.stderr)
     after = {storage: [pair[1] for pair in pairs] for storage, pairs in found.items()}
     mean = {storage: statistics.mean(values) for storage, values in after.items()}
     spread = {storage: max(values) - min(values) for storage, values in after.items()}
     RESULT.write_text(json.dumps({"runs": found, "mean_after": mean, "spread_after": spread}, indent=2) + "\n")
-    for storage in STORAGES:
-        print(f"{storage}: {100 * mean[storage]:.1f} % on average, from lowest to highest {100 * spread[storage]:.1f}.")
+    tell("demo_seeds")
 
 
 if __name__ == "__main__":

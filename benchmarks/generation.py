@@ -21,16 +21,13 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from common import PEERS, articles, in_a_process, need_peers, save_model, versions
+from tables import tell
 
 from veneer.frozen.packaged import packaged_path
 
 PROMPT, TOKENS, REPEATS, ROUNDS = "The history of the steam engine begins", 128, 3, 3
 TEXTS, LENGTH = 8, 256
-NAMES = {
-    "int8": "Veneer, activations in 8 bits", "exact": "Veneer, exact", "llama.cpp": "llama.cpp, Q4_0",
-    "bitsandbytes": "bitsandbytes",
-}  # fmt: skip
-SIDES = tuple(NAMES)
+SIDES = ("int8", "exact", "llama.cpp", "bitsandbytes")  # Veneer's own two ways, and peers
 LLAMA = str(Path(__file__).with_name("generation_llama.py"))
 RESULT = Path(__file__).parent / "results" / "generation.json"
 
@@ -57,16 +54,12 @@ def main() -> None:
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
 
-    print(f"\n{TOKENS} greedy tokens after a short prompt; median of {ROUNDS} runs each\n")
-    print("| | tokens/s | / bitsandbytes | / llama.cpp |\n|---|---:|---:|---:|")
-    for side, name in NAMES.items():
-        ratios = " | ".join(f"{found[side] / found[peer]:.2f} ×" for peer in ("bitsandbytes", "llama.cpp"))
-        print(f"| {name} | {found[side]:.1f} | {ratios} |")
+    tell("generation")
     print(
         f"\nPerplexity {cost['perplexity_exact']:.3f} exact, {cost['perplexity_int8']:.3f} in 8 bits; the next greedy"
     )
     print(f"token is the same after {cost['same_greedy_token']:.2%} of {cost['positions']} positions.")
-    print(f"Written to {RESULT.relative_to(Path.cwd())}. Load before the run: {load_before:.2f}.")
+    print(f"Load before the run: {load_before:.2f}.")
 
 
 def _of(side: str, folder: str) -> dict[str, float]:

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from common import in_a_process, versions
+from tables import tell
 
 SIZE, BLOCK, TOKENS = 4096, 64, 256
 RING = 8  # weights of 8.7 MB
@@ -64,18 +65,11 @@ def main() -> None:
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
 
-    print(f"\nA {SIZE} × {SIZE} weight, {serving()}, {torch.get_num_threads()} threads; median of {ROUNDS} processes\n")
-    print("| operation | Veneer | bitsandbytes | PyTorch fp32 | bitsandbytes / Veneer | fp32 / Veneer |")
-    print("|---|---:|---:|---:|---:|---:|")
-    for name, found in times.items():
-        theirs, plain = found.get("bitsandbytes"), found.get("fp32")
-        cells = [f"{found['veneer']:.2f} ms", *(f"{value:.2f} ms" if value else "" for value in (theirs, plain))]
-        cells += [f"{value / found['veneer']:.2f} ×" if value else "" for value in (theirs, plain)]
-        print(f"| {name} | {' | '.join(cells)} |")
+    tell("kernels")
     share = result["dequantise_share_of_copy_bandwidth"]
     print(f"\nFor dequantise, fp32 is a copy; into a buffer Veneer reaches {share:.0%} of its bandwidth. On a CPU")
     print("bitsandbytes only gives a new tensor, most of whose time is the system's for its pages.")
-    print(f"Written to {RESULT.relative_to(Path.cwd())}. Load before the run: {load_before:.2f}.")
+    print(f"{serving()}, {torch.get_num_threads()} threads. Load before the run: {load_before:.2f}.")
 
 
 def _work_of(side: str) -> dict[str, list[Callable[[], object]]]:

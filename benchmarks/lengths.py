@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common import in_a_process, peak_memory, versions
+from tables import tell
 
 RANK, STEPS = 8, 3
 TOKENS, LENGTHS = 4096, (128, 256, 512, 1024, 2048, 4096)
@@ -42,23 +43,13 @@ def main() -> None:
     result["load_before"], result["versions"] = load_before, versions()
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
     _draw(result)
-    print(f"\n135M, {TOKENS} tokens a step\n\n| length of a row | tokens/s | GFLOP/s | peak |\n|---|---:|---:|---:|")
-    for length, found in result["lengths"].items():
-        print(_line(str(length), found))
-    print("\n8 × 128 tokens\n\n| parameters | tokens/s | GFLOP/s | peak |\n|---|---:|---:|---:|")
-    for found in result["sizes"].values():
-        print(_line(f"{found['parameters'] / 1e6:.0f}M", found))
-    print(f"\nPlots in {PLOTS.relative_to(Path.cwd())}. Load before the run: {load_before:.2f}.")
+    tell("lengths", "sizes")
+    print(f"Plots in {PLOTS.relative_to(Path.cwd())}. Load before the run: {load_before:.2f}.")
 
 
 def _told(found: dict[str, Any]) -> dict[str, Any]:
     print(found, file=sys.stderr)
     return found
-
-
-def _line(what: str, found: dict[str, Any]) -> str:
-    rate, speed, peak = found["tokens_per_second"], found["gflop_per_second"], found["peak_gb"]
-    return f"| {what} | {rate:.0f} | {speed:.0f} | {peak:.2f} GB |"
 
 
 def _measure(name: str, rows: int, length: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tables import tell
 from torch import Tensor
 
 import veneer
@@ -49,20 +50,7 @@ def main() -> None:
         found[name] = rows
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(found, indent=2) + "\n")
-    print("| NF4 and | error of SmolLM2's weights | perplexity | error of MiniLM's weights | of its vectors |")
-    print("|---|---:|---:|---:|---:|")
-    smol, mini = ({(row["rank"], row["iterations"]): row for row in rows} for rows in found.values())
-    for key in sorted({*smol, *mini}, key=lambda key: (key[0] or 0, -1 if key[1] is None else key[1])):
-        cells = [
-            f"{rows[key][what]:.4g}" if key in rows else "" for rows in (smol, mini) for what in ("error", "measured")
-        ]
-        print(f"| {_said(*key)} | {' | '.join(cells)} |")
-
-
-def _said(rank: int | None, iterations: int | None) -> str:
-    if iterations is None:
-        return "not quantised"
-    return f"rank {rank}, iterations: {iterations}" if iterations else "B = 0"
+    tell("loftq")
 
 
 def _alternate(

@@ -20,6 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tables import tell
+
 STATES = 400 * 10**6  # bytes
 # Name → optimizer, budget of states in memory, limit of the group in bytes
 CASES: dict[str, tuple[str, str, int]] = {
@@ -55,9 +57,7 @@ def main() -> None:
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
     print(f"{STATES / 1e6:.0f} MB of states; {result['machine']}; median of {ROUNDS} runs\n")
-    print("| states | seconds a step | of torch's |\n|---|---:|---:|")
-    for name, seconds in found.items():
-        print(f"| {name} | {seconds:.3f} | {result['ratios'][name]:.2f} × |")
+    tell("paged")
 
 
 def _measure(which: str, resident: str, limit: int) -> float:

@@ -2,7 +2,7 @@
 
     make bench
 
-Four architectures of 50M to 80M parameters with random weights, over methods, storages, batches, lengths and
+Five architectures of 50M to 100M parameters with random weights, over methods, storages, batches, lengths and
 checkpointing, each in a process of its own: the largest memory the system has seen of it (VmHWM), and the median of
 its steps but the first. Rows are of words from all over the vocabulary, so that of an embedding that is mapped from
 its file all is read, as the plan takes it to be. All of it is done twice, for a machine's speed changes from minute to
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from common import in_a_process, main_or_run, peak_memory, versions
+from tables import tell
 
 from veneer.threads import settle
 
@@ -57,6 +58,8 @@ _RUNS = (
     ("phi", "lora", "fp32", 1, 1024, 4, 0),
     ("llama", "lora", "nf4", 1, 1536, 0, 0),
     ("gemma", "lora", "nf4", 8, 128, 0, 4),
+    ("olmoe", "lora", "fp32", 8, 128, 0, 0),
+    ("olmoe", "lora", "nf4", 4, 256, 99, 0),
 )  # fmt: skip
 
 
@@ -80,28 +83,8 @@ def main() -> None:
     known["runs"] |= {run: _mean([found[run] for found in rounds]) for run in wanted}
     known |= {"load_before": load_before, "versions": versions(), "steps": STEPS}
     RESULT.write_text(json.dumps(known, indent=2) + "\n")
-    runs = known["runs"]
-    _draw(runs)
-    print("| run | measured | foreseen | × | a step | foreseen | × |\n|---|---:|---:|---:|---:|---:|---:|")
-    for run, found in runs.items():
-        print(
-            f"| {run} | {found['measured'] / 1e6:,.0f} MB | {found['foreseen'] / 1e6:,.0f} MB | "
-            f"{found['memory_ratio']:.3f} | {found['seconds']:.2f} s | {found['seconds_foreseen']:.2f} s | "
-            f"{found['time_ratio']:.2f} |"
-        )
-    print()
-    for what, ratio, low, high in (("Memory", "memory_ratio", 0.98, 1.05), ("Time", "time_ratio", 0.85, 1.15)):
-        means = [found[ratio] for found in runs.values()]
-        each = [one for found in runs.values() for one in found["rounds"][ratio]]
-        print(
-            f"{what}: {min(means):.3f} to {max(means):.3f} of what was measured; {_within(means, low, high)} runs are "
-            f"between {low} and {high}. In single rounds: {min(each):.3f} to {max(each):.3f}, "
-            f"{_within(each, low, high)}."
-        )
-
-
-def _within(ratios: list[float], low: float, high: float) -> str:
-    return f"{sum(low <= ratio <= high for ratio in ratios)} of {len(ratios)}"
+    _draw(known["runs"])
+    tell("plan", "plan_bounds")
 
 
 def _round(wanted: list[str], folder: str, afresh: bool) -> dict[str, dict[str, float]]:
@@ -150,6 +133,11 @@ def _save(name: str, folder: Path) -> None:
             **heads, vocab_size=65536, intermediate_size=2048, num_key_value_heads=1, head_dim=64,
         )),
         "phi": lambda: tf.PhiForCausalLM(tf.PhiConfig(**heads, vocab_size=51200, intermediate_size=2048)),
+        "olmoe": lambda: tf.OlmoeForCausalLM(tf.OlmoeConfig(
+            **{**heads, "hidden_size": 384, "num_attention_heads": 6}, vocab_size=49152, intermediate_size=512,
+            num_key_value_heads=6, num_experts=16, num_experts_per_tok=4, tie_word_embeddings=True, eos_token_id=1,
+            pad_token_id=0,
+        )),
     }[name]()  # fmt: skip
     made.save_pretrained(folder / name)
     tokenizer_of(words(made.config.vocab_size)).save_pretrained(folder / name)
@@ -205,7 +193,7 @@ def _draw(runs: dict[str, Any]) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
-    marks = {"llama": "o", "gpt2": "s", "gemma": "^", "phi": "D"}
+    marks = {"llama": "o", "gpt2": "s", "gemma": "^", "phi": "D", "olmoe": "v"}
     for panel, (measured, foreseen), unit, scale, (low, high) in zip(
         panels, (("measured", "foreseen"), ("seconds", "seconds_foreseen")), ("GB", "s"), (1e9, 1.0),
         ((0.98, 1.05), (0.85, 1.15)), strict=True,

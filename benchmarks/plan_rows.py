@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common import in_a_process, main_or_run, versions
+from tables import tell
 
 STEPS = 80
 RUNS: dict[str, dict[str, Any]] = {
@@ -30,10 +31,7 @@ RESULT = Path(__file__).parent / "results" / "plan_rows.json"
 def main() -> None:
     runs = {name: in_a_process(__file__, "--run", name) for name in RUNS}
     RESULT.write_text(json.dumps({"steps": STEPS, "versions": versions(), "runs": runs}, indent=2) + "\n")
-    print("| run | step 1 | step 20 | the last | foreseen | × |\n|---|---:|---:|---:|---:|---:|")
-    for name, found in runs.items():
-        taken = " | ".join(f"{found[step] / 1e6:,.0f} MB" for step in ("first", "later", "last"))
-        print(f"| {name} | {taken} | {found['foreseen'] / 1e6:,.0f} MB | {found['foreseen'] / found['last']:.3f} |")
+    tell("plan_rows")
 
 
 def _measure(name: str) -> dict[str, int]:

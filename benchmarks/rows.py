@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from common import PEERS, in_a_process, need_peers, peak_memory, resident_memory, save_model, versions
+from tables import tell
 
 STEPS, ROWS, WARM, RANK, ROUNDS = 18, 16, 2, 8, 2
 AS_IT_COMES_STEPS = 4
@@ -65,15 +66,8 @@ def main() -> None:
     result["peers"] = Path(__file__).with_name("peers.txt").read_text().splitlines()[1:]
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
 
-    print(f"\nReal rows, {ROWS} a step, rank {RANK}, all linear layers; mean of {ROUNDS} runs, trl's defaults of one\n")
-    print("| base | | rows/s | memory above the resident model | learned loss |\n|---|---|---:|---:|---:|")
-    print(_line("fp32", "trl, its defaults", plain))
-    for kept, of in found.items():
-        print(_line(kept, f"trl, tuned, {of['trl_rows_at_once']} rows at once", of["trl"]))
-        print(_line(kept, "Veneer", of["veneer"]))
-        print(f"| {kept} | Veneer / trl, tuned | {of['speed_ratio']:.2f} × | {of['memory_ratio']:.2f} × | |")
-    print(f"| fp32 | Veneer / trl, its defaults | {result['speed_ratio_defaults']:.1f} × | | |")
-    print(f"\nWritten to {RESULT.relative_to(Path.cwd())}. Load before the run: {load_before:.2f}.")
+    tell("rows")
+    print(f"Load before the run: {load_before:.2f}.")
 
 
 def _write_rows(path: Path) -> str:
@@ -125,11 +119,6 @@ def _mean(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _above(run: dict[str, Any]) -> float:
     return float(run["peak_gb"] - run["resident_gb"])
-
-
-def _line(kept: str, who: str, run: dict[str, Any]) -> str:
-    first, last = run["losses"]
-    return f"| {kept} | {who} | {run['rows_per_second']:.2f} | {_above(run):.2f} GB | {first:.2f} → {last:.2f} |"
 
 
 def _say(who: str, run: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tables import tell
 
 from veneer.frozen.compute import bf16_time, compute_name
 from veneer.frozen.weight import DenseWeight
@@ -27,8 +28,6 @@ RESULT = Path(__file__).parent / "results" / "sixteen.json"
 
 def main() -> None:
     found: dict[str, Any] = {"bf16_over_fp32": bf16_time(), "computes_in": compute_name(), "shapes": {}}
-    print("| layer (out × in) | bf16 kept, fp32 computed | fp16 kept, fp32 computed | bf16 kept and computed |")
-    print("|---|---:|---:|---:|")
     for out, columns in SHAPES:
         x, weight = torch.randn(TOKENS, columns), torch.randn(out, columns)
         cases = {
@@ -46,9 +45,9 @@ def main() -> None:
         seconds = {name: statistics.median(each[1:]) for name, each in times.items()}
         ratios = {name: seconds[name] / seconds["fp32"] for name in cases if name != "fp32"}
         found["shapes"][f"{out} × {columns}"] = {"seconds": seconds, "over_fp32": ratios}
-        print(f"| {out} × {columns} | {' | '.join(f'{ratio:.2f} ×' for ratio in ratios.values())} |")
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(found, indent=2) + "\n")
+    tell("sixteen")
 
 
 def _passes(x: torch.Tensor, weight: torch.Tensor) -> Callable[[], object]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from common import articles, in_a_process, peak_memory, save_model, versions
+from tables import tell
 
 ROWS, LENGTH, RANK = 8, 128, 8
 WARM, TIMED, ROUNDS = 1, 4, 3
@@ -63,19 +64,12 @@ def main() -> None:
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
 
-    print(f"\nA step, rank {RANK}, all linear layers; median of {ROUNDS} runs each\n")
-    print("| base | tokens |        | tokens/s | peak memory |\n|------|--------|--------|---------:|------------:|")
-    for what, (kept, rows, length) in RUNS.items():
-        begins = f"| {kept:<4} | {rows} × {length}"
-        for who in SIDES:
-            found = result[what][who]
-            print(f"{begins} | {who:<6} | {found['tokens_per_second']:8.1f} | {found['peak_gb']:8.2f} GB |")
-        print(f"{begins} | ratio  | {result[what]['speed_ratio']:6.2f} × | {result[what]['memory_ratio']:9.2f} × |")
+    tell("step")
     for what in RUNS:
         print(f"\nOf {what} the two losses differ by at most {result[what]['largest_loss_difference']:.1e}.")
     print(f"A step over nf4 runs at {result['nf4_speed_over_fp32']:.2f} × the speed of one over fp32.")
     print(f"A forward pass of the merged model takes {merged['ratio']:.3f} × the base's.")
-    print(f"Written to {RESULT.relative_to(Path.cwd())}. Load before the run: {load_before:.2f}.")
+    print(f"Load before the run: {load_before:.2f}.")
 
 
 def _largest_difference(ours: list[float], theirs: list[float]) -> float:

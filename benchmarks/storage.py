@@ -13,11 +13,13 @@ from __future__ import annotations
 import copy
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import articles
+from tables import tell
 
 import veneer
 from veneer.data.labels import IGNORE, Tokens
@@ -46,8 +48,6 @@ def main() -> None:
     rows = _articles(tokenizer)
     dithered = _dithered(copy.deepcopy(smollm2))
     result: dict[str, dict[str, float]] = {}
-    print("| storage | bits a parameter | error, MiniLM | perplexity, as packaged | perplexity, off the grid |")
-    print("|---|---:|---:|---:|---:|")
     for name, how in STORAGES.items():
         bits, error = bits_and_error(minilm, how)
         found = {"bits": bits, "relative_squared_error": error}
@@ -55,9 +55,9 @@ def main() -> None:
             kept = keep(model, how)
             found[f"perplexity_{which}"] = math.exp(Loss(kept, 0, rows[0], kind="causal").mean(rows, 4))
         result[name] = found
-        perplexities = f"{found['perplexity_packaged']:.2f} | {found['perplexity_off_grid']:.2f}"
-        print(f"| {name} | {bits:.3f} | {error:.2g} | {perplexities} |", flush=True)
+        print(name, found, file=sys.stderr)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    tell("storage")
 
 
 def _dithered(model: Any) -> Any:

@@ -61,13 +61,22 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "bert": lambda: tf.BertForSequenceClassification(tf.BertConfig(**_SIZES, num_labels=3)),
     "t5": _t5,
 }
+# Mixtures of experts, whose checkpoints have the experts one by one.
+_EXPERTS = {"num_experts_per_tok": 2, **_GROUPED}
+MIXTURES: dict[str, Callable[[], nn.Module]] = {
+    "olmoe": lambda: tf.OlmoeForCausalLM(tf.OlmoeConfig(num_experts=4, eos_token_id=1, **_EXPERTS)),
+    "mixtral": lambda: tf.MixtralForCausalLM(tf.MixtralConfig(num_local_experts=4, **_EXPERTS)),
+    "qwen3-moe": lambda: tf.Qwen3MoeForCausalLM(
+        tf.Qwen3MoeConfig(num_experts=4, moe_intermediate_size=48, head_dim=8, **_EXPERTS)
+    ),
+}
 
 
 def build(name: str, seed: int = 0) -> Any:
     """A tiny model in eval mode; the global random state is left as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = ARCHITECTURES[name]().eval()
+        model = (ARCHITECTURES | MIXTURES)[name]().eval()
         # Fresh heads and norms are too regular (zero biases, ones): a mistake there would not show.
         with torch.no_grad():
             for parameter in model.parameters():

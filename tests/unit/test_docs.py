@@ -10,6 +10,7 @@ a comment `<!-- not run: reason -->` is left out, and counted.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import re
 import shlex
@@ -240,6 +241,17 @@ def _anchor(title: str) -> str:
 
 
 @pytest.mark.unit
+def test_every_measured_table_is_that_of_the_results():
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    marked = [name for text in texts for name in re.findall("^<!-- measured: (.+) -->$", text, re.MULTILINE)]
+    assert sorted(marked) == sorted(tables.BODIES)
+    assert [table["name"] for text in texts for table in tables.TABLE.finditer(text)] == marked
+    assert [tables.filled(text) for text in texts] == texts
+
+
 def test_the_index_leads_to_every_page():
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     assert [page.name for page in PAGES[1:] if page.name != "index.md" and f"({page.name})" not in index] == []

@@ -15,8 +15,8 @@ import torch
 import transformers
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter
 from transformers.pytorch_utils import Conv1D
 
 from veneer.errors import ModelError
@@ -120,13 +120,37 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _one_to_one(model: Any, files: Tensors, keys: set[str]) -> bool:
-    if not all(isinstance(c, WeightRenaming) for c in get_model_conversion_mapping(model, add_legacy=False)):
-        return False  # tensors are joined or turned as they are read
+    if _conversions(model):
+        return False
     missing, unexpected = _differences(model, keys)
     wanted = _tensors(model)
     return not missing and not unexpected and all(
         files.shape(key) == tuple(wanted[key].shape) for key in keys if key in wanted
     )  # fmt: skip
+
+
+def made_anew(model: Any) -> set[str]:
+    """Names of the tensors that a checkpoint has in other pieces, such as a mixture's experts one by one: they are
+    joined or turned as they are read, and so lie in memory of their own, not in the mapped file."""
+    patterns = [
+        ".*".join(map(re.escape, re.split(r"\\1|\*", pattern)))  # a group that was matched, or any number
+        for conversion in _conversions(model) for pattern in conversion.target_patterns
+    ]  # fmt: skip
+    return {name for name, _ in model.named_parameters() if any(re.search(pattern, name) for pattern in patterns)}
+
+
+def is_read_whole(config: Any) -> bool:
+    """Whether checkpoints of this kind have tensors in other pieces, so that a model is there whole before its layers
+    are quantised."""
+    return bool(_joining(get_checkpoint_conversion_mapping(config.model_type) or []))
+
+
+def _conversions(model: Any) -> list[WeightConverter]:
+    return _joining(get_model_conversion_mapping(model, add_legacy=False))
+
+
+def _joining(conversions: list[Any]) -> list[WeightConverter]:
+    return [conversion for conversion in conversions if isinstance(conversion, WeightConverter)]
 
 
 def _differences(model: Any, keys: set[str]) -> tuple[list[str], list[str]]:

@@ -26,6 +26,7 @@ from veneer.frozen.compute import compute_name
 from veneer.frozen.config import CODE_BITS
 from veneer.frozen.layers import DTYPES, compute_in, linear_layers
 from veneer.frozen.load import CLASSES, quiet, read_config, task_of, writes_text
+from veneer.frozen.stream import is_read_whole
 from veneer.frozen.weight import BlockwiseWeight, QuantisedLinear, frozen_weight
 from veneer.kernels.dense import linear
 from veneer.planning.ledger import times
@@ -74,8 +75,9 @@ class Base(NamedTuple):
             raise ModelError(f"{self.name} is kept as {self.storage}, and cannot be loaded as {storage}.")
         dense = DTYPES.get(storage, torch.float32)
         written = getattr(self.config, "dtype", None)
-        mapped = ("dense",) if storage in DTYPES and written is dense else ()
-        read = written.itemsize if storage in DTYPES and isinstance(written, torch.dtype) and not mapped else 0
+        whole = storage in DTYPES or is_read_whole(self.config)
+        mapped = ("dense",) if whole and written is dense else ()
+        read = written.itemsize if whole and isinstance(written, torch.dtype) and not mapped else 0
         return self._replace(storage=storage, dense=dense, mapped=mapped, read=read)
 
 

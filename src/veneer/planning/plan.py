@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from veneer.planning.config import PlanOptions
 from veneer.planning.empty import Base, base_of
 from veneer.planning.ledger import SHORT, Stretch
 from veneer.planning.machine import Machine
-from veneer.planning.step import Step, take_step
+from veneer.planning.step import Step, Weights, take_step
 from veneer.training.config import TrainConfig
 from veneer.training.eight_bit import state_bytes
 from veneer.training.loss import How, tokens_gone_through
@@ -96,13 +96,13 @@ def plan(
         base, update, largest, recomputed=None if recomputed < 0 else recomputed, how=how,
         smoothing=config.label_smoothing, on_cpu=device == "cpu",
     )  # fmt: skip
-    terms, held = _terms(config, base, step, len(passes), machine, device)
+    terms = _terms(config, base, step, len(passes), machine, device)
     seconds, shares = (
         _time(step, sum(counts) / max(counts), machine) if device == "cpu" and machine.rates else (None, {})
     )
     again = step.layers if recomputed < 0 else min(recomputed, step.layers)
-    loading, read = _loading(base, step, held, machine, device)
-    mapped = sum(getattr(step.weights, part) for part in base.mapped) if device == "cpu" else 0
+    loading, read = _loading(base, step.weights, machine, device)
+    mapped = _mapped(base, step.weights) if device == "cpu" else 0
     return Plan(
         base.name, terms, loading, again, step.layers, step.weights.parameters, seconds,
         sum(len(row.ids) for row in rows), steps, shares, mapped, read,
@@ -128,10 +128,8 @@ def optimizer_states(config: TrainConfig, parameters: int) -> int:
     return min(states, memory_size(config.optimizer_memory)) if config.optimizer == "paged-adamw" else states
 
 
-def _terms(
-    config: TrainConfig, base: Base, step: Step, passes: int, machine: Machine, device: str
-) -> tuple[dict[str, int], int]:
-    """Name → bytes at the peak of training; and those of the base."""
+def _terms(config: TrainConfig, base: Base, step: Step, passes: int, machine: Machine, device: str) -> dict[str, int]:
+    """Name → bytes at the peak of training."""
     weights = step.weights
     states = optimizer_states(config, weights.parameters)
     gradients = weights.trained if passes > 1 else 0  # else they come as the activations go
@@ -150,11 +148,12 @@ def _terms(
         "panel buffer": scratch,
     }
     if device == "cpu":
+        terms["pages beside"] = _pages(base, weights)
         terms["heap's holes"] = 0 if own_heap() else int(_SYSTEMS_HOLES * kept)
         terms["runtime"] = machine.runtime + _tokenizer(base)
     else:
         terms["runtime"] = _CUDA_RUNTIME
-    return {name: size for name, size in terms.items() if size}, weights.codes + weights.scales + weights.dense
+    return {name: size for name, size in terms.items() if size}
 
 
 def _live(stretches: Sequence[Stretch]) -> tuple[int, int, str]:
@@ -183,14 +182,29 @@ def _scratch(base: Base, largest: int) -> int:
     return min(4 * PANEL, 4 * (largest // base.dense.itemsize))
 
 
-def _loading(base: Base, step: Step, held: int, machine: Machine, device: str) -> tuple[int, int]:
+def _pages(base: Base, weights: Weights) -> int:
+    """Bytes of the file's pages that tensors with memory of their own were made from: they stay as long as other
+    tensors are pages of that file."""
+    return weights.anew + weights.whole if "dense" in base.mapped else 0
+
+
+def _mapped(base: Base, weights: Weights) -> int:
+    """Bytes of the file's pages that are there, the base's and those beside it."""
+    own = weights.frozen_anew if "dense" in base.mapped else 0
+    parts: Iterable[int] = (getattr(weights, part) for part in base.mapped)
+    return sum(parts) - own + _pages(base, weights)
+
+
+def _loading(base: Base, weights: Weights, machine: Machine, device: str) -> tuple[int, int]:
     """Bytes of the base and of the tensor that is read last; or of the base and the whole file, whose pages stay where
-    another type is made. And how many of the file's pages these are, but for the largest tensor's."""
-    beside, read = step.weights.largest, 0
+    another type is made, but not until the tokenizer is read. And how many of the file's pages these are, but for the
+    largest tensor's."""
+    held = weights.dense + (weights.whole or weights.codes + weights.scales)
+    beside, read = weights.largest + _pages(base, weights), 0
     if base.read:
-        beside, largest = (base.read * (size // base.dense.itemsize) for size in (held, step.weights.largest))
+        beside, largest = (base.read * (size // base.dense.itemsize) for size in (held, weights.largest))
         read = max(0, beside - largest)
-    return (machine.loading + _tokenizer(base) if device == "cpu" else _CUDA_RUNTIME) + held + beside, read
+    return (machine.loading if device == "cpu" else _CUDA_RUNTIME) + held + beside, read
 
 
 def _tokenizer(base: Base) -> int:

@@ -36,14 +36,14 @@ _LARGE = 2**18  # bytes from which on an operation's work is what takes its time
 
 def main() -> None:
     settle()
+    if sys.argv[1:]:
+        print(_beyond(Path(sys.argv[1]), trained=False))
+        return
     with tempfile.TemporaryDirectory() as place:
         _save(Path(place, "model"))
-        if sys.argv[1:]:
-            print(_beyond(Path(place), trained=False))
-            return
+        # In another process: the most memory that there was can be asked once, and making a model takes some, too.
+        done = subprocess.run([sys.executable, "-m", __spec__.name, place], stdout=subprocess.PIPE, check=True)
         runtime = _beyond(Path(place), trained=True)
-    # In another process: the most memory that there was can be asked once.
-    done = subprocess.run([sys.executable, "-m", __spec__.name, "loading"], stdout=subprocess.PIPE, check=True)
     rates, operation = _rates()
     print(json.dumps({"rates": rates, "operation": operation, "runtime": runtime, "loading": int(done.stdout)}))
 

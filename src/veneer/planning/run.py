@@ -19,6 +19,7 @@ from veneer.data.labels import Tokens
 from veneer.errors import ModelError, TrainingError
 from veneer.frozen.layers import DTYPES, storage_of
 from veneer.frozen.source import resolve
+from veneer.frozen.stream import made_anew
 from veneer.frozen.weight import QuantisedLinear
 from veneer.planning.empty import Base
 from veneer.planning.machine import (
@@ -152,7 +153,10 @@ def _mapped(model: torch.nn.Module) -> tuple[str, ...]:
         coded = isinstance(module, QuantisedLinear)
         for name, tensor in module.named_buffers(recurse=False):
             parts["dense" if not coded else "codes" if name == "codes" else "scales"].append(tensor)
-        parts["dense"] += [weight for weight in module.parameters(recurse=False) if not weight.requires_grad]
+    own = made_anew(model)
+    parts["dense"] += [
+        weight for name, weight in model.named_parameters() if name not in own and not weight.requires_grad
+    ]
     return tuple(
         part for part, tensors in parts.items() if mapped_memory(tensors) > sum(tensor.nbytes for tensor in tensors) / 2
     )

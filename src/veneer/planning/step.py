@@ -6,6 +6,7 @@ tensors have no values. Of many equal layers in a row five are gone through, and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from veneer.data.labels import Tokens
+from veneer.frozen.stream import made_anew
 from veneer.frozen.weight import QuantisedLinear
 from veneer.planning.empty import Base, empty_model, no_values
 from veneer.planning.ledger import Ledger, Stretch
@@ -40,6 +42,9 @@ class Weights(NamedTuple):
     importance: int  # AdaLoRA's
     parameters: int  # that are trained
     largest: int  # tensor of the base, as it is read
+    anew: int  # what the file has in other pieces, in the file's type: none of it is the file's pages
+    frozen_anew: int  # of dense, what was made of it
+    whole: int  # matrices in codes, in the type of all else, as they are loaded where the file has other pieces
 
 
 @dataclass(frozen=True)
@@ -70,11 +75,12 @@ def _take(
 ) -> Step:  # fmt: skip
     model = empty_model(base, on_cpu)
     before = _distinct(model)
+    anew = [model.get_parameter(name) for name in made_anew(model)]
     if isinstance(update, str):
         train_own_weights(model, update)
     else:
         attach(model, _without_values(update))
-    weights = _weights(model, before)
+    weights = _weights(model, before, anew, base.dense)
     model.train()
     keeping = keeping_layers(model)
     again = keeping if recomputed is None else keeping[:recomputed]
@@ -139,10 +145,11 @@ def _distinct(model: nn.Module) -> dict[int, Tensor]:
     return {tensor.untyped_storage()._cdata: tensor for tensor in (*model.parameters(), *model.buffers())}
 
 
-def _weights(model: Any, base: dict[int, Tensor]) -> Weights:
-    codes = scales = 0
+def _weights(model: Any, base: dict[int, Tensor], anew: list[Tensor], dense: torch.dtype) -> Weights:
+    codes = scales = whole = 0
     for module in model.modules():
         if isinstance(module, QuantisedLinear):
+            whole += math.prod(module.quantised.shape) * module.dtype.itemsize
             codes += module.codes.nbytes
             scales += sum(t.nbytes for t in (module.scales, module.nested_scales, module.offset) if t is not None)
     trained = {key: tensor for key, tensor in _distinct(model).items() if tensor.requires_grad}
@@ -152,6 +159,8 @@ def _weights(model: Any, base: dict[int, Tensor]) -> Weights:
     return Weights(
         codes, scales, frozen - codes - scales, held, 2 * held if allocator is not None else 0,
         sum(tensor.numel() for tensor in trained.values()), max(tensor.nbytes for tensor in base.values()),
+        dense.itemsize * sum(tensor.numel() for tensor in anew),
+        sum(tensor.nbytes for tensor in anew if not tensor.requires_grad), whole if anew else 0,
     )  # fmt: skip
 
 

@@ -13,11 +13,14 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from rich.console import Console
+from transformers import AutoTokenizer
 
+import tiny
 import veneer
 from veneer.errors import ConfigError, TargetError, TrainingError
-from veneer.frozen import source
+from veneer.frozen import load, source
 from veneer.frozen.bnb_file import write_folder
+from veneer.frozen.weight import QuantisedLinear
 from veneer.planning import empty
 from veneer.planning import run as planned
 from veneer.planning.config import PlanOptions
@@ -226,6 +229,57 @@ def test_what_will_be_mapped_is_what_is_mapped(file, storage, mapped, folders):
     veneer.attach(model, veneer.LoRA())
     assert planned._mapped(model) == mapped
     assert base_of(str(folders[file]), storage, 64, True).mapped == mapped
+
+
+@pytest.fixture(scope="module")
+def mixtures(tiny_folder, tmp_path_factory):
+    """A tiny mixture of experts in 32 and in 16 bits."""
+    found = {}
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        found[name] = tmp_path_factory.mktemp(f"mixture-{name}")
+        model = tiny.build("olmoe")
+        model.resize_token_embeddings(len(tokenizer))
+        model.to(dtype).save_pretrained(found[name])
+        tokenizer.save_pretrained(found[name])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("file", "storage", "compute", "mapped"),
+    [
+        ("fp32", "fp32", "fp32", ("dense",)),
+        ("fp32", "nf4", "fp32", ("dense",)),
+        ("bf16", "fp32", "fp32", ()),
+        ("bf16", "bf16", "bf16", ("dense",)),
+        ("bf16", "bf16", "fp32", ("dense",)),
+        ("bf16", "nf4", "fp32", ()),
+    ],
+)
+def test_a_mixtures_experts_are_not_mapped_and_the_pages_that_they_came_from_are_there(
+    file, storage, compute, mapped, mixtures, monkeypatch
+):
+    monkeypatch.setattr(load, "compute_name", lambda: compute)
+    monkeypatch.setattr(empty, "compute_name", lambda: compute)
+    model, _ = veneer.load(mixtures[file], storage=storage)
+    experts = [weight for name, weight in model.named_parameters() if ".experts." in name]
+    in_file = {"fp32": 4, "bf16": 2}[file] * sum(weight.numel() for weight in experts)
+    coded = [module for module in model.modules() if isinstance(module, QuantisedLinear)]
+    whole = sum(4 * layer.in_features * layer.out_features for layer in coded)
+    held = mapped_memory(model.parameters())
+    veneer.attach(model, veneer.LoRA())
+    made = plan(PlanOptions(model=str(mixtures[file]), storage=storage), Machine({}, 0.0, 0, 0))
+    beside = made.terms.get("pages beside", 0)
+
+    assert planned._mapped(model) == base_of(str(mixtures[file]), storage, 64, True).mapped == mapped
+    assert beside == (in_file + whole if mapped else 0)
+    small = sum(weight.nbytes for name, weight in model.named_parameters() if "norm" in name or ".gate." in name)
+    small += sum(buffer.nbytes for name, buffer in model.named_buffers() if name.endswith("inv_freq"))
+    assert 0 <= made.mapped - (held + beside if mapped else 0) <= small, "but for what is computed, or in another type"
+    assert made.training - made.mapped >= sum(weight.nbytes for weight in experts)
+    if storage == "nf4":  # it is there whole before there are codes
+        plain = plan(PlanOptions(model=str(mixtures[file])), Machine({}, 0.0, 0, 0))
+        assert made.loading == plain.loading + (whole if mapped else 0)
 
 
 def test_of_a_model_that_came_loaded_the_mapped_base_is_not_needed(options, tiny_folder):

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-import transformers as tf
 from torch import nn
 
 import tiny
@@ -137,20 +136,9 @@ def test_what_has_no_fake_result_is_an_exception_and_no_log(monkeypatch):
     assert not logged
 
 
-EXPERTS = {"num_experts_per_tok": 2, **tiny._GROUPED}
-MIXTURES = {
-    "olmoe": lambda: tf.OlmoeForCausalLM(tf.OlmoeConfig(num_experts=4, eos_token_id=1, **EXPERTS)),
-    "mixtral": lambda: tf.MixtralForCausalLM(tf.MixtralConfig(num_local_experts=4, **EXPERTS)),
-    "qwen3-moe": lambda: tf.Qwen3MoeForCausalLM(
-        tf.Qwen3MoeConfig(num_experts=4, moe_intermediate_size=48, head_dim=8, **EXPERTS)
-    ),
-}
-
-
 @pytest.mark.parametrize("storage", ["fp32", "nf4", "bf16"])
-@pytest.mark.parametrize("name", MIXTURES)
-def test_mixtures_of_experts(name, storage, monkeypatch):
-    monkeypatch.setitem(tiny.ARCHITECTURES, name, MIXTURES[name])
+@pytest.mark.parametrize("name", tiny.MIXTURES)
+def test_mixtures_of_experts(name, storage):
     base = _base(name, storage)
     real, how, _ = _real(name, base, LORA, 0)
     step = take_step(base, LORA, _rows(), how=how)
@@ -160,7 +148,6 @@ def test_mixtures_of_experts(name, storage, monkeypatch):
 @pytest.mark.parametrize("update", [LORA, "full"])
 def test_of_experts_products_are_counted_by_the_tokens_that_each_gets(update, monkeypatch):
     """Together that is every token num_experts_per_tok times, however many experts there are."""
-    monkeypatch.setitem(tiny.ARCHITECTURES, "olmoe", MIXTURES["olmoe"])
     base = _base("olmoe")
     monkeypatch.setattr(ledgers, "_PRODUCTS", {"_grouped_mm"})
     experts = take_step(base, update, _rows())
