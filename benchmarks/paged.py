@@ -56,7 +56,7 @@ def main() -> None:
     }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"{STATES / 1e6:.0f} MB of states; {result['machine']}; median of {ROUNDS} runs\n")
+    print(f"{STATES / 1e6:.0f} MB of states; {result['machine']}; median of {ROUNDS} runs")
     tell("paged")
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from common import in_a_process, main_or_run, peak_memory, versions
-from tables import tell
+from tables import MEMORY, TIME, tell
 
 from veneer.threads import settle
 
@@ -196,7 +196,7 @@ def _draw(runs: dict[str, Any]) -> None:
     marks = {"llama": "o", "gpt2": "s", "gemma": "^", "phi": "D", "olmoe": "v"}
     for panel, (measured, foreseen), unit, scale, (low, high) in zip(
         panels, (("measured", "foreseen"), ("seconds", "seconds_foreseen")), ("GB", "s"), (1e9, 1.0),
-        ((0.98, 1.05), (0.85, 1.15)), strict=True,
+        (MEMORY, TIME), strict=True,
     ):  # fmt: skip
         for name, mark in marks.items():
             mine = [found for run, found in runs.items() if run.startswith(f"{name}-")]

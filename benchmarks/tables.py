@@ -22,6 +22,9 @@ TABLE = re.compile(
     r"(?<=^<!-- measured: )(?P<name>\w+) -->\n\n(?P<head>\|.*\n\|.*\n)(?P<body>(?:\|.*\n)*)", re.MULTILINE
 )
 
+# What is foreseen of a run, over what it takes.
+MEMORY, TIME = (0.98, 1.05), (0.85, 1.15)
+
 Cells = Iterator[tuple[str, ...]]  # of a row
 
 
@@ -198,10 +201,10 @@ def _plan() -> Cells:
 
 def _plan_bounds() -> Cells:
     runs = _result("plan")["runs"].values()
-    for what, ratio, low, high in (("memory", "memory_ratio", 0.98, 1.05), ("time", "time_ratio", 0.85, 1.15)):
-        of_runs = [found[ratio] for found in runs]
-        of_rounds = [one for found in runs for one in found["rounds"][ratio]]
-        yield what, *(cell for ratios in (of_runs, of_rounds) for cell in _within(ratios, low, high))
+    for what, bounds in (("memory", MEMORY), ("time", TIME)):
+        of_runs = [found[f"{what}_ratio"] for found in runs]
+        of_rounds = [one for found in runs for one in found["rounds"][f"{what}_ratio"]]
+        yield what, *_within(of_runs, *bounds), *_within(of_rounds, *bounds)
 
 
 def _within(ratios: list[float], low: float, high: float) -> tuple[str, str]:

@@ -252,6 +252,7 @@ def test_every_measured_table_is_that_of_the_results():
     assert [tables.filled(text) for text in texts] == texts
 
 
+@pytest.mark.unit
 def test_the_index_leads_to_every_page():
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     assert [page.name for page in PAGES[1:] if page.name != "index.md" and f"({page.name})" not in index] == []

@@ -121,7 +121,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _one_to_one(model: Any, files: Tensors, keys: set[str]) -> bool:
     if _conversions(model):
-        return False
+        return False  # tensors are joined or turned as they are read
     missing, unexpected = _differences(model, keys)
     wanted = _tensors(model)
     return not missing and not unexpected and all(

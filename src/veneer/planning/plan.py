@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -191,8 +191,8 @@ def _pages(base: Base, weights: Weights) -> int:
 def _mapped(base: Base, weights: Weights) -> int:
     """Bytes of the file's pages that are there, the base's and those beside it."""
     own = weights.frozen_anew if "dense" in base.mapped else 0
-    parts: Iterable[int] = (getattr(weights, part) for part in base.mapped)
-    return sum(parts) - own + _pages(base, weights)
+    mapped: int = sum(getattr(weights, part) for part in base.mapped)
+    return mapped - own + _pages(base, weights)
 
 
 def _loading(base: Base, weights: Weights, machine: Machine, device: str) -> tuple[int, int]:

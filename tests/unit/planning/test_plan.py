@@ -358,7 +358,7 @@ import sys
 from veneer.threads import settle
 settle()
 from veneer.training.config import TrainConfig
-from veneer.planning.run import train
+import veneer.planning.run  # as the command does
 from veneer.training.metrics import peak_memory
 from veneer.training.prepare import prepare
 prepare(TrainConfig(model=sys.argv[1], storage="bf16", data=sys.argv[2], output=sys.argv[3], held_out=0))
