@@ -40,10 +40,10 @@ def _losses(how: str) -> list[float]:
 
     import veneer
     from veneer.kernels import dense
-    from veneer.training import run
+    from veneer.runs import train as trains
 
     if how == "plain":
-        run.fused_passes = lambda model: nullcontext()  # type: ignore[assignment]
+        trains.fused_passes = lambda model: nullcontext()  # type: ignore[assignment]
         dense._HAVE_ONEDNN = False
     with tempfile.TemporaryDirectory() as folder:
         veneer.train(

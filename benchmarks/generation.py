@@ -23,7 +23,7 @@ from pathlib import Path
 from common import PEERS, articles, in_a_process, need_peers, save_model, versions
 from tables import tell
 
-from veneer.frozen.packaged import packaged_path
+from veneer.models.packaged import packaged_path
 
 PROMPT, TOKENS, REPEATS, ROUNDS = "The history of the steam engine begins", 128, 3, 3
 TEXTS, LENGTH = 8, 256
@@ -110,7 +110,7 @@ def _measure_cost(folder: str) -> dict[str, float]:
     import torch
 
     import veneer
-    from veneer.evaluation.decoder import Decoder
+    from veneer.generation.decoder import Decoder
 
     model, tokenizer = veneer.load(folder, storage="nf4")
     losses: dict[str, list[torch.Tensor]] = {"exact": [], "int8": []}

@@ -57,8 +57,8 @@ def _write_model(folder: Path, hidden: int, layers: int, heads: int, intermediat
 
     import veneer
     from veneer.frozen.blockwise import NESTED_BLOCK, Quantised
-    from veneer.frozen.bnb_file import weight_tensors
     from veneer.frozen.weight import QuantisedLinear
+    from veneer.models.bnb_file import weight_tensors
 
     _, tokenizer = veneer.load("smollm2-135m-instruct")
     tokenizer.save_pretrained(folder)

@@ -117,7 +117,7 @@ def _save(name: str, folder: Path) -> None:
     import torch
     import transformers as tf
 
-    from veneer.planning.rates import tokenizer_of, words
+    from veneer.runs.measure import tokenizer_of, words
 
     torch.manual_seed(0)
     heads = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "max_position_embeddings": 2048}
@@ -162,8 +162,8 @@ def _foreseen(run: str, folder: str, machine: Any) -> Any:
 
 def _measure(folder: str, run: str) -> dict[str, Any]:
     """Trained as a person would, on rows of exactly the length; the number of layers recomputed is set."""
-    from veneer.planning import run as planned
-    from veneer.planning.rates import words
+    from veneer.runs import memory as planned
+    from veneer.runs.measure import words
     from veneer.training.metrics import read_metrics
 
     again, foreseen = RUNS[run][5], planned.foreseen

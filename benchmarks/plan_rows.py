@@ -37,7 +37,7 @@ def main() -> None:
 def _measure(name: str) -> dict[str, int]:
     from rich.console import Console
 
-    from veneer.planning.run import train
+    from veneer.runs.memory import train
     from veneer.training.metrics import read_metrics
 
     with tempfile.TemporaryDirectory() as place:

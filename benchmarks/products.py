@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from veneer.kernels import cpu, reference
+from veneer.kernels.backends import cpu, reference
 from veneer.kernels.dense import linear
 
 RESULT = Path(__file__).parent / "results" / "products.json"

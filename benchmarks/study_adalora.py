@@ -23,8 +23,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from veneer.commands.verbs import StudyOptions
 from veneer.studies.budget import METHODS, TUNING_SEED, BudgetStudy
+from veneer.studies.config import StudyOptions
 from veneer.studies.plots import new_figure, save
 from veneer.studies.run import in_a_process
 from veneer.studies.study import Job, Row

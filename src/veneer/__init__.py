@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from veneer.errors import VeneerError as VeneerError
-    from veneer.evaluation.generate import generate as generate
-    from veneer.frozen.load import load as load
     from veneer.frozen.weight import int8_activations as int8_activations
-    from veneer.planning.run import train as train
-    from veneer.updates.adapter_file import load_adapter as load_adapter
+    from veneer.generation.generate import generate as generate
+    from veneer.models.load import load as load
+    from veneer.runs.memory import train as train
     from veneer.updates.adapter_file import save as save
-    from veneer.updates.attach import activate as activate
-    from veneer.updates.attach import allocator as allocator
     from veneer.updates.attach import attach as attach
-    from veneer.updates.attach import disabled as disabled
     from veneer.updates.attach import remove as remove
     from veneer.updates.base_file import save_base as save_base
     from veneer.updates.config import AdaLoRA as AdaLoRA
     from veneer.updates.config import LoRA as LoRA
     from veneer.updates.export import export as export
+    from veneer.updates.load_adapter import load_adapter as load_adapter
     from veneer.updates.merge import merge as merge
     from veneer.updates.merge import unmerge as unmerge
+    from veneer.updates.record import activate as activate
+    from veneer.updates.record import allocator as allocator
+    from veneer.updates.record import disabled as disabled
     from veneer.updates.trainable import trainable as trainable
 
 __version__ = "0.1.0"
@@ -33,19 +33,19 @@ _HOME = {
     "VeneerError": "veneer.errors",
     "LoRA": "veneer.updates.config",
     "AdaLoRA": "veneer.updates.config",
-    "load": "veneer.frozen.load",
+    "load": "veneer.models.load",
     "int8_activations": "veneer.frozen.weight",
     "attach": "veneer.updates.attach",
-    "activate": "veneer.updates.attach",
-    "allocator": "veneer.updates.attach",
-    "disabled": "veneer.updates.attach",
+    "activate": "veneer.updates.record",
+    "allocator": "veneer.updates.record",
+    "disabled": "veneer.updates.record",
     "remove": "veneer.updates.attach",
     "trainable": "veneer.updates.trainable",
-    "train": "veneer.planning.run",
-    "generate": "veneer.evaluation.generate",
+    "train": "veneer.runs.memory",
+    "generate": "veneer.generation.generate",
     "save": "veneer.updates.adapter_file",
     "save_base": "veneer.updates.base_file",
-    "load_adapter": "veneer.updates.adapter_file",
+    "load_adapter": "veneer.updates.load_adapter",
     "export": "veneer.updates.export",
     "merge": "veneer.updates.merge",
     "unmerge": "veneer.updates.merge",

@@ -10,19 +10,14 @@ from typing import Any
 import click
 
 from veneer import __version__
-from veneer.commands.options import flags, given
-from veneer.commands.verbs import (
-    EvaluateOptions,
-    ExportOptions,
-    GenerateOptions,
-    InspectOptions,
-    MergeOptions,
-    QuantizeOptions,
-    ReportOptions,
-    StudyOptions,
-)
+from veneer.commands.config import ExportOptions, InspectOptions, MergeOptions, QuantizeOptions
+from veneer.commands.flags import flags, given
 from veneer.errors import ConfigError, VeneerError, did_you_mean
+from veneer.evaluation.config import EvaluateOptions
+from veneer.generation.config import GenerateOptions
 from veneer.planning.config import ASKED, PlanOptions
+from veneer.reporting.config import ReportOptions
+from veneer.studies.config import StudyOptions
 from veneer.threads import settle
 from veneer.training.config import TrainConfig, read_yaml
 
@@ -70,7 +65,7 @@ def plan(model: str | None, run_yaml: Path | None, as_json: bool, **options: Any
     """
     from rich.console import Console
 
-    from veneer.planning.verb import Answer, answer
+    from veneer.commands.plan import Answer, answer
 
     if model is None:
         from veneer.planning.sizes import Sizes, sizes
@@ -107,15 +102,16 @@ def train(run_yaml: Path | None, resume: Path | None, **options: Any) -> None:
     veneer train runs/bbc/config.yaml --rank 16 --output runs/bbc-r16
     veneer train --resume runs/bbc
     """
-    from veneer.planning import run
+
+    from veneer.runs import memory
 
     if resume is not None:
         if run_yaml is not None:
             raise ConfigError("Give RUN.yaml or --resume RUN, not both: a resumed run has its own config.yaml.")
-        result = run.resume(resume, **given(options))
+        result = memory.resume(resume, **given(options))
     else:
         values = {**(read_yaml(run_yaml) if run_yaml else {}), **given(options)}
-        result = run.train(config=TrainConfig(**values))
+        result = memory.train(config=TrainConfig(**values))
     loss = "" if result.loss_after is None else f" Held-out loss {result.loss_before:.3f} → {result.loss_after:.3f}."
     written, folder = result.written, result.folder
     both = " --both" if written.name == "adapter" else ""
@@ -133,7 +129,7 @@ def evaluate(run: Path, as_json: bool, **options: Any) -> None:
     Choice accuracy is measured where the answers are a few labels, exact match where they are not. The result is
     also written to RUN/evaluation.json.
     """
-    from veneer.evaluation.verb import evaluate_run
+    from veneer.commands.evaluate import evaluate_run
 
     comparison = evaluate_run(run, EvaluateOptions(**given(options)))
     if as_json:
@@ -155,7 +151,7 @@ def generate(source: str, prompt: str, as_json: bool, **options: Any) -> None:
     \b
     veneer generate runs/bbc 'Headline: Chip maker doubles its profit\\nTopic:' --both
     """
-    from veneer.evaluation.verb import answer
+    from veneer.commands.generate import answer
 
     said = answer(source, prompt.replace("\\n", "\n"), GenerateOptions(**given(options)))
     if as_json:
@@ -170,7 +166,7 @@ def generate(source: str, prompt: str, as_json: bool, **options: Any) -> None:
 @flags(GenerateOptions)
 def chat(source: str, **options: Any) -> None:
     """A conversation in the terminal. An empty line or Ctrl-D ends it; /new starts another one."""
-    from veneer.evaluation.chat import talk
+    from veneer.commands.chat import talk
 
     talk(source, GenerateOptions(**given(options)))
 
@@ -184,7 +180,7 @@ def merge(run: str, out: Path, **options: Any) -> None:
 
     In nf4 or fp4 it is a bitsandbytes checkpoint; how far that moves its predictions is told.
     """
-    from veneer.evaluation.verb import merge_to
+    from veneer.commands.merge import merge_to
 
     asked = MergeOptions(**given(options))
     moved = merge_to(run, out, asked)
@@ -202,7 +198,7 @@ def export(run: Path, out: Path, **options: Any) -> None:
 
     What AdaLoRA's singular values, rank patterns and rsLoRA say is folded into the matrices.
     """
-    from veneer.evaluation.verb import export_to
+    from veneer.commands.export import export_to
 
     export_to(run, out, ExportOptions(**given(options)))
     click.echo(f"Plain LoRA written to {out}.")
@@ -217,7 +213,7 @@ def quantize(model: str, out: Path, **options: Any) -> None:
 
     transformers loads the folder where bitsandbytes is installed; Veneer maps it into memory as it is.
     """
-    from veneer.evaluation.verb import quantise_to
+    from veneer.commands.quantize import quantise_to
 
     quantise_to(model, out, QuantizeOptions(**given(options)))
     click.echo(f"Quantised model written to {out}. Next: veneer train --model {out}")
@@ -253,7 +249,7 @@ def report(source: Path, **options: Any) -> None:
 
     The page needs no network and no other file. A run in progress has one, too, of what there is so far.
     """
-    from veneer.reporting.verb import report as write
+    from veneer.commands.report import report as write
 
     click.echo(f"Report written to {write(source, ReportOptions(**given(options)))}; open it in a browser.")
 
@@ -265,7 +261,7 @@ def watch(run: Path) -> None:
 
     Start it before the run, if you like. Into a pipe or a file it prints once.
     """
-    from veneer.reporting.watch import watch as show
+    from veneer.commands.watch import watch as show
 
     show(run)
 

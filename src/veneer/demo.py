@@ -29,34 +29,34 @@ def demo(output: Path, console: Console, **options: Any) -> tuple[float, float]:
     ``options``: any of a run's, over the demo's own.
     """
     from veneer.evaluation.compare import measure
-    from veneer.evaluation.generate import answer_of, continuations
-    from veneer.evaluation.likelihood import choices_of
-    from veneer.planning.run import train
-    from veneer.training.prepare import prepare
-    from veneer.updates.attach import disabled
+    from veneer.generation.generate import answer_of, continuations
+    from veneer.generation.likelihood import choices_of
+    from veneer.runs.memory import train
+    from veneer.runs.prepare import prepare
+    from veneer.updates.record import disabled
 
     started = time.monotonic()
     config = TrainConfig(**{**_OPTIONS, "output": str(output), **options})
     _say(console, f"Loading {MODEL}, a real language model that comes inside a Python package, "
                   f"in {config.storage} …")  # fmt: skip
     prepared = prepare(config)
-    model, tokeniser, rows = prepared.model, prepared.tokeniser, prepared.held_out
+    model, renderer, rows = prepared.model, prepared.renderer, prepared.held_out
     choices = choices_of(rows)
     _say(console, f"The task: the topic of a BBC headline, one of{','.join(choices)}.")
     _say(console, f"Measuring the model as it is on {len(rows)} headlines that it will not be trained on …")
-    before = measure(model, tokeniser, rows, choices, False, 32).choice_accuracy or 0.0
+    before = measure(model, renderer, rows, choices, False, 32).choice_accuracy or 0.0
     _say(console, f"accuracy before: {100 * before:.1f} %\n")
 
     result = train(model, prepared.tokenizer, config=config, console=console)
-    after = measure(model, tokeniser, rows, choices, False, 32).choice_accuracy or 0.0
+    after = measure(model, renderer, rows, choices, False, 32).choice_accuracy or 0.0
     _say(console, f"\naccuracy before: {100 * before:.1f} %   after: {100 * after:.1f} %\n")
 
     # One headline of each of three topics.
     shown = list({answer_of(row): row for row in rows}.values())[:_SHOWN]
-    prompts = [tokeniser.prompt(row) for row in shown]
+    prompts = [renderer.prompt(row) for row in shown]
     with disabled(model):
-        base = continuations(model, tokeniser, prompts, max_new_tokens=8)
-    adapted = continuations(model, tokeniser, prompts, max_new_tokens=8)
+        base = continuations(model, renderer, prompts, max_new_tokens=8)
+    adapted = continuations(model, renderer, prompts, max_new_tokens=8)
     table = Table("asked", "base says", "adapter says", title="Three held-out headlines", title_justify="left")
     for row, one, other in zip(shown, base, adapted, strict=True):
         table.add_row((row.prompt or "").strip(), " ".join(one.split()), " ".join(other.split()))

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 
 import tiny
 from tokens import tokenizer
-from veneer.commands.verbs import QuantizeOptions
-from veneer.evaluation.verb import quantise_to
+from veneer.commands.config import QuantizeOptions
+from veneer.commands.quantize import quantise_to
 from veneer.frozen.blockwise import dense
 from veneer.frozen.layers import storage_of
-from veneer.frozen.load import load
 from veneer.frozen.weight import QuantisedLinear
+from veneer.models.load import load
 
 logging.disable(logging.WARNING)  # it warns at its import of GPU kernels that are not here
 import bitsandbytes  # noqa: E402

@@ -11,7 +11,7 @@ from peft.utils.loftq_utils import _low_rank_decomposition
 import veneer
 from tokens import tokenizer
 from veneer.frozen.layers import linear_layers
-from veneer.updates.attach import updates_of
+from veneer.updates.record import updates_of
 
 pytestmark = pytest.mark.interop
 

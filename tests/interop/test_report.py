@@ -14,9 +14,9 @@ from rich.console import Console
 
 import veneer
 from veneer.cli import main
-from veneer.evaluation.opened import open_named
-from veneer.reporting.folder import RunFolder
 from veneer.reporting.loading import recipes
+from veneer.runs.folder import RunFolder
+from veneer.runs.opened import open_named
 
 pytestmark = pytest.mark.interop
 
@@ -60,7 +60,7 @@ def _do(recipe, monkeypatch) -> dict[str, object]:
 
 
 def _ids(opened):
-    return torch.tensor([opened.tokeniser.encode("bat: yes")])
+    return torch.tensor([opened.renderer.encode("bat: yes")])
 
 
 OPTIONS = {

@@ -9,7 +9,7 @@ from rich.console import Console
 
 import veneer
 from veneer.evaluation.compare import compare
-from veneer.evaluation.opened import open_run
+from veneer.runs.opened import open_run
 
 pytestmark = pytest.mark.recipe
 
@@ -24,7 +24,7 @@ def test_a_few_steps_of_classification(tmp_path):
     assert list(result.model.config.id2label.values()) == TOPICS
     assert result.loss_after < result.loss_before
     prepared = open_run(result.folder)
-    comparison = compare(prepared.model, prepared.tokeniser, prepared.held_out)
+    comparison = compare(prepared.model, prepared.renderer, prepared.held_out)
     assert comparison.choices == TOPICS
     assert comparison.base.choice_accuracy < 0.5, "its head is new"
     assert comparison.adapter.choice_accuracy > 0.7

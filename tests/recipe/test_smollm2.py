@@ -10,10 +10,10 @@ import transformers as tf
 from rich.console import Console
 
 import veneer
-from veneer.data.labels import Tokeniser
+from veneer.data.labels import Renderer
 from veneer.demo import demo, free_folder
-from veneer.evaluation.generate import continuations
-from veneer.frozen.load import load
+from veneer.generation.generate import continuations
+from veneer.models.load import load
 from veneer.training.metrics import read_metrics
 
 pytestmark = pytest.mark.recipe
@@ -22,8 +22,8 @@ CAPITAL = ({"role": "user", "content": "What is the capital of France?"},)
 
 
 def _answer(model, tokenizer):
-    tokeniser = Tokeniser(tokenizer)
-    return continuations(model, tokeniser, [tokeniser.turn(CAPITAL)], max_new_tokens=12)[0]
+    renderer = Renderer(tokenizer)
+    return continuations(model, renderer, [renderer.turn(CAPITAL)], max_new_tokens=12)[0]
 
 
 def test_it_knows_the_capital_of_france(smollm2):
@@ -34,7 +34,7 @@ def test_it_knows_the_capital_of_france(smollm2):
 
 
 def test_its_folder_loads_to_the_same_logits_and_4_bits_still_know_it(smollm2, smollm2_folder):
-    ids = torch.tensor([Tokeniser(smollm2[1]).turn(CAPITAL)])
+    ids = torch.tensor([Renderer(smollm2[1]).turn(CAPITAL)])
     with torch.no_grad():
         wanted = smollm2[0](ids).logits
         assert torch.equal(load(smollm2_folder)[0](ids).logits, wanted)

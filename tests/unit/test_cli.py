@@ -104,7 +104,7 @@ def test_ctrl_c_is_exit_code_130(veneer_command, monkeypatch, tiny_folder):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("veneer.evaluation.verb.open_named", interrupted)
+    monkeypatch.setattr("veneer.commands.generate.open_named", interrupted)
     done = veneer_command("generate", tiny_folder, "hello")
     assert (done.code, done.out, done.err.strip()) == (130, "", "")
 

@@ -26,12 +26,12 @@ from pydantic.fields import FieldInfo
 
 import veneer
 from veneer.cli import cli, main
-from veneer.commands.options import given
+from veneer.commands.flags import given
 from veneer.data.formats import SHAPES
 from veneer.planning.ledger import KINDS
 from veneer.planning.machine import Machine
+from veneer.runs.train import RESUMABLE
 from veneer.training.config import TrainConfig
-from veneer.training.run import RESUMABLE
 from veneer.updates.config import AllocationOptions, UpdateOptions
 
 ROOT = Path(__file__).parents[2]
@@ -98,14 +98,14 @@ def real_model_from_a_folder(request, monkeypatch):
     """The packaged model in the form that loads in a moment, under the name that the pages use."""
     if request.node.get_closest_marker("recipe"):
         folder = request.getfixturevalue("smollm2_folder")
-        monkeypatch.setattr("veneer.frozen.source.packaged_path", lambda name: folder)
+        monkeypatch.setattr("veneer.models.source.packaged_path", lambda name: folder)
 
 
 @pytest.fixture
 def machine_as_if_measured(monkeypatch):
     """Measuring takes a minute; tests/unit/planning does it, and what a page shows of it is any number."""
     rates = {kind: 1e11 if kind in ("products", "attention") else 1e10 for kind in KINDS}
-    monkeypatch.setattr("veneer.planning.verb.measured", lambda: Machine(rates, 1e-6, 4 * 10**8, 4 * 10**8))
+    monkeypatch.setattr("veneer.commands.plan.measured", lambda: Machine(rates, 1e-6, 4 * 10**8, 4 * 10**8))
 
 
 @pytest.mark.parametrize("page", _pages())

@@ -11,24 +11,24 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from veneer.commands.heatmap import RankMap, ranks_of
-from veneer.commands.verbs import InspectOptions
+from veneer.commands.config import InspectOptions
 from veneer.data.bbc import BBC_TOPICS
 from veneer.data.formats import Examples, to_examples
-from veneer.data.labels import IGNORE, Tokeniser, Tokens
+from veneer.data.labels import IGNORE, Renderer, Tokens
 from veneer.data.read import read_rows
 from veneer.errors import ConfigError, DataError
-from veneer.evaluation.decoder import generates_by
 from veneer.frozen.compute import compute_line, compute_name
-from veneer.frozen.load import load
-from veneer.frozen.packaged import PACKAGED_MODELS
+from veneer.generation.decoder import generates_by
 from veneer.kernels.operators import serving, serving_line
+from veneer.models.load import load
+from veneer.models.packaged import PACKAGED_MODELS
+from veneer.reporting.heatmap import RankMap, ranks_of
+from veneer.runs.prepare import renderer_of
+from veneer.runs.train import result_of
 from veneer.training.checkpoint import checkpoints
 from veneer.training.config import CONFIG_NAME, TrainConfig
 from veneer.training.fused import fused_types
 from veneer.training.metrics import read_metrics
-from veneer.training.prepare import tokeniser_of
-from veneer.training.run import result_of
 from veneer.updates.adapter_file import read_tensors
 from veneer.updates.config import AdaLoRA
 from veneer.updates.peft_config import CONFIG_NAME as ADAPTER_CONFIG
@@ -164,24 +164,24 @@ def _rows(source: str, options: InspectOptions) -> Found:
     model, tokenizer = load(options.model)
     if type(model).__name__.endswith("ForSequenceClassification"):
         raise DataError(f"{options.model} is a classifier: of a row it learns the label, and no token.")
-    marked, told = _marked(examples, tokeniser_of(model, tokenizer, options), options.rows)
+    marked, told = _marked(examples, renderer_of(model, tokenizer, options), options.rows)
     return Found({**values, **marked}, [*lines, *told])
 
 
-def _marked(examples: Examples, tokeniser: Tokeniser, rows: int) -> tuple[dict[str, Any], list[Text | str]]:
+def _marked(examples: Examples, renderer: Renderer, rows: int) -> tuple[dict[str, Any], list[Text | str]]:
     """The first rows with the learned part told apart, and what becomes of all rows."""
-    kept, report = tokeniser.all(examples.items)
+    kept, report = renderer.all(examples.items)
     longest = max(len(row.ids) for row in kept)
     values: dict[str, Any] = {
         "learned_tokens": report.learned, "longest": longest, "cut": report.cut, "left_out": report.left_out,
     }  # fmt: skip
     lines: list[Text | str] = [
         f"{report.learned:,} tokens are learned (marked ⟦…⟧); the longest row has {longest} tokens",
-        *report.sentences(tokeniser.max_length),
+        *report.sentences(renderer.max_length),
     ]
     shown = []
     for row in kept[:rows]:
-        pieces = [(tokeniser.tokenizer.decode(ids), learned) for ids, learned in _pieces(row, tokeniser.seq2seq)]
+        pieces = [(renderer.tokenizer.decode(ids), learned) for ids, learned in _pieces(row, renderer.seq2seq)]
         shown.append({"where": row.where, "pieces": [{"text": text, "learned": learned} for text, learned in pieces]})
         line = Text(f"\n{row.where}\n", style="dim")
         for text, learned in pieces:

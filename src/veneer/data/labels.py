@@ -58,7 +58,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Tokeniser:
+class Renderer:
     """How examples become tokens: the tokenizer, the template, what is learned, and where long rows are cut."""
 
     tokenizer: Any
@@ -289,3 +289,9 @@ def _through_end_token(text: str, tokenizer: Any) -> tuple[str, str]:
 def _rows(where: list[str]) -> str:
     shown = ", ".join(where[:3]) + (", …" if len(where) > 3 else "")
     return f"{len(where)} row{'s' if len(where) > 1 else ''} ({shown})"
+
+
+def longest_row(wanted: int, config: Any) -> int:
+    """Tokens of a row at most: ``wanted``, or the positions that the model of this config has, if these are fewer."""
+    positions = getattr(config, "max_position_embeddings", None)
+    return min(wanted, positions) if isinstance(positions, int) and positions > 0 else wanted

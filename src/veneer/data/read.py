@@ -12,7 +12,7 @@ from typing import Any
 
 from veneer.data.bbc import BBC_TOPICS, bbc_topics
 from veneer.errors import DataError, did_you_mean
-from veneer.frozen.source import hub_unreachable
+from veneer.models.source import hub_unreachable
 
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from veneer.data.formats import Example
-from veneer.data.labels import Tokeniser
-from veneer.evaluation.generate import answer_of, continuations
-from veneer.evaluation.likelihood import choose
-from veneer.evaluation.opened import as_it_was
+from veneer.data.labels import Renderer
+from veneer.generation.generate import answer_of, continuations
+from veneer.generation.likelihood import choose
+from veneer.runs.opened import as_it_was
 
 _LONGEST = 64  # tokens of an answer
 
@@ -33,28 +33,28 @@ def spread(examples: list[Example], count: int) -> list[Example]:
 
 
 def answered(
-    model: Any, tokeniser: Tokeniser, examples: list[Example], batch_size: int, *, base: Any | None = None
+    model: Any, renderer: Renderer, examples: list[Example], batch_size: int, *, base: Any | None = None
 ) -> list[Answered]:
     """Of those ``examples`` that ask for an answer, what the model says without and with its active adapters; or what
     ``base`` says and then ``model``, where the one is trained into the other."""
     asked = [example for example in examples if example.messages or example.prompt is not None]
     with as_it_was(model, base) as untrained:
-        first = _answers(untrained, tokeniser, asked, batch_size)
-    adapter = _answers(model, tokeniser, asked, batch_size)
+        first = _answers(untrained, renderer, asked, batch_size)
+    adapter = _answers(model, renderer, asked, batch_size)
     return [
-        Answered(example.where, _prompt(example), answer_of(example), before, after, bool(tokeniser.classes))
+        Answered(example.where, _prompt(example), answer_of(example), before, after, bool(renderer.classes))
         for example, before, after in zip(asked, first, adapter, strict=True)
     ]
 
 
-def _answers(model: Any, tokeniser: Tokeniser, examples: list[Example], batch_size: int) -> list[str]:
-    if tokeniser.classes:
-        return choose(model, tokeniser, examples, list(tokeniser.classes), batch_size)
-    room = max(1, tokeniser.max_length - _LONGEST)  # of a prompt longer than that, its end is kept
-    prompts = [tokeniser.prompt(example)[-room:] for example in examples]
+def _answers(model: Any, renderer: Renderer, examples: list[Example], batch_size: int) -> list[str]:
+    if renderer.classes:
+        return choose(model, renderer, examples, list(renderer.classes), batch_size)
+    room = max(1, renderer.max_length - _LONGEST)  # of a prompt longer than that, its end is kept
+    prompts = [renderer.prompt(example)[-room:] for example in examples]
     said: list[str] = []
     for start in range(0, len(prompts), batch_size):
-        said += continuations(model, tokeniser, prompts[start : start + batch_size], max_new_tokens=_LONGEST)
+        said += continuations(model, renderer, prompts[start : start + batch_size], max_new_tokens=_LONGEST)
     return [text.strip() for text in said]
 
 

@@ -10,11 +10,11 @@ from typing import Any
 from rich.table import Table
 
 from veneer.data.formats import Example
-from veneer.data.labels import Tokeniser
+from veneer.data.labels import Renderer
 from veneer.evaluation.answers import Answered
-from veneer.evaluation.generate import exact_matches
-from veneer.evaluation.likelihood import accuracy, choices_of, choose
-from veneer.evaluation.opened import as_it_was
+from veneer.generation.generate import exact_matches
+from veneer.generation.likelihood import accuracy, choices_of, choose
+from veneer.runs.opened import as_it_was
 from veneer.training.loss import Loss
 
 
@@ -59,7 +59,7 @@ class Comparison:
 
 def compare(
     model: Any,
-    tokeniser: Tokeniser,
+    renderer: Renderer,
     examples: list[Example],
     *,
     base: Any | None = None,
@@ -73,24 +73,24 @@ def compare(
     Choice accuracy is measured where the answers are few, those of the rows ``seen`` in training too; exact match
     where they are not, or when asked for.
     """
-    choices = list(tokeniser.classes) or choices_of([*seen, *examples])
-    exact = (exact_match or not choices) and not tokeniser.classes and _have_answers(examples)
+    choices = list(renderer.classes) or choices_of([*seen, *examples])
+    exact = (exact_match or not choices) and not renderer.classes and _have_answers(examples)
     with as_it_was(model, base) as untrained:
-        before = measure(untrained, tokeniser, examples, choices, exact, batch_size)
-    after = measure(model, tokeniser, examples, choices, exact, batch_size)
+        before = measure(untrained, renderer, examples, choices, exact, batch_size)
+    after = measure(model, renderer, examples, choices, exact, batch_size)
     trained = "adapter" if base is None else "trained model"
     return Comparison(len(examples), choices, before, after, trained=trained)
 
 
 def measure(
-    model: Any, tokeniser: Tokeniser, examples: list[Example], choices: list[str], exact: bool, batch_size: int
+    model: Any, renderer: Renderer, examples: list[Example], choices: list[str], exact: bool, batch_size: int
 ) -> Scores:
     """The scores of the model as it is."""
     model.eval()
-    rows, _ = tokeniser.all(examples)
-    loss = Loss(model, tokeniser.pad, rows[0], kind=tokeniser.kind).mean(rows, batch_size)
-    chosen = choose(model, tokeniser, examples, choices, batch_size) if choices else None
-    matched = exact_matches(model, tokeniser, examples, batch_size) if exact else None
+    rows, _ = renderer.all(examples)
+    loss = Loss(model, renderer.pad, rows[0], kind=renderer.kind).mean(rows, batch_size)
+    chosen = choose(model, renderer, examples, choices, batch_size) if choices else None
+    matched = exact_matches(model, renderer, examples, batch_size) if exact else None
     return Scores(
         loss,
         math.exp(min(loss, 700)),

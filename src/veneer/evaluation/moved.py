@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from veneer.data.formats import Example
-from veneer.data.labels import IGNORE, Tokeniser
+from veneer.data.labels import IGNORE, Renderer
 from veneer.training.batches import Batch, by_length, collate
 
 
@@ -32,21 +32,21 @@ class Moved:
 
 @torch.no_grad()
 def swap_and_measure(
-    model: Any, layers: dict[str, nn.Module], tokeniser: Tokeniser, examples: list[Example], batch_size: int = 8
+    model: Any, layers: dict[str, nn.Module], renderer: Renderer, examples: list[Example], batch_size: int = 8
 ) -> Moved:
     """Compare ``model`` with itself with ``layers`` in the places of its own of these names, where they stay.
 
     Both forms are in memory, but never two models: layers are put in and taken out again for each batch.
     """
     own = {name: model.get_submodule(name) for name in layers}
-    rows, _ = tokeniser.all(examples)
+    rows, _ = renderer.all(examples)
     total_kl, same, tokens = 0.0, 0, 0
     model.eval()
     for part in by_length(rows, batch_size):
-        batch = collate(part, tokeniser.pad, classes=tokeniser.kind == "classification")
-        before = _predictions(model, batch, tokeniser.kind)
+        batch = collate(part, renderer.pad, classes=renderer.kind == "classification")
+        before = _predictions(model, batch, renderer.kind)
         _put(model, layers)
-        after = _predictions(model, batch, tokeniser.kind)
+        after = _predictions(model, batch, renderer.kind)
         _put(model, own)
         total_kl += float(F.kl_div(after, before, reduction="sum", log_target=True))
         same += int((before.argmax(-1) == after.argmax(-1)).sum())

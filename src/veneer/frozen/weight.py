@@ -20,9 +20,9 @@ from transformers.pytorch_utils import Conv1D
 from veneer.errors import ModelError, TargetError
 from veneer.frozen.blockwise import Quantised, converted, dense, few_token_product, panels, prepared_int8, quantise
 from veneer.frozen.config import CODE_BITS
+from veneer.kernels.backends.reference import GROUP
 from veneer.kernels.dense import base_linear, linear
 from veneer.kernels.operators import FEW
-from veneer.kernels.reference import GROUP
 
 _TENSORS = ("codes", "scales", "nested_scales", "offset")  # of a Quantised, and buffers of the layer that holds it
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from veneer.kernels.cpu import VARIANTS, Cpu, check, check_groups, int8_addresses, weight_addresses
+from veneer.kernels.backends.cpu import VARIANTS, Cpu, check, check_groups, int8_addresses, weight_addresses
+from veneer.kernels.backends.reference import stride8
 from veneer.kernels.operators import FEW
-from veneer.kernels.reference import stride8
 
 if VARIANTS:
     from veneer.kernels import _cpu

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from veneer.errors import ConfigError
-from veneer.kernels import cpu, reference
+from veneer.kernels.backends import cpu, reference
 
 FEW = 8  # rows of x that the products take
 VARIABLE = "VENEER_KERNELS"

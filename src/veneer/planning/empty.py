@@ -20,15 +20,15 @@ from transformers.pytorch_utils import Conv1D
 
 from veneer.errors import ModelError
 from veneer.frozen.blockwise import NESTED_BLOCK, PANEL, Quantised, expand, table_of
-from veneer.frozen.bnb_file import is_bitsandbytes
 from veneer.frozen.codebook import dynamic8
 from veneer.frozen.compute import compute_name
 from veneer.frozen.config import CODE_BITS
 from veneer.frozen.layers import DTYPES, compute_in, linear_layers
-from veneer.frozen.load import CLASSES, quiet, read_config, task_of, writes_text
-from veneer.frozen.stream import is_read_whole
 from veneer.frozen.weight import BlockwiseWeight, QuantisedLinear, frozen_weight
 from veneer.kernels.dense import linear
+from veneer.models.bnb_file import is_bitsandbytes
+from veneer.models.load import CLASSES, quiet, read_config, task_of, writes_text
+from veneer.models.stream import is_read_whole
 from veneer.planning.ledger import times
 
 _T = TypeVar("_T")

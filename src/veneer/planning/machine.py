@@ -165,7 +165,7 @@ def _key() -> str:
 
 def _measure() -> Machine:
     """By a process of its own (rates.py): its memory is a run's, and nothing of this one is in its way."""
-    done = subprocess.run([sys.executable, "-m", "veneer.planning.rates"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", "veneer.runs.measure"], capture_output=True, text=True, check=False)
     try:
         return Machine(**json.loads(done.stdout.splitlines()[-1]))
     except (IndexError, TypeError, ValueError):

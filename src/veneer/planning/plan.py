@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from veneer.data.labels import IGNORE, Tokens
+from veneer.data.labels import IGNORE, Tokens, longest_row
 from veneer.errors import ConfigError
 from veneer.frozen.blockwise import PANEL
 from veneer.frozen.config import CODE_BITS
@@ -22,7 +22,6 @@ from veneer.planning.step import Step, Weights, take_step
 from veneer.training.config import TrainConfig
 from veneer.training.eight_bit import state_bytes
 from veneer.training.loss import How, tokens_gone_through
-from veneer.training.prepare import longest_row
 
 # Of the activations, what glibc's heap held beyond the blocks: 0.28 to 0.55 in runs of benchmarks/plan.py without a
 # heap of our own, whose holes hold nothing. It is not the same twice, and not foreseen run by run.

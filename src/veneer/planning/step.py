@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from veneer.data.labels import Tokens
-from veneer.frozen.stream import made_anew
 from veneer.frozen.weight import QuantisedLinear
+from veneer.models.stream import made_anew
 from veneer.planning.empty import Base, empty_model, no_values
 from veneer.planning.ledger import Ledger, Stretch
 from veneer.planning.repeat import Kinds, repeated
@@ -28,8 +28,9 @@ from veneer.training.own_weights import train_own_weights
 from veneer.training.recompute import keeping_layers, stacks_of
 from veneer.training.recompute import recomputed as recomputing
 from veneer.updates import product
-from veneer.updates.attach import active_allocator, attach
+from veneer.updates.attach import attach
 from veneer.updates.config import AdaLoRA, LoRA
+from veneer.updates.record import active_allocator
 
 
 class Weights(NamedTuple):

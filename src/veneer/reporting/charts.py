@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any, Literal
 
-from veneer.reporting.folder import RunFolder
+from veneer.runs.folder import RunFolder
 
 X = float | str
 _TABLE_ROWS = 200  # more help nobody who reads them

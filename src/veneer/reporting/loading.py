@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from veneer.frozen.packaged import PACKAGED_MODELS
-from veneer.reporting.folder import ADAPTER, RunFolder
+from veneer.models.packaged import PACKAGED_MODELS
+from veneer.runs.folder import ADAPTER, RunFolder
 from veneer.training.config import TrainConfig
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that its --max-lora-rank takes

@@ -9,11 +9,11 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from veneer.commands.heatmap import NO_LAYER, RankMap, ranks_of
 from veneer.reporting.charts import gigabytes, run_charts, shown
-from veneer.reporting.folder import ADAPTER, RunFolder
+from veneer.reporting.heatmap import NO_LAYER, RankMap, ranks_of
 from veneer.reporting.loading import recipes
 from veneer.reporting.page import render
+from veneer.runs.folder import ADAPTER, RunFolder
 from veneer.training.progress import clock
 
 _SHADES = 10  # the darkest one's number in page.css

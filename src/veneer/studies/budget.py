@@ -10,12 +10,12 @@ import statistics
 from pathlib import Path
 from typing import Any, ClassVar
 
-from veneer.commands.verbs import StudyOptions
 from veneer.errors import DivergedError, TrainingError
+from veneer.studies.config import StudyOptions
 from veneer.studies.numbers import Metric
 from veneer.studies.plots import errorbars, new_figure, save
 from veneer.studies.study import MEASURED, Job, Row, Study
-from veneer.studies.work import trained
+from veneer.studies.trained import trained
 
 METHODS = {"LoRA": 1.0, "AdaLoRA": 4.0}  # and the factor on LoRA's learning rate where it is not tuned
 TUNING_SEED = 100
@@ -159,7 +159,7 @@ class BudgetStudy(Study):
 
     def draw_ranks(self, path: Path, rows: list[Row], budget: str, title: str) -> None:
         """Mean rank of each matrix over the seeds, layer × module."""
-        from veneer.commands.heatmap import RankMap
+        from veneer.reporting.heatmap import RankMap
 
         names = dict.fromkeys(name for row in rows for name in json.loads(row["ranks"] or "{}"))
         ranks = [json.loads(row["ranks"]) for row in self.measured(rows, budget, "AdaLoRA")]
@@ -169,7 +169,7 @@ class BudgetStudy(Study):
 
 def _parameters(run: dict[str, Any], lora: dict[str, Any]) -> int:
     """Of LoRA's matrices, without a head that is trained beside them."""
-    from veneer.frozen.load import generates_text, load
+    from veneer.models.load import generates_text, load
     from veneer.updates.attach import attach
     from veneer.updates.config import LoRA
     from veneer.updates.trainable import trainable
@@ -181,7 +181,7 @@ def _parameters(run: dict[str, Any], lora: dict[str, Any]) -> int:
 
 def _ranks(adapter: Path) -> tuple[dict[str, int], int]:
     """Module name → rank of an adapter folder, in the model's order, and the parameters of its low-rank updates."""
-    from veneer.commands.heatmap import ranks_of
+    from veneer.reporting.heatmap import ranks_of
     from veneer.updates.adapter_file import read_tensors
 
     tensors = {key: tensor for key, tensor in read_tensors(adapter).items() if ".lora_" in key}

@@ -10,7 +10,7 @@ from veneer.errors import TargetError
 from veneer.studies.numbers import Metric, grouped
 from veneer.studies.plots import bars, new_figure, save
 from veneer.studies.study import Job, Row, Study
-from veneer.studies.work import trained
+from veneer.studies.trained import trained
 
 if TYPE_CHECKING:
     from torch import nn
@@ -114,7 +114,7 @@ def placed(model: nn.Module, matrices: str, rank: int) -> tuple[list[str], int]:
 
 def _model(run: dict[str, Any]) -> nn.Module:
     """The run's model, for its names and shapes."""
-    from veneer.frozen.load import generates_text, load
+    from veneer.models.load import generates_text, load
 
     labels = None if generates_text(run["model"]) else ["a", "b"]
     model: nn.Module = load(run["model"], labels=labels)[0]

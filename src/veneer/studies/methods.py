@@ -10,7 +10,7 @@ from veneer.errors import TargetError
 from veneer.studies.numbers import Metric, grouped
 from veneer.studies.plots import new_figure, save
 from veneer.studies.study import MEASURED, Job, Row, Study
-from veneer.studies.work import trained
+from veneer.studies.trained import trained
 
 # Method → its options, and the factor on LoRA's learning rate: of rates tried on a seed that is none of a study's, the
 # best for MiniLM, which are about the usual ones; for AdaLoRA 4 to 16 was best (docs/adalora.md).

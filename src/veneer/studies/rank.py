@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from veneer.studies.numbers import Metric, grouped
 from veneer.studies.plots import errorbars, new_figure, save
 from veneer.studies.study import Job, Row, Study
-from veneer.studies.work import quality, timed, trained
+from veneer.studies.trained import quality, timed, trained
 
 RANKS = (1, 2, 4, 8, 16, 32)
 
@@ -103,10 +103,10 @@ class RankStudy(Study):
 
 
 def _cut(folder: Path, rank: int, measured: Row) -> Row:
-    from veneer.evaluation.opened import open_run
+    from veneer.runs.opened import open_run
     from veneer.studies.decompose import cut, of_product
-    from veneer.updates.attach import updates_of
     from veneer.updates.layers import Pair
+    from veneer.updates.record import updates_of
 
     prepared = open_run(folder)
     updates = {path: u for path, u in updates_of(prepared.model, "default").items() if isinstance(u, Pair)}

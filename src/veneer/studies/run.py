@@ -10,22 +10,14 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from veneer.commands.verbs import StudyOptions
 from veneer.errors import ConfigError, DivergedError, TrainingError, did_you_mean
 from veneer.files import locked
-from veneer.studies.budget import BudgetStudy
+from veneer.studies.config import StudyOptions
 from veneer.studies.folder import read_rows, write_rows, write_study
-from veneer.studies.matrices import MatricesStudy
-from veneer.studies.methods import MethodsStudy
-from veneer.studies.rank import RankStudy
-from veneer.studies.spectrum import SpectrumStudy
-from veneer.studies.storage import StorageStudy
+from veneer.studies.kinds import STUDIES
 from veneer.studies.study import Job, Row, Study
 from veneer.studies.work import DIVERGED
 
-STUDIES: dict[str, type[Study]] = {
-    study.name: study for study in (RankStudy, MatricesStudy, MethodsStudy, StorageStudy, BudgetStudy, SpectrumStudy)
-}
 RUNS = "runs"
 _TRIES = 3
 _KILLED = 137  # a shell's exit code for a process that was killed, as some containers report it

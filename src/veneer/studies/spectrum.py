@@ -18,7 +18,7 @@ from veneer.studies.methods import METHODS
 from veneer.studies.numbers import Metric, grouped
 from veneer.studies.plots import errorbars, new_figure, save
 from veneer.studies.study import Job, Row, Study
-from veneer.studies.work import quality, timed, trained
+from veneer.studies.trained import quality, timed, trained
 
 KEPT = (1, 2, 4, 8, 16, 32, 64)  # singular values of each matrix that are put on the base
 LORA_RANKS = (4, 16)
@@ -184,8 +184,8 @@ def _ends(rows: list[Row]) -> tuple[int, int]:
 
 
 def _parts(folder: Path, measured: Row) -> list[Row]:
-    from veneer.evaluation.opened import base_of_run, open_run
     from veneer.frozen.layers import linear_layers
+    from veneer.runs.opened import base_of_run, open_run
     from veneer.studies.decompose import Changes
     from veneer.updates.select import classification_head
 

@@ -12,11 +12,11 @@ from veneer.frozen.config import CODE_BITS
 from veneer.studies.numbers import Metric, grouped
 from veneer.studies.plots import new_figure, save
 from veneer.studies.study import Job, Row, Study
-from veneer.studies.work import config_of, timed, trained
+from veneer.studies.trained import config_of, timed, trained
 
 if TYPE_CHECKING:
     from veneer.data.labels import Tokens
-    from veneer.training.prepare import Prepared
+    from veneer.runs.prepare import Prepared
 
 # Storage → the options of `veneer.load` that keep a base so.
 STORAGES: dict[str, dict[str, Any]] = {
@@ -122,17 +122,17 @@ def _code_bits(storage: str) -> int | None:
 
 
 def _kept(run: dict[str, Any], how: dict[str, Any]) -> Row:
+    from veneer.runs.prepare import prepare
     from veneer.training.loss import Loss
-    from veneer.training.prepare import prepare
 
     row: Row = {"seed": run["seed"], "loss": None, "accuracy": None, "parameters": 0}
     with timed(row):
         plain = {name: value for name, value in run.items() if name not in how}
         prepared = prepare(config_of(plain, "-"))
         row["bits"], row["error"] = bits_and_error(prepared.model, how)
-        if prepared.tokeniser.kind == "causal":
+        if prepared.renderer.kind == "causal":
             rows = _asked(prepared)
-            loss = Loss(keep(prepared.model, how), prepared.tokeniser.pad, rows[0], kind="causal")
+            loss = Loss(keep(prepared.model, how), prepared.renderer.pad, rows[0], kind="causal")
             row["perplexity"] = math.exp(loss.mean(rows, 32))
     return row
 
@@ -142,10 +142,10 @@ def _asked(prepared: Prepared) -> list[Tokens]:
     answer's form would hide all else."""
     from veneer.data.labels import IGNORE, Tokens
 
-    tokeniser, rows = prepared.tokeniser, []
+    renderer, rows = prepared.renderer, []
     for example in prepared.held_out:
         text = example.prompt is None and not example.messages
-        ids = (tokeniser.one(example).ids if text else tokeniser.prompt(example))[: tokeniser.max_length]
+        ids = (renderer.one(example).ids if text else renderer.prompt(example))[: renderer.max_length]
         rows.append(Tokens(ids, [IGNORE, *ids[1:]], example.where))
     return [row for row in rows if row.learned]
 

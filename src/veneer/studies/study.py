@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from veneer.commands.verbs import StudyOptions
 from veneer.data.bbc import BBC_TOPICS
+from veneer.studies.config import StudyOptions
 
 Row = dict[str, Any]  # column → number, text, or None
 

@@ -7,109 +7,28 @@ ended, however that was.
 
 from __future__ import annotations
 
-import io
 import json
-import math
 import os
-import shutil
 import sys
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from veneer.errors import DataError, DivergedError, VeneerError
-from veneer.files import locked, write_text
-from veneer.studies.study import Job, Row, key_of, located
+from veneer.errors import DivergedError, VeneerError
+from veneer.studies.study import Job, Row
 from veneer.threads import settle
 
 if TYPE_CHECKING:
-    from veneer.training.config import TrainConfig
-    from veneer.training.prepare import Prepared
+    pass
 
-MEASURED_NAME = "measured.json"
 DIVERGED = 3  # exit code of a job whose run diverged
 
 
 def work(job: Job, runs: Path) -> list[Row]:
     """The rows of a job, each with the job's key as its ``run``."""
-    from veneer.studies.run import STUDIES
+    from veneer.studies.kinds import STUDIES
 
     return [{"run": job.key, **row} for row in STUDIES[job.study].work(job.what, job.options, runs)]
-
-
-def trained(options: dict[str, Any], runs: Path) -> tuple[Path, Row]:
-    """The folder of the run with these options, and what was measured of it: trained once, whichever study asks.
-
-    A run that was killed on its way goes on. Two processes that ask for one run wait for each other.
-    """
-    folder = runs / key_of(options)
-    config = config_of(options, str(folder), keep_checkpoints=1)
-    with locked(folder, wait=True):
-        if not (folder / MEASURED_NAME).is_file():
-            write_text(folder / MEASURED_NAME, json.dumps(_train(config, folder)) + "\n")
-        for name in ("checkpoints", "best"):  # the result is there, and these are several times as large
-            shutil.rmtree(folder / name, ignore_errors=True)
-    row: Row = json.loads((folder / MEASURED_NAME).read_text(encoding="utf-8"))
-    return folder, row
-
-
-def _train(config: TrainConfig, folder: Path) -> Row:
-    from rich.console import Console
-
-    from veneer.training import run
-    from veneer.training.config import CONFIG_NAME
-    from veneer.training.metrics import peak_memory, read_metrics
-    from veneer.training.prepare import prepare
-    from veneer.updates.trainable import trainable
-
-    how: dict[str, Any] = {"console": Console(file=io.StringIO()), "on_the_way": False}  # more is measured below
-    going_on = (folder / CONFIG_NAME).is_file()
-    result = run.resume(folder, **how) if going_on else run.train(config=config, **how)
-    # Of training, by whichever process; what is measured after it is in batches of its own.
-    memory = max(peak_memory(), *(record.get("peak_memory", 0) for record in read_metrics(folder)))
-    table = trainable(result.model)
-    reached = quality(prepare(config, result.model, result.tokenizer))
-    if not math.isfinite(reached["loss"]):
-        raise DivergedError(f"The held-out loss is not finite after {result.steps} steps.")
-    return {
-        "seed": config.seed, **reached, "parameters": table.parameters, "seconds": round(result.seconds, 2),
-        "peak_memory": memory,
-    }  # fmt: skip
-
-
-def config_of(options: dict[str, Any], output: str, **more: Any) -> TrainConfig:
-    """The run with the options that `Study.run` made. Raises DataError where the content they were made of is no longer
-    there."""
-    from veneer.training.config import TrainConfig
-
-    own = {name: value for name, value in options.items() if name != "content"}
-    if "content" in options and located(own["model"], own["data"]).get("content") != options["content"]:
-        raise DataError(f"{own['model']} or {own['data']} was changed while the study ran; start the study again.")
-    return TrainConfig(**own, output=output, **more)
-
-
-def quality(prepared: Prepared) -> Row:
-    """Held-out loss and accuracy of the model as it is."""
-    from veneer.evaluation.compare import measure
-    from veneer.evaluation.likelihood import choices_of
-
-    tokeniser, rows = prepared.tokeniser, prepared.held_out
-    choices = list(tokeniser.classes) or choices_of([*prepared.train, *rows])
-    scores = measure(prepared.model, tokeniser, rows, choices, False, 32)
-    return {"loss": scores.loss, "accuracy": scores.choice_accuracy}
-
-
-@contextmanager
-def timed(row: Row) -> Iterator[None]:
-    """Put the seconds of the block and the peak memory after it into ``row``."""
-    from veneer.training.metrics import peak_memory
-
-    started = time.monotonic()
-    yield
-    row |= {"seconds": round(time.monotonic() - started, 2), "peak_memory": peak_memory()}
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from veneer.files import atomic_folder, remove_leftovers
 from veneer.training.own_weights import restore_trained, trained_tensors, write_trained
 from veneer.training.paged_adamw import MOMENTS, Field, PagedAdamW
 from veneer.training.tensor_file import Streamed, TensorFile, write_streamed
-from veneer.updates.attach import active_allocator, adapters_of
+from veneer.updates.record import active_allocator, adapters_of
 
 FOLDER = "checkpoints"
 _ALLOCATOR = "allocator."  # begins the names of its state's tensors

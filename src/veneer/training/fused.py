@@ -11,37 +11,26 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.activations import FastGELUActivation, GELUTanh, NewGELUActivation, SiLUActivation
+from transformers.activations import GELUTanh
 
 from veneer.frozen.weight import frozen_product, frozen_weight
 from veneer.kernels.dense import swift_products
 from veneer.kernels.elementwise import geglu, rms_norm, rotate, swiglu
+from veneer.models.parts import (
+    GATED_LAYERS,
+    HALVED,
+    NORMS,
+    NORMS_BESIDE_ONE,
+    ROTATING,
+    TANH_GELUS,
+    activation_of,
+    is_silu,
+    name_of,
+)
 from veneer.training.again import again_from, computed_again
 from veneer.training.recompute import all_recomputed
 
-
-def _types(suffix: str, *models: str) -> frozenset[str]:
-    """Their full names, as transformers has them. A model brings the module that it is made of with it; to import all
-    of these would take a quarter of a second of every start."""
-    parts = [model.split(".") for model in models]
-    return frozenset(f"transformers.models.{home}.modeling_{home}.{name}{suffix}" for home, name in parts)
-
-
-# Types whose forward is known. A subclass may do more.
-NORMS = _types("RMSNorm", "llama.Llama", "mistral.Mistral", "phi3.Phi3", "qwen2.Qwen2", "qwen3.Qwen3")  # w · norm(x)
-_NORMS_BESIDE_ONE = _types("RMSNorm", "gemma.Gemma", "gemma2.Gemma2", "gemma3.Gemma3")  # (1 + weight) · norm(x)
-_HALVED = _types("MLP", "phi3.Phi3")  # gate and up are halves of one layer's output
-_GATED = _HALVED | _types(  # down(act(gate(x)) · up(x))
-    "MLP", "llama.Llama", "mistral.Mistral", "qwen2.Qwen2", "qwen3.Qwen3", "gemma.Gemma", "gemma2.Gemma2",
-    "gemma3.Gemma3",
-)  # fmt: skip
-# Modules whose attention rotates by apply_rotary_pos_emb.
-_ROTATING = {
-    f"transformers.models.{home}.modeling_{home}"
-    for home in ("gemma", "gemma2", "gemma3", "gpt_neox", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3")
-}
 _EXACT = (torch.float32, torch.float64)  # where a formula's operations need not be rounded one by one, as its own are
-_TANH_GELUS = (NewGELUActivation, FastGELUActivation, GELUTanh)
 
 
 @contextmanager
@@ -82,31 +71,26 @@ def _pass_of(module: Any) -> Callable[[Any, Tensor], Tensor] | None:
     kind, name = type(module), name_of(module)
     if name in NORMS:
         return _normed
-    if name in _NORMS_BESIDE_ONE:
+    if name in NORMS_BESIDE_ONE:
         return _normed_beside_one
     if kind is nn.LayerNorm:
         return _centred
-    if name in _GATED and _gate_of(_activation(module)) is not None:
+    if name in GATED_LAYERS and _gate_of(activation_of(module)) is not None:
         return _gated
-    if kind in _TANH_GELUS:
+    if kind in TANH_GELUS:
         return _activated
     return None
-
-
-def name_of(module: nn.Module) -> str:
-    """The full name of its type."""
-    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def fused_types(model: nn.Module) -> dict[str, int]:
     """Type of module → how many of ``model`` compute in fewer passes, or keep less, while it trains, unless they are
     trained whole."""
-    inside = {id(_activation(module)) for module in model.modules() if _pass_of(module) is _gated}
+    inside = {id(activation_of(module)) for module in model.modules() if _pass_of(module) is _gated}
     found = [
         type(module).__name__
         for module in model.modules()
         if (_pass_of(module) is not None and id(module) not in inside)
-        or (type(module).__module__ in _ROTATING and type(module).__name__.endswith("Attention"))
+        or (type(module).__module__ in ROTATING and type(module).__name__.endswith("Attention"))
     ]
     return dict(Counter(found))
 
@@ -114,7 +98,7 @@ def fused_types(model: nn.Module) -> dict[str, int]:
 @contextmanager
 def _rotations() -> Iterator[None]:
     """Inside, the attention of the known types rotates queries and keys in one pass each."""
-    there = [module for name, module in list(sys.modules.items()) if name in _ROTATING]
+    there = [module for name, module in list(sys.modules.items()) if name in ROTATING]
     before = [module.apply_rotary_pos_emb for module in there]
     for module in there:
         module.apply_rotary_pos_emb = _rotated  # type: ignore[attr-defined]
@@ -166,25 +150,16 @@ def _activated(module: Any, x: Tensor) -> Tensor:
 
 def _gated(module: Any, x: Tensor) -> Tensor:
     """down(act(gate(x)) · up(x)), whose inner product would be as large as either of its factors, which are kept."""
-    product = _gate_of(_activation(module))
+    product = _gate_of(activation_of(module))
     assert product is not None
-    if name_of(module) in _HALVED:
+    if name_of(module) in HALVED:
         gate, up = module.gate_up_proj(x).chunk(2, dim=-1)
     else:
         gate, up = module.gate_proj(x), module.up_proj(x)
     return module.down_proj(again_from(product, gate, up))  # type: ignore[no-any-return]
 
 
-def _activation(module: Any) -> Any:
-    return module.activation_fn if name_of(module) in _HALVED else module.act_fn
-
-
 def _gate_of(activation: Any) -> Callable[[Tensor, Tensor], Tensor] | None:
     if is_silu(activation):
         return swiglu
     return geglu if type(activation) is GELUTanh else None
-
-
-def is_silu(activation: Any) -> bool:
-    """Whether a gate is x · sigmoid(x)."""
-    return activation is F.silu or type(activation) in (nn.SiLU, SiLUActivation)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from veneer.errors import TargetError
 from veneer.files import atomic_file, atomic_folder
-from veneer.frozen.load import quiet
 from veneer.frozen.weight import QuantisedLinear
+from veneer.models.load import quiet
 from veneer.updates.adapter_file import (
     active_tensors,
     copy_tensors,
@@ -22,7 +22,7 @@ from veneer.updates.adapter_file import (
     write_adapter,
     write_tensors,
 )
-from veneer.updates.attach import adapters_of
+from veneer.updates.record import adapters_of
 from veneer.updates.select import classification_head, output_head
 
 WEIGHTS_NAME = "trained.safetensors"

@@ -15,14 +15,13 @@ from torch import Tensor, nn
 
 from veneer.errors import AdapterFileError, ConfigError, TargetError, nearest
 from veneer.files import atomic_file, atomic_folder, write_text
-from veneer.updates.attach import activate, adapters_of, add_adapter, refuse_merged, refuse_unknown, remove, updates_of
-from veneer.updates.config import AdaLoRA
 from veneer.updates.layers import NewRows, Pair, Triplets
-from veneer.updates.peft_config import CONFIG_NAME, from_peft, kept_triplets, to_peft
-from veneer.updates.select import choose, modules_of, without_idle_names
+from veneer.updates.peft_config import CONFIG_NAME, to_peft
+from veneer.updates.record import adapters_of, refuse_merged, refuse_unknown, updates_of
+from veneer.updates.select import choose, modules_of
 
 WEIGHTS_NAME = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _STORAGE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -66,7 +65,7 @@ def write_adapter(model: nn.Module, folder: Path, name: str | None = None, dtype
     rows = [path for path, update in updates_of(model, name).items() if isinstance(update, NewRows)]
     chosen = choose(model, config) if config.targets else []
     fields = to_peft(model, config, chosen, rows[0] if rows else None, _kept(model, name))
-    _refuse_not_finite(tensors, f"The adapter {name!r} as {dtype or 'trained'}")
+    refuse_not_finite(tensors, f"The adapter {name!r} as {dtype or 'trained'}")
     # Keys in one order: the same adapter is the same bytes.
     tensors = dict(sorted(tensors.items()))
     text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
@@ -96,55 +95,10 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         raise OSError(str(error)) from None
 
 
-def _refuse_not_finite(tensors: dict[str, Tensor], what: str) -> None:
+def refuse_not_finite(tensors: dict[str, Tensor], what: str) -> None:
     bad = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise AdapterFileError(f"{what} has values that are not finite in {_some(bad)}.")
-
-
-def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default", trainable: bool = False) -> None:
-    """Attach the adapter of a PEFT folder and make it the active one; ``trainable=True`` to train it further.
-
-    Raises AdapterFileError, with the model unchanged, when the folder is damaged or made for another base: a tensor
-    that is missing, one that has no place in this model, or one of the wrong shape.
-    """
-    folder = Path(folder)
-    config = from_peft(folder)
-    tensors = read_tensors(folder)
-    _refuse_not_finite(tensors, str(folder / WEIGHTS_NAME))
-    active = adapters_of(model).active
-    try:
-        # The random state is the caller's: initial values that the file overwrites must not consume it.
-        with torch.random.fork_rng(devices=[]):
-            add_adapter(model, without_idle_names(model, config), name)
-    except TargetError as error:
-        if name in adapters_of(model).configs:
-            raise
-        raise AdapterFileError(f"{folder} does not fit this model: {error}") from None
-    if isinstance(config, AdaLoRA):
-        _cut_as_in(model, name, folder)
-    own = adapter_tensors(model, name)
-    problems = _mismatches(tensors, own, _known_base_copies(model, tensors))
-    if problems:
-        remove(model, name)
-        if adapters_of(model).configs:
-            activate(model, *active)
-        raise AdapterFileError(f"{folder} was made for another base or is incomplete: {'; '.join(problems)}.")
-    copy_tensors(tensors, own)
-    for update in updates_of(model, name).values():
-        update.requires_grad_(trainable)
-
-
-def _cut_as_in(model: nn.Module, name: str, folder: Path) -> None:
-    """Make the triplets of a new adapter those that the folder has; once some are left out, the ranks are fixed."""
-    flags, allocator = kept_triplets(folder), adapters_of(model).allocators[name]
-    kept = allocator.kept.clone()
-    for row, path in zip(kept, allocator.triplets, strict=True):
-        given = flags.get(path)
-        if given is not None and len(given) == len(row):  # any other is found when the shapes are compared
-            row.copy_(torch.tensor(given))
-    if flags:
-        allocator.fix(kept)
 
 
 def restore(model: nn.Module, folder: str | Path) -> None:
@@ -156,7 +110,7 @@ def restore(model: nn.Module, folder: str | Path) -> None:
 def read_checked(folder: Path, name: str, own: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a file, of the names and shapes of ``own``. Raises AdapterFileError when it has others."""
     tensors = read_tensors(folder, name)
-    problems = _mismatches(tensors, own, set())
+    problems = mismatches(tensors, own, set())
     if problems:
         what = "adapter" if name == WEIGHTS_NAME else "model"
         raise AdapterFileError(f"{folder} does not hold this {what}: {'; '.join(problems)}.")
@@ -182,19 +136,19 @@ def adapter_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
     for path, update in updates_of(model, name).items():
         if isinstance(update, Triplets):
             parts = {"A": update.Q, "B": update.P, "E": update.lam}
-            tensors |= {f"{_PREFIX}{path}.lora_{part}": tensor for part, tensor in parts.items()}
+            tensors |= {f"{PREFIX}{path}.lora_{part}": tensor for part, tensor in parts.items()}
         elif isinstance(update, Pair):
             embedding = isinstance(modules[path], nn.Embedding)
             pattern = "lora_embedding_{}" if embedding else "lora_{}.weight"
-            tensors[f"{_PREFIX}{path}.{pattern.format('A')}"] = update.A
-            tensors[f"{_PREFIX}{path}.{pattern.format('B')}"] = update.B
+            tensors[f"{PREFIX}{path}.{pattern.format('A')}"] = update.A
+            tensors[f"{PREFIX}{path}.{pattern.format('B')}"] = update.B
         elif isinstance(update, NewRows):
             # A tied head shares the embedding's rows: PEFT stores them once, with the embedding.
             if all(tensor is not update.rows for tensor in tensors.values()):
-                tensors[f"{_PREFIX}{path}.token_adapter.trainable_tokens_delta"] = update.rows
+                tensors[f"{PREFIX}{path}.token_adapter.trainable_tokens_delta"] = update.rows
         else:
             tensors.update(
-                {f"{_PREFIX}{path}.{key}": tensor for key, tensor in update.state_dict(keep_vars=True).items()}
+                {f"{PREFIX}{path}.{key}": tensor for key, tensor in update.state_dict(keep_vars=True).items()}
             )
     return tensors
 
@@ -215,20 +169,7 @@ def read_tensors(folder: Path, name: str = WEIGHTS_NAME) -> dict[str, Tensor]:
     return tensors
 
 
-def _known_base_copies(model: nn.Module, tensors: dict[str, Tensor]) -> set[str]:
-    """Keys of base weights that PEFT writes beside an adapted embedding, and that equal this model's own."""
-    modules, known = modules_of(model), set()
-    for key, tensor in tensors.items():
-        path = key.removeprefix(_PREFIX).removesuffix(".weight").removesuffix(".base_layer")
-        weight = getattr(modules.get(path), "weight", None)
-        if not isinstance(weight, Tensor) or weight.shape != tensor.shape:
-            continue
-        if key.endswith(".weight") and ".lora_" not in key and torch.equal(weight.to(tensor), tensor):
-            known.add(key)
-    return known
-
-
-def _mismatches(found: dict[str, Tensor], own: dict[str, Tensor], ignorable: set[str]) -> list[str]:
+def mismatches(found: dict[str, Tensor], own: dict[str, Tensor], ignorable: set[str]) -> list[str]:
     """What is wrong with a file's tensors, a clause for each kind of fault."""
     missing = [key for key in own if key not in found]
     surplus = [key for key in found if key not in own and key not in ignorable]

@@ -9,15 +9,12 @@ remove(model, "b")                    gone; with the last one, the base is what 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MethodType
 
 from torch import nn
 
-from veneer.errors import TargetError, did_you_mean
+from veneer.errors import TargetError
 from veneer.frozen.weight import QuantisedLinear
 from veneer.updates.allocator import Allocator
 from veneer.updates.budget import resolved
@@ -36,6 +33,20 @@ from veneer.updates.layers import (
     weight_shape,
 )
 from veneer.updates.loftq import Start, loftq_starts
+from veneer.updates.record import (
+    RECORD,
+    Adapters,
+    Holders,
+    activate,
+    adapted,
+    adapters_of,
+    allocator,
+    holders_of,
+    put,
+    refuse_merged,
+    refuse_unknown,
+    updates_of,
+)
 from veneer.updates.select import (
     Chosen,
     choose,
@@ -46,32 +57,6 @@ from veneer.updates.select import (
     no_such_modules,
     output_head,
 )
-
-_RECORD = "_veneer_adapters"
-Holders = dict[int, list[tuple[nn.Module, str]]]  # by the identity of what is held
-
-
-@dataclass
-class Adapters:
-    """What is attached to a model; kept on the model itself, so that a copy of the model has its own."""
-
-    configs: dict[str, LoRA | AdaLoRA] = field(default_factory=dict)
-    active: tuple[str, ...] = ()
-    # Of the AdaLoRA adapters: what gives their ranks to the matrices while they are trained.
-    allocators: dict[str, Allocator] = field(default_factory=dict)
-    # The base parameters that required a gradient before the first attach, to give back after the last remove.
-    was_trainable: set[str] = field(default_factory=set)
-    # While merged: the wrappers that the merged modules stand in for, by name, and whether the config said "tied".
-    merged: dict[str, nn.Module] = field(default_factory=dict)
-    was_tied: bool | None = None
-    # Iterations of LoftQ that changed the base's codes, until the changed base is saved.
-    changed_base: int = 0
-
-
-def adapters_of(model: nn.Module) -> Adapters:
-    """The model's record of adapters; an empty one when nothing is attached."""
-    record = model.__dict__.get(_RECORD)
-    return record if isinstance(record, Adapters) else Adapters()
 
 
 def attach(model: nn.Module, config: LoRA | AdaLoRA, name: str = "default") -> None:
@@ -123,7 +108,7 @@ def add_adapter(model: nn.Module, config: LoRA | AdaLoRA, name: str) -> None:
     if not record.configs:
         record = Adapters()
         record.was_trainable = {path for path, parameter in model.named_parameters() if parameter.requires_grad}
-        model.__dict__[_RECORD] = record
+        model.__dict__[RECORD] = record
         model.requires_grad_(False)
         save_adapter_only(model)
         record.changed_base = iterations if iterations > 1 else 0
@@ -144,53 +129,6 @@ def add_adapter(model: nn.Module, config: LoRA | AdaLoRA, name: str) -> None:
     activate(model, name)
 
 
-def activate(model: nn.Module, *names: str) -> None:
-    """Put these adapters in force, together; with no name, none is.
-
-    Raises TargetError, with the model unchanged, for a name that is not attached, and for adapters that cannot be
-    summed: a module that one of them trains whole, or whose rows it replaces, takes no second update.
-    """
-    record = adapters_of(model)
-    refuse_merged(record, "activate an adapter")
-    for name in names:
-        refuse_unknown(record, name)
-    _refuse_unsummable(model, names)
-    record.active = tuple(dict.fromkeys(names))
-    for module in _adapted(model).values():
-        module.active = record.active
-
-
-def allocator(model: nn.Module, name: str | None = None) -> Allocator:
-    """What gives their ranks to the matrices of an AdaLoRA adapter: its budget, ranks, importance, and its state.
-
-    ``name``: which adapter; by default the one that is active. Raises TargetError when it is no AdaLoRA adapter.
-    """
-    record = adapters_of(model)
-    if name is None and len(record.active) == 1:
-        name = record.active[0]
-    if name not in record.allocators:
-        have = f"; of the attached ones these are: {', '.join(record.allocators)}" if record.allocators else ""
-        raise TargetError(f"{'No one adapter is active' if name is None else f'{name!r} is no AdaLoRA adapter'}{have}.")
-    return record.allocators[name]
-
-
-def active_allocator(model: nn.Module) -> Allocator | None:
-    """The allocator of the one adapter that is active, or None when that is no AdaLoRA adapter."""
-    record = adapters_of(model)
-    return record.allocators.get(record.active[0]) if len(record.active) == 1 else None
-
-
-@contextmanager
-def disabled(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is its base."""
-    active = adapters_of(model).active
-    activate(model)
-    try:
-        yield
-    finally:
-        activate(model, *active)
-
-
 def remove(model: nn.Module, name: str = "default") -> None:
     """Take an adapter off. With the last one, the base's own modules stand in their places again, bit for bit.
 
@@ -204,7 +142,7 @@ def remove(model: nn.Module, name: str = "default") -> None:
             f"loftq_iterations = {record.changed_base} changed the base, so it cannot be given back; load the model "
             f"again."
         )
-    for path, module in _adapted(model).items():
+    for path, module in adapted(model).items():
         if name in module.updates:
             del module.updates[name]
         if not module.updates:
@@ -222,7 +160,7 @@ def remove(model: nn.Module, name: str = "default") -> None:
 
 def forget_adapters(model: nn.Module) -> None:
     """Nothing is attached to ``model`` any more."""
-    del model.__dict__[_RECORD]
+    del model.__dict__[RECORD]
     save_whole_model(model)
 
 
@@ -248,46 +186,6 @@ def save_pretrained(model: nn.Module, folder: str | Path, **ignored: object) -> 
     save(model, folder)
 
 
-def put(model: nn.Module, path: str, module: nn.Module, holders: Holders | None = None) -> None:
-    """Make ``module`` stand wherever the one that ``path`` names stands: some models hold one module in two places.
-
-    ``holders``: of a model in which many are put, found once.
-    """
-    there = model.get_submodule(path)
-    for parent, child in (holders_of(model) if holders is None else holders)[id(there)]:
-        if parent is not module and not (isinstance(parent, Adapted) and parent.base is there):
-            setattr(parent, child, module)
-
-
-def holders_of(model: nn.Module) -> Holders:
-    """The modules that hold each module, with its name there; named_children would leave out a second name."""
-    found: Holders = {}
-    for parent in model.modules():
-        for child, held in parent._modules.items():
-            found.setdefault(id(held), []).append((parent, child))
-    return found
-
-
-def updates_of(model: nn.Module, name: str) -> dict[str, nn.Module]:
-    """Module name → the update (or whole copy) that adapter ``name`` has there, in the model's order."""
-    return {path: module.updates[name] for path, module in _adapted(model).items() if name in module.updates}
-
-
-def refuse_unknown(record: Adapters, name: str) -> None:
-    if name not in record.configs:
-        have = f"Attached are: {', '.join(record.configs)}." if record.configs else "None is attached."
-        raise TargetError(f"No adapter named {name!r} is attached.{did_you_mean(name, record.configs)} {have}")
-
-
-def refuse_merged(record: Adapters, action: str) -> None:
-    if record.merged:
-        raise TargetError(f"The model's adapters are merged into its weights; unmerge(model) before you {action}.")
-
-
-def _adapted(model: nn.Module) -> dict[str, Adapted]:
-    return {path: module for path, module in model.named_modules() if isinstance(module, Adapted)}
-
-
 def _add(model: nn.Module, path: str, name: str, update: nn.Module, holders: Holders) -> None:
     there = model.get_submodule(path)
     if not isinstance(there, Adapted):
@@ -299,25 +197,13 @@ def _add(model: nn.Module, path: str, name: str, update: nn.Module, holders: Hol
 
 def _refuse_conflicts(model: nn.Module, updated: set[str], whole: set[str]) -> None:
     """A module cannot be trained whole by one adapter and updated, itself or inside, by another."""
-    for path, module in _adapted(model).items():
+    for path, module in adapted(model).items():
         for new in sorted(updated if isinstance(module, Replaced) else whole):
             outer, inner = (path, new) if isinstance(module, Replaced) else (new, path)
             if outer == inner or inner.startswith(f"{outer}."):
                 raise TargetError(
                     f"{outer} would be trained whole by one adapter and {inner} updated by another; remove one first."
                 )
-
-
-def _refuse_unsummable(model: nn.Module, names: tuple[str, ...]) -> None:
-    for path, module in _adapted(model).items():
-        meeting = [name for name in dict.fromkeys(names) if name in module.updates]
-        alone = [name for name in meeting if not isinstance(module.updates[name], LowRank)]
-        if alone and len(meeting) > 1:
-            what = "trains it whole" if isinstance(module, Replaced) else "replaces some of its rows"
-            raise TargetError(
-                f"The adapters {', '.join(meeting)} meet at {path}, and {alone[0]} {what}, so they cannot be in force "
-                f"together; activate one of them at a time."
-            )
 
 
 def _wrap(base: nn.Module, update: nn.Module) -> Adapted:

@@ -7,11 +7,11 @@ from typing import Any
 
 from veneer.errors import TargetError
 from veneer.files import atomic_folder
-from veneer.frozen.bnb_file import write_folder
-from veneer.frozen.load import quiet
 from veneer.frozen.weight import QuantisedLinear
-from veneer.updates.attach import adapters_of, put, refuse_merged
+from veneer.models.bnb_file import write_folder
+from veneer.models.load import quiet
 from veneer.updates.layers import Adapted, training_dtype
+from veneer.updates.record import adapters_of, put, refuse_merged
 
 
 def save_base(model: Any, tokenizer: Any, folder: str | Path) -> None:

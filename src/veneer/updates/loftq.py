@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from veneer.errors import TargetError
 from veneer.frozen.blockwise import Quantised, dense, quantise
-from veneer.frozen.bnb_file import TYPES
-from veneer.frozen.original import OriginalWeights
 from veneer.frozen.weight import QuantisedLinear
+from veneer.models.bnb_file import TYPES
+from veneer.models.original import OriginalWeights
 from veneer.updates.layers import new_factors
 from veneer.updates.select import Chosen
 

@@ -14,15 +14,9 @@ from transformers.pytorch_utils import Conv1D
 
 from veneer.errors import TargetError
 from veneer.frozen.weight import QuantisedLinear, frozen_weight
-from veneer.updates.attach import (
-    adapters_of,
-    forget_adapters,
-    put,
-    refuse_merged,
-    save_adapter_only,
-    save_whole_model,
-)
+from veneer.updates.attach import forget_adapters, save_adapter_only, save_whole_model
 from veneer.updates.layers import Adapted, LowRank, NewRows, Replaced, training_dtype
+from veneer.updates.record import adapters_of, put, refuse_merged
 
 
 def merge(model: nn.Module, *, reversible: bool = True) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from veneer.updates.attach import adapters_of, updates_of
 from veneer.updates.layers import LowRank, weight_shape
+from veneer.updates.record import adapters_of, updates_of
 from veneer.updates.select import LINEAR_TYPES, count_parameters, modules_of
 
 

@@ -189,8 +189,8 @@ def test_what_rows_are(rows_file, tmp_path, tiny_folder, veneer_command):
 
 def test_refusals(finished_classifier, rows_file, tmp_path, refused, tiny_folder):
     merged = tmp_path / "merged"
-    from veneer.commands.verbs import MergeOptions
-    from veneer.evaluation.verb import merge_to
+    from veneer.commands.config import MergeOptions
+    from veneer.commands.merge import merge_to
 
     merge_to(str(finished_classifier), merged, MergeOptions())
     assert refused("inspect", rows_file, "--model", merged) == (

@@ -11,9 +11,9 @@ import transformers as tf
 
 import tiny
 from veneer.data.formats import Example
-from veneer.evaluation.opened import open_named, open_run
 from veneer.frozen.layers import storage_of
-from veneer.frozen.load import load
+from veneer.models.load import load
+from veneer.runs.opened import open_named, open_run
 
 pytestmark = pytest.mark.unit
 
@@ -65,7 +65,7 @@ def test_into_4_bits_tells_how_far_the_predictions_moved(finished_run, veneer_co
     examples = [Example(where="", **{"prompt": r["prompt"], "answer": r["completion"]}) for r in map(json.loads, lines)]
     if not given:
         examples = open_run(finished_run).held_out
-    for row in plain.tokeniser.all(examples)[0]:
+    for row in plain.renderer.all(examples)[0]:
         learned = torch.tensor(row.labels[1:]) != -100
         inputs = {"input_ids": torch.tensor([row.ids])}
         p, q = (tiny.logits(m, inputs)[0, :-1][learned].log_softmax(-1) for m in (plain.model, model))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from veneer.data.formats import Example
-from veneer.data.labels import Tokeniser
+from veneer.data.labels import Renderer
 from veneer.evaluation.answers import answered, spread
-from veneer.evaluation.opened import open_named
+from veneer.runs.opened import open_named
 
 pytestmark = pytest.mark.unit
 
@@ -22,8 +22,8 @@ def test_rows_at_equal_distances(count, places):
 
 def test_conversations_are_shown_as_such_and_plain_text_asks_nothing(finished_run):
     opened = open_named(finished_run)
-    tokeniser: Tokeniser = opened.tokeniser
+    renderer: Renderer = opened.renderer
     rows = [Example("a", prompt=" bat: ", answer=" yes"), Example("b", answer="only a text")]
-    (one,) = answered(opened.model, tokeniser, rows, 2)
+    (one,) = answered(opened.model, renderer, rows, 2)
     assert (one.where, one.prompt, one.expected, one.chosen) == ("a", "bat:", "yes", False)
     assert one.base != one.adapter

@@ -11,10 +11,10 @@ from rich.console import Console
 
 import veneer
 from veneer.data.formats import Example
-from veneer.data.labels import Tokeniser
+from veneer.data.labels import Renderer
 from veneer.evaluation.compare import Comparison, Scores, compare, measure
-from veneer.evaluation.likelihood import choose
-from veneer.evaluation.opened import open_run
+from veneer.generation.likelihood import choose
+from veneer.runs.opened import open_run
 from veneer.training.loss import Loss
 
 pytestmark = pytest.mark.unit
@@ -32,15 +32,15 @@ def _printed(comparison):
 
 
 def test_the_base_is_the_base_and_the_adapter_the_adapter(prepared):
-    model, tokeniser, rows = prepared.model, prepared.tokeniser, prepared.held_out
-    comparison = compare(model, tokeniser, rows)
+    model, renderer, rows = prepared.model, prepared.renderer, prepared.held_out
+    comparison = compare(model, renderer, rows)
     base, _ = veneer.load(prepared.config.model)
-    tokens, _ = tokeniser.all(rows)
+    tokens, _ = renderer.all(rows)
     for scores, other in ((comparison.base, base), (comparison.adapter, model)):
-        loss = Loss(other, tokeniser.pad, tokens[0], kind="causal").mean(tokens, 4)
+        loss = Loss(other, renderer.pad, tokens[0], kind="causal").mean(tokens, 4)
         assert scores.loss == pytest.approx(loss, rel=1e-5)
         assert scores.perplexity == pytest.approx(math.exp(loss), rel=1e-4)
-        chosen = choose(other, tokeniser, rows, [" no", " yes"], 16)
+        chosen = choose(other, renderer, rows, [" no", " yes"], 16)
         right = [answer == row.answer for answer, row in zip(chosen, rows, strict=True)]
         assert scores.choice_accuracy == sum(right) / len(rows)
         assert scores.exact_match is None
@@ -50,20 +50,20 @@ def test_the_base_is_the_base_and_the_adapter_the_adapter(prepared):
 
 
 def test_exact_match_is_measured_where_it_is_asked_for_or_answers_are_many(prepared):
-    model, tokeniser = prepared.model, prepared.tokeniser
-    asked = compare(model, tokeniser, prepared.held_out, exact_match=True)
+    model, renderer = prepared.model, prepared.renderer
+    asked = compare(model, renderer, prepared.held_out, exact_match=True)
     assert asked.base.exact_match == 0, "a base that was never trained says nothing of the kind"
     assert asked.adapter.exact_match == asked.adapter.choice_accuracy
-    many = compare(model, tokeniser, prepared.held_out[:3])
+    many = compare(model, renderer, prepared.held_out[:3])
     assert (many.choices, many.adapter.choice_accuracy) == ([], None)
     assert many.adapter.exact_match is not None
-    text = compare(model, tokeniser, [Example("d", answer="a plain text")])
+    text = compare(model, renderer, [Example("d", answer="a plain text")])
     assert (text.adapter.choice_accuracy, text.adapter.exact_match) == (None, None)
 
 
 def test_a_classifier(finished_classifier):
     prepared = open_run(finished_classifier)
-    comparison = compare(prepared.model, prepared.tokeniser, prepared.held_out, exact_match=True)
+    comparison = compare(prepared.model, prepared.renderer, prepared.held_out, exact_match=True)
     assert comparison.choices == ["no", "yes"]
     assert comparison.adapter.choice_accuracy > 0.8 > comparison.base.choice_accuracy
     assert comparison.adapter.exact_match is None
@@ -72,7 +72,7 @@ def test_a_classifier(finished_classifier):
 def test_a_loss_too_large_for_a_perplexity(tiny_folder):
     model, made = veneer.load(tiny_folder)
     model.lm_head.weight.data.mul_(1e6)
-    scores = measure(model, Tokeniser(made), [Example("d", prompt="q", answer="answer")], [], False, 1)
+    scores = measure(model, Renderer(made), [Example("d", prompt="q", answer="answer")], [], False, 1)
     assert scores.loss > 700
     assert scores.perplexity == math.exp(700), "a number that JSON can hold"
 

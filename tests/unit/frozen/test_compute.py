@@ -18,9 +18,10 @@ from transformers.pytorch_utils import Conv1D
 import tiny
 import veneer
 from veneer.environment import processor
-from veneer.frozen import blockwise, compute, load
+from veneer.frozen import blockwise, compute
 from veneer.frozen.layers import compute_in, quantise_linear_layers
 from veneer.frozen.weight import DenseWeight, StoredConv1D, StoredLinear
+from veneer.models import load
 
 pytestmark = pytest.mark.unit
 

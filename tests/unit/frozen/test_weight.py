@@ -21,7 +21,7 @@ from veneer.frozen.codebook import dynamic8, levels8
 from veneer.frozen.config import CODE_BITS
 from veneer.frozen.layers import quantise_linear_layers
 from veneer.frozen.weight import DenseWeight, QuantisedLinear, frozen_weight, int8_activations
-from veneer.kernels import reference
+from veneer.kernels.backends import reference
 from veneer.kernels.operators import serving
 
 pytestmark = pytest.mark.unit

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from veneer.kernels import cpu, operators, reference
+from veneer.kernels import operators
+from veneer.kernels.backends import cpu, reference
 from veneer.kernels.elementwise import geglu, rms_norm, rotate, swiglu
 
 pytestmark = pytest.mark.unit

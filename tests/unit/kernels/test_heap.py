@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veneer.kernels import cpu, heap
+from veneer.kernels import heap
+from veneer.kernels.backends import cpu
 
 pytestmark = [pytest.mark.unit, pytest.mark.skipif(bool(cpu.MISSING), reason=f"no extension: {cpu.MISSING}")]
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from veneer.errors import ConfigError
 from veneer.frozen.codebook import codebook, dynamic8, levels8, search
-from veneer.kernels import cpu, operators, reference
+from veneer.kernels import operators
+from veneer.kernels.backends import cpu, reference
 
 pytestmark = pytest.mark.unit
 

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veneer.kernels import cpu, operators, reference
+from veneer.kernels import operators
+from veneer.kernels.backends import cpu, reference
 
 pytestmark = pytest.mark.unit
 every_variant = pytest.mark.parametrize("kernels", [pytest.param(cpu.Cpu(name), id=name) for name in cpu.VARIANTS])

@@ -16,21 +16,23 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
 import veneer
+from veneer.commands import plan as verb
 from veneer.data.labels import Tokens
 from veneer.errors import ConfigError, ModelError
 from veneer.planning import machine as machines
 from veneer.planning import sizes as planned_sizes
-from veneer.planning import verb
 from veneer.planning.config import ASKED, PlanOptions
 from veneer.planning.empty import Base, base_of, empty_model, no_values
+from veneer.planning.fit import predicted
 from veneer.planning.ledger import KINDS, SHORT, Ledger, Operation, Stretch
 from veneer.planning.machine import Machine
-from veneer.planning.plan import _time, optimizer_states, plan
-from veneer.planning.rates import tokenizer_of, words
+from veneer.planning.plan import _time, limit_of, optimizer_states, plan
 from veneer.planning.sizes import WAYS, _plan
 from veneer.planning.step import Step, Weights
+from veneer.runs.measure import tokenizer_of, words
 from veneer.training.config import TrainConfig
 from veneer.training.loss import How
+from veneer.units import amount
 
 pytestmark = pytest.mark.unit
 
@@ -139,11 +141,11 @@ def test_memory_is_kept_to_by_the_fewest_layers(config_alone):
     between = plan(config, MACHINE, recomputed=1)
     assert none.peak > between.peak > all_.peak
     asked = PlanOptions(**{**config.changed(), "memory": f"{between.needed}B"})
-    made = verb.foreseen(asked, MACHINE, between.needed)
+    made = predicted(asked, MACHINE, between.needed)
     assert (made.recomputed, made.peak) == (1, between.peak)
     assert none.mapped > 0
-    assert verb.foreseen(asked, MACHINE, none.needed).recomputed == 0, "pages of the base's file need not fit"
-    assert verb.foreseen(asked, MACHINE, 1).recomputed == 2, "nothing fits: the one that takes least"
+    assert predicted(asked, MACHINE, none.needed).recomputed == 0, "pages of the base's file need not fit"
+    assert predicted(asked, MACHINE, 1).recomputed == 2, "nothing fits: the one that takes least"
 
 
 def test_models_are_found_by_all_their_names(config_alone):
@@ -234,12 +236,12 @@ def test_what_does_not_fit_comes_with_changes_that_do(config_alone, veneer_comma
     assert not told["fits"]
     assert told["changes"]
     said = " ".join(veneer_command(*asked).out.split())
-    assert f"It does not fit: {verb.amount(told['needed'])} of 402.0 MB. " in said
+    assert f"It does not fit: {amount(told['needed'])} of 402.0 MB. " in said
     assert "What would fit:" in said
     for change in told["changes"]:
         assert change["needed"] <= told["limit"]
         assert change["needed"] < change["peak"], "the base of this file is mapped"
-        assert f"→ {verb.amount(change['needed'])}: {change['cost']}" in said
+        assert f"→ {amount(change['needed'])}: {change['cost']}" in said
         assert "the same result" in change["cost"]
 
 
@@ -281,7 +283,7 @@ def test_memory_that_is_no_size_and_a_gpu_that_is_not_there(config_alone, veneer
     assert "memory = 'much' is not a size" in veneer_command("plan", config_alone, "--memory", "much").err
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="no GPU here"):
-            verb.limit_of(PlanOptions(model="m", device="cuda"), 0)
+            limit_of(PlanOptions(model="m", device="cuda"), 0)
 
 
 def test_every_flag_is_an_option():
@@ -358,9 +360,9 @@ import sys
 from veneer.threads import settle
 settle()
 from veneer.training.config import TrainConfig
-import veneer.planning.run  # as the command does
+import veneer.runs.memory  # as the command does
 from veneer.training.metrics import peak_memory
-from veneer.training.prepare import prepare
+from veneer.runs.prepare import prepare
 prepare(TrainConfig(model=sys.argv[1], storage="bf16", data=sys.argv[2], output=sys.argv[3], held_out=0))
 print(peak_memory())
 """

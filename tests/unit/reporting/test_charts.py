@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from veneer.reporting.charts import Chart, Series, run_charts, shown, smoothed
-from veneer.reporting.folder import RunFolder
+from veneer.runs.folder import RunFolder
 
 pytestmark = pytest.mark.unit
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 import veneer
 from page_reader import Page
+from veneer.commands.report import report
 from veneer.reporting.charts import shown
 from veneer.reporting.page import ASSETS, LIBRARY
 from veneer.reporting.run_page import run_page
-from veneer.reporting.verb import report
 from veneer.training.metrics import METRICS_NAME, Metrics, read_metrics
 
 pytestmark = pytest.mark.unit
@@ -26,8 +26,8 @@ SECTIONS = ["asked", "curves", "memory", "ranks", "measured", "load"]
 @pytest.fixture(scope="module")
 def measured_run(finished_run, tmp_path_factory):
     """A finished and evaluated run of its own folder."""
-    from veneer.commands.verbs import EvaluateOptions
-    from veneer.evaluation.verb import evaluate_run
+    from veneer.commands.evaluate import evaluate_run
+    from veneer.evaluation.config import EvaluateOptions
 
     run = shutil.copytree(finished_run, tmp_path_factory.mktemp("measured") / "run")
     evaluate_run(run, EvaluateOptions(examples=3))
@@ -138,8 +138,8 @@ def test_ranks_of_adalora_layer_by_module(tiny_folder, rows_file, tmp_path):
 
 
 def test_where_the_models_own_weights_were_trained_no_adapter_is_spoken_of(tiny_folder, rows_file, tmp_path):
-    from veneer.commands.verbs import EvaluateOptions
-    from veneer.evaluation.verb import evaluate_run
+    from veneer.commands.evaluate import evaluate_run
+    from veneer.evaluation.config import EvaluateOptions
 
     run = tmp_path / "run"
     options = {"data": str(rows_file), "output": str(run), "method": "full", "steps": 20, "held_out": 8}

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 import tiny
 import veneer
-from veneer.evaluation.opened import open_run
 from veneer.frozen.layers import linear_layers
+from veneer.runs.opened import open_run
 from veneer.studies.decompose import Changes, cut, of_product, overlap
-from veneer.updates.attach import updates_of
 from veneer.updates.layers import Pair
+from veneer.updates.record import updates_of
 
 pytestmark = pytest.mark.unit
 

@@ -14,13 +14,14 @@ from typing import ClassVar
 
 import pytest
 
-from veneer.commands.verbs import StudyOptions
 from veneer.errors import ConfigError, DataError, DivergedError, TrainingError
 from veneer.files import locked
 from veneer.studies import run
+from veneer.studies.config import StudyOptions
 from veneer.studies.folder import columns_of, read_rows, write_rows
+from veneer.studies.kinds import STUDIES
 from veneer.studies.rank import RankStudy
-from veneer.studies.run import STUDIES, in_a_process, run_study
+from veneer.studies.run import in_a_process, run_study
 from veneer.studies.study import MEASURED, Job, Study, key_of
 from veneer.studies.work import DIVERGED, work
 from veneer.threads import cores

@@ -12,22 +12,24 @@ import pytest
 
 import tiny
 import veneer
-from veneer.commands.verbs import StudyOptions
 from veneer.errors import DataError, DivergedError, TargetError, TrainingError
 from veneer.frozen.weight import frozen_weight
 from veneer.reporting.study_page import study_page
 from veneer.studies import run
 from veneer.studies.budget import TUNING_SEED, BudgetStudy
+from veneer.studies.config import StudyOptions
 from veneer.studies.folder import read_rows
+from veneer.studies.kinds import STUDIES
 from veneer.studies.matrices import CHOICES, placed
 from veneer.studies.methods import MethodsStudy
 from veneer.studies.numbers import Metric
 from veneer.studies.rank import RankStudy
-from veneer.studies.run import STUDIES, run_study
+from veneer.studies.run import run_study
 from veneer.studies.spectrum import SpectrumStudy
 from veneer.studies.storage import STORAGES, StorageStudy, bits_and_error
 from veneer.studies.study import MEASURED, key_of, located
-from veneer.studies.work import trained, work
+from veneer.studies.trained import trained
+from veneer.studies.work import work
 from veneer.updates.select import modules_of
 
 pytestmark = pytest.mark.unit
@@ -363,7 +365,7 @@ def test_the_peak_of_training_is_that_of_the_process_that_trained(tiny_folder, r
     options = _run(tiny_folder, tmp_path) | {"rank": 2}
     folder = tmp_path / "runs" / key_of(options)
     with monkeypatch.context() as patch:
-        patch.setattr("veneer.studies.work.quality", lambda prepared: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("veneer.studies.trained.quality", lambda prepared: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             trained(options, tmp_path / "runs")
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -389,7 +391,7 @@ def test_a_job_is_named_by_what_is_its_own():
 
 def test_a_held_out_loss_that_is_not_finite_is_no_row(tiny_folder, rows_file, tmp_path, monkeypatch):
     options = _run(tiny_folder, tmp_path) | {"rank": 2}
-    monkeypatch.setattr("veneer.studies.work.quality", lambda prepared: {"loss": math.nan, "accuracy": 0.5})
+    monkeypatch.setattr("veneer.studies.trained.quality", lambda prepared: {"loss": math.nan, "accuracy": 0.5})
     with pytest.raises(DivergedError, match=r"^The held-out loss is not finite after 2 steps\.$"):
         trained(options, tmp_path / "runs")
     assert list((tmp_path / "runs").glob("*/measured.json")) == []

@@ -23,13 +23,13 @@ import veneer
 from veneer.errors import ConfigError, TrainingError
 from veneer.frozen.codebook import dynamic8
 from veneer.options import memory_size
+from veneer.runs.preflight import check_disk
+from veneer.runs.train import resume
 from veneer.training import eight_bit, pages
 from veneer.training.config import TrainConfig
 from veneer.training.eight_bit import state_bytes
 from veneer.training.metrics import read_metrics
 from veneer.training.paged_adamw import MOMENTS, PagedAdamW
-from veneer.training.preflight import check_disk
-from veneer.training.run import resume
 
 pytestmark = pytest.mark.unit
 

@@ -271,7 +271,7 @@ def test_whole_and_updated_in_two_adapters_is_refused():
         TargetError, match=r"a, b meet at model.norm, and a trains it whole, so .* one of them at a time"
     ):
         veneer.activate(model, "a", "b")
-    assert veneer.updates.attach.adapters_of(model).active == ("b",)
+    assert veneer.updates.record.adapters_of(model).active == ("b",)
 
 
 def test_rows_that_are_replaced_take_no_second_update():

@@ -18,12 +18,12 @@ import veneer
 from gguf_file import write_gguf
 from tokens import tokenizer
 from veneer.errors import ConfigError, ModelError, TargetError
-from veneer.evaluation.opened import open_named, open_run
-from veneer.frozen import original
 from veneer.frozen.blockwise import dense, quantise
-from veneer.training.run import resume
-from veneer.updates.attach import adapters_of, updates_of
+from veneer.models import original
+from veneer.runs.opened import open_named, open_run
+from veneer.runs.train import resume
 from veneer.updates.loftq import best_factors, loftq
+from veneer.updates.record import adapters_of, updates_of
 
 pytestmark = pytest.mark.unit
 
@@ -195,8 +195,8 @@ def test_weights_that_cannot_be_read_one_by_one_are_refused(tiny_folder, tmp_pat
 
 
 def test_a_base_of_codes_alone_is_refused(tiny_folder, tmp_path):
-    from veneer.commands.verbs import QuantizeOptions
-    from veneer.evaluation.verb import quantise_to
+    from veneer.commands.config import QuantizeOptions
+    from veneer.commands.quantize import quantise_to
 
     quantise_to(str(tiny_folder), tmp_path / "nf4", QuantizeOptions())
     model, _ = veneer.load(tmp_path / "nf4")

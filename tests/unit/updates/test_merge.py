@@ -9,7 +9,7 @@ from torch import nn
 import tiny
 import veneer
 from veneer.errors import TargetError
-from veneer.frozen.load import quantise_linear_layers
+from veneer.models.load import quantise_linear_layers
 
 pytestmark = pytest.mark.unit
 

@@ -1,0 +1,50 @@
+"""A conversation in the terminal, with base and adapter side by side when asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import click
+
+from veneer.commands.generate import say, sides
+from veneer.generation.config import GenerateOptions
+from veneer.runs.opened import open_named
+
+
+def talk(source: str, options: GenerateOptions) -> None:
+    """Read lines until an empty one or the end of the input, and answer each."""
+    opened = open_named(source)
+    names = sides(opened, options)
+    histories: dict[str, tuple[dict[str, str], ...]] = dict.fromkeys(names, ())
+    if sys.stdin.isatty():
+        click.echo("An empty line or Ctrl-D ends the conversation, /new starts another one.")
+    while True:
+        try:
+            line = click.prompt("you", prompt_suffix="> ", default="", show_default=False)
+        except click.Abort:
+            return
+        if not line.strip():
+            return
+        if line.strip() == "/new":
+            histories = dict.fromkeys(names, ())
+            continue
+        for name in names:
+            asked = (*histories[name], {"role": "user", "content": line.replace("\\n", "\n")})
+            click.echo(f"{name}> ", nl=False)
+            text = say(opened, asked, name, options, on_text=_print_from_the_first_word())
+            click.echo()
+            histories[name] = (*asked, {"role": "assistant", "content": text})
+
+
+def _print_from_the_first_word() -> Callable[[str], None]:
+    """Prints pieces of a text as they come, without the space before it."""
+    begun = False
+
+    def show(piece: str) -> None:
+        nonlocal begun
+        piece = piece if begun else piece.lstrip()
+        begun = begun or bool(piece)
+        click.echo(piece, nl=False)
+
+    return show

@@ -1,0 +1,20 @@
+"""A model written with its linear layers in 4 bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from veneer.commands.config import QuantizeOptions
+from veneer.files import atomic_folder
+from veneer.models.bnb_file import write_folder
+from veneer.models.load import dtype_of, load, quiet
+from veneer.runs.preflight import refuse_taken
+
+
+def quantise_to(source: str, out: Path, options: QuantizeOptions) -> None:
+    """Write a model with its linear layers in 4 bits, as a folder that transformers loads with bitsandbytes."""
+    refuse_taken(out)
+    model, tokenizer = load(source, **options.model_dump())
+    with atomic_folder(out) as folder, quiet():
+        write_folder(model, folder, dtype_of(source))
+        tokenizer.save_pretrained(folder)

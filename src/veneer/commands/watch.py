@@ -1,0 +1,138 @@
+"""A run in progress, redrawn in the terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from veneer.errors import DataError, did_you_mean
+from veneer.reporting.charts import gigabytes
+from veneer.runs.folder import MetricsTail, RunFolder
+from veneer.training.config import CONFIG_NAME
+from veneer.training.progress import clock
+
+_EVERY = 1.0  # seconds between two looks
+_LINES = 6  # of the chart
+_WIDEST = 100
+_EIGHTHS = " ▁▂▃▄▅▆▇█"
+
+
+def watch(path: str | Path, console: Console | None = None) -> None:
+    """Show the run in ``path`` until it ends, or until Ctrl-C; a run that is not there yet is waited for.
+
+    Where nothing can be redrawn, in a pipe or a file, it is shown once. Raises DataError when it is not there then, and
+    ConfigError for a damaged config.yaml.
+    """
+    path, console = Path(path), console or Console()
+    tail = MetricsTail(path)
+    if not console.is_terminal:
+        if not (path / CONFIG_NAME).is_file():
+            raise DataError(_absent(path))
+        console.print(picture(RunFolder.read(path, tail), console.width))
+        return
+    quiet = 0  # looks in a row that found nobody training it
+    with Live(console=console, auto_refresh=False, transient=False) as live:
+        while quiet < 2:  # one may fall between two files of a run that begins
+            there = (path / CONFIG_NAME).is_file()
+            run = RunFolder.read(path, tail) if there else None
+            waiting = Text(f"{_absent(path)} Waiting for it.")
+            live.update(waiting if run is None else picture(run, console.width), refresh=True)
+            quiet = quiet + 1 if run is not None and run.phase in ("stopped", "finished") else 0
+            if quiet < 2:
+                time.sleep(_EVERY)
+
+
+def _absent(path: Path) -> str:
+    near = [str(file.parent) for file in path.parent.glob(f"*/{CONFIG_NAME}")]
+    return f"There is no run in {path}: it has no {CONFIG_NAME}.{did_you_mean(str(path), near)}"
+
+
+def picture(run: RunFolder, width: int) -> RenderableType:
+    """What is shown of a run in a terminal ``width`` columns wide."""
+    width = max(20, min(width, _WIDEST))
+    bar = ProgressBar(total=max(run.total or 1, 1), completed=run.step, width=width)
+    parts: list[RenderableType] = [_head(run), bar]
+    losses = [record["loss"] for record in run.steps]
+    if losses:
+        parts += [Text(f"training loss, steps 1 to {run.step:,}", style="dim"), chart(losses, width)]
+    parts.append(_numbers(run))
+    parts += [Text(note, style="yellow") for note in run.notes]
+    return Group(*parts)
+
+
+def _head(run: RunFolder) -> Text:
+    said = {
+        "starting": "starting", "running": "in progress", "finished": "finished",
+        "stopped": f"not finished, and nobody trains it: veneer train --resume {run.path}",
+    }[run.phase]  # fmt: skip
+    of = f"/{run.total:,}" if run.total is not None else ""
+    return Text.assemble((str(run.path), "bold"), f"  step {run.step:,}{of}  ", (said, "italic"))
+
+
+def _numbers(run: RunFolder) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for name, value in _rows(run):
+        table.add_row(Text(name, style="dim"), Text(value))
+    return table
+
+
+def _rows(run: RunFolder) -> list[tuple[str, str]]:
+    rows = []
+    left = run.seconds_left()
+    if run.phase == "running" and left is not None:
+        rows.append(("time left", f"{clock(left)}, evaluations come on top"))
+    if run.steps:
+        last = run.steps[-1]
+        rows.append(("loss", f"{last['loss']:.4f}"))
+    if run.held_out:
+        best = run.best()
+        kept = f", best {best['held_out_loss']:.4f} at step {best['step']:,}" if best else ""
+        newest = run.held_out[-1]
+        line = sparkline([record["held_out_loss"] for record in run.held_out[-40:]])
+        rows.append(("held-out loss", f"{newest['held_out_loss']:.4f} at step {newest['step']:,}{kept}  {line}"))
+    if run.steps:
+        last = run.steps[-1]
+        rows.append(("tokens a second", f"{last['tokens_per_second']:,.0f}, median {run.tokens_per_second:,.0f}"))
+        rows.append(("learning rate", f"{last['learning_rate']:.3g}"))
+        predicted = f", predicted {gigabytes(run.predicted_peak)}" if run.predicted_peak is not None else ""
+        rows.append(("peak memory", f"{gigabytes(last['peak_memory'])}{predicted}"))
+        if "budget" in last:
+            rows.append(("rank budget", f"{last['budget']:,} triplets in force"))
+    return rows
+
+
+def chart(values: Sequence[float], width: int) -> Text:
+    """``values`` as columns of an area, each the mean of the steps that fall on it; the axis at the left."""
+    low, high = min(values), max(values)
+    label = max(len(f"{low:.3g}"), len(f"{high:.3g}"))
+    heights = _heights(values, max(1, width - label - 2), 8 * _LINES)
+    text = Text()
+    for line in range(_LINES - 1, -1, -1):
+        end = f"{high:.3g}" if line == _LINES - 1 else f"{low:.3g}" if line == 0 else ""
+        text.append(f"{end:>{label}} │", style="dim")
+        text.append("".join(_EIGHTHS[min(8, max(0, height - 8 * line))] for height in heights), style="cyan")
+        text.append("\n" if line else "")
+    return text
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """``values`` in one line, the lowest as the lowest block."""
+    return "".join(_EIGHTHS[height] for height in _heights(values, len(values), 8))
+
+
+def _heights(values: Sequence[float], columns: int, most: int) -> list[int]:
+    """Of at most ``columns`` columns, from 1 to ``most``."""
+    columns = min(columns, len(values))
+    edges = [round(i * len(values) / columns) for i in range(columns + 1)]
+    means = [fmean(values[edges[i] : edges[i + 1]]) for i in range(columns)]
+    low, high = min(values), max(values)
+    spread = high - low
+    return [1 + round((most - 1) * (mean - low) / spread) if spread else most // 2 for mean in means]

@@ -1,0 +1,366 @@
+"""The operations in C++ (csrc/): checks tensors, and hands their addresses to the extension.
+
+The extension has no OpenMP runtime of its own. Two in one process, both spinning for work, cost milliseconds a call; it
+uses the one that torch has loaded, and as many threads as torch does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from veneer.kernels.backends import reference
+from veneer.kernels.backends.reference import GROUP, stride8
+
+_LONGEST = 24  # rank of an update that these multiply by
+_HALVES = {torch.float32: False, torch.bfloat16: True}  # what a kernel writes, and whether it rounds
+
+# torch loads its runtime for all to see; where a build of it does not, its symbols are made visible here.
+for _runtime in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")):
+    ctypes.CDLL(str(_runtime), mode=ctypes.RTLD_GLOBAL)
+
+try:
+    from veneer.kernels import _cpu
+
+    VARIANTS = tuple(_cpu.variants())  # the fastest last
+    MISSING = ""
+except ImportError as error:
+    VARIANTS = ()
+    MISSING = "they were not built" if isinstance(error, ModuleNotFoundError) else str(error)
+
+
+class Cpu:
+    """The operations of reference.py by one variant, of those in VARIANTS."""
+
+    def __init__(self, variant: str) -> None:
+        self.name = variant
+
+    def quantise4(self, weight: Tensor, boundaries: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:
+        check("weight", weight, torch.float32, weight.numel())
+        check("boundaries", boundaries, torch.float32, 15)
+        check("order", order, torch.uint8, 16)
+        _check_block(block)
+        codes = torch.empty((weight.numel() + 1) // 2, dtype=torch.uint8)
+        absmax = torch.empty(-(-weight.numel() // block), dtype=torch.float32)
+        _cpu.quantise4(
+            self.name, weight.data_ptr(), weight.numel(), boundaries.data_ptr(), order.data_ptr(), block,
+            codes.data_ptr(), absmax.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return codes, absmax
+
+    def quantise8(self, weight: Tensor, boundaries: Tensor, block: int) -> tuple[Tensor, Tensor]:
+        check("weight", weight, torch.float32, weight.numel())
+        check("boundaries", boundaries, torch.float32, 254)
+        _check_block(block)
+        codes = torch.empty(weight.numel(), dtype=torch.uint8)
+        absmax = torch.empty(-(-weight.numel() // block), dtype=torch.float32)
+        _cpu.quantise8(
+            self.name, weight.data_ptr(), weight.numel(), boundaries.data_ptr(), block, codes.data_ptr(),
+            absmax.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return codes, absmax
+
+    def nearest8(self, values: Tensor, boundaries: Tensor) -> Tensor:
+        check("values", values, torch.float32, values.numel())
+        check("boundaries", boundaries, torch.float32, 255)
+        found = torch.empty(values.shape, dtype=torch.uint8)
+        _cpu.nearest8(
+            self.name, values.data_ptr(), values.numel(), boundaries.data_ptr(), found.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return found
+
+    def dequantise4(
+        self, codes: Tensor, table: Tensor, scales: Tensor, nested_table: Tensor | None, nested_scales: Tensor | None,
+        offset: Tensor | None, block: int, nested_block: int, first: int, out: Tensor,
+    ) -> None:  # fmt: skip
+        weight = weight_addresses(
+            first * out.shape[1] + out.numel(), codes, table, scales, nested_table, nested_scales, offset, block,
+            nested_block,
+        )  # fmt: skip
+        self._dequantise(_cpu.dequantise4, weight, first, out)
+
+    def dequantise8(
+        self, codes: Tensor, scales: Tensor, nested_table: Tensor | None, nested_scales: Tensor | None,
+        offset: Tensor | None, block: int, nested_block: int, first: int, out: Tensor,
+    ) -> None:  # fmt: skip
+        elements = first * out.shape[1] + out.numel()
+        weight = int8_addresses(elements, codes, scales, nested_table, nested_scales, offset, block, nested_block)
+        self._dequantise(_cpu.dequantise8, weight, first, out)
+
+    def _dequantise(self, kernel: Callable[..., None], weight: tuple[int, ...], first: int, out: Tensor) -> None:
+        into = out if out.dtype in _HALVES and out.is_contiguous() else torch.empty(out.shape)
+        start = first * out.shape[1]
+        kernel(
+            self.name, *weight, start, start + out.numel(), into.data_ptr(), _HALVES[into.dtype],
+            torch.get_num_threads(),
+        )  # fmt: skip
+        if into is not out:
+            out.copy_(into)
+
+    def product4(
+        self, x: Tensor, codes: Tensor, table: Tensor, scales: Tensor, nested_table: Tensor | None,
+        nested_scales: Tensor | None, offset: Tensor | None, block: int, nested_block: int, rows: int,
+    ) -> Tensor:  # fmt: skip
+        weight = weight_addresses(
+            rows * x.shape[1], codes, table, scales, nested_table, nested_scales, offset, block, nested_block
+        )  # fmt: skip
+        return self._product(_cpu.product4, x, weight, rows)
+
+    def product8(
+        self, x: Tensor, codes: Tensor, scales: Tensor, nested_table: Tensor | None, nested_scales: Tensor | None,
+        offset: Tensor | None, block: int, nested_block: int, rows: int,
+    ) -> Tensor:  # fmt: skip
+        elements = rows * x.shape[1]
+        weight = int8_addresses(elements, codes, scales, nested_table, nested_scales, offset, block, nested_block)
+        return self._product(_cpu.product8, x, weight, rows)
+
+    def _product(self, kernel: Callable[..., None], x: Tensor, weight: tuple[int, ...], rows: int) -> Tensor:
+        tokens, columns = x.shape
+        _check_tokens(tokens)
+        check("x", x := x.contiguous(), torch.float32, x.numel())
+        y = torch.empty(tokens, rows)
+        kernel(self.name, x.data_ptr(), tokens, *weight, rows, columns, y.data_ptr(), torch.get_num_threads())
+        return y
+
+    def product4_int8(
+        self, x: Tensor, codes: Tensor, levels: Tensor, step: float, scales: Tensor, nested_table: Tensor | None,
+        nested_scales: Tensor | None, offset: Tensor | None, block: int, nested_block: int, rows: int,
+    ) -> Tensor:  # fmt: skip
+        weight = (codes, levels, step, scales, nested_table, nested_scales, offset, block, nested_block)
+        return self.prepared_int8(*weight, rows, x.shape[1])(x)
+
+    def prepared_int8(
+        self, codes: Tensor, levels: Tensor, step: float, scales: Tensor, nested_table: Tensor | None,
+        nested_scales: Tensor | None, offset: Tensor | None, block: int, nested_block: int, rows: int, columns: int,
+    ) -> Callable[[Tensor], Tensor]:  # fmt: skip
+        """product4_int8 of one weight, checked once: x (tokens, columns) → (tokens, rows). Of a small weight the checks
+        would take longer than the product."""
+        check_groups(columns)
+        check("codes", codes, torch.uint8, (rows * columns + 1) // 2)
+        check("levels", levels, torch.int8, 16)
+        of_blocks = _scales(rows * columns, scales, nested_table, nested_scales, offset, block, nested_block)
+        kept = (codes, levels, scales, nested_table, nested_scales, offset)  # alive as long as their addresses are used
+        addresses = (codes.data_ptr(), levels.data_ptr(), step, *of_blocks, rows, columns)
+
+        def product(x: Tensor, _: object = kept) -> Tensor:
+            tokens = x.shape[0]
+            _check_tokens(tokens)
+            check("x", x := x.contiguous(), torch.float32, tokens * columns)
+            y = torch.empty(tokens, rows)
+            _cpu.product4_int8(self.name, x.data_ptr(), tokens, *addresses, y.data_ptr(), torch.get_num_threads())
+            return y
+
+        return product
+
+    def product8_int8(self, x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+        tokens, columns = x.shape
+        _check_tokens(tokens)
+        check_groups(columns)
+        check("x", x := x.contiguous(), torch.float32, x.numel())
+        check("codes", codes, torch.uint8, len(scales) * 2 * stride8(columns))
+        check("scales", scales, torch.float32, 0)
+        y = torch.empty(tokens, len(scales))
+        _cpu.product8_int8(
+            self.name, x.data_ptr(), tokens, codes.data_ptr(), scales.data_ptr(), len(scales), columns, y.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return y
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        if not _fp32(x, weight):
+            return reference.rms_norm(x, weight, eps)
+        x, weight = x.contiguous(), weight.contiguous()
+        check("weight", weight, torch.float32, x.shape[-1])
+        y, inverse = torch.empty_like(x), x.new_empty(*x.shape[:-1], 1)
+        _cpu.rms_norm(
+            self.name, x.data_ptr(), weight.data_ptr(), eps, inverse.numel(), x.shape[-1], y.data_ptr(),
+            inverse.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return y, inverse
+
+    def rms_norm_backward(self, grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
+        if not _fp32(grad, x, inverse, weight):
+            return reference.rms_norm_backward(grad, x, inverse, weight)
+        grad, x, inverse, weight = (tensor.contiguous() for tensor in (grad, x, inverse, weight))
+        for name, tensor, least in (("grad", grad, x.numel()), ("x", x, inverse.numel() * x.shape[-1])):
+            check(name, tensor, torch.float32, least)
+        check("inverse", inverse, torch.float32, x.numel() // x.shape[-1])
+        check("weight", weight, torch.float32, x.shape[-1])
+        out = torch.empty_like(x)
+        _cpu.rms_norm_backward(
+            self.name, grad.data_ptr(), x.data_ptr(), inverse.data_ptr(), weight.data_ptr(), inverse.numel(),
+            x.shape[-1], out.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return out
+
+    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        return self._gated(gate, up, False) if _fp32(gate, up) else reference.swiglu(gate, up)
+
+    def geglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        return self._gated(gate, up, True) if _fp32(gate, up) else reference.geglu(gate, up)
+
+    def swiglu_backward(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        if not _fp32(grad, gate, up):
+            return reference.swiglu_backward(grad, gate, up)
+        return self._gated_backward(grad, gate, up, False)
+
+    def geglu_backward(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        if not _fp32(grad, gate, up):
+            return reference.geglu_backward(grad, gate, up)
+        return self._gated_backward(grad, gate, up, True)
+
+    def _gated(self, gate: Tensor, up: Tensor, gelu: bool) -> Tensor:
+        gate, up = gate.contiguous(), up.contiguous()
+        check("up", up, torch.float32, gate.numel())
+        y = torch.empty_like(gate)
+        _cpu.gated(
+            self.name, gate.data_ptr(), up.data_ptr(), gate.numel(), gelu, y.data_ptr(), torch.get_num_threads()
+        )  # fmt: skip
+        return y
+
+    def _gated_backward(self, grad: Tensor, gate: Tensor, up: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
+        grad, gate, up = (tensor.contiguous() for tensor in (grad, gate, up))
+        check("up", up, torch.float32, gate.numel())
+        check("grad", grad, torch.float32, gate.numel())
+        grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
+        _cpu.gated_backward(
+            self.name, grad.data_ptr(), gate.data_ptr(), up.data_ptr(), gate.numel(), gelu, grad_gate.data_ptr(),
+            grad_up.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return grad_gate, grad_up
+
+    def update_product(self, x: Tensor, A: Tensor, B: Tensor, scale: float, y: Tensor) -> Tensor:
+        if not (_short(A) and _fp32(x, A, B, y) and y.is_contiguous()):
+            return reference.update_product(x, A, B, scale, y)
+        x, A, B = x.contiguous(), A.contiguous(), B.contiguous()
+        (tokens, into), (rank, out) = x.shape, B.shape[::-1]
+        _check_update(tokens, into, out, rank, x, A, B)
+        check("y", y, torch.float32, tokens * out)
+        low = x.new_empty(tokens, rank)
+        _cpu.update_product(
+            self.name, x.data_ptr(), A.data_ptr(), B.data_ptr(), scale, tokens, into, out, rank, low.data_ptr(),
+            y.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return low
+
+    def update_product_backward(
+        self, grad: Tensor, x: Tensor, low: Tensor, A: Tensor, B: Tensor, scale: float, grad_x: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if not (_short(A) and _fp32(grad, x, low, A, B) and (grad_x is None or grad_x.is_contiguous())):
+            return reference.update_product_backward(grad, x, low, A, B, scale, grad_x)
+        grad, x, low, A, B = (tensor.contiguous() for tensor in (grad, x, low, A, B))
+        (tokens, into), (rank, out) = x.shape, B.shape[::-1]
+        _check_update(tokens, into, out, rank, x, A, B)
+        check("grad", grad, torch.float32, tokens * out)
+        check("low", low, torch.float32, tokens * rank)
+        if grad_x is not None:
+            check("grad_x", grad_x, torch.float32, tokens * into)
+        grad_A, grad_B = torch.empty_like(A), torch.empty_like(B)
+        _cpu.update_product_backward(
+            self.name, grad.data_ptr(), x.data_ptr(), low.data_ptr(), A.data_ptr(), B.data_ptr(), scale, tokens, into,
+            out, rank, 0 if grad_x is None else grad_x.data_ptr(), grad_A.data_ptr(), grad_B.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return grad_A, grad_B
+
+    def rotate(self, x: Tensor, cosines: Tensor, sines: Tensor, transposed: bool) -> Tensor:
+        if not _fp32(x, cosines, sines):
+            return reference.rotate(x, cosines, sines, transposed)
+        batch, heads, tokens, dim = x.shape
+        x = x if x.stride(3) == 1 else x.contiguous()
+        cosines, sines = cosines.contiguous(), sines.contiguous()
+        for name, table in (("cosines", cosines), ("sines", sines)):
+            check(name, table, torch.float32, tokens * dim)
+            if table.shape not in ((1, tokens, dim), (batch, tokens, dim)) or dim % 2:
+                raise ValueError(f"{name} must be of shape (1 or {batch}, {tokens}, {dim}), not {tuple(table.shape)}.")
+        out = x.new_empty(batch, tokens, heads, dim)
+        _cpu.rotate(
+            self.name, x.data_ptr(), x.stride(0), x.stride(1), x.stride(2), cosines.data_ptr(), sines.data_ptr(),
+            len(cosines) == 1, batch, heads, tokens, dim, transposed, out.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return out.transpose(1, 2)
+
+
+def _fp32(*tensors: Tensor) -> bool:
+    return all(tensor.dtype is torch.float32 and tensor.numel() for tensor in tensors)
+
+
+def _short(A: Tensor) -> bool:
+    """Whether the rank is one for which the update's own kernels are the faster ones (`benchmarks/products.py`)."""
+    return A.shape[0] <= _LONGEST
+
+
+def _check_update(tokens: int, into: int, out: int, rank: int, x: Tensor, A: Tensor, B: Tensor) -> None:
+    for name, tensor, least in (("x", x, tokens * into), ("A", A, rank * into), ("B", B, out * rank)):
+        check(name, tensor, torch.float32, least)
+
+
+def weight_addresses(
+    elements: int, codes: Tensor, table: Tensor, scales: Tensor, nested_table: Tensor | None,
+    nested_scales: Tensor | None, offset: Tensor | None, block: int, nested_block: int,
+) -> tuple[int, int, int, int, int, int, int, int]:  # fmt: skip
+    """A weight of at least ``elements``, as the extension takes it. Raises ValueError when a tensor is not as it must
+    be, for nothing behind this looks again."""
+    check("codes", codes, torch.uint8, (elements + 1) // 2)
+    check("table", table, torch.float32, 16)
+    of_blocks = _scales(elements, scales, nested_table, nested_scales, offset, block, nested_block)
+    return codes.data_ptr(), table.data_ptr(), *of_blocks
+
+
+def int8_addresses(
+    elements: int, codes: Tensor, scales: Tensor, nested_table: Tensor | None, nested_scales: Tensor | None,
+    offset: Tensor | None, block: int, nested_block: int,
+) -> tuple[int, int, int, int, int, int, int]:  # fmt: skip
+    """`weight_addresses` of int8 storage."""
+    check("codes", codes, torch.uint8, elements)
+    return codes.data_ptr(), *_scales(elements, scales, nested_table, nested_scales, offset, block, nested_block)
+
+
+def _scales(
+    elements: int, scales: Tensor, nested_table: Tensor | None, nested_scales: Tensor | None, offset: Tensor | None,
+    block: int, nested_block: int,
+) -> tuple[int, int, int, int, int, int]:  # fmt: skip
+    """The scales of at least ``elements``, and the block."""
+    _check_block(block)
+    blocks = -(-elements // block)
+    if nested_table is None or nested_scales is None or offset is None:
+        check("scales", scales, torch.float32, blocks)
+        return scales.data_ptr(), 0, 0, 0, block, 0
+    if nested_block < 1 or nested_block & (nested_block - 1):
+        raise ValueError(f"A block of scales is a power of two, not {nested_block}.")
+    check("scales", scales, torch.uint8, blocks)
+    check("nested_table", nested_table, torch.float32, 256)
+    check("nested_scales", nested_scales, torch.float32, -(-blocks // nested_block))
+    check("offset", offset, torch.float32, 1)
+    return (
+        scales.data_ptr(), nested_table.data_ptr(), nested_scales.data_ptr(), offset.data_ptr(), block,
+        nested_block.bit_length() - 1,
+    )  # fmt: skip
+
+
+def check(name: str, tensor: Tensor, dtype: torch.dtype, least: int) -> None:
+    if tensor.dtype != dtype or tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.numel() < least:
+        raise ValueError(
+            f"{name} must be {dtype}, contiguous, on the CPU and of at least {least} elements, "
+            f"not {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}."
+        )
+
+
+def _check_tokens(tokens: int) -> None:
+    if not 1 <= tokens <= 8:
+        raise ValueError(f"The few-token product takes 1 to 8 rows of x, not {tokens}.")
+
+
+def check_groups(columns: int) -> None:
+    if columns % GROUP:
+        raise ValueError(f"The product in 8 bits takes a multiple of {GROUP} columns, not {columns}.")
+
+
+def _check_block(block: int) -> None:
+    if block < 32 or block % 32:
+        raise ValueError(f"A block is a multiple of 32 elements, not {block}.")

@@ -1,0 +1,195 @@
+"""A safetensors folder or GGUF file → a model whose linear layers are kept in codes, one tensor after another.
+
+The model is made without weights. Each is read, quantised and dropped before the next one is read, so the peak is the
+result and two tensors. What a bitsandbytes checkpoint keeps in codes is not read at all: its tensors are the mapped
+file, whose pages the system brings when a product needs them.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter
+from transformers.pytorch_utils import Conv1D
+
+from veneer.errors import ModelError
+from veneer.frozen.blockwise import dense, quantise
+from veneer.frozen.layers import HEADS, linear_layers
+from veneer.frozen.weight import QuantisedLinear
+from veneer.models.bnb_file import quantised_weights, read_weight
+from veneer.models.tensors import SafetensorsFolder, Tensors, tensors_of
+
+
+def stream(auto: Any, config: Any, path: Path, dtype: torch.dtype, how: dict[str, Any]) -> Any | None:
+    """The model of a folder or GGUF file, its linear layers quantised as ``how`` says (see `quantise`), the rest in
+    ``dtype``.
+
+    None when the checkpoint's tensors are not the model's own, name by name and shape by shape: other names, a head
+    that is new, one file for many. transformers knows what to do about these, and what to call them.
+    """
+    try:
+        files = tensors_of(path)
+        model = _empty(auto, config, dtype)
+        files.rename(model)
+        fits = bool(files.names()) and _one_to_one(model, files, files.names())
+    except Exception:  # a damaged file or config, which raises the same again where it is reported
+        return None
+    if not fits:
+        return None
+    for name in linear_layers(model):
+        layer, key = model.get_submodule(name), f"{name}.weight"
+        transposed = isinstance(layer, Conv1D)
+        weight = files.read(key)
+        made = quantise(weight.t() if transposed else weight, key, **how)
+        del weight  # and with it the pages of the file
+        model.set_submodule(name, QuantisedLinear(made, layer.bias, dtype, transposed))
+    for key in set(_tensors(model)) & files.names():
+        _fill(model, key, files.read(key), dtype, copy=True)
+    return _finished(model, path.parent if path.is_file() else path)
+
+
+def stream_quantised(
+    auto: Any, config: Any, folder: Path, dtype: torch.dtype, name: str, *, classifier: bool = False
+) -> Any:
+    """The model of a bitsandbytes checkpoint, called ``name`` in messages, its codes and scales as they are.
+
+    A ``classifier`` has a new head where the checkpoint has none, one of another kind, or one for other classes.
+
+    Raises ModelError when it is damaged, or its tensors are not the model's own.
+    """
+    files = SafetensorsFolder(folder)
+    model = _empty(auto, config, dtype)
+    files.rename(model)
+    weights = quantised_weights(files.names())
+    beside = {f"{weight}.{part}" for weight, parts in weights.items() for part in parts}
+    layers = set(linear_layers(model))
+    held = files.names() - beside
+    new = _new_head(model, files, held, set(weights)) if classifier else set()
+    if new:  # and the head of a language model is not wanted
+        held -= new | {key for key in held if key.startswith("lm_head.")}
+    _refuse_others(model, files, held, set(weights), name, new)
+    for weight, parts in weights.items():
+        path = weight.removesuffix(".weight")
+        layer = model.get_submodule(path)
+        made = read_weight(weight, parts, files.mapped)
+        transposed = isinstance(layer, Conv1D)
+        shape = tuple(layer.weight.shape[::-1] if transposed else layer.weight.shape)
+        if shape != made.shape:
+            raise ModelError(f"{weight} of {name} is {made.shape}, where its config.json says {shape}.")
+        if path in layers:
+            model.set_submodule(path, QuantisedLinear(made, layer.bias, dtype, transposed))
+        else:  # a head, which is multiplied as a whole
+            whole = dense(made, dtype)
+            _fill(model, weight, whole.t().contiguous() if transposed else whole, dtype)
+    for key in (set(_tensors(model)) & held) - set(weights):
+        _fill(model, key, files.mapped(key), dtype)
+    for head in {model.get_submodule(key.split(".")[0]) for key in new}:
+        head.to_empty(device="cpu").to(dtype).apply(model._init_weights)
+    return _finished(model, folder)
+
+
+def _new_head(model: Any, files: Tensors, held: set[str], weights: set[str]) -> set[str]:
+    """The keys of a classification head that the checkpoint lacks, or has in another shape."""
+    wanted = {key: tuple(tensor.shape) for key, tensor in _tensors(model).items() if key.split(".")[0] in HEADS}
+    fits = all(key in weights or (key in held and files.shape(key) == shape) for key, shape in wanted.items())
+    return set() if fits else set(wanted)
+
+
+def _empty(auto: Any, config: Any, dtype: torch.dtype) -> Any:
+    """The model with parameters that have a shape and no values; buffers that no file holds have theirs."""
+    with init_empty_weights(include_buffers=False):
+        return auto.from_config(config, dtype=dtype)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds of the model, less what is in quantised layers but for their bias."""
+    inside = {
+        f"{name}.{buffer}"
+        for name, m in model.named_modules()
+        if isinstance(m, QuantisedLinear)
+        for buffer in m._buffers
+    }
+    return {key: tensor for key, tensor in model.state_dict().items() if key not in inside}
+
+
+def _one_to_one(model: Any, files: Tensors, keys: set[str]) -> bool:
+    if _conversions(model):
+        return False  # tensors are joined or turned as they are read
+    missing, unexpected = _differences(model, keys)
+    wanted = _tensors(model)
+    return not missing and not unexpected and all(
+        files.shape(key) == tuple(wanted[key].shape) for key in keys if key in wanted
+    )  # fmt: skip
+
+
+def made_anew(model: Any) -> set[str]:
+    """Names of the tensors that a checkpoint has in other pieces, such as a mixture's experts one by one: they are
+    joined or turned as they are read, and so lie in memory of their own, not in the mapped file."""
+    patterns = [
+        ".*".join(map(re.escape, re.split(r"\\1|\*", pattern)))  # a group that was matched, or any number
+        for conversion in _conversions(model) for pattern in conversion.target_patterns
+    ]  # fmt: skip
+    return {name for name, _ in model.named_parameters() if any(re.search(pattern, name) for pattern in patterns)}
+
+
+def is_read_whole(config: Any) -> bool:
+    """Whether checkpoints of this kind have tensors in other pieces, so that a model is there whole before its layers
+    are quantised."""
+    return bool(_joining(get_checkpoint_conversion_mapping(config.model_type) or []))
+
+
+def _conversions(model: Any) -> list[WeightConverter]:
+    return _joining(get_model_conversion_mapping(model, add_legacy=False))
+
+
+def _joining(conversions: list[Any]) -> list[WeightConverter]:
+    return [conversion for conversion in conversions if isinstance(conversion, WeightConverter)]
+
+
+def _differences(model: Any, keys: set[str]) -> tuple[list[str], list[str]]:
+    """Keys that the model needs and the files lack, and those that are of no use to it."""
+    wanted, tied = set(_tensors(model)), set(getattr(model, "all_tied_weights_keys", None) or {})
+    ignored = [*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []), r"rotary_emb\.inv_freq$"]
+    unexpected = [key for key in keys - wanted if not any(re.search(pattern, key) for pattern in ignored)]
+    return sorted(wanted - keys - tied), sorted(unexpected)
+
+
+def _refuse_others(model: Any, files: Tensors, keys: set[str], weights: set[str], name: str, new: set[str]) -> None:
+    missing, unexpected = _differences(model, keys | new)
+    wrong = missing or unexpected
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        what = "lacks" if missing else "holds what its model has no place for:"
+        raise ModelError(f"The checkpoint of {name} {what} {', '.join(wrong[:3])}{more}.")
+    wanted = _tensors(model)
+    for key in sorted((keys & set(wanted)) - weights):
+        if files.shape(key) != tuple(wanted[key].shape):
+            raise ModelError(
+                f"{key} of {name} is {files.shape(key)}, where its config.json says {tuple(wanted[key].shape)}."
+            )
+
+
+def _fill(model: nn.Module, key: str, tensor: Tensor, dtype: torch.dtype, copy: bool = False) -> None:
+    """Put a checkpoint's tensor in its place, parameters in ``dtype``."""
+    path, _, name = key.rpartition(".")
+    module = model.get_submodule(path)
+    if name in module._buffers:
+        module._buffers[name] = tensor.clone()
+    else:
+        old = module._parameters[name]
+        trained = old is not None and old.requires_grad
+        module._parameters[name] = nn.Parameter(tensor.to(dtype, copy=copy), requires_grad=trained)
+
+
+def _finished(model: Any, folder: Path) -> Any:
+    model.tie_weights()
+    if getattr(model, "generation_config", None) is not None and (folder / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+    return model

@@ -1,0 +1,216 @@
+"""Run as a program: measure the machine by training a small model of Llama's kind; print what a `Machine` is made of.
+
+The runtime: what a run on rows of many lengths took beyond what is foreseen of its tensors, which is the memory of
+Python, torch, transformers, the tokenizer, the kernels and the plan itself; and what loading it took. The rates: of
+each kind of operation the work over the time in steps over 4 bits, where the operations wait for memory and for one
+another as they do in any step; and where products in 16 bits are faster than in 32, in steps over 16 bits, too.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Any
+
+from veneer.threads import settle
+
+_SIZES = {
+    "vocab_size": 2**15, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4,
+    "num_attention_heads": 8, "tie_word_embeddings": True,
+}  # fmt: skip
+_TOKENS, _ROWS = 512, 2  # of a row, and of a step
+_LENGTHS = 24  # steps of a run on rows of other lengths
+_STEPS = 10
+_LARGE = 2**18  # bytes from which on an operation's work is what takes its time
+
+
+def main() -> None:
+    settle()
+    if sys.argv[1:]:
+        print(_beyond(Path(sys.argv[1]), trained=False))
+        return
+    with tempfile.TemporaryDirectory() as place:
+        _save(Path(place, "model"))
+        # In another process: the most memory that there was can be asked once, and making a model takes some, too.
+        done = subprocess.run([sys.executable, "-m", __spec__.name, place], stdout=subprocess.PIPE, check=True)
+        runtime = _beyond(Path(place), trained=True)
+    rates, operation = _rates()
+    print(json.dumps({"rates": rates, "operation": operation, "runtime": runtime, "loading": int(done.stdout)}))
+
+
+def _beyond(place: Path, trained: bool) -> int:
+    """Bytes that a run takes beyond what is foreseen of it; or one that has only loaded its model, in another type than
+    the file's, so that all of that is read."""
+    from rich.console import Console
+
+    from veneer.runs.memory import train
+    from veneer.runs.prepare import prepare
+    from veneer.training.config import TrainConfig
+    from veneer.training.metrics import peak_memory
+
+    rows, draw = place / "rows.jsonl", random.Random(0)
+    lengths = [_TOKENS] * 2 * _ROWS + [draw.randrange(8, _TOKENS) for _ in range((_LENGTHS - 2) * _ROWS)]
+    known = words(_SIZES["vocab_size"])
+    texts = (" ".join(draw.choices(known[1:], k=length - 1)) for length in lengths)  # an end comes behind them
+    rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    options = {
+        "model": str(place / "model"), "storage": "fp32" if trained else "bf16", "batch_size": _ROWS,
+        "max_length": _TOKENS, "steps": _LENGTHS,
+    }  # fmt: skip
+    more = {"data": str(rows), "output": str(place / "run"), "held_out": 0, "check_memory": False}
+    if trained:
+        train(**options, **more, console=Console(file=io.StringIO()))
+    else:
+        prepare(TrainConfig(**options, **more))
+    peak = peak_memory()  # before what plans needs memory, too
+
+    from veneer.planning.config import PlanOptions
+    from veneer.planning.machine import Machine
+    from veneer.planning.plan import plan
+
+    foreseen = plan(PlanOptions(**options), Machine({}, 0.0, 0, 0))
+    return peak - (foreseen.training if trained else foreseen.loading)
+
+
+def _save(folder: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from veneer.planning.plan import WORDS
+
+    LlamaForCausalLM(LlamaConfig(**_SIZES)).save_pretrained(folder)
+    tokenizer_of(words(WORDS)).save_pretrained(folder)  # what it takes depends on their number
+
+
+def words(count: int) -> list[str]:
+    """Of 256 characters and all pairs of them, which a tokenizer merges, as many as said: words of a vocabulary."""
+    characters = [chr(0x4E00 + number) for number in range(256)]
+    pairs = map("".join, itertools.product(characters, repeat=2))
+    return [*characters, *itertools.islice(pairs, count - len(characters))]
+
+
+def tokenizer_of(known: list[str]) -> Any:
+    """A tokenizer in transformers' form that merges as many words as a real one; the first is the end of a text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: number for number, word in enumerate(known)}
+    merges = [(word[0], word[1]) for word in known if len(word) == 2]
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=known[0], pad_token=known[0])
+
+
+def _rates() -> tuple[dict[str, float], float]:
+    """Kind → rate, and the seconds that an operation takes beside its work."""
+    from veneer.frozen.compute import compute_name
+    from veneer.planning.ledger import SHORT
+
+    step, watches, beside = _sample("nf4"), [], []
+    for _ in range(_STEPS):
+        started = time.perf_counter()
+        step(nullcontext())
+        plain = time.perf_counter() - started
+        watches.append(_watched(step))
+        beside.append(plain - sum(watches[-1].seconds.values()))
+    rates = _rates_of(watches)
+    if compute_name() == "bf16":
+        step = _sample("bf16")
+        short = _rates_of([_watched(step) for _ in range(_STEPS)])
+        rates |= {kind: rate for kind, rate in short.items() if kind.endswith(SHORT)}
+    return rates, max(0.0, statistics.median(beside)) / watches[0].count
+
+
+def _watched(step: Callable[[Any], None]) -> Any:
+    watch = _stopwatch()
+    step(watch)
+    return watch
+
+
+def _rates_of(watches: Sequence[Any]) -> dict[str, float]:
+    """Of steps that do the same work."""
+    work = watches[0].work
+    return {kind: work[kind] / statistics.median(watch.seconds[kind] for watch in watches) for kind in work}
+
+
+def _sample(storage: str) -> Callable[[Any], None]:
+    """A step of the small model, forward and backward, within a context."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from veneer.data.labels import Tokens
+    from veneer.frozen.config import CODE_BITS
+    from veneer.frozen.layers import DTYPES, quantise_linear_layers
+    from veneer.training.fused import fused_passes
+    from veneer.training.loss import Loss
+    from veneer.updates.attach import attach
+    from veneer.updates.config import LoRA
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**_SIZES))
+    if storage in CODE_BITS:
+        quantise_linear_layers(model, storage=storage, block_size=64, double_quantisation=True)
+    else:
+        model.to(DTYPES[storage])
+    attach(model, LoRA())
+    model.train()
+    rows = [Tokens(list(range(1, _TOKENS + 1)), list(range(1, _TOKENS + 1)), "")] * _ROWS
+    loss = Loss(model, 0, rows[0], kind="causal")
+
+    def step(watched: Any) -> None:
+        model.zero_grad(set_to_none=True)
+        with ExitStack() as stack:
+            for context in (fused_passes(model), loss.attention(), watched):
+                stack.enter_context(context)
+            loss(rows).backward()  # type: ignore[no-untyped-call]
+            torch.empty(2**20).bernoulli_(0.9)  # as dropout would draw
+
+    return step
+
+
+def _stopwatch() -> Any:
+    from torch import Tensor
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    from veneer.planning.ledger import cost
+
+    class Stopwatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        """Adds up the work and the seconds of the operations within it, but for small ones, and counts all."""
+
+        def __init__(self) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]
+            self.work: dict[str, float] = {}
+            self.seconds: dict[str, float] = {}
+            self.count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            started = time.perf_counter()
+            found = func(*args, **(kwargs or {}))
+            taken = time.perf_counter() - started
+            if not func.is_view:
+                given, made = (
+                    [leaf for leaf in tree_leaves(leaves) if isinstance(leaf, Tensor)]
+                    for leaves in ((args, kwargs), found)
+                )
+                one = cost(func, given, made)
+                self.count += 1
+                if one.moved >= _LARGE:
+                    self.work[one.kind] = self.work.get(one.kind, 0.0) + (one.flops or one.moved)
+                    self.seconds[one.kind] = self.seconds.get(one.kind, 0.0) + taken
+            return found
+
+    return Stopwatch()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""What a person names, a run, an adapter folder or a model, → the model with its adapter on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from veneer.data.labels import Renderer
+from veneer.errors import AdapterFileError, ModelError, TrainingError
+from veneer.models.load import load
+from veneer.runs.prepare import Prepared, prepare, renderer_of
+from veneer.runs.train import ADAPTER, ROWS, result_of
+from veneer.training.config import CONFIG_NAME, TrainConfig
+from veneer.training.own_weights import MODEL
+from veneer.updates.load_adapter import load_adapter
+from veneer.updates.peft_config import CONFIG_NAME as ADAPTER_CONFIG
+from veneer.updates.peft_config import from_peft
+from veneer.updates.record import disabled
+
+
+@dataclass(frozen=True)
+class Opened:
+    model: Any
+    renderer: Renderer
+    adapted: bool
+    chat: bool  # whether it was trained on, or comes for, conversations in its template
+    own_weights: bool = False  # whether a run trained the model's own, so that its base is another model
+
+
+def open_named(source: str | Path) -> Opened:
+    """A run folder, a PEFT adapter folder (over the base that it names), or anything that `load` takes.
+
+    A run's rows are not needed, and need not be there any more.
+    """
+    path = Path(source)
+    if (path / CONFIG_NAME).is_file():
+        return _run(path)
+    adapted = (path / ADAPTER_CONFIG).is_file()
+    model, tokenizer = load(_base_of(path) if adapted else source)
+    if adapted:
+        load_adapter(model, path)
+    return Opened(model, renderer_of(model, tokenizer), adapted, bool(tokenizer.chat_template))
+
+
+def open_run(folder: Path) -> Prepared:
+    """A finished run's model, its adapter on it, and its rows."""
+    config = _finished(folder)
+    if config.trains_own_weights:
+        return prepare(config, *_loaded(folder, config, str(folder / MODEL)))
+    prepared = prepare(config)
+    load_adapter(prepared.model, folder / ADAPTER)
+    return prepared
+
+
+def base_of_run(folder: Path) -> Any | None:
+    """The model that a run began with, where its result is another one; None where it is under the adapter."""
+    config = _finished(folder)
+    return _loaded(folder, config, config.model)[0] if config.trains_own_weights else None
+
+
+@contextmanager
+def as_it_was(model: Any, base: Any | None) -> Iterator[Any]:
+    """The model before its training: ``base`` where that is another one, else ``model`` without its adapters."""
+    if base is not None:
+        yield base
+        return
+    with disabled(model):
+        yield model
+
+
+def _run(folder: Path) -> Opened:
+    config = _finished(folder)
+    own = config.trains_own_weights
+    model, tokenizer = _loaded(folder, config, str(folder / MODEL) if own else config.base())
+    if not own:
+        load_adapter(model, folder / ADAPTER)
+    chat = config.template == "chat" or bool(_rows(folder)["conversations"])
+    return Opened(model, renderer_of(model, tokenizer, config), not own, chat, own)
+
+
+def _loaded(folder: Path, config: TrainConfig, source: str) -> tuple[Any, Any]:
+    torch.manual_seed(config.seed)  # as before the run: a classification head may be new
+    return load(source, **config.kept(), task=config.task, labels=_rows(folder)["classes"] or None)
+
+
+def _rows(folder: Path) -> dict[str, Any]:
+    rows: dict[str, Any] = json.loads((folder / ROWS).read_text(encoding="utf-8"))
+    return rows
+
+
+def _finished(folder: Path) -> TrainConfig:
+    config = TrainConfig.read(folder / CONFIG_NAME, output=str(folder))
+    if result_of(folder) is None:
+        what = MODEL if config.trains_own_weights else ADAPTER
+        raise TrainingError(f"{folder} has no {what} yet; finish the run: veneer train --resume {folder}")
+    return config
+
+
+def _base_of(folder: Path) -> str:
+    from_peft(folder)  # refuses what is no adapter's config
+    fields = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    base = fields.get("base_model_name_or_path")
+    if not base:
+        raise AdapterFileError(f"{folder / ADAPTER_CONFIG} names no base model (base_model_name_or_path).")
+    return str(base)
+
+
+def refuse_own_weights(source: Path, verb: str) -> None:
+    if (source / CONFIG_NAME).is_file() and result_of(source) == source / MODEL:
+        raise ModelError(
+            f"{source} trained the model's own weights, so there is no adapter to {verb}: {source / MODEL} is a model "
+            f"already."
+        )

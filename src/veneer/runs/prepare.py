@@ -1,0 +1,82 @@
+"""The parts of a run that evaluation starts from, too: the model, and the rows on either side of the split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from veneer.data.formats import Example, class_of, to_examples
+from veneer.data.labels import Renderer, longest_row
+from veneer.data.read import read_rows
+from veneer.data.split import split
+from veneer.models.load import generates_text, load
+from veneer.training.config import TrainConfig
+
+
+@dataclass
+class Prepared:
+    """Model and rows of a run; also what evaluation starts from."""
+
+    config: TrainConfig
+    model: Any
+    tokenizer: Any
+    renderer: Renderer
+    train: list[Example]
+    held_out: list[Example]
+    shape: str
+    notes: list[str] = field(default_factory=list)
+
+
+def prepare(config: TrainConfig, model: Any = None, tokenizer: Any = None) -> Prepared:
+    """Load rows and model, and split the rows; everything that can be refused is refused here."""
+    examples = to_examples(read_rows(config.data))
+    if isinstance(config.held_out, str):
+        train_rows, held_out = examples.items, to_examples(read_rows(config.held_out)).items
+    elif config.held_out:
+        train_rows, held_out = split(examples.items, config.held_out, config.seed)
+    else:
+        train_rows, held_out = examples.items, []
+    torch.manual_seed(config.seed)  # before a new classification head is made
+    classes = sorted({class_of(example) for example in train_rows}) if _wants_classes(config, model) else []
+    if model is None:
+        model, tokenizer = load(config.base(), **config.kept(), task=config.task, labels=classes or None)
+    renderer = renderer_of(model, tokenizer, config)
+    prepared = Prepared(config, model, tokenizer, renderer, train_rows, held_out, examples.shape)
+    if examples.unused:
+        prepared.notes.append(f"Columns not used ({examples.shape} rows): {', '.join(examples.unused)}.")
+    return prepared
+
+
+class TokenOptions(Protocol):
+    """Of a run, or of whoever shows what a run would learn."""
+
+    @property
+    def template(self) -> str: ...
+    @property
+    def learn(self) -> str: ...
+    @property
+    def max_length(self) -> int: ...
+
+
+def renderer_of(model: Any, tokenizer: Any, options: TokenOptions | None = None) -> Renderer:
+    """How examples become this model's tokens, as ``options`` say, or by a run's defaults."""
+    names = model.config.id2label if type(model).__name__.endswith("ForSequenceClassification") else {}
+    fields = TrainConfig.model_fields
+    template, learn, longest = (
+        getattr(options, name) if options is not None else fields[name].default
+        for name in ("template", "learn", "max_length")
+    )
+    return Renderer(
+        tokenizer, template, learn, longest_row(longest, model.config),
+        seq2seq=bool(getattr(model.config, "is_encoder_decoder", False)),
+        classes=tuple(names[i] for i in sorted(names)),
+    )  # fmt: skip
+
+
+def _wants_classes(config: TrainConfig, model: Any) -> bool:
+    """Whether the rows' labels become the classes of a new head: when asked for, or for a model that writes no text."""
+    if config.task == "auto" and model is None:
+        return not generates_text(config.model)
+    return config.task == "classification"

@@ -1,0 +1,82 @@
+"""A PEFT folder onto a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from veneer.errors import AdapterFileError, TargetError
+from veneer.updates.adapter_file import (
+    PREFIX,
+    WEIGHTS_NAME,
+    adapter_tensors,
+    copy_tensors,
+    mismatches,
+    read_tensors,
+    refuse_not_finite,
+)
+from veneer.updates.attach import add_adapter, remove
+from veneer.updates.config import AdaLoRA
+from veneer.updates.peft_config import from_peft, kept_triplets
+from veneer.updates.record import activate, adapters_of, updates_of
+from veneer.updates.select import modules_of, without_idle_names
+
+
+def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default", trainable: bool = False) -> None:
+    """Attach the adapter of a PEFT folder and make it the active one; ``trainable=True`` to train it further.
+
+    Raises AdapterFileError, with the model unchanged, when the folder is damaged or made for another base: a tensor
+    that is missing, one that has no place in this model, or one of the wrong shape.
+    """
+    folder = Path(folder)
+    config = from_peft(folder)
+    tensors = read_tensors(folder)
+    refuse_not_finite(tensors, str(folder / WEIGHTS_NAME))
+    active = adapters_of(model).active
+    try:
+        # The random state is the caller's: initial values that the file overwrites must not consume it.
+        with torch.random.fork_rng(devices=[]):
+            add_adapter(model, without_idle_names(model, config), name)
+    except TargetError as error:
+        if name in adapters_of(model).configs:
+            raise
+        raise AdapterFileError(f"{folder} does not fit this model: {error}") from None
+    if isinstance(config, AdaLoRA):
+        _cut_as_in(model, name, folder)
+    own = adapter_tensors(model, name)
+    problems = mismatches(tensors, own, _known_base_copies(model, tensors))
+    if problems:
+        remove(model, name)
+        if adapters_of(model).configs:
+            activate(model, *active)
+        raise AdapterFileError(f"{folder} was made for another base or is incomplete: {'; '.join(problems)}.")
+    copy_tensors(tensors, own)
+    for update in updates_of(model, name).values():
+        update.requires_grad_(trainable)
+
+
+def _cut_as_in(model: nn.Module, name: str, folder: Path) -> None:
+    """Make the triplets of a new adapter those that the folder has; once some are left out, the ranks are fixed."""
+    flags, allocator = kept_triplets(folder), adapters_of(model).allocators[name]
+    kept = allocator.kept.clone()
+    for row, path in zip(kept, allocator.triplets, strict=True):
+        given = flags.get(path)
+        if given is not None and len(given) == len(row):  # any other is found when the shapes are compared
+            row.copy_(torch.tensor(given))
+    if flags:
+        allocator.fix(kept)
+
+
+def _known_base_copies(model: nn.Module, tensors: dict[str, Tensor]) -> set[str]:
+    """Keys of base weights that PEFT writes beside an adapted embedding, and that equal this model's own."""
+    modules, known = modules_of(model), set()
+    for key, tensor in tensors.items():
+        path = key.removeprefix(PREFIX).removesuffix(".weight").removesuffix(".base_layer")
+        weight = getattr(modules.get(path), "weight", None)
+        if not isinstance(weight, Tensor) or weight.shape != tensor.shape:
+            continue
+        if key.endswith(".weight") and ".lora_" not in key and torch.equal(weight.to(tensor), tensor):
+            known.add(key)
+    return known

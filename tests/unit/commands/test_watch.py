@@ -1,0 +1,116 @@
+"""veneer watch: a run in the terminal, before it begins, while it goes on, and when it has ended."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from veneer.commands import watch
+from veneer.training.metrics import Metrics, read_metrics
+
+pytestmark = pytest.mark.unit
+
+
+def _terminal() -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, width=90, height=40, _environ={"TERM": "xterm"})
+
+
+def _said(console: Console) -> str:
+    return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", console.file.getvalue())
+
+
+def test_from_before_the_run_begins_to_its_end(run_folder, tmp_path, monkeypatch):
+    """Each look at the run is followed by what happens next."""
+    made, folder = run_folder(12, name="made"), tmp_path / "runs" / "first"
+    lines, held = read_metrics(made), []
+    looks = []
+
+    def begin():
+        shutil.copytree(made, folder)
+        (folder / "metrics.jsonl").unlink()
+
+    def write(*some):
+        held[:] = held or [Metrics(folder, 0)]
+        for record in some:
+            held[0].write(**record)
+
+    steps = iter(
+        [lambda: None, begin, write, lambda: write(*lines[:5]), lambda: write(*lines[5:]), lambda: held[0].close()]
+        + [lambda: None] * 3
+    )
+
+    def sleep(_):
+        looks.append(_said(console))
+        next(steps)()
+
+    console = _terminal()
+    monkeypatch.setattr(watch.time, "sleep", sleep)
+    watch.watch(folder, console)
+    new = [" ".join(after[len(before) :].split()) for before, after in zip(["", *looks], looks, strict=False)]
+    assert "Waiting for it." in new[0]
+    assert "Waiting for it." in new[1]
+    assert "starting" in new[2]
+    assert "step 0/20" in new[3]
+    assert "in progress" in new[3]
+    assert "step 4/20" in new[4]
+    assert "time left" in new[4]
+    assert "step 12/20 in progress" in new[5]
+    assert "0.5500 at step 10" in new[5]
+    assert "1.50 GB" in new[5]
+    last = _said(console)[len(looks[-1]) :]
+    assert f"nobody trains it: veneer train --resume {folder}" in " ".join(last.split())
+
+
+def test_it_is_there_at_once_because_it_loads_no_torch(finished_run):
+    code = (
+        "import sys; from veneer.cli import main; main(); "
+        "print('LOADED', *sorted({'torch', 'transformers', 'datasets', 'numpy'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "watch", str(finished_run)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "LOADED"
+
+
+def test_where_nothing_can_be_redrawn_it_is_printed_once(finished_run, veneer_command):
+    done = veneer_command("watch", finished_run)
+    assert (done.code, done.err) == (0, "")
+    assert re.search(r"step 100/100\s+finished", done.out)
+    assert done.out.count("held-out loss") == 1
+
+
+def test_a_run_that_is_not_there_is_refused_where_nothing_can_be_redrawn(run_folder, tmp_path, refused):
+    folder = run_folder(3)
+    message = refused("watch", tmp_path / "rum")
+    assert message == f"There is no run in {tmp_path / 'rum'}: it has no config.yaml. Did you mean '{folder}'?"
+
+
+def test_the_budget_of_adalora_and_a_prediction_are_shown(run_folder):
+    folder = run_folder(12, method="adalora", files={"plan.json": {"peak": 1_650_000_000}})
+    lines = [{**record, "budget": 84} if "loss" in record else record for record in read_metrics(folder)]
+    metrics = Metrics(folder, 0)
+    for record in lines:
+        metrics.write(**record)
+    console = Console(file=io.StringIO(), width=90)
+    watch.watch(folder, console)
+    metrics.close()
+    said = _said(console)
+    assert "84 triplets in force" in said
+    assert "1.50 GB, predicted 1.65 GB" in said
+    assert "time left" in said
+
+
+def test_the_chart_is_as_high_as_its_values():
+    lines = watch.chart([4.0, 3.0, 2.0, 1.0], 40).plain.splitlines()
+    assert len(lines) == 6
+    assert lines[0].startswith("4 │█")
+    assert lines[-1].startswith("1 │███▁")
+    assert watch.sparkline([1.0, 2.0, 3.0]) == "▁▅█"
+    assert watch.sparkline([2.0, 2.0]) == "▄▄"
+    wide = watch.chart([float(x) for x in range(1000)], 60).plain.splitlines()
+    assert max(map(len, wide)) <= 60

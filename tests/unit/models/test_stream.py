@@ -1,0 +1,184 @@
+"""Models that are quantised while they stream from the disk: the same model, and never a whole one in memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+import transformers as tf
+
+import tiny
+from gguf_file import write_gguf
+from tokens import tokenizer
+from veneer.frozen.layers import quantise_linear_layers
+from veneer.kernels.operators import serving
+from veneer.models.load import load
+from veneer.models.stream import stream
+
+pytestmark = pytest.mark.unit
+
+HOW = {"storage": "nf4", "block_size": 32, "double_quantisation": True}
+_AUTO = {"t5": tf.AutoModelForSeq2SeqLM, "bert": tf.AutoModelForSequenceClassification}
+
+
+def _streamed(name, folder):
+    auto = _AUTO.get(name, tf.AutoModelForCausalLM)
+    return stream(auto, tf.AutoConfig.from_pretrained(folder), folder, torch.float32, HOW)
+
+
+@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
+def test_a_streamed_model_is_the_one_that_was_loaded_whole_and_quantised(name, tmp_path):
+    tiny.build(name).save_pretrained(tmp_path, max_shard_size="30KB")
+    ours = _streamed(name, tmp_path)
+    wanted = _AUTO.get(name, tf.AutoModelForCausalLM).from_pretrained(tmp_path)
+    quantise_linear_layers(wanted, **HOW)
+    ours.eval()
+    a, b = ours.state_dict(), wanted.state_dict()
+    assert list(a) == list(b)
+    assert [key for key in a if not torch.equal(a[key], b[key])] == []
+    buffers = dict(wanted.named_buffers())
+    assert [key for key, buffer in ours.named_buffers() if not torch.equal(buffer, buffers[key])] == []
+    assert {k: p.requires_grad for k, p in ours.named_parameters()} == {
+        k: p.requires_grad for k, p in wanted.named_parameters()
+    }
+    inputs = tiny.batch(name)
+    if name == "t5":
+        inputs["decoder_input_ids"] = inputs["labels"]
+    assert torch.equal(tiny.logits(ours, inputs), tiny.logits(wanted, inputs))
+    tied = "lm_head.weight" in (wanted.all_tied_weights_keys or {})
+    assert tied == (ours.get_output_embeddings() is not None
+                    and ours.get_output_embeddings().weight is ours.get_input_embeddings().weight)  # fmt: skip
+
+
+def test_a_checkpoint_that_lacks_a_head_is_loaded_whole(tiny_encoder):
+    """transformers makes a new one; the rest is quantised as it would be on the way."""
+    torch.manual_seed(0)
+    model, _ = load(tiny_encoder, "nf4", block_size=32, labels=["bad", "good"])
+    torch.manual_seed(0)
+    wanted, _ = load(tiny_encoder, labels=["bad", "good"])
+    quantise_linear_layers(wanted, **HOW)
+    inputs = {"input_ids": torch.tensor([[5, 6, 7]])}
+    assert torch.equal(tiny.logits(model, inputs), tiny.logits(wanted, inputs))
+
+
+def test_the_generation_config_comes_along(tmp_path):
+    model = tiny.build("llama")
+    model.generation_config.temperature, model.generation_config.do_sample = 0.3, True
+    model.save_pretrained(tmp_path)
+    assert _streamed("llama", tmp_path).generation_config.temperature == 0.3
+
+
+def test_a_half_precision_checkpoint_is_quantised_from_its_values(tmp_path):
+    tiny.build("llama").bfloat16().save_pretrained(tmp_path)
+    ours = _streamed("llama", tmp_path)
+    assert ours.lm_head.weight.dtype == torch.float32
+    assert ours.model.layers[0].self_attn.q_proj.dtype == torch.float32
+    wanted = tf.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    quantise_linear_layers(wanted, **HOW)
+    inputs = tiny.batch("llama")
+    assert torch.equal(tiny.logits(ours, inputs), tiny.logits(wanted, inputs))
+
+
+def _llama(tied=False, hidden=64, layers=2):
+    config = tf.LlamaConfig(
+        vocab_size=len(tokenizer()), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
+        num_attention_heads=8, num_key_value_heads=4, tie_word_embeddings=tied,
+    )  # fmt: skip
+    return tf.LlamaForCausalLM(config)
+
+
+_TYPES = gguf.GGMLQuantizationType
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", [None, _TYPES.F16, _TYPES.BF16, _TYPES.Q8_0, _TYPES.Q4_1])
+def test_a_streamed_gguf_file_is_the_one_that_was_loaded_whole_and_quantised(kind, tied, tmp_path):
+    """Queries and keys turned back, a head that is tied or not, whatever the file keeps its matrices in."""
+    torch.manual_seed(0)
+    write_gguf(tmp_path / "tiny.gguf", _llama(tied), tokenizer(), kind)
+    config = tf.AutoConfig.from_pretrained(tmp_path, gguf_file="tiny.gguf")
+    ours = stream(tf.AutoModelForCausalLM, config, tmp_path / "tiny.gguf", torch.float32, HOW).eval()
+    wanted = tf.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf", dtype=torch.float32)
+    quantise_linear_layers(wanted, **HOW)
+    a, b = ours.state_dict(), wanted.state_dict()
+    assert list(a) == list(b)
+    assert [key for key in a if not torch.equal(a[key], b[key])] == []
+    assert (ours.lm_head.weight is ours.model.embed_tokens.weight) == tied
+    inputs = tiny.batch("llama")
+    assert torch.equal(tiny.logits(ours, inputs), tiny.logits(wanted, inputs))
+
+
+def test_an_architecture_whose_tensors_gguf_joins_is_loaded_whole(tmp_path):
+    """Which one has a reader of its own in transformers is read off the file."""
+    write_gguf(tmp_path / "tiny.gguf", _llama(), tokenizer())
+    whole = (tmp_path / "tiny.gguf").read_bytes()
+    (tmp_path / "other.gguf").write_bytes(whole.replace(b"llama", b"bloom"))
+    config = tf.AutoConfig.from_pretrained(tmp_path, gguf_file="tiny.gguf")
+    assert stream(tf.AutoModelForCausalLM, config, tmp_path / "other.gguf", torch.float32, HOW) is None
+
+
+_MEASURE = """
+import sys, torch, transformers
+from pathlib import Path
+from veneer.models.stream import stream
+def high_water():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+torch.set_num_threads(1)
+warm = torch.randn(64, 64) @ torch.randn(64, 64)
+paths = [Path(path) for path in sys.argv[1:]]
+how = {"storage": "nf4", "block_size": 64, "double_quantisation": True}
+for path in paths:
+    where = (path.parent, {"gguf_file": path.name}) if path.is_file() else (path, {})
+    config = transformers.AutoConfig.from_pretrained(where[0], **where[1])
+    before = high_water()
+    model = stream(transformers.AutoModelForCausalLM, config, path, torch.float32, how)
+print(high_water() - before, sum(tensor.nbytes for tensor in model.state_dict().values()))
+"""
+
+
+def _big(path, hidden, layers):
+    with torch.device("meta"):
+        model = _llama(hidden=hidden, layers=layers)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.01)
+    if path.suffix == ".gguf":
+        write_gguf(path, model, tokenizer(), _TYPES.Q8_0)
+    else:
+        model.save_pretrained(path)
+    return max(parameter.nbytes for parameter in model.parameters()), sum(p.nbytes for p in model.parameters())
+
+
+@pytest.mark.skipif(serving() == "reference", reason="without C++ kernels quantising takes some more room")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("suffix", ["", ".gguf"])
+def test_the_peak_is_the_result_and_two_tensors(tmp_path, suffix):
+    """In a process of its own, after a tiny model has brought in all code."""
+    small, big = tmp_path / f"small{suffix}", tmp_path / f"big{suffix}"
+    _big(small, 64, 1)
+    tensor, whole = _big(big, 1024, 8)
+    # Large tensors in mappings of their own: where the heap has holes differs from run to run.
+    alone = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURE, small, big], env=alone, capture_output=True, text=True, check=True
+    )
+    peak, result = map(int, done.stdout.split())
+    assert result < 0.15 * whole
+    # A few megabytes are the chunk that is quantised at once, and torch's own.
+    assert peak <= result + 2 * tensor + 12 * 2**20, f"{peak:,} for {result:,}; a tensor has {tensor:,}"
+    assert peak < 0.4 * whole
+
+
+def test_a_tensor_that_is_copied_keeps_no_file_open(tmp_path):
+    tiny.build("llama").save_pretrained(tmp_path)
+    model = _streamed("llama", tmp_path)
+    maps = Path("/proc/self/maps").read_text() if sys.platform == "linux" else ""
+    assert str(tmp_path) not in maps
+    assert model is not None
