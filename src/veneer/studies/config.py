@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from veneer.errors import shown
 from veneer.options import Options
 
 
@@ -44,7 +45,7 @@ class StudyOptions(Options):
     @classmethod
     def _each_once(cls, values: list[Any]) -> list[Any]:
         if any(value < 0 for value in values) or len(set(values)) < len(values):
-            raise ValueError(f"{values} holds a value twice, or one below zero.")
+            raise ValueError(f"{shown(values)} holds a value twice, or one below zero.")
         return values
 
     @field_validator("ranks")

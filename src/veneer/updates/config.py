@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from veneer.errors import shown
 from veneer.options import Options
 
 
@@ -221,11 +222,12 @@ def amount(text: str) -> tuple[float, bool]:
     Raises ValueError for anything else.
     """
     units = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "%": 0.01}
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kKmMbB%]?)\s*", text)
-    number = float(found[1]) * units[found[2].upper()] if found else 0.0
-    share = found is not None and (found[2] == "%" or (not found[2] and number < 1))
+    parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kKmMbB%]?)\s*", text)
+    number = float(parts[1]) * units[parts[2].upper()] if parts else 0.0
+    share = parts is not None and (parts[2] == "%" or (not parts[2] and number < 1))
     if not number or (share and number >= 1):
         raise ValueError(
-            f"budget = {text!r} is neither a number of parameters (300000, 0.3M) nor a share of the model's (0.1%)."
+            f"budget = {shown(text)} is neither a number of parameters (300000, 0.3M) nor a share of the model's "
+            f"(0.1%)."
         )
     return number, share

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from veneer.arguments import refuse_no_model
 from veneer.updates.layers import LowRank, weight_shape
 from veneer.updates.record import adapters_of, updates_of
 from veneer.updates.select import LINEAR_TYPES, count_parameters, modules_of
@@ -51,6 +52,7 @@ class Trainable:
 
 def trainable(model: nn.Module) -> Trainable:
     """The trained parameters of the active adapters, or of the model itself when it has none attached."""
+    refuse_no_model("trainable", model)
     record = adapters_of(model)
     if not record.configs:
         return _of_plain_model(model)
