@@ -36,7 +36,7 @@ def watch(path: str | Path, console: Console | None = None) -> None:
     if not console.is_terminal:
         if not RunFolder(path).exists:
             raise DataError(_absent(path))
-        console.print(picture(RunHistory.read(path, tail), console.width))
+        console.print(screen(RunHistory.read(path, tail), console.width))
         return
     quiet = 0  # looks in a row that found nobody training it
     with Live(console=console, auto_refresh=False, transient=False) as live:
@@ -44,7 +44,7 @@ def watch(path: str | Path, console: Console | None = None) -> None:
             there = RunFolder(path).exists
             run = RunHistory.read(path, tail) if there else None
             waiting = Text(f"{_absent(path)} Waiting for it.")
-            live.update(waiting if run is None else picture(run, console.width), refresh=True)
+            live.update(waiting if run is None else screen(run, console.width), refresh=True)
             quiet = quiet + 1 if run is not None and run.phase in ("stopped", "finished") else 0
             if quiet < 2:
                 time.sleep(_EVERY)
@@ -55,7 +55,7 @@ def _absent(path: Path) -> str:
     return f"There is no run in {path}: it has no {RunFolder.config_file}.{did_you_mean(str(path), near)}"
 
 
-def picture(run: RunHistory, width: int) -> RenderableType:
+def screen(run: RunHistory, width: int) -> RenderableType:
     """What is shown of a run in a terminal ``width`` columns wide."""
     width = max(20, min(width, _WIDEST))
     bar = ProgressBar(total=max(run.total or 1, 1), completed=run.step, width=width)

@@ -33,7 +33,7 @@ def trained(options: dict[str, Any], runs: Path) -> tuple[Path, Row]:
     from veneer.runs.folder import RunFolder
 
     folder = runs / key_of(options)
-    config = config_of(options, str(folder), keep_checkpoints=1)
+    config = run_config(options, str(folder), keep_checkpoints=1)
     with locked(runs / LOCKS / folder.name, wait=True):  # the folder itself is held while it trains
         if not (folder / MEASURED_NAME).is_file():
             write_text(folder / MEASURED_NAME, json.dumps(_train(config, folder)) + "\n")
@@ -70,7 +70,7 @@ def _train(config: TrainConfig, folder: Path) -> Row:
     }  # fmt: skip
 
 
-def config_of(options: dict[str, Any], output: str, **more: Any) -> TrainConfig:
+def run_config(options: dict[str, Any], output: str, **more: Any) -> TrainConfig:
     """The run with the options that `Study.run` made. Raises DataError where the content they were made of is no longer
     there."""
     from veneer.training.config import TrainConfig

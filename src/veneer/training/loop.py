@@ -61,13 +61,13 @@ def train_loop(run: Run, state: State) -> None:
     """
     config = run.config
     if state.step == 0 and run.held_out:
-        evaluate(run, state)
+        evaluate_held_out(run, state)
     run.model.train()
     while not finished(run, state):
         _timed_step(run, state)
         last = state.step == run.total
         if run.held_out and (last or (config.evaluate_every and state.step % config.evaluate_every == 0)):
-            evaluate(run, state)
+            evaluate_held_out(run, state)
         due = run.stop.asked or finished(run, state) or state.step % config.checkpoint_every == 0
         if due and run.world.writes:
             save_checkpoint(run.checkpoints, run.model, run.optimizer, state, config.keep_checkpoints)
@@ -144,7 +144,7 @@ def _allocation(run: Run) -> dict[str, float]:
     return {"budget": allocator.budget, "orthogonality_deviation": float(allocator.deviation)}
 
 
-def evaluate(run: Run, state: State) -> None:
+def evaluate_held_out(run: Run, state: State) -> None:
     """Measure the held-out loss; what is trained is kept in best/ when the loss is the lowest so far.
 
     An AdaLoRA adapter is not kept before its ranks are fixed: it is larger than was asked for.

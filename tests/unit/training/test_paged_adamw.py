@@ -167,7 +167,7 @@ def test_a_moment_gets_the_nearest_code_of_its_map(signed, values):
     moment = torch.tensor(values if signed else [abs(value) for value in values])
     codes, scales = torch.empty(len(values), dtype=torch.uint8), torch.empty(-(-len(values) // 256))
     eight_bit.code(moment, codes, scales, signed=signed)
-    found = eight_bit.expand(codes, scales, signed=signed)
+    found = eight_bit.decode(codes, scales, signed=signed)
     table = dynamic8(signed).double()
     for start in range(0, len(values), 256):
         block, scale = moment[start : start + 256].double(), scales[start // 256].double()
