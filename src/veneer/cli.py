@@ -105,15 +105,17 @@ def train(run_yaml: Path | None, resume: Path | None, **options: Any) -> None:
     veneer train --resume runs/bbc
     """
 
-    from veneer.runs import memory
+    from veneer.kernels.heap import own_heap
+    from veneer.runs import train as runs
 
+    own_heap()
     if resume is not None:
         if run_yaml is not None:
             raise ConfigError("Give RUN.yaml or --resume RUN, not both: a resumed run has its own config.yaml.")
-        result = memory.resume(resume, **given(options))
+        result = runs.resume(resume, **given(options))
     else:
         values = {**(read_yaml(run_yaml) if run_yaml else {}), **given(options)}
-        result = memory.train(config=TrainConfig(**values))
+        result = runs.train(config=TrainConfig(**values))
     loss = "" if result.loss_after is None else f" Held-out loss {result.loss_before:.3f} → {result.loss_after:.3f}."
     written, folder = result.written, result.folder
     both = " --both" if written.name == "adapter" else ""

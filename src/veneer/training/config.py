@@ -15,9 +15,6 @@ from veneer.frozen.config import BlockwiseOptions, Storage
 from veneer.options import Options, memory_size
 from veneer.updates.config import AdaLoRA, AllocationOptions, LoRA, UpdateOptions
 
-CONFIG_NAME = "config.yaml"
-BASE = "base"  # in the run folder, where the run changed it
-
 
 class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
     """A run: the model, the rows, the update (every option of LoRA and AdaLoRA), and how it is trained."""
@@ -178,12 +175,6 @@ class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
         """How the base is kept, as `veneer.load` takes it."""
         return {name: getattr(self, name) for name in ("storage", *BlockwiseOptions.model_fields)}
 
-    def base(self) -> str:
-        """What to load as the model: the run's own base, once it has one."""
-        own = Path(self.output) / BASE
-        begun = self.loftq_iterations > 1 and own.is_dir() and (Path(self.output) / CONFIG_NAME).is_file()
-        return str(own) if begun else self.model
-
     def update(self, total_steps: int) -> LoRA | AdaLoRA:
         """The update's own options; AdaLoRA lays its schedule out over the run's steps."""
         if self.method == "adalora":
@@ -195,9 +186,9 @@ class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
         """Option → value, where it is not the default."""
         return self.model_dump(exclude_defaults=True)
 
-    def write(self, folder: Path) -> None:
-        """Every option into ``folder``'s config.yaml, which `read` and the command line take back."""
-        write_text(folder / CONFIG_NAME, yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True))
+    def write(self, file: Path) -> None:
+        """Every option into a YAML file, which `read` and the command line take back."""
+        write_text(file, yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True))
 
     @classmethod
     def read(cls, path: Path, **over: Any) -> TrainConfig:
