@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from rich.console import Console
@@ -16,6 +16,7 @@ from torch import nn
 from veneer.environment import environment
 from veneer.errors import ConfigError, TrainingError, did_you_mean
 from veneer.files import write_text
+from veneer.options import shows
 from veneer.runs.begin import Begun, begin, notes_on, options_of
 from veneer.runs.finish import Result, finish, result_of
 from veneer.runs.folder import RunFolder
@@ -36,6 +37,11 @@ from veneer.training.state import State
 from veneer.updates.base_file import save_base
 from veneer.updates.record import adapters_of
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from veneer.runs.arguments import ResumeArguments, TrainArguments
+
 # What a resumed run may change: nothing that would make its past another run's.
 RESUMABLE = (
     *("steps", "epochs", "learning_rate", "schedule", "warmup", "weight_decay", "clip", "micro_batch_size"),
@@ -53,6 +59,17 @@ class Watchers:
     on_the_way: bool = True
 
 
+@overload
+def train(
+    model: Any = None, tokenizer: Any = None, *, console: Console | None = None, callbacks: Sequence[Callback] = (),
+    on_the_way: bool = True, **options: Unpack[TrainArguments],
+) -> Result: ...  # fmt: skip
+@overload
+def train(
+    model: Any = None, tokenizer: Any = None, *, config: TrainConfig, console: Console | None = None,
+    callbacks: Sequence[Callback] = (), on_the_way: bool = True,
+) -> Result: ...  # fmt: skip
+@shows(TrainConfig, [name for name in TrainConfig.model_fields if name != "model"])
 def train(
     model: Any = None, tokenizer: Any = None, *, config: TrainConfig | None = None, console: Console | None = None,
     callbacks: Sequence[Callback] = (), on_the_way: bool = True, **options: Any,
@@ -87,9 +104,10 @@ def train(
         return _train(prepared, None, process, Watchers(console or Console(), callbacks, on_the_way))
 
 
+@shows(TrainConfig, RESUMABLE)
 def resume(
     folder: str | Path, *, console: Console | None = None, callbacks: Sequence[Callback] = (), on_the_way: bool = True,
-    **over: Any,
+    **over: Unpack[ResumeArguments],
 ) -> Result:  # fmt: skip
     """Go on with a run from its latest checkpoint, or from the start when it has none yet.
 
