@@ -154,7 +154,7 @@ def _fits(said: str, shown: str) -> bool:
 
 
 @pytest.mark.unit
-def test_a_text_block_is_compared_exactly_but_for_ellipses():
+def test_a_text_block_is_compared_exactly_apart_from_ellipses():
     assert _fits("a 1\nb\n", "a 1\nb\n")
     assert _fits("loss 0.123 · 40 tokens/s\n", "loss … tokens/s\n")
     assert _fits("a\nb\nc\nd\n", "a\n…\nd\n")
@@ -326,7 +326,7 @@ def test_every_page_is_in_the_site_and_its_links_lead_somewhere(tmp_path):
 
 
 @pytest.mark.unit
-def test_every_public_name_verb_flag_and_shape_is_told_of():
+def test_every_public_name_verb_flag_and_shape_is_in_the_guide():
     text = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
     guide = "\n".join(text.values())
     assert [name for name in veneer.__all__ if f"veneer.{name}" not in guide] == []

@@ -95,6 +95,8 @@ def refused(name: str, texts: Iterable[Text]) -> list[str]:
 
 def sources(folders: Iterable[str]) -> list[Path]:
     package = ROOT / "src" / "veneer"
+    folders = list(folders)
+    assert [folder for folder in folders if not (package / folder).is_dir()] == [], "no such folder in src/veneer"
     return sorted({file for folder in folders for file in (package / folder).rglob("*.py")})
 
 
