@@ -11,7 +11,7 @@ import click
 
 from veneer import __version__
 from veneer.commands.config import ExportOptions, InspectOptions, MergeOptions, QuantizeOptions
-from veneer.commands.flags import flags, given
+from veneer.commands.flags import Verb, flags, given
 from veneer.errors import ConfigError, VeneerError, did_you_mean
 from veneer.evaluation.config import EvaluateOptions
 from veneer.generation.config import GenerateOptions
@@ -26,6 +26,8 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 
 class _Verbs(click.Group):
     """The verbs in the order in which a person needs them, and the nearest one for a misspelt name."""
+
+    command_class = Verb
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
