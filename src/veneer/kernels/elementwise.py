@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from veneer.kernels import operators
+from veneer.kernels.operations import gates, norm, rotation
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) · up, of one shape (Shazeer, 2020, arXiv:2002.05202, equation 5); saves gate and up."""
-    y: Tensor = _Gated.apply(gate, up, operators.swiglu, operators.swiglu_backward)  # type: ignore[no-untyped-call]
+    y: Tensor = _Gated.apply(gate, up, gates.swiglu, gates.swiglu_backward)  # type: ignore[no-untyped-call]
     return y
 
 
 def geglu(gate: Tensor, up: Tensor) -> Tensor:
     """gelu(gate) · up, of one shape, with GELU's approximation by tanh (arXiv:2002.05202, equation 5); saves gate and
     up."""
-    y: Tensor = _Gated.apply(gate, up, operators.geglu, operators.geglu_backward)  # type: ignore[no-untyped-call]
+    y: Tensor = _Gated.apply(gate, up, gates.geglu, gates.geglu_backward)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -62,24 +62,24 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         y: Tensor
-        y, inverse = operators.rms_norm(x, weight, eps)
+        y, inverse = norm.rms_norm(x, weight, eps)
         ctx.save_for_backward(x, inverse, weight)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return operators.rms_norm_backward(grad, *ctx.saved_tensors), None, None
+        return norm.rms_norm_backward(grad, *ctx.saved_tensors), None, None
 
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
         ctx.save_for_backward(cosines, sines)
-        y: Tensor = operators.rotate(x, cosines, sines, False)
+        y: Tensor = rotation.rotate(x, cosines, sines, False)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return operators.rotate(grad, *ctx.saved_tensors, True), None, None
+        return rotation.rotate(grad, *ctx.saved_tensors, True), None, None

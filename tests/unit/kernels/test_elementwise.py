@@ -9,12 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from veneer.kernels import operators
-from veneer.kernels.backends import cpu, reference
+from definitions import definitions
+from veneer.kernels.backends import cpu
 from veneer.kernels.elementwise import geglu, rms_norm, rotate, swiglu
+from veneer.kernels.extension import VARIANTS
+from veneer.kernels.operations import gates, norm, rotation
 
 pytestmark = pytest.mark.unit
-every_variant = pytest.mark.parametrize("kernels", [pytest.param(cpu.Cpu(name), id=name) for name in cpu.VARIANTS])
+reference = definitions(gates, norm, rotation)
+every_variant = pytest.mark.parametrize("kernels", [pytest.param(cpu.Cpu(name), id=name) for name in VARIANTS])
 
 
 def _plain_norm(x, weight, eps):
@@ -113,13 +116,13 @@ def test_a_value_that_is_not_finite_or_huge_shows_in_its_own_place_alone(kernels
 def test_the_operators_keep_torchs_contracts():
     x, weight = torch.randn(3, 5, 16), torch.rand(16)
     inverse = reference.rms_norm(x, weight, 1e-5)[1]
-    torch.library.opcheck(operators.rms_norm, (x, weight, 1e-5))
-    torch.library.opcheck(operators.rms_norm_backward, (x, x, inverse, weight))
-    torch.library.opcheck(operators.swiglu, (x, x + 1))
-    torch.library.opcheck(operators.swiglu_backward, (x, x, x + 1))
-    torch.library.opcheck(operators.geglu, (x, x + 1))
-    torch.library.opcheck(operators.geglu_backward, (x, x, x + 1))
-    torch.library.opcheck(operators.rotate, (torch.randn(1, 2, 5, 8), *torch.randn(2, 1, 5, 8), False))
+    torch.library.opcheck(norm.rms_norm.operator, (x, weight, 1e-5))
+    torch.library.opcheck(norm.rms_norm_backward.operator, (x, x, inverse, weight))
+    torch.library.opcheck(gates.swiglu.operator, (x, x + 1))
+    torch.library.opcheck(gates.swiglu_backward.operator, (x, x, x + 1))
+    torch.library.opcheck(gates.geglu.operator, (x, x + 1))
+    torch.library.opcheck(gates.geglu_backward.operator, (x, x, x + 1))
+    torch.library.opcheck(rotation.rotate.operator, (torch.randn(1, 2, 5, 8), *torch.randn(2, 1, 5, 8), False))
 
 
 @every_variant

@@ -1,0 +1,3 @@
+"""The one file that names devices. No torch at import: the options of commands name devices too."""
+
+CPU = "cpu"
