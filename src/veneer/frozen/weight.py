@@ -100,7 +100,7 @@ class BlockwiseWeight(FrozenWeight):
 
 
 def _has_few_rows(x: Tensor) -> bool:
-    """Whether its device multiplies x (n, in) faster by a kernel that expands the weight in registers than by panels."""
+    """Whether the device of x (n, in) multiplies it faster by a kernel that expands the weight in registers."""
     return 1 <= x.shape[0] <= backend_of(x.device.type).few_rows(x.dtype)
 
 

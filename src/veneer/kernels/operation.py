@@ -71,6 +71,6 @@ class _CodedOperation(Operation[P, R]):
 
 
 def operation(schema: str, fake: Callable[P, R]) -> Callable[[Callable[P, R]], Operation[P, R]]:
-    """Make a definition an `Operation` of its name. ``{weight}`` in the ``schema`` is where it takes a `CodedWeight`."""
+    """Make a definition an `Operation` of its name. ``{weight}`` in the ``schema`` is a `CodedWeight`."""
     kind = _CodedOperation if _WEIGHT in schema else Operation
     return lambda definition: kind(schema, definition, fake)

@@ -17,7 +17,7 @@ import tiny
 import veneer
 from veneer.errors import ModelError, TargetError
 from veneer.frozen import blockwise
-from veneer.frozen.codebook import dynamic8, levels8
+from veneer.frozen.codebook import levels8
 from veneer.frozen.config import CODE_BITS
 from veneer.frozen.layers import quantise_linear_layers
 from veneer.frozen.weight import DenseWeight, QuantisedLinear, frozen_weight, int8_activations

@@ -11,9 +11,12 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from definitions import definitions
 from veneer.kernels.backends import cpu
-from veneer.kernels.elementwise import geglu, rms_norm, rotate, swiglu
 from veneer.kernels.extension import VARIANTS
 from veneer.kernels.operations import gates, norm, rotation
+from veneer.kernels.operations.gates import differentiable_geglu as geglu
+from veneer.kernels.operations.gates import differentiable_swiglu as swiglu
+from veneer.kernels.operations.norm import differentiable_rms_norm as rms_norm
+from veneer.kernels.operations.rotation import differentiable_rotate as rotate
 
 pytestmark = pytest.mark.unit
 reference = definitions(gates, norm, rotation)
@@ -160,9 +163,9 @@ def test_gradients_in_half_precision_are_the_plain_ones():
     torch.manual_seed(0)
     weight, grad = torch.rand(64).bfloat16(), torch.randn(7, 64).bfloat16()
     found = []
-    for norm, gated in ((rms_norm, swiglu), (_plain_norm, lambda gate, up: F.silu(gate) * up)):
+    for normed, gated in ((rms_norm, swiglu), (_plain_norm, lambda gate, up: F.silu(gate) * up)):
         x = torch.randn(7, 64, generator=torch.Generator().manual_seed(1)).bfloat16().requires_grad_()
-        found.append(torch.autograd.grad(norm(x, weight, 1e-5) + gated(x, x * 2), x, grad)[0])
+        found.append(torch.autograd.grad(normed(x, weight, 1e-5) + gated(x, x * 2), x, grad)[0])
     torch.testing.assert_close(*found)
 
 

@@ -1,9 +1,16 @@
-"""SwiGLU, GeGLU and their gradients."""
+"""SwiGLU, GeGLU and their gradients.
+
+Autograd keeps every intermediate of a formula; the functions here keep its inputs and recompute the rest.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from veneer.kernels.operation import operation
 
@@ -43,3 +50,32 @@ def geglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tens
     """The gradients of gate and up."""
     grad_up = torch.nn.functional.gelu(gate, approximate="tanh").mul_(grad)
     return torch.ops.aten.gelu_backward(grad * up, gate, approximate="tanh"), grad_up
+
+
+def differentiable_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """`swiglu`, differentiable in both; saves gate and up."""
+    y: Tensor = _Gated.apply(gate, up, swiglu, swiglu_backward)  # type: ignore[no-untyped-call]
+    return y
+
+
+def differentiable_geglu(gate: Tensor, up: Tensor) -> Tensor:
+    """`geglu`, differentiable in both; saves gate and up."""
+    y: Tensor = _Gated.apply(gate, up, geglu, geglu_backward)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, gate: Tensor, up: Tensor, product: Callable[[Tensor, Tensor], Tensor],
+        gradients: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+    ) -> Tensor:  # fmt: skip
+        ctx.gradients = gradients
+        ctx.save_for_backward(gate, up)
+        return product(gate, up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_gate, grad_up = ctx.gradients(grad, *ctx.saved_tensors)
+        return grad_gate, grad_up, None, None

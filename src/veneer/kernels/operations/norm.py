@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from veneer.kernels.operation import operation
 
@@ -38,3 +41,22 @@ def rms_norm_backward(grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor) 
 
 def _exact(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def differentiable_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`rms_norm` of x (…, dim) by the frozen ``weight`` (dim,), differentiable in x; saves x and one number a row."""
+    y: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        y, inverse = rms_norm(x, weight, eps)
+        ctx.save_for_backward(x, inverse, weight)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return rms_norm_backward(grad, *ctx.saved_tensors), None, None
