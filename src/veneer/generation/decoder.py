@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
+from veneer.device import CPU
 from veneer.frozen.weight import QuantisedLinear
 from veneer.kernels import decode
 from veneer.kernels.coded import CodedWeight, EightBits, Levels
@@ -102,7 +103,7 @@ def generates_by(model: Any) -> str:
 
 
 def _refuse(model: Any, room: int) -> None:
-    if type(model) not in _MODELS or model.training or model.device.type != "cpu":
+    if type(model) not in _MODELS or model.training or model.device.type != CPU:
         raise Unsupported("another kind of model, or on another device")
     config = model.config
     if getattr(config, "sliding_window", None) is not None and room > config.sliding_window:
