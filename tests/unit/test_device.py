@@ -11,7 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+import tiny
+import veneer
 from veneer import device
+from veneer.training.checkpoint import State, load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.unit
 PACKAGE = Path(device.__file__).parent
@@ -99,3 +102,15 @@ def test_work_on_the_cpu_opens_no_gpu(gpu):
     device.set_random_states({**states, "cuda": gpu.state}, torch.device("cpu"))  # of a run that began on a GPU
     assert torch.equal(torch.rand(3), before)
     assert gpu.asked == []
+
+
+def test_a_checkpoint_of_a_run_on_the_cpu_asks_no_gpu_of_the_host(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("get_rng_state", "set_rng_state"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: pytest.fail("the GPU was opened"))
+    model = veneer.attach(tiny.build("llama"), veneer.LoRA(rank=2))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    save_checkpoint(tmp_path, model, optimizer, State(step=3), 1)
+    drawn = torch.rand(3)
+    assert load_checkpoint(tmp_path / "step-000003", model, optimizer).step == 3
+    assert torch.equal(torch.rand(3), drawn)
