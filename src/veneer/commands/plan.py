@@ -8,10 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from veneer.device import CPU, usable_memory
 from veneer.planning.changes import Change
 from veneer.planning.config import PlanOptions
 from veneer.planning.fit import predicted, what_would_fit
-from veneer.planning.machine import measured, remembered, usable_memory
+from veneer.planning.machine import measured, remembered
 from veneer.planning.plan import NO_MACHINE, Plan, base_asked, limit_of
 from veneer.units import amount, duration
 
@@ -80,9 +81,9 @@ def answer(options: PlanOptions) -> Answer:
 
     The machine is measured, which takes a while, where its rates are asked for, and when all else is in order.
     """
-    limit = limit_of(options, usable_memory())
+    limit = limit_of(options, usable_memory(CPU))
     base = base_asked(options)
-    machine = NO_MACHINE if options.device == "cuda" else remembered()
+    machine = NO_MACHINE if options.device != CPU else remembered()
     if machine is None:
         predicted(options, NO_MACHINE, limit, base=base)
         machine = measured()

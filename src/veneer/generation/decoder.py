@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from veneer.frozen.blockwise import four_bits, int8
-from veneer.frozen.config import CODE_BITS
+from veneer.device import CPU
 from veneer.frozen.weight import QuantisedLinear
 from veneer.kernels import decode
-from veneer.kernels.backends.reference import GROUP, rows_in_8_bits
-from veneer.kernels.operators import cpu_kernels
+from veneer.kernels.coded import CodedWeight, EightBits, Levels
+from veneer.kernels.operations.products_int8 import GROUP, rows_in_8_bits
+from veneer.kernels.serving import cpu_kernels
 from veneer.models.parts import NORMS, is_silu, name_of
 from veneer.updates.layers import AdaptedLinear, LowRank
 
@@ -43,7 +43,7 @@ class Decoder:
         if kernels is None:
             raise Unsupported("there are no C++ kernels")
         layers = list(model.model.layers)
-        in_8_bits = any(isinstance(part, QuantisedLinear) and part.few_tokens for part in model.modules())
+        in_8_bits = any(isinstance(part, QuantisedLinear) and part.few_rows for part in model.modules())
         attention = layers[0].self_attn
         x = torch.empty(1, 1)  # for its type and device
         cosines, sines = (table[0].contiguous() for table in model.model.rotary_emb(x, torch.arange(room)[None]))
@@ -103,7 +103,7 @@ def generates_by(model: Any) -> str:
 
 
 def _refuse(model: Any, room: int) -> None:
-    if type(model) not in _MODELS or model.training or model.device.type != "cpu":
+    if type(model) not in _MODELS or model.training or model.device.type != CPU:
         raise Unsupported("another kind of model, or on another device")
     config = model.config
     if getattr(config, "sliding_window", None) is not None and room > config.sliding_window:
@@ -140,17 +140,17 @@ def _linear(module: nn.Module) -> decode.Linear:
     if not all(isinstance(update, LowRank) for update in updates):
         raise Unsupported("trained rows of the vocabulary")
     low_rank = [(*update.matrices(), update.scale) for update in updates if isinstance(update, LowRank) and update.rank]
-    weight: Tensor | decode.FourBits | decode.Int8
-    if isinstance(base, QuantisedLinear) and CODE_BITS[base.storage] == 4:
-        weight = four_bits(base.quantised, in_8_bits=base.few_tokens is not None)
-    elif isinstance(base, QuantisedLinear):
-        weight = int8(base.quantised)
+    weight: Tensor | CodedWeight
+    levels: Levels | None = None
+    if isinstance(base, QuantisedLinear):
+        weight = base.quantised.coded
+        levels = base.quantised.levels if base.few_rows is not None else None
     elif type(base) is nn.Linear:
         weight = _fp32(base.weight)
     else:
         raise Unsupported(f"a {type(base).__name__}")
     bias = None if base.bias is None else _fp32(base.bias)
-    return decode.Linear(weight, bias, tuple((_fp32(A), _fp32(B), scale) for A, B, scale in low_rank))
+    return decode.Linear(weight, bias, tuple((_fp32(A), _fp32(B), scale) for A, B, scale in low_rank), levels)
 
 
 def _head(module: nn.Module, in_8_bits: bool) -> decode.Linear:
@@ -160,16 +160,16 @@ def _head(module: nn.Module, in_8_bits: bool) -> decode.Linear:
     return head
 
 
-_rounded_heads: dict[int, tuple[int, decode.EightBits]] = {}  # by the weight's id, as long as it lives
+_rounded_heads: dict[int, tuple[int, EightBits]] = {}  # by the weight's id, as long as it lives
 
 
-def _rounded(weight: Tensor) -> decode.EightBits:
+def _rounded(weight: Tensor) -> EightBits:
     """A head's weight in 8 bits, remembered: to round it takes as long as a good many steps."""
     key = id(weight)
     if key not in _rounded_heads:
         weakref.finalize(weight, _rounded_heads.pop, key, None)
     if key not in _rounded_heads or _rounded_heads[key][0] != weight._version:
-        _rounded_heads[key] = weight._version, decode.EightBits(*rows_in_8_bits(weight.detach()), weight.shape[1])
+        _rounded_heads[key] = weight._version, rows_in_8_bits(weight.detach())
     return _rounded_heads[key][1]
 
 

@@ -14,13 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from veneer.device import CPU
+
 _HAVE_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # an operator of builds with oneDNN only
 _swift = False
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (n, in), weight (out, in), bias (out,) → a new x weightᵀ + bias (n, out); any strides, no gradient."""
-    if not (_HAVE_ONEDNN and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel()):
+    if not (_HAVE_ONEDNN and x.device.type == CPU and x.dtype == weight.dtype == torch.float32 and x.numel()):
         return F.linear(x, weight, bias)
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return y

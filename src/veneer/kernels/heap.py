@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from veneer.kernels.backends.cpu import MISSING
+from veneer.kernels.extension import MISSING
 from veneer.threads import settled
 
 if not MISSING:

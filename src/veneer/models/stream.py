@@ -19,6 +19,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, g
 from transformers.core_model_loading import WeightConverter
 from transformers.pytorch_utils import Conv1D
 
+from veneer.device import CPU
 from veneer.errors import ModelError
 from veneer.frozen.blockwise import dense, quantise
 from veneer.frozen.layers import HEADS, linear_layers
@@ -91,7 +92,7 @@ def stream_quantised(
     for key in (set(_tensors(model)) & held) - set(weights):
         _fill(model, key, files.mapped(key), dtype)
     for head in {model.get_submodule(key.split(".")[0]) for key in new}:
-        head.to_empty(device="cpu").to(dtype).apply(model._init_weights)
+        head.to_empty(device=CPU).to(dtype).apply(model._init_weights)
     return _finished(model, folder)
 
 

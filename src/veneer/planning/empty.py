@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.pytorch_utils import Conv1D
 
+from veneer.device import CPU
 from veneer.errors import ModelError
 from veneer.frozen.blockwise import NESTED_BLOCK, PANEL, Quantised, expand, table_of
 from veneer.frozen.codebook import dynamic8
@@ -112,7 +113,7 @@ def no_values(work: Callable[[], _T]) -> _T:
     In a thread of its own, which has no expanding buffer yet: a fake one would be found again by the next real product.
     """
     for storage in (name for name, bits in CODE_BITS.items() if bits == 4):  # tables that are made once, for real
-        table_of(storage, torch.device("cpu"))
+        table_of(storage, torch.device(CPU))
     dynamic8()
     found: list[_T] = []
     failed: list[BaseException] = []

@@ -99,7 +99,7 @@ _FUNCTIONS = ("exp", "gelu", "silu", "tanh", "softmax", "swiglu", "geglu", "rota
 # Part of a name → kind.
 _KIND_OF = dict.fromkeys(_FUNCTIONS, "functions") | dict.fromkeys(("bernoulli", "dropout"), "random")
 # Of these arguments only a panel is read, and written into the last one.
-_INTO_THE_LAST = {"dequantise4", "dequantise8"}
+_INTO_THE_LAST = {"dequantise"}
 
 
 def cost(func: Any, given: list[Tensor], made: list[Tensor]) -> Operation:

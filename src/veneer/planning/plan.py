@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from veneer.data.labels import IGNORE, Tokens, longest_row
+from veneer.device import CPU, is_present, usable_memory
 from veneer.errors import ConfigError
 from veneer.frozen.blockwise import PANEL
 from veneer.frozen.config import CODE_BITS
@@ -79,7 +80,7 @@ def plan(
     allow, every token learned. ``how`` the loss is computed, where it is known; ``recomputed``: of how many layers the
     activations are computed again, where it is not all or none; ``steps`` that the run takes, where its epochs say so.
     """
-    device = getattr(config, "device", "cpu")
+    device = getattr(config, "device", CPU)
     if base is None:
         base = base_asked(config)
     size = config.micro_batch_size or config.batch_size
@@ -93,15 +94,13 @@ def plan(
     largest = passes[counts.index(max(counts))]
     step = take_step(
         base, update, largest, recomputed=None if recomputed < 0 else recomputed, how=how,
-        smoothing=config.label_smoothing, on_cpu=device == "cpu",
+        smoothing=config.label_smoothing, on_cpu=device == CPU,
     )  # fmt: skip
     terms = _terms(config, base, step, len(passes), machine, device)
-    seconds, shares = (
-        _time(step, sum(counts) / max(counts), machine) if device == "cpu" and machine.rates else (None, {})
-    )
+    seconds, shares = _time(step, sum(counts) / max(counts), machine) if device == CPU and machine.rates else (None, {})
     again = step.layers if recomputed < 0 else min(recomputed, step.layers)
     loading, read = _loading(base, step.weights, machine, device)
-    mapped = _mapped(base, step.weights) if device == "cpu" else 0
+    mapped = _mapped(base, step.weights) if device == CPU else 0
     return Plan(
         base.name, terms, loading, again, step.layers, step.weights.parameters, seconds,
         sum(len(row.ids) for row in rows), steps, shares, mapped, read,
@@ -133,7 +132,7 @@ def _terms(config: TrainConfig, base: Base, step: Step, passes: int, machine: Ma
     states = optimizer_states(config, weights.parameters)
     gradients = weights.trained if passes > 1 else 0  # else they come as the activations go
     kept, most, where = _live(step.stretches)
-    scratch = _scratch(base, weights.largest) if device == "cpu" else 0
+    scratch = _scratch(base, weights.largest) if device == CPU else 0
     terms = {
         "base, codes": weights.codes,
         "base, scales": weights.scales,
@@ -146,7 +145,7 @@ def _terms(config: TrainConfig, base: Base, step: Step, passes: int, machine: Ma
         where: most - max(kept, scratch),
         "panel buffer": scratch,
     }
-    if device == "cpu":
+    if device == CPU:
         terms["pages beside"] = _pages(base, weights)
         terms["heap's holes"] = 0 if own_heap() else int(_SYSTEMS_HOLES * kept)
         terms["runtime"] = machine.runtime + _tokenizer(base)
@@ -203,7 +202,7 @@ def _loading(base: Base, weights: Weights, machine: Machine, device: str) -> tup
     if base.read:
         beside, largest = (base.read * (size // base.dense.itemsize) for size in (held, weights.largest))
         read = max(0, beside - largest)
-    return (machine.loading if device == "cpu" else _CUDA_RUNTIME) + held + beside, read
+    return (machine.loading if device == CPU else _CUDA_RUNTIME) + held + beside, read
 
 
 def _tokenizer(base: Base) -> int:
@@ -233,8 +232,8 @@ def limit_of(config: TrainConfig, usable: int) -> int:
     """Bytes that the run may take. Raises ConfigError where that is asked of a GPU that is not here."""
     if config.memory is not None:
         return memory_size(config.memory)
-    if isinstance(config, PlanOptions) and config.device == "cuda":
-        if not torch.cuda.is_available():
+    if isinstance(config, PlanOptions) and config.device != CPU:
+        if not is_present(config.device):
             raise ConfigError("There is no GPU here whose memory could be asked; say how much it has: --memory 24GB.")
-        return int(torch.cuda.mem_get_info()[0])
+        return usable_memory(config.device)
     return usable

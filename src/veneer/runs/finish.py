@@ -8,10 +8,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from veneer.device import device_of, peak_memory
 from veneer.files import atomic_folder
 from veneer.runs.begin import Begun
 from veneer.runs.folder import RunFolder
-from veneer.training.metrics import peak_memory
 from veneer.training.own_weights import restore_trained, write_model
 from veneer.training.state import State
 from veneer.units import amount, duration
@@ -77,5 +77,5 @@ def result_of(begun: Begun, state: State) -> Result:
     losses = [record["held_out_loss"] for record in begun.folder.metrics() if "held_out_loss" in record]
     return Result(
         begun.folder.path, begun.model, begun.prepared.tokenizer, state.step, losses[0] if losses else None,
-        state.best_loss, state.best_step, state.seconds, peak_memory(),
+        state.best_loss, state.best_step, state.seconds, peak_memory(device_of(begun.model)),
     )  # fmt: skip

@@ -16,23 +16,17 @@ import torch
 from torch import Tensor
 
 from veneer.data.labels import Tokens
+from veneer.device import CPU, device_of, usable_memory
 from veneer.errors import ModelError, TrainingError
 from veneer.files import write_text
 from veneer.frozen.layers import DTYPES, storage_of
 from veneer.frozen.weight import QuantisedLinear
+from veneer.host_memory import anonymous_memory, mapped_memory, resident_memory, return_memory
 from veneer.models.source import resolve
 from veneer.models.stream import made_anew
 from veneer.planning.empty import Base
 from veneer.planning.fit import predicted, short, what_would_fit
-from veneer.planning.machine import (
-    Machine,
-    anonymous_memory,
-    mapped_memory,
-    remembered,
-    resident_memory,
-    return_memory,
-    usable_memory,
-)
+from veneer.planning.machine import Machine, remembered
 from veneer.planning.plan import Plan, base_asked, limit_of
 from veneer.runs.begin import Begun
 from veneer.runs.folder import RunFolder
@@ -106,7 +100,7 @@ class PlanAfterFirstStep:
     def on_step(self, record: StepRecord) -> None:
         if not self._planned:
             self._planned = True
-            limit = limit_of(self._begun.config, usable_memory())
+            limit = limit_of(self._begun.config, usable_memory(device_of(self._begun.model)))
             _outlook(self._begun, self._process, limit, refuse=False).write(self._begun.folder, self._say)
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
@@ -117,7 +111,7 @@ def look_before_loading(config: TrainConfig, process: Process) -> None:
     """Refuse a model that is itself too large, before it is fetched; a small one on this disk is not looked at."""
     if not config.check_memory:
         return
-    usable, size = usable_memory(), _files(RunFolder(config.output).base_source(config))
+    usable, size = usable_memory(CPU), _files(RunFolder(config.output).base_source(config))
     if size and size * _SMALL < usable:
         return
     limit = limit_of(config, usable)
@@ -137,7 +131,7 @@ def look_before_training(begun: Begun, process: Process) -> Outlook | None:
 
     Raises TrainingError for a run that clearly cannot fit.
     """
-    config, limit = begun.config, limit_of(begun.config, usable_memory())
+    config, limit = begun.config, limit_of(begun.config, usable_memory(device_of(begun.model)))
     if config.memory is None and generous(begun.model, begun.loss, begun.largest_step()) < limit / 2:
         return None
     return _outlook(begun, process, limit, refuse=config.check_memory)

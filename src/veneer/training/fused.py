@@ -15,7 +15,10 @@ from transformers.activations import GELUTanh
 
 from veneer.frozen.weight import frozen_product, frozen_weight
 from veneer.kernels.dense import swift_products
-from veneer.kernels.elementwise import geglu, rms_norm, rotate, swiglu
+from veneer.kernels.operations.gates import differentiable_geglu as geglu
+from veneer.kernels.operations.gates import differentiable_swiglu as swiglu
+from veneer.kernels.operations.norm import differentiable_rms_norm as rms_norm
+from veneer.kernels.operations.rotation import differentiable_rotate as rotate
 from veneer.models.parts import (
     GATED_LAYERS,
     HALVED,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from veneer.arguments import refuse_no_model
+from veneer.device import META
 from veneer.errors import TargetError
 from veneer.frozen.weight import QuantisedLinear, frozen_weight
 from veneer.updates.attach import forget_adapters, save_adapter_only, save_whole_model
@@ -130,7 +131,7 @@ def _with_weight(base: nn.Module, weight: nn.Parameter) -> nn.Module:
     """A module like ``base`` with another weight (out, in), or as (in, out) for a Conv1D; a quantised one becomes the
     class that it was quantised from."""
     if isinstance(base, QuantisedLinear):
-        with torch.device("meta"):
+        with torch.device(META):
             sizes = base.out_features, base.in_features
             plain = Conv1D(*sizes) if base.transposed else nn.Linear(*sizes[::-1], bias=base.bias is not None)
         plain.weight, plain.bias = weight, base.bias

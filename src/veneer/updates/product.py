@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from veneer.frozen.weight import FrozenWeight
-from veneer.kernels.operators import update_product, update_product_backward
+from veneer.kernels.operations.update import update_product, update_product_backward
 
 
 class Factors(NamedTuple):

@@ -11,16 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veneer.kernels import heap
-from veneer.kernels.backends import cpu
+from veneer.kernels import extension, heap
 
-pytestmark = [pytest.mark.unit, pytest.mark.skipif(bool(cpu.MISSING), reason=f"no extension: {cpu.MISSING}")]
+pytestmark = [
+    pytest.mark.unit,
+    pytest.mark.skipif(bool(extension.MISSING), reason=f"no extension: {extension.MISSING}"),
+]
 
 MB = 2**20
 ROOM = 2**40
 
 
-if not cpu.MISSING:
+if not extension.MISSING:
     from veneer.kernels import _cpu
 
 

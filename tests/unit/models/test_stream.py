@@ -16,7 +16,7 @@ import tiny
 from gguf_file import write_gguf
 from tokens import tokenizer
 from veneer.frozen.layers import quantise_linear_layers
-from veneer.kernels.operators import serving
+from veneer.kernels.serving import serving
 from veneer.models.load import load
 from veneer.models.stream import stream
 

@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
 import veneer
+from veneer import host_memory
 from veneer.commands import plan as verb
 from veneer.data.labels import Tokens
 from veneer.errors import ConfigError, ModelError
@@ -293,10 +294,10 @@ def test_every_flag_is_an_option():
 def test_the_control_group_bounds_the_memory(tmp_path):
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("300\n")
-    assert machines._left(tmp_path) == 700
+    assert host_memory._left(tmp_path) == 700
     (tmp_path / "memory.max").write_text("max\n")
-    assert machines._left(tmp_path) > 2**60
-    assert 0 < machines.usable_memory() < 2**60
+    assert host_memory._left(tmp_path) > 2**60
+    assert 0 < host_memory.usable_host_memory() < 2**60
 
 
 @pytest.mark.parametrize(
@@ -313,14 +314,14 @@ def test_of_a_control_group_the_pages_of_files_are_available(limit, used, stat, 
     """In a group of 1000 a process has 300 and 200 of a mapped file; 100 more are of files that were read."""
     (tmp_path / limit).write_text("1000\n")
     (tmp_path / used).write_text("600\n")
-    assert machines._left(tmp_path) == 400, "a group that does not tell"
+    assert host_memory._left(tmp_path) == 400, "a group that does not tell"
     (tmp_path / "memory.stat").write_text(stat)
-    assert machines._left(tmp_path) == 700
-    monkeypatch.setattr(machines, "control_groups", lambda _: [tmp_path / "none", tmp_path])
-    monkeypatch.setattr(machines, "_available", lambda: 10**6)
-    monkeypatch.setattr(machines, "resident_memory", lambda: 500)
-    monkeypatch.setattr(machines, "file_memory", lambda: 200)
-    assert machines.usable_memory() == 1000
+    assert host_memory._left(tmp_path) == 700
+    monkeypatch.setattr(host_memory, "control_groups", lambda _: [tmp_path / "none", tmp_path])
+    monkeypatch.setattr(host_memory, "_available", lambda: 10**6)
+    monkeypatch.setattr(host_memory, "resident_memory", lambda: 500)
+    monkeypatch.setattr(host_memory, "file_memory", lambda: 200)
+    assert host_memory.usable_host_memory() == 1000
 
 
 def test_a_tokenizer_of_more_words_than_the_measured_one_takes_more():
@@ -361,10 +362,10 @@ from veneer.threads import settle
 settle()
 from veneer.training.config import TrainConfig
 import veneer.runs.memory  # as the command does
-from veneer.training.metrics import peak_memory
+from veneer.host_memory import peak_host_memory
 from veneer.runs.prepare import prepare
 prepare(TrainConfig(model=sys.argv[1], storage="bf16", data=sys.argv[2], output=sys.argv[3], held_out=0))
-print(peak_memory())
+print(peak_host_memory())
 """
 
 

@@ -19,12 +19,13 @@ import tiny
 import veneer
 from veneer.errors import TargetError, TrainingError
 from veneer.frozen.weight import QuantisedLinear
+from veneer.host_memory import mapped_memory
 from veneer.models import load, source
 from veneer.models.bnb_file import write_folder
 from veneer.planning import empty
 from veneer.planning.config import PlanOptions
 from veneer.planning.empty import base_of
-from veneer.planning.machine import Machine, mapped_memory
+from veneer.planning.machine import Machine
 from veneer.planning.plan import plan
 from veneer.runs import memory as planned
 from veneer.runs import train as run
@@ -130,7 +131,7 @@ def test_recomputing_changes_no_bit_of_the_result(options, tmp_path, monkeypatch
 
 def test_a_model_that_is_too_large_is_not_even_loaded(options, monkeypatch):
     monkeypatch.setattr(planned, "_files", lambda name: 10**15)
-    monkeypatch.setattr(planned, "usable_memory", lambda: 10**6)
+    monkeypatch.setattr(planned, "usable_memory", lambda _: 10**6)
     monkeypatch.setattr(run, "prepare", lambda *arguments: pytest.fail("it was loaded"))
     with pytest.raises(TrainingError, match="would take"):
         _train(options)
@@ -149,7 +150,7 @@ def test_a_model_that_is_too_large_is_not_even_fetched(options, tiny_folder, tmp
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     monkeypatch.setattr(source, "hub_unreachable", lambda: "")
-    monkeypatch.setattr(planned, "usable_memory", lambda: 10**6)
+    monkeypatch.setattr(planned, "usable_memory", lambda _: 10**6)
     with pytest.raises(TrainingError, match="would take"):
         _train({**options, "model": "somebody/large"})
 

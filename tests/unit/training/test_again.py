@@ -11,7 +11,8 @@ import torch
 import tiny
 import veneer
 from veneer.data.labels import Tokens
-from veneer.kernels.elementwise import rms_norm, swiglu
+from veneer.kernels.operations.gates import differentiable_swiglu as swiglu
+from veneer.kernels.operations.norm import differentiable_rms_norm as rms_norm
 from veneer.training import again as module
 from veneer.training.again import again, computed_again, place_of
 from veneer.training.fused import fused_passes
