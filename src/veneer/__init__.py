@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from veneer.errors import VeneerError as VeneerError
     from veneer.frozen.weight import int8_activations as int8_activations
     from veneer.generation.generate import generate as generate
+    from veneer.generation.generate import stream as stream
     from veneer.models.load import load as load
     from veneer.runs.memory import train as train
     from veneer.updates.adapter_file import save as save
@@ -43,6 +44,7 @@ _HOME = {
     "trainable": "veneer.updates.trainable",
     "train": "veneer.runs.memory",
     "generate": "veneer.generation.generate",
+    "stream": "veneer.generation.generate",
     "save": "veneer.updates.adapter_file",
     "save_base": "veneer.updates.base_file",
     "load_adapter": "veneer.updates.load_adapter",
