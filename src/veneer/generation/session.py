@@ -84,7 +84,7 @@ class Session:
 
     @torch.no_grad()
     def step(self) -> list[Added]:
-        """One token more in each sequence; those that ended leave."""
+        """One token more in each sequence, in the order in which they were added; those that ended leave."""
         added = []
         for lane in (self._decoder, self._other):
             ended = []
@@ -94,7 +94,7 @@ class Session:
                 ended += [continuation] if ends else []
                 added.append(Added(continuation.key, token, ends))
             self._leave(ended, lane)
-        return added
+        return sorted(added)
 
     def drop(self, key: int) -> None:
         """End a sequence before it ends itself; one that has ended is gone already. Raises KeyError for a key that

@@ -12,7 +12,8 @@ import tiny
 import veneer
 from tokens import tokenizer
 from veneer.data.labels import Renderer
-from veneer.generation import decoder
+from veneer.frozen.layers import quantise_linear_layers
+from veneer.generation import batched, decoder
 from veneer.generation.batched import BatchedLane, WholeLane
 from veneer.generation.session import Session
 from veneer.kernels.backends import cpu
@@ -160,8 +161,6 @@ def test_plain_batches_join_into_one_and_give_their_padding_back():
 def test_rows_have_adapters_of_their_own(way, storage):
     model = _llama()
     if storage == "nf4":
-        from veneer.frozen.layers import quantise_linear_layers
-
         quantise_linear_layers(model, storage="nf4")
     base = [_greedy(model, prompt, 8) for prompt in PROMPTS[:3]]
     model = _with_adapters(model)
@@ -219,8 +218,6 @@ def test_beside_other_adapters_the_kernels_logits_are_the_same_bits(monkeypatch)
 
 def test_the_batched_pass_gives_each_row_the_logits_it_has_alone(monkeypatch):
     """Of mixed adapters in one pass, to a tight tolerance: a matrix product of other height sums in another order."""
-    from veneer.generation import batched
-
     monkeypatch.setattr(decoder, "Decoder", _refusing)
     model = _with_adapters(_llama())
     rows: list[torch.Tensor] = []
@@ -235,7 +232,8 @@ def test_the_batched_pass_gives_each_row_the_logits_it_has_alone(monkeypatch):
     for i, name in enumerate(names):
         rows.clear()
         _alone(model, PROMPTS[0], 4, adapter=name)
-        torch.testing.assert_close(mixed[:, i], torch.stack(rows)[:, 0], rtol=1e-5, atol=1e-5)
+        alone = torch.stack(rows)[:, 0]
+        assert (mixed[:, i] - alone).abs().max() <= 5e-6 * alone.abs().max()
 
 
 def test_an_adapter_that_the_kernels_do_not_know_goes_beside_them():
