@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from veneer.generation.generate import generate as generate
     from veneer.generation.generate import stream as stream
     from veneer.models.load import load as load
-    from veneer.runs.memory import train as train
+    from veneer.runs.train import resume as resume
+    from veneer.runs.train import train as train
     from veneer.updates.adapter_file import save as save
     from veneer.updates.attach import attach as attach
     from veneer.updates.attach import remove as remove
@@ -42,7 +43,8 @@ _HOME = {
     "disabled": "veneer.updates.record",
     "remove": "veneer.updates.attach",
     "trainable": "veneer.updates.trainable",
-    "train": "veneer.runs.memory",
+    "train": "veneer.runs.train",
+    "resume": "veneer.runs.train",
     "generate": "veneer.generation.generate",
     "stream": "veneer.generation.generate",
     "save": "veneer.updates.adapter_file",
@@ -62,4 +64,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_HOME]
+    return [*__all__]
