@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from veneer.errors import VeneerError as VeneerError
     from veneer.frozen.weight import int8_activations as int8_activations
     from veneer.generation.generate import generate as generate
+    from veneer.generation.generate import stream as stream
     from veneer.models.load import load as load
     from veneer.runs.train import resume as resume
     from veneer.runs.train import train as train
@@ -45,6 +46,7 @@ _HOME = {
     "train": "veneer.runs.train",
     "resume": "veneer.runs.train",
     "generate": "veneer.generation.generate",
+    "stream": "veneer.generation.generate",
     "save": "veneer.updates.adapter_file",
     "save_base": "veneer.updates.base_file",
     "load_adapter": "veneer.updates.load_adapter",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import click
 
-from veneer.commands.generate import say, sides
+from veneer.commands.generate import said, sides
 from veneer.generation.config import GenerateOptions
 from veneer.runs.opened import open_named
 
@@ -32,19 +32,15 @@ def talk(source: str, options: GenerateOptions) -> None:
         for name in names:
             asked = (*histories[name], {"role": "user", "content": line.replace("\\n", "\n")})
             click.echo(f"{name}> ", nl=False)
-            text = say(opened, asked, name, options, on_text=_print_from_the_first_word())
-            click.echo()
+            text = _printed(said(opened, asked, name, options))
             histories[name] = (*asked, {"role": "assistant", "content": text})
 
 
-def _print_from_the_first_word() -> Callable[[str], None]:
-    """Prints pieces of a text as they come, without the space before it."""
-    begun = False
-
-    def show(piece: str) -> None:
-        nonlocal begun
-        piece = piece if begun else piece.lstrip()
-        begun = begun or bool(piece)
-        click.echo(piece, nl=False)
-
-    return show
+def _printed(pieces: Iterator[str]) -> str:
+    """The text of these pieces, each printed as it comes, without the space before the first word."""
+    text = ""
+    for piece in pieces:
+        click.echo(piece if text.strip() else piece.lstrip(), nl=False)
+        text += piece
+    click.echo()
+    return text

@@ -42,20 +42,22 @@ class Layer(NamedTuple):
 
 
 class Decoder:
-    """The layers of a model, and the keys and values of ``sequences`` sequences, fp32 (layers, sequences, key heads,
-    room, dim). ``cosines`` and ``sines``, fp32 (room, dim), rotate the positions."""
+    """The layers of a model, and the ``keys`` and ``values`` of some sequences, fp32 (layers, sequences, key heads,
+    room, dim), which several decoders may share. ``cosines`` and ``sines``, fp32 (room, dim), rotate the positions."""
 
     def __init__(
         self, kernels: Cpu, layers: list[Layer], norm: Tensor, head: Linear, *, heads: int, key_heads: int, dim: int,
-        scaling: float, eps: float, cosines: Tensor, sines: Tensor, sequences: int,
+        scaling: float, eps: float, cosines: Tensor, sines: Tensor, keys: Tensor, values: Tensor,
     ) -> None:  # fmt: skip
         if not takes_heads_of(dim):
             raise ValueError(f"A head has a multiple of 16 and at most 256 dimensions, not {dim}.")
         room = len(cosines)
-        self.keys = torch.empty(len(layers), sequences, key_heads, room, dim)
-        self.values = torch.empty_like(self.keys)
+        sequences = keys.shape[1]
+        for name, memory in (("keys", keys), ("values", values)):
+            check(name, memory, torch.float32, len(layers) * sequences * key_heads * room * dim)
         self._room, self._sequences, self._hidden = room, sequences, norm.numel()
-        self._kept: list[object] = [layers, norm, head, cosines, sines]  # alive as long as their addresses are used
+        # Alive as long as their addresses are used.
+        self._kept: list[object] = [layers, norm, head, cosines, sines, keys, values]
         for name, tensor, least in (("cosines", cosines, room * dim), ("sines", sines, room * dim), ("norm", norm, 1)):
             check(name, tensor, torch.float32, least)
         self._vocabulary, made = self._linear(head)
@@ -65,13 +67,13 @@ class Decoder:
             norm.data_ptr(), made,
         )  # fmt: skip
         widths = (self._hidden, self._hidden, dim, dim)
-        for layer, keys, values in zip(layers, self.keys, self.values, strict=True):
+        for layer, layer_keys, layer_values in zip(layers, keys, values, strict=True):
             for weight, width in zip(layer.norms, widths, strict=True):
                 if weight is not None:
                     check("norm", weight, torch.float32, width)
             norms = [0 if weight is None else weight.data_ptr() for weight in layer.norms]
             linears = [self._linear(linear)[1] for linear in layer.linears]
-            self._decoder.add_layer(norms, linears, keys.data_ptr(), values.data_ptr())
+            self._decoder.add_layer(norms, linears, layer_keys.data_ptr(), layer_values.data_ptr())
 
     def step(self, x: Tensor, sequences: Tensor, positions: Tensor) -> Tensor:
         """One token more: of x (tokens, hidden), what the vocabulary's embedding gives, → logits (tokens, vocabulary).

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from veneer.errors import ModelError
 from veneer.frozen.weight import frozen_weight
 from veneer.updates.product import Factors, adapted_product
+from veneer.updates.rows import Names, RowAdapters
 
 
 class LowRank(nn.Module, ABC):
@@ -130,7 +133,10 @@ class NewRows(nn.Module):
 
 
 class Adapted(nn.Module):
-    """A base module and its named updates, of which ``active`` are in force."""
+    """A base module and its named updates, of which ``active`` are in force; or, in a pass whose rows have adapters of
+    their own, those that ``rows`` names."""
+
+    rows: RowAdapters | None = None  # given for one pass, by `row_adapters`
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
@@ -148,23 +154,35 @@ class Adapted(nn.Module):
     def bias(self) -> Tensor | None:
         return cast("Tensor | None", self.base.bias)
 
-    def in_force(self) -> list[nn.Module]:
-        return [self.updates[name] for name in self.active if name in self.updates]
+    def in_force(self, names: Names | None = None) -> list[nn.Module]:
+        """The updates that these adapters have here, by default the active ones."""
+        return [self.updates[name] for name in (self.active if names is None else names) if name in self.updates]
+
+    def by_rows(self, shape: torch.Size, device: torch.device) -> list[tuple[nn.Module, Tensor | None]]:
+        """The updates of a pass over vectors of ``shape``, each with the places in it, flattened, or None for all."""
+        if self.rows is None:
+            return [(update, None) for update in self.in_force()]
+        places = self.rows.places(shape, device)
+        return [(update, rows) for names, rows in places for update in self.in_force(names)]
 
 
 class AdaptedLinear(Adapted):
     """y = W0 x + b + Σ s · B A x over nn.Linear, GPT-2's Conv1D or a quantised linear layer."""
 
     def forward(self, x: Tensor) -> Tensor:
-        updates = self.in_force()
-        low_rank = [update.factors() for update in updates if isinstance(update, LowRank) and update.rank]
+        updates = self.by_rows(x.shape[:-1], x.device)
+        low_rank = [
+            update.factors()._replace(rows=rows)
+            for update, rows in updates
+            if isinstance(update, LowRank) and update.rank
+        ]
         if low_rank:
             y = adapted_product(x, frozen_weight(self.base), self.bias, low_rank)
         else:
             y = self.base(x)
-        for update in updates:
+        for update, rows in updates:
             if isinstance(update, NewRows):
-                y = update.put_logits(x, y, self.weight)
+                y = _at(rows, update.put_logits, x, y, self.weight)
         return y
 
 
@@ -175,22 +193,34 @@ class AdaptedEmbedding(Adapted):
         h: Tensor = self.base(tokens)
         # Gemma's embedding multiplies what it looks up; an update of the matrix is multiplied with it.
         factor = embedding_factor(self.base)
-        for update in self.in_force():
+        for update, rows in self.by_rows(tokens.shape, tokens.device):
             if isinstance(update, NewRows):
-                h = update.embed(tokens, h, factor)
+                h = _at(rows, update.embed, tokens, h, factor)
             elif isinstance(update, LowRank):
-                A, B, scale, dropout, _ = update.factors()
-                low = F.dropout(F.embedding(tokens, A.t()), dropout)
-                h = h + ((low @ B.t()) * (scale * factor)).to(h.dtype)
+                h = _at(rows, _add_looked_up, tokens, h, factor, update.factors())
         return h
+
+
+def _add_looked_up(tokens: Tensor, h: Tensor, factor: float, factors: Factors) -> Tensor:
+    low = F.dropout(F.embedding(tokens, factors.A.t()), factors.dropout)
+    return h + ((low @ factors.B.t()) * (factors.scale * factor)).to(h.dtype)
+
+
+def _at(places: Tensor | None, change: Callable[..., Tensor], x: Tensor, y: Tensor, *more: Any) -> Tensor:
+    """y (…, out) with ``change(x, y, *more)`` at these places, flattened; None: all. x is what the layer is given."""
+    if places is None:
+        return change(x, y, *more)
+    flat = y.flatten(0, -2)
+    given = x.reshape(len(flat), *x.shape[y.dim() - 1 :])  # vectors, or tokens
+    return flat.index_copy(0, places, change(given[places], flat[places], *more)).view_as(y)
 
 
 class Replaced(Adapted):
     """A module trained whole: each adapter has its own copy of it, and the base stays as it was."""
 
-    def copy(self) -> nn.Module:
-        """The copy in force, or the base."""
-        copies = self.in_force()  # one at most: `activate` refuses more
+    def copy(self, names: Names | None = None) -> nn.Module:
+        """The copy that these adapters have, by default the active ones, or the base."""
+        copies = self.in_force(names)  # one at most: `activate` refuses more
         return copies[0] if copies else self.base
 
     @property
@@ -202,7 +232,22 @@ class Replaced(Adapted):
         return cast("Tensor | None", self.copy().bias)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.copy()(*args, **kwargs)
+        if self.rows is None:
+            return self.copy()(*args, **kwargs)
+        groups = self.rows.groups()
+        if len({id(self.copy(names)) for names in groups}) == 1:
+            return self.copy(next(iter(groups)))(*args, **kwargs)
+        x, *more = *args, *kwargs.values()
+        if more or not isinstance(x, Tensor) or x.dim() < 2 or len(x) != len(self.rows.names):
+            raise ModelError(
+                f"A {type(self.base).__name__} of this model is trained whole and takes more than a batch of vectors, "
+                f"so it cannot compute each row with its own adapter; generate with one adapter at a time."
+            )
+        parts = [(rows, self.copy(names)(x[rows])) for names, rows in groups.items()]
+        y = parts[0][1].new_empty(len(x), *parts[0][1].shape[1:])
+        for rows, part in parts:
+            y = y.index_copy(0, torch.tensor(rows, device=y.device), part)
+        return y
 
 
 def training_dtype(weight: Tensor) -> torch.dtype:

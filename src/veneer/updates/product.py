@@ -27,11 +27,12 @@ class Factors(NamedTuple):
     scale: float
     dropout: float = 0.0  # probability; 0 when not training
     lam: Tensor | None = None  # (rank, 1): each row of A times its own number
+    rows: Tensor | None = None  # which rows of the flattened x (n, in) it is for, each once, int64; None: all
 
 
 def adapted_product(x: Tensor, frozen: FrozenWeight, bias: Tensor | None, updates: list[Factors]) -> Tensor:
     """x (…, in) → x W0ᵀ + b + Σ s · (dropout(x) Aᵀ) Bᵀ, (…, out), in x's type; differentiable in x and in every A, B
-    and λ.
+    and λ. Updates that name ``rows`` are added to these alone, so rows of one batch may have different adapters.
 
     Neither W0 nor b gets a gradient. Dropout draws one seed from torch's CPU generator for each update, so a run
     whose random state is restored drops the same elements, and checkpointed layers drop them again in the same way.
@@ -42,7 +43,7 @@ def adapted_product(x: Tensor, frozen: FrozenWeight, bias: Tensor | None, update
         with torch.autocast(device, enabled=False):
             return adapted_product(x.to(torch.get_autocast_dtype(device)), frozen, bias, updates)
     seeds = [_seed() if update.dropout else 0 for update in updates]
-    recipe = [(update.scale, update.dropout, seed) for update, seed in zip(updates, seeds, strict=True)]
+    recipe = [(update.scale, update.dropout, seed, update.rows) for update, seed in zip(updates, seeds, strict=True)]
     flat = [factor for update in updates for factor in (update.A, update.B, update.lam)]
     y: Tensor = _AdaptedProduct.apply(  # type: ignore[no-untyped-call]
         x.reshape(-1, x.shape[-1]), frozen, bias, recipe, *flat
@@ -57,6 +58,20 @@ def _seed() -> int:
 def _dropped(x: Tensor, probability: float, seed: int) -> Tensor:
     """x with a share of its elements zeroed and the rest scaled up; the same ones for the same seed."""
     return _mask(x, probability, seed).mul_(x)
+
+
+def _inputs(x: Tensor, rows: Tensor | None, dropout: float, seed: int) -> Tensor:
+    """What an update multiplies: its rows of x, dropped."""
+    inputs = x if rows is None else x[rows]
+    return _dropped(inputs, dropout, seed) if dropout else inputs
+
+
+def _join(total: Tensor, part: Tensor, rows: Tensor | None, mask: Tensor | None) -> None:
+    """Add an update's part of the input's gradient, times ``mask``, to these rows of the total, or to all."""
+    if rows is not None:
+        total.index_add_(0, rows, part if mask is None else part.mul_(mask))
+    elif mask is not None:
+        total.addcmul_(part, mask)
 
 
 def _mask(like: Tensor, probability: float, seed: int) -> Tensor:
@@ -79,16 +94,19 @@ class _AdaptedProduct(torch.autograd.Function):
         x: Tensor,
         frozen: FrozenWeight,
         bias: Tensor | None,
-        recipe: list[tuple[float, float, int]],
+        recipe: list[tuple[float, float, int, Tensor | None]],
         *flat: Tensor | None,
     ) -> Tensor:
         y = frozen.product(x, bias)
         lows = []
-        for (scale, dropout, seed), A, B, lam in zip(recipe, flat[::3], flat[1::3], flat[2::3], strict=True):
+        for (scale, dropout, seed, rows), A, B, lam in zip(recipe, flat[::3], flat[1::3], flat[2::3], strict=True):
             assert A is not None
             assert B is not None
-            inputs = _dropped(x, dropout, seed) if dropout else x
-            lows.append(update_product(inputs, _scaled(A, lam), B, scale, y))
+            inputs = _inputs(x, rows, dropout, seed)
+            into = y if rows is None else y[rows]
+            lows.append(update_product(inputs, _scaled(A, lam), B, scale, into))
+            if rows is not None:
+                y[rows] = into
         ctx.frozen, ctx.recipe = frozen, recipe
         ctx.save_for_backward(x, *lows, *flat)
         return y
@@ -102,20 +120,23 @@ class _AdaptedProduct(torch.autograd.Function):
         grad_x = ctx.frozen.product_transposed(grad) if ctx.needs_input_grad[0] else None
         grads: list[Tensor | None] = []
         wanted = ctx.needs_input_grad[4:]
-        for i, ((scale, dropout, seed), low) in enumerate(zip(ctx.recipe, lows, strict=True)):
+        for i, ((scale, dropout, seed, rows), low) in enumerate(zip(ctx.recipe, lows, strict=True)):
             A, B, lam = flat[3 * i : 3 * i + 3]
             scaled = _scaled(A, lam)
-            inputs = _dropped(x, dropout, seed) if dropout else x
+            inputs = _inputs(x, rows, dropout, seed)
+            grad_y = grad if rows is None else grad[rows]
             wants_A, wants_B, wants_lam = wanted[3 * i : 3 * i + 3]
-            # A dropped input's gradient is masked before it joins the others.
-            into = torch.zeros_like(x) if dropout and grad_x is not None else grad_x
+            # The gradient of a dropped input is masked, and that of some rows put in their places, before it joins the
+            # others.
+            apart = dropout or rows is not None
+            into = torch.zeros_like(inputs) if apart and grad_x is not None else grad_x
             grad_A = grad_B = None
             if wants_A or wants_B or wants_lam:
-                grad_A, grad_B = update_product_backward(grad, inputs, low, scaled, B, scale, into)
+                grad_A, grad_B = update_product_backward(grad_y, inputs, low, scaled, B, scale, into)
             elif into is not None:  # a frozen update, which hands gradients on: grad · B · A
-                update_product(grad, B.t(), scaled.t(), scale, into)
-            if grad_x is not None and into is not None and dropout:
-                grad_x.addcmul_(into, _mask(x, dropout, seed))
+                update_product(grad_y, B.t(), scaled.t(), scale, into)
+            if grad_x is not None and into is not None and apart:
+                _join(grad_x, into, rows, _mask(inputs, dropout, seed) if dropout else None)
             # Of λ ∘ A so far: row i of λ gets its product with A's, and A's is λ's share of it.
             grad_lam = (grad_A * A).sum(1, keepdim=True).to(lam.dtype) if grad_A is not None and wants_lam else None
             grads += [_scaled(grad_A, lam) if grad_A is not None and wants_A else None]

@@ -12,11 +12,8 @@ from veneer.arguments import refuse_no_model, refuse_no_name
 from veneer.errors import TargetError, did_you_mean
 from veneer.updates.allocator import Allocator
 from veneer.updates.config import AdaLoRA, LoRA
-from veneer.updates.layers import (
-    Adapted,
-    LowRank,
-    Replaced,
-)
+from veneer.updates.layers import Adapted, LowRank, Replaced
+from veneer.updates.rows import Names, RowAdapters
 
 RECORD = "_veneer_adapters"
 
@@ -98,6 +95,24 @@ def disabled(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         activate(model, *active)
+
+
+@contextmanager
+def row_adapters(model: nn.Module, names: list[Names], width: int) -> Iterator[None]:
+    """Inside, row i of a pass through ``model`` is computed with the adapters ``names[i]`` (none: the base), whichever
+    are active; each row has ``width`` tokens. The layers of this model alone know of it.
+
+    A pass raises ModelError where a layer mixes rows that differ in their adapters, as experts do.
+    """
+    layers = adapted(model).values()
+    rows = RowAdapters(names, width)
+    for layer in layers:
+        layer.rows = rows
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.rows = None
 
 
 def put(model: nn.Module, path: str, module: nn.Module, holders: Holders | None = None) -> None:

@@ -13,9 +13,9 @@ from tokens import tokenizer
 from veneer.data.labels import Renderer
 from veneer.frozen.layers import quantise_linear_layers
 from veneer.generation import decoder as module
-from veneer.generation import generate as generation
 from veneer.generation.decoder import Decoder, Unsupported
 from veneer.generation.generate import continuations
+from veneer.generation.stream import pieces
 from veneer.kernels.backends import backend_of, cpu, serve
 from veneer.kernels.extension import VARIANTS
 
@@ -191,36 +191,22 @@ def test_generate_says_the_same_by_either_way(monkeypatch):
     model = tf.LlamaForCausalLM(config).eval()
     renderer = Renderer(made)
     prompts = [renderer.encode(text) for text in ("one", "a longer question, with a comma", "x")]
-    told: list[list[str]] = [[], []]
+    streamed: list[list[str]] = []
     texts = []
     for way in (0, 1):
         if way:
-            monkeypatch.setattr(generation, "Decoder", _refusing)
+            monkeypatch.setattr(module, "Decoder", _refusing)
         texts.append(continuations(model, renderer, prompts, max_new_tokens=20))
-        texts[-1] += continuations(model, renderer, prompts[:1], max_new_tokens=20, on_text=told[way].append)
+        streamed.append(list(pieces(model, renderer, prompts[0], max_new_tokens=20)))
         texts[-1] += continuations(model, renderer, prompts[:1], max_new_tokens=20, temperature=0.7, seed=4)
     assert texts[0] == texts[1]
     assert len(set(texts[0])) >= 4
-    assert told[0] == told[1]
-    assert "".join(told[0]) == texts[0][3]
+    assert streamed[0] == streamed[1]
+    assert "".join(streamed[0]) == texts[0][0]
 
 
 def _refusing(*_):
     raise Unsupported
-
-
-def test_the_public_function_takes_texts():
-    made = tokenizer()
-    torch.manual_seed(1)
-    config = tf.LlamaConfig(
-        vocab_size=len(made), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4
-    )
-    model = tf.LlamaForCausalLM(config).eval()
-    texts = veneer.generate(model, made, ["one", "a longer question"], max_new_tokens=5)
-    ids = [Renderer(made).encode(text) for text in ("one", "a longer question")]
-    assert texts == continuations(model, Renderer(made), ids, max_new_tokens=5)
-    with pytest.raises(veneer.VeneerError, match="A prompt is empty"):
-        veneer.generate(model, made, ["one", ""])
 
 
 def test_the_extension_is_not_given_what_does_not_fit():
@@ -232,4 +218,4 @@ def test_the_extension_is_not_given_what_does_not_fit():
         with pytest.raises(ValueError, match="positions are 0 up to 7, not 7 to 8"):
             decoder.step([1, 1], [0, 1])
         with pytest.raises(ValueError, match="sequences are 0 up to 1, not 0 to 2"):
-            decoder._decoder.step(torch.zeros(2, 64), torch.tensor([0, 2]), torch.tensor([0, 0]))
+            decoder._of(None).step(torch.zeros(2, 64), torch.tensor([0, 2]), torch.tensor([0, 0]))

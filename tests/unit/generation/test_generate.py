@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import transformers as tf
@@ -11,7 +13,8 @@ import veneer
 from tokens import tokenizer
 from veneer.data.formats import Example
 from veneer.data.labels import Renderer
-from veneer.generation.generate import Told, answer_of, continuations, exact_matches
+from veneer.generation.generate import answer_of, continuations, exact_matches
+from veneer.generation.stream import Text, pieces
 from veneer.training.batches import collate
 
 pytestmark = pytest.mark.unit
@@ -56,6 +59,18 @@ def test_sampling_is_a_function_of_the_seed_and_leaves_the_random_state_alone(pa
     assert sample(1) != continuations(model, renderer, _ids(renderer), max_new_tokens=12)
 
 
+def test_the_same_prompt_and_seed_give_the_same_text_whatever_else_is_in_the_list(parts):
+    model, renderer = parts
+    ids = _ids(renderer)
+
+    def sample(prompts):
+        return continuations(model, renderer, prompts, max_new_tokens=12, temperature=1.5, seed=1)
+
+    alone = [sample([prompt])[0] for prompt in ids]
+    assert sample(ids) == alone
+    assert sample([*ids[::-1], ids[0]]) == [*alone[::-1], alone[0]]
+
+
 def test_an_encoder_decoder_begins_an_answer_of_its_own():
     made = tokenizer()
     with torch.random.fork_rng():
@@ -68,27 +83,90 @@ def test_an_encoder_decoder_begins_an_answer_of_its_own():
     renderer = Renderer(made, seq2seq=True)
     ids = renderer.prompt(Example("d", prompt="one", answer="a"))
     out = model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)
-    assert continuations(model, renderer, [ids], max_new_tokens=6) == [made.decode(out[0], skip_special_tokens=True)]
+    wanted = made.decode(out[0, 1:], skip_special_tokens=True)  # its start token is no part of what it says
+    assert continuations(model, renderer, [ids, ids], max_new_tokens=6) == [wanted, wanted]
+    assert "".join(pieces(model, renderer, ids, max_new_tokens=6)) == wanted
+    sampled = [continuations(model, renderer, [ids] * n, max_new_tokens=6, temperature=2.0, seed=3) for n in (1, 2)]
+    assert sampled[1] == sampled[0] * 2
+    assert sampled[0] != [wanted]
 
 
-def test_text_is_told_as_it_comes(parts):
+def test_a_stream_is_the_text_piece_by_piece(parts):
     model, renderer = parts
-    told = []
-    (text,) = continuations(model, renderer, [renderer.encode("one")], max_new_tokens=12, on_text=told.append)
-    assert "".join(told) == text
-    assert len([piece for piece in told if piece]) > 1
+    ids = renderer.encode("one")
+    streamed = list(pieces(model, renderer, ids, max_new_tokens=12))
+    assert ["".join(streamed)] == continuations(model, renderer, [ids], max_new_tokens=12)
+    assert len(streamed) > 1
 
 
-def test_a_character_of_several_tokens_is_told_when_it_is_whole():
-    made, said = tokenizer(), []
-    told = Told(made, said.append)
-    for token in made("aé€b").input_ids:
-        told.put(torch.tensor([token]))
-    assert said == ["a", "é", "€", "b"]
-    told.put(torch.tensor([made("é").input_ids[0]]))
-    assert said[4:] == []
-    told.end()
-    assert said[4:] == ["\ufffd"], "what remains half is told at the end"
+def test_a_character_of_several_tokens_comes_when_it_is_whole():
+    made = tokenizer()
+    text = Text(made)
+    assert [piece for token in made("aé€b").input_ids if (piece := text.put(token))] == ["a", "é", "€", "b"]
+    assert text.put(made("é").input_ids[0]) == ""
+    assert text.end() == "\ufffd", "what remains half comes at the end"
+
+
+def test_a_text_is_one_answer_and_a_list_a_list(parts):
+    model, renderer = parts
+    wanted = continuations(model, renderer, _ids(renderer), max_new_tokens=5)
+    made = renderer.tokenizer
+    assert veneer.generate(model, made, PROMPTS, max_new_tokens=5) == wanted
+    assert veneer.generate(model, made, PROMPTS[0], max_new_tokens=5) == wanted[0]
+    assert "".join(veneer.stream(model, made, PROMPTS[0], max_new_tokens=5)) == wanted[0]
+    assert veneer.generate(model, made, []) == []
+
+
+def test_a_conversation_goes_into_the_chat_template(parts):
+    model, renderer = parts
+    talks = [[{"role": "user", "content": text}] for text in ("hi", "and now?")]
+    ids = [renderer.encode(f"<|user|>{text}<|end|>\n<|assistant|>") for text in ("hi", "and now?")]
+    wanted = continuations(model, renderer, ids, max_new_tokens=5)
+    made = renderer.tokenizer
+    assert veneer.generate(model, made, talks, max_new_tokens=5) == wanted
+    assert veneer.generate(model, made, talks[0], max_new_tokens=5) == wanted[0]
+    assert veneer.generate(model, made, [talks[0], "one"], max_new_tokens=5)[0] == wanted[0]
+    assert "".join(veneer.stream(model, made, talks[1], max_new_tokens=5)) == wanted[1]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ("", "A prompt is empty: there is nothing to go on from."),
+        (["one", ""], "A prompt is empty: there is nothing to go on from."),
+        ([[]], "A prompt is empty: there is nothing to go on from."),
+        (3, "A prompt is a text, a list of messages, or a list of these; 3 is a int."),
+        ({"role": "user"}, "A prompt is a text, a list of messages, or a list of these; {'role': 'user'} is a dict."),
+        (["one", 3], "A prompt is a text or a list of messages; 3 is a int."),
+        ([{"role": "user"}], "The message {'role': 'user'} is not an object with role and content (text)."),
+        ([{"role": "user", "content": 1}], "The message {'role': 'user', 'content': 1} is not an object with role and "
+                                           "content (text)."),
+        ([["one"]], "The message 'one' is not an object with role and content (text)."),
+    ],
+)  # fmt: skip
+def test_what_is_no_prompt_is_a_sentence(parts, prompts, message):
+    model, renderer = parts
+    with pytest.raises(veneer.VeneerError, match=f"^{re.escape(message)}$"):
+        veneer.generate(model, renderer.tokenizer, prompts)
+
+
+def test_other_wrong_arguments_are_sentences(parts, tiny_encoder):
+    model, made = parts[0], parts[1].tokenizer
+    for arguments, options, message in (
+        (("folder", made, "x"), {}, "The model is a str; generate takes the one that veneer.load gives."),
+        ((model, "folder", "x"), {}, "The tokenizer is a str; generate takes the one that veneer.load gives."),
+        ((model, made, "x"), {"max_new_tokens": 0}, "GenerateOptions: max_new_tokens = 0 is not valid: "),
+        ((model, made, "x"), {"temperature": "hot"}, "GenerateOptions: temperature = 'hot' is not valid: "),
+        ((tf.BertModel.from_pretrained(tiny_encoder), made, "x"), {}, "A BertModel has no head that generates text"),
+    ):
+        for function in (veneer.generate, veneer.stream):
+            with pytest.raises(veneer.VeneerError, match=f"^{re.escape(message)}"):
+                function(*arguments, **options)
+    with pytest.raises(veneer.VeneerError, match=r"^stream answers one prompt, a text or a list of messages; "):
+        veneer.stream(model, made, ["one", "two"])
+    plain = tokenizer(chat=None)
+    with pytest.raises(veneer.VeneerError, match="has no chat template"):
+        veneer.generate(model, plain, [{"role": "user", "content": "hi"}])
 
 
 def test_exact_matches(tiny_folder):

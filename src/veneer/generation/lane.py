@@ -1,0 +1,42 @@
+"""What a session generates, and what a way to generate it must offer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from veneer.generation.sampling import Sampler
+from veneer.updates.rows import Names
+
+
+@dataclass(eq=False)
+class Continuation:
+    """A prompt (token ids) and what has been generated after it."""
+
+    key: int
+    prompt: list[int]
+    adapters: Names  # that it is generated with; none: the base
+    limit: int  # tokens to generate at most
+    sampler: Sampler
+    tokens: list[int] = field(default_factory=list)
+
+
+class Lane(Protocol):
+    """A way to generate: it has its own sequences, which join and leave while others go on."""
+
+    def add(self, continuation: Continuation) -> None:
+        """Take it over; it gets its first token in the next step."""
+
+    def step(self) -> list[tuple[Continuation, int]]:
+        """One token more for each; those that have begun go on from their last token."""
+
+    def drop(self, continuations: list[Continuation]) -> None:
+        """Free what is kept of these."""
+
+
+def by_adapters(continuations: list[Continuation]) -> dict[Names, list[Continuation]]:
+    """Adapters → those that are generated with them, in order."""
+    groups: dict[Names, list[Continuation]] = {}
+    for continuation in continuations:
+        groups.setdefault(continuation.adapters, []).append(continuation)
+    return groups

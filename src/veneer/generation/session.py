@@ -1,0 +1,148 @@
+"""Generation as a session: sequences join and leave while others go on, each with an adapter of its own."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, Literal, NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from veneer.data.labels import Renderer
+from veneer.errors import DataError, ModelError
+from veneer.generation.batched import BatchedLane, WholeLane, has_steps
+from veneer.generation.decoder import DecoderLane, Unsupported
+from veneer.generation.lane import Continuation, Lane
+from veneer.generation.sampling import Sampler
+from veneer.updates.record import adapters_of, refuse_merged, refuse_unknown
+from veneer.updates.rows import Names
+
+
+class Adapter(Enum):
+    """Which adapters a sequence is generated with, where it names none."""
+
+    ACTIVE = "active"
+
+
+class Added(NamedTuple):
+    """What a step added to a sequence."""
+
+    key: int
+    token: int
+    ended: bool  # by this token, an end token or the last of its limit
+
+
+class Session:
+    """Text of ``model`` after any number of prompts, a token a step.
+
+    Models of Llama's kind go on by the C++ kernels, one call a step for all sequences that have the same adapters; any
+    other model by its own forward pass over all of them, whatever their adapters, and encoder-decoders by transformers'
+    generate, whole answers at once. The model and its adapters are not changed as long as there are sequences; but
+    others of its adapters may be activated.
+
+    Example:
+        >>> session = Session(model, renderer)
+        >>> key = session.add(renderer.encode("The capital of France is"), max_new_tokens=8)
+        >>> tokens = []
+        >>> while session.keys():
+        ...     tokens += [added.token for added in session.step() if added.key == key]
+    """
+
+    def __init__(self, model: Any, renderer: Renderer) -> None:
+        known = getattr(model.generation_config, "eos_token_id", None)
+        self._ends = {*renderer.ends(), *(known if isinstance(known, list) else [] if known is None else [known])}
+        self._model, self._renderer = model, renderer
+        self._live: dict[int, tuple[Continuation, Lane]] = {}
+        self._next = 0
+        self._decoder = DecoderLane(model)
+        self._other: Lane = (
+            BatchedLane(model, renderer.pad) if has_steps(model) else WholeLane(model, renderer, self._ends)
+        )
+
+    def add(
+        self, prompt: list[int], *, adapter: str | Literal[Adapter.ACTIVE] | None = Adapter.ACTIVE,
+        max_new_tokens: int = 64, temperature: float = 0.0, seed: int = 0,
+    ) -> int:  # fmt: skip
+        """Begin a sequence after ``prompt`` (token ids) and return its key; it gets its first token in the next step.
+
+        ``adapter``: the name of one, None for the base, by default those that are active now. ``temperature``: 0 is
+        greedy; else tokens are drawn from a generator of this ``seed``, for this sequence alone. Raises DataError for a
+        prompt that is empty or fills the model's positions, TargetError for an adapter that is not attached.
+        """
+        adapters = self._adapters(adapter)
+        limit = min(max_new_tokens, self._positions_after(prompt))
+        new = Continuation(self._next, prompt, adapters, limit, Sampler(temperature, seed))
+        lane: Lane = self._decoder
+        try:
+            lane.add(new)
+        except Unsupported:
+            lane = self._other
+            lane.add(new)
+        self._live[new.key] = new, lane
+        self._next += 1
+        return new.key
+
+    @torch.no_grad()
+    def step(self) -> list[Added]:
+        """One token more in each sequence, in the order in which they were added; those that ended leave."""
+        added = []
+        for lane in (self._decoder, self._other):
+            ended = []
+            for continuation, token in lane.step():
+                continuation.tokens.append(token)
+                ends = token in self._ends or len(continuation.tokens) == continuation.limit
+                ended += [continuation] if ends else []
+                added.append(Added(continuation.key, token, ends))
+            self._leave(ended, lane)
+        return sorted(added)
+
+    def drop(self, key: int) -> None:
+        """End a sequence before it ends itself; one that has ended is gone already. Raises KeyError for a key that
+        `add` has not given."""
+        if not 0 <= key < self._next:
+            raise KeyError(key)
+        if key in self._live:
+            continuation, lane = self._live[key]
+            self._leave([continuation], lane)
+
+    def keys(self) -> list[int]:
+        """The sequences that go on, in the order in which they were added."""
+        return list(self._live)
+
+    def _leave(self, continuations: list[Continuation], lane: Lane) -> None:
+        if continuations:
+            lane.drop(continuations)
+        for continuation in continuations:
+            del self._live[continuation.key]
+
+    def _adapters(self, adapter: str | Literal[Adapter.ACTIVE] | None) -> Names:
+        record = adapters_of(self._model)
+        if adapter is Adapter.ACTIVE:
+            return record.active
+        refuse_merged(record, "choose the adapter of a sequence")
+        if adapter is None:
+            return ()
+        refuse_unknown(record, adapter)
+        return (adapter,)
+
+    def _positions_after(self, prompt: list[int]) -> int:
+        """How many tokens can follow a prompt."""
+        if not prompt:
+            raise DataError("A prompt is empty: there is nothing to go on from.")
+        positions = getattr(self._model.config, "max_position_embeddings", None)
+        if not isinstance(positions, int) or positions <= 0:
+            return 2**62
+        start = 0 if self._renderer.seq2seq else len(prompt)
+        if len(prompt) > positions or start == positions:
+            raise DataError(
+                f"A prompt has {len(prompt)} tokens, but the model positions for {positions}: nothing can follow."
+            )
+        return positions - start
+
+
+def refuse_no_generator(model: Any) -> None:
+    """Raises ModelError for what is no model, or one that says nothing."""
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(f"The model is a {type(model).__name__}; generate takes the one that veneer.load gives.")
+    if not model.can_generate():
+        raise ModelError(f"A {type(model).__name__} has no head that generates text; load a causal language model.")
