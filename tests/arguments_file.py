@@ -44,7 +44,7 @@ def text_of(kind: Any) -> str:
         return " | ".join(text_of(part) for part in get_args(kind))
     if get_origin(kind) is list:
         (item,) = get_args(kind)
-        return f"{item.__name__} | list[{item.__name__}]"
+        return f"{text_of(item)} | list[{text_of(item)}]"
     if kind is type(None):
         return "None"
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)

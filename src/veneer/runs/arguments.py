@@ -133,6 +133,8 @@ class TrainArguments(Needed, total=False):
     """Steps between checkpoints, from which a run resumes."""
     keep_checkpoints: int
     """Latest checkpoints that are kept."""
+    log_to: Literal["mlflow", "wandb"] | list[Literal["mlflow", "wandb"]]
+    """Also log to these: mlflow, wandb; each an extra to install (veneer[wandb])."""
     seed: int
     """Seed of the split, the order of rows, the initial values and dropout."""
 
@@ -305,6 +307,8 @@ class PlanArguments(TypedDict, total=False):
     """Steps between checkpoints, from which a run resumes."""
     keep_checkpoints: int
     """Latest checkpoints that are kept."""
+    log_to: Literal["mlflow", "wandb"] | list[Literal["mlflow", "wandb"]]
+    """Also log to these: mlflow, wandb; each an extra to install (veneer[wandb])."""
     seed: int
     """Seed of the split, the order of rows, the initial values and dropout."""
     device: Literal["cpu", "cuda"]

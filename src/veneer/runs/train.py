@@ -36,6 +36,7 @@ from veneer.training.metrics import Metrics
 from veneer.training.progress import RunProgress
 from veneer.training.recompute import recomputed
 from veneer.training.state import State
+from veneer.training.trackers import refuse_missing, trackers
 from veneer.updates.base_file import save_base
 from veneer.updates.record import adapters_of
 
@@ -97,6 +98,7 @@ def train(
             options["model"] = str(model)
         options, given = take_given(options)
         config = TrainConfig(**options)
+    refuse_missing(config)
     folder = RunFolder(config.output)
     check_writable(folder.path)
     with folder.held():
@@ -131,6 +133,7 @@ def resume(
                 f"{did_you_mean(name, RESUMABLE)}"
             )
     config = run.config(**over)
+    refuse_missing(config)
     check_writable(run.path)
     with run.held():
         run.tidy()
@@ -200,6 +203,7 @@ def _take_steps(
         recomputed(model, again),
         fused_passes(model),
         begun.loss.attention(),
+        trackers(config) as tracked,
     ):
         _introduce(progress, begun, state)
         callbacks: list[Callback] = [progress]
@@ -210,7 +214,7 @@ def _take_steps(
         run = Run(
             config, folder.path, folder.checkpoints, folder.best, model, begun.loss, begun.batches,
             begun.held_out if watchers.on_the_way else [], begun.optimizer, begun.total, metrics, stop,
-            begun.allocator, [*callbacks, *watchers.callbacks],
+            begun.allocator, [*callbacks, *tracked, *watchers.callbacks],
         )  # fmt: skip
         if not finished(run, state):
             train_loop(run, state)
