@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from veneer.device import device_of, peak_memory
 from veneer.files import atomic_folder
+from veneer.notebook import html_table
 from veneer.runs.begin import Begun
 from veneer.runs.folder import RunFolder
 from veneer.training.own_weights import restore_trained, write_model
@@ -49,8 +49,7 @@ class Result:
         return f"Result({str(self.folder)!r}: {', '.join(f'{name} {value}' for name, value in self._facts().items())})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{name}</td><td>{escape(value)}</td></tr>" for name, value in self._facts().items())
-        return f"<table><caption>{escape(str(self.folder))}</caption>{rows}</table>"
+        return html_table(("", str(self.folder)), self._facts().items(), "A finished run")
 
 
 def finish(begun: Begun, state: State) -> None:
