@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from veneer.frozen.weight import frozen_weight
+from veneer.kernels.dense import Multiply
 from veneer.updates.product import Factors, adapted_product
 
 
@@ -153,13 +154,17 @@ class Adapted(nn.Module):
 
 
 class AdaptedLinear(Adapted):
-    """y = W0 x + b + Σ s · B A x over nn.Linear, GPT-2's Conv1D or a quantised linear layer."""
+    """y = W0 x + b + Σ s · B A x over nn.Linear, GPT-2's Conv1D or a quantised linear layer.
 
-    def forward(self, x: Tensor) -> Tensor:
+    ``multiply``: the product by a W0 in x's own type beside updates; nn.Linear's own by default, and the training
+    loop's, of other last bits, while it trains this layer.
+    """
+
+    def forward(self, x: Tensor, multiply: Multiply = F.linear) -> Tensor:
         updates = self.in_force()
         low_rank = [update.factors() for update in updates if isinstance(update, LowRank) and update.rank]
         if low_rank:
-            y = adapted_product(x, frozen_weight(self.base), self.bias, low_rank)
+            y = adapted_product(x, frozen_weight(self.base, multiply), self.bias, low_rank)
         else:
             y = self.base(x)
         for update in updates:
