@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test coverage lint bench bench-rows study study-adalora test-sanitize test-neon
+.PHONY: demo test coverage lint bench bench-rows study study-adalora site docs-options \
+	test-sanitize test-neon
 
 # make demo STORAGE=nf4: over a base in 4 bits.
 STORAGE ?= fp32
@@ -76,6 +77,14 @@ $(FILMS): | $(READY)
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: -d build/films \
 		vaderSentiment==3.3.2
 	tar -xzf build/films/vader*3.3.2.tar.gz -C build/films --wildcards --strip-components=2 '*/hutto_ICWSM_2014.tar.gz'
+
+# The pages of docs/ as a site, in build/site. A link that leads nowhere is an error.
+site: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# docs/options.md, from the fields that declare the options.
+docs-options: $(READY)
+	$(BIN)/python docs/options.py
 
 # The C++ kernels built with AddressSanitizer, in an environment that borrows the packages of the usual one, and their
 # tests. Python itself never frees everything, so leaks are not looked for; torch throws before the extension brings

@@ -163,8 +163,8 @@ def _foreseen(run: str, folder: str, machine: Any) -> Any:
 def _measure(folder: str, run: str) -> dict[str, Any]:
     """Trained as a person would, on rows of exactly the length; the number of layers recomputed is set."""
     from veneer.runs import memory as planned
+    from veneer.runs.folder import RunFolder
     from veneer.runs.measure import words
-    from veneer.training.metrics import read_metrics
 
     again, foreseen = RUNS[run][5], planned.foreseen
     planned._generous = lambda *_: math.inf  # the plan before the first step, where layers may be recomputed yet
@@ -179,7 +179,7 @@ def _measure(folder: str, run: str) -> dict[str, Any]:
         result = planned.train(
             **_options(run, folder), data=str(data), output=str(Path(place, "run")), held_out=0, check_memory=False
         )
-        steps = [record for record in read_metrics(result.folder) if "tokens_per_second" in record]
+        steps = [record for record in RunFolder(result.folder).metrics() if "tokens_per_second" in record]
         assert steps[0]["tokens"] == rows * length
         seconds = statistics.median(rows * length / record["tokens_per_second"] for record in steps[1:])
     return {"peak": peak_memory(), "seconds": seconds}

@@ -37,15 +37,15 @@ def main() -> None:
 def _measure(name: str) -> dict[str, int]:
     from rich.console import Console
 
+    from veneer.runs.folder import RunFolder
     from veneer.runs.memory import train
-    from veneer.training.metrics import read_metrics
 
     with tempfile.TemporaryDirectory() as place:
         result = train(
             model="smollm2-135m-instruct", data="bbc-topics", output=str(Path(place, "run")), steps=STEPS,
             evaluate_every=20, console=Console(file=io.StringIO()), **RUNS[name],
         )  # fmt: skip
-        peaks = [record["peak_memory"] for record in read_metrics(result.folder) if "peak_memory" in record]
+        peaks = [record["peak_memory"] for record in RunFolder(result.folder).metrics() if "peak_memory" in record]
         foreseen = json.loads((result.folder / "plan.json").read_text(encoding="utf-8"))["peak"]
     return {"first": peaks[0], "later": peaks[19], "last": peaks[-1], "foreseen": foreseen}
 

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from veneer.frozen.weight import int8_activations as int8_activations
     from veneer.generation.generate import generate as generate
     from veneer.models.load import load as load
-    from veneer.runs.memory import train as train
+    from veneer.runs.train import resume as resume
+    from veneer.runs.train import train as train
     from veneer.updates.adapter_file import save as save
     from veneer.updates.attach import attach as attach
     from veneer.updates.attach import remove as remove
@@ -41,7 +42,8 @@ _HOME = {
     "disabled": "veneer.updates.record",
     "remove": "veneer.updates.attach",
     "trainable": "veneer.updates.trainable",
-    "train": "veneer.runs.memory",
+    "train": "veneer.runs.train",
+    "resume": "veneer.runs.train",
     "generate": "veneer.generation.generate",
     "save": "veneer.updates.adapter_file",
     "save_base": "veneer.updates.base_file",
@@ -60,4 +62,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_HOME]
+    return [*__all__]

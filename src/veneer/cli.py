@@ -11,7 +11,7 @@ import click
 
 from veneer import __version__
 from veneer.commands.config import ExportOptions, InspectOptions, MergeOptions, QuantizeOptions
-from veneer.commands.flags import flags, given
+from veneer.commands.flags import Verb, flags, given
 from veneer.errors import ConfigError, VeneerError, did_you_mean
 from veneer.evaluation.config import EvaluateOptions
 from veneer.generation.config import GenerateOptions
@@ -26,6 +26,8 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 
 class _Verbs(click.Group):
     """The verbs in the order in which a person needs them, and the nearest one for a misspelt name."""
+
+    command_class = Verb
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -103,15 +105,17 @@ def train(run_yaml: Path | None, resume: Path | None, **options: Any) -> None:
     veneer train --resume runs/bbc
     """
 
-    from veneer.runs import memory
+    from veneer.kernels.heap import own_heap
+    from veneer.runs import train as runs
 
+    own_heap()
     if resume is not None:
         if run_yaml is not None:
             raise ConfigError("Give RUN.yaml or --resume RUN, not both: a resumed run has its own config.yaml.")
-        result = memory.resume(resume, **given(options))
+        result = runs.resume(resume, **given(options))
     else:
         values = {**(read_yaml(run_yaml) if run_yaml else {}), **given(options)}
-        result = memory.train(config=TrainConfig(**values))
+        result = runs.train(config=TrainConfig(**values))
     loss = "" if result.loss_after is None else f" Held-out loss {result.loss_before:.3f} → {result.loss_after:.3f}."
     written, folder = result.written, result.folder
     both = " --both" if written.name == "adapter" else ""

@@ -31,10 +31,12 @@ def demo(output: Path, console: Console, **options: Any) -> tuple[float, float]:
     from veneer.evaluation.compare import measure
     from veneer.generation.generate import answer_of, continuations
     from veneer.generation.likelihood import choices_of
-    from veneer.runs.memory import train
+    from veneer.kernels.heap import own_heap
     from veneer.runs.prepare import prepare
+    from veneer.runs.train import train
     from veneer.updates.record import disabled
 
+    own_heap()
     started = time.monotonic()
     config = TrainConfig(**{**_OPTIONS, "output": str(output), **options})
     _say(console, f"Loading {MODEL}, a real language model that comes inside a Python package, "

@@ -6,7 +6,13 @@ Every message is one clear sentence or two: what was wrong, where, and what to d
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+
+# Of a long list or mapping only the first items are formatted: the rows of a data set are many.
+_small = reprlib.Repr()
+_small.maxlist = _small.maxtuple = _small.maxset = _small.maxfrozenset = _small.maxdict = 8
+_small.maxstring = _small.maxother = _small.maxlong = 100
 
 
 class VeneerError(Exception):
@@ -17,6 +23,10 @@ class VeneerError(Exception):
 
 class ConfigError(VeneerError):
     """An option that does not exist or has a value that makes no sense."""
+
+
+class ArgumentError(VeneerError, TypeError):
+    """Something of another type than a function takes: a dict for options, a path for a model."""
 
 
 class TargetError(VeneerError):
@@ -41,6 +51,12 @@ class TrainingError(VeneerError):
 
 class DivergedError(TrainingError):
     """A run whose loss, gradient or weights are no longer finite."""
+
+
+def shown(value: object, longest: int = 100) -> str:
+    """``value`` as a refusal repeats it: its repr in one line, cut to about ``longest`` characters."""
+    text = " ".join(_small.repr(value).split())
+    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 def nearest(name: str, candidates: Iterable[str], count: int = 3) -> list[str]:

@@ -7,41 +7,159 @@ from there.
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from veneer.errors import ConfigError, did_you_mean
+from veneer.errors import ArgumentError, ConfigError, did_you_mean, shown
+
+# What peft, transformers, trl and mlx-lm call an option → what it is called here. Of several names, those that the
+# refusing class has are given.
+ELSEWHERE: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("r", "lora_r", "lora_rank"), ("rank", "initial_rank")),
+    **dict.fromkeys(("init_r", "initial_r"), ("initial_rank",)),
+    "target_r": ("target_rank",),
+    **dict.fromkeys(("lora_alpha", "lora_scale"), ("alpha",)),
+    "lora_dropout": ("dropout",),
+    **dict.fromkeys(("target_modules", "lora_target_modules", "lora_target"), ("targets",)),
+    "exclude_modules": ("exclude",),
+    **dict.fromkeys(("layers_to_transform", "lora_layers", "num_layers"), ("layers",)),
+    **dict.fromkeys(("modules_to_save", "additional_target"), ("train_also",)),
+    "trainable_token_indices": ("new_tokens",),
+    "use_rslora": ("rslora",),
+    "init_lora_weights": ("init",),
+    "deltaT": ("delta_t",),
+    "orth_reg_weight": ("orthogonality",),
+    "total_step": ("total_steps",),
+    **dict.fromkeys(("model_name_or_path", "model_id", "base_model"), ("model",)),
+    **dict.fromkeys(("train_dataset", "dataset", "dataset_name", "train_file"), ("data",)),
+    **dict.fromkeys(("eval_dataset", "val_size", "validation_file", "test_size"), ("held_out",)),
+    **dict.fromkeys(("output_dir", "adapter_path", "save_path"), ("output",)),
+    **dict.fromkeys(("peft_type", "fine_tune_type", "finetuning_type"), ("method",)),
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization", "quantization_bit", "dtype"), ("storage",)),
+    **dict.fromkeys(("max_seq_length", "max_seq_len", "cutoff_len", "block_length"), ("max_length",)),
+    **dict.fromkeys(("max_steps", "iters", "num_steps"), ("steps",)),
+    "num_train_epochs": ("epochs",),
+    **dict.fromkeys(("per_device_train_batch_size", "micro_batch"), ("micro_batch_size", "batch_size")),
+    "global_batch_size": ("batch_size",),
+    "lr": ("learning_rate",),
+    **dict.fromkeys(("lr_scheduler_type", "lr_schedule", "lr_scheduler"), ("schedule",)),
+    **dict.fromkeys(("warmup_steps", "warmup_ratio", "num_warmup_steps"), ("warmup",)),
+    "optim": ("optimizer",),
+    **dict.fromkeys(("max_grad_norm", "grad_clip"), ("clip",)),
+    "label_smoothing_factor": ("label_smoothing",),
+    **dict.fromkeys(("grad_checkpoint", "use_gradient_checkpointing"), ("gradient_checkpointing",)),
+    **dict.fromkeys(("eval_steps", "steps_per_eval"), ("evaluate_every",)),
+    **dict.fromkeys(("save_steps", "save_every", "steps_per_save"), ("checkpoint_every",)),
+    "save_total_limit": ("keep_checkpoints",),
+    "early_stopping_patience": ("patience",),
+    **dict.fromkeys(("assistant_only_loss", "completion_only_loss", "mask_prompt", "train_on_inputs"), ("learn",)),
+    **dict.fromkeys(("max_tokens", "max_completion_tokens"), ("max_new_tokens",)),
+    "temp": ("temperature",),
+    **dict.fromkeys(("random_state", "random_seed"), ("seed",)),
+    "bnb_4bit_use_double_quant": ("double_quantisation",),
+    **dict.fromkeys(("bnb_4bit_quant_type", "quant_type"), ("storage",)),
+}
+# What is not one option here but follows from others: the options that it follows from, and the sentence.
+EXPLAINED: dict[str, tuple[str, str]] = {
+    **dict.fromkeys(
+        ("gradient_accumulation_steps", "grad_accumulation_steps", "accumulate_grad_batches"),
+        ("micro_batch_size", "follows from batch_size (rows of an optimizer step) and micro_batch_size (rows of one "
+         "pass): it is their ratio"),
+    ),
+    **dict.fromkeys(
+        ("bf16", "fp16"), ("storage", "is said by storage, which is how the frozen base is kept; the update is trained "
+         "in fp32"),
+    ),
+}  # fmt: skip
 
 
 class Options(BaseModel):
-    """Immutable, typed options; ``ConfigError`` instead of pydantic's report when a value is refused."""
+    """Immutable, typed options; ``ConfigError`` instead of pydantic's report when a value is refused.
+
+    One item where a list is meant is a list of one, and a text of several, with commas between them, a list of these.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, *unnamed: Any, **values: Any) -> None:
+        if unnamed:
+            kind = type(self)
+            first = next(iter(kind.__annotations__), "name")
+            raise ArgumentError(
+                f"{kind.__name__} takes its options by name, and {shown(unnamed[0])} has none: write "
+                f"{kind.__name__}({first}={shown(unnamed[0])}), if {first} is meant."
+            )
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise ConfigError(_explain(error, type(self))) from None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_item_is_a_list(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {name: _as_list(value) if name in _lists(cls) else value for name, value in values.items()}
+
+
+def _lists(options: type[Options]) -> set[str]:
+    """The options that are lists and nothing else."""
+    return {name for name, field in options.model_fields.items() if get_origin(field.annotation) is list}
+
+
+def _as_list(value: Any) -> Any:
+    if isinstance(value, str):
+        return [item.strip() for item in value.split(",") if item.strip()]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return [value]
+    return list(value) if isinstance(value, range) else value
+
 
 def _explain(error: ValidationError, options: type[Options]) -> str:
     """All that is wrong with the given options, one clause each."""
-    needed = [str(problem["loc"][-1]) for problem in error.errors() if problem["type"] == "missing"]
+    problems = error.errors()
+    needed = [str(problem["loc"][-1]) for problem in problems if problem["type"] == "missing"]
     clauses = [f"Needed and not given: {', '.join(needed)}."] if needed else []
-    for problem in error.errors():
+    unknown = [str(problem["loc"][-1]) for problem in problems if problem["type"] == "extra_forbidden"]
+    clauses += unknown_options(unknown, options)
+    for problem in problems:
         name = ".".join(str(part) for part in problem["loc"]) or options.__name__
-        if problem["type"] == "extra_forbidden":
+        if problem["type"] == "value_error":
+            clauses.append(f"{problem['msg'].removeprefix('Value error, ')}")
+        elif problem["type"] not in ("missing", "extra_forbidden"):
+            clauses.append(f"{options.__name__}: {name} = {shown(problem['input'])} is not valid: {problem['msg']}.")
+    return " ".join(clauses)
+
+
+def unknown_options(names: list[str], options: type[Options]) -> list[str]:
+    """What to say of names that are no options: what each is called here, or the nearest name and all there are."""
+    clauses = []
+    renamed = {name: here for name in names if (here := named_here(name, options.model_fields))}
+    if renamed:
+        said = [f"{name} {here}" for name, here in renamed.items()]
+        clauses.append(f"{options.__name__} has other names for these: {', '.join(said)}.")
+    for name in names:
+        if name not in renamed:
             clauses.append(
-                f"{options.__name__} has no option {name!r}.{did_you_mean(name, options.model_fields)}"
+                f"{options.__name__} has no option {shown(name)}.{did_you_mean(name, options.model_fields)}"
                 f" It has: {', '.join(options.model_fields)}."
             )
-        elif problem["type"] == "value_error":
-            clauses.append(f"{problem['msg'].removeprefix('Value error, ')}")
-        elif problem["type"] != "missing":
-            clauses.append(f"{options.__name__}: {name} = {problem['input']!r} is not valid: {problem['msg']}.")
-    return " ".join(clauses)
+    return clauses
+
+
+def named_here(name: str, known: Iterable[str]) -> str | None:
+    """Of an option's name in another library: "is rank", with those of the ``known`` names that it has here.
+
+    None when no other library is known to call it so, or when none of ``known`` is meant.
+    """
+    known = set(known)
+    own, explanation = EXPLAINED.get(name, ("", ""))
+    if own in known:
+        return explanation
+    here = [option for option in ELSEWHERE.get(name, ()) if option in known]
+    return f"is {' or '.join(here)}" if here and name not in known else None
 
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -49,7 +167,9 @@ _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2*
 
 def memory_size(value: int | str) -> int:
     """Bytes of "256MB", "1.5GiB" or a plain number. Raises ConfigError for anything else."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
-    if found is None or (found[2] or "B").upper() not in _UNITS:
-        raise ConfigError(f"{value!r} is not a size in memory; write a number and KB, MB, GB, KiB, MiB or GiB: 256MB.")
-    return round(float(found[1]) * _UNITS[(found[2] or "B").upper()])
+    size = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
+    if size is None or (size[2] or "B").upper() not in _UNITS:
+        raise ConfigError(
+            f"{shown(value)} is not a size in memory; write a number and KB, MB, GB, KiB, MiB or GiB: 256MB."
+        )
+    return round(float(size[1]) * _UNITS[(size[2] or "B").upper()])

@@ -11,7 +11,7 @@ from veneer.environment import processor
 from veneer.files import cache_folder, write_text
 
 
-def key_of(torch_version: str, threads: int) -> str:
+def machine_key(torch_version: str, threads: int) -> str:
     """What a measurement holds for: this processor, this torch, so many threads."""
     return f"{processor()}, torch {torch_version}, {threads} threads"
 

@@ -14,7 +14,7 @@ from veneer.data.labels import Renderer
 from veneer.demo import demo, free_folder
 from veneer.generation.generate import continuations
 from veneer.models.load import load
-from veneer.training.metrics import read_metrics
+from veneer.runs.folder import RunFolder
 
 pytestmark = pytest.mark.recipe
 
@@ -50,7 +50,7 @@ def test_a_few_steps_lower_the_held_out_loss(smollm2_folder, tmp_path):
         learning_rate=1e-3, held_out=40, evaluate_every=0, console=Console(file=io.StringIO()),
     )  # fmt: skip
     assert result.loss_after < 2 < result.loss_before
-    losses = [record["loss"] for record in read_metrics(result.folder) if "loss" in record]
+    losses = [record["loss"] for record in RunFolder(result.folder).metrics() if "loss" in record]
     assert losses[-1] < losses[0] / 2
 
 

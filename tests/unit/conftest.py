@@ -12,8 +12,8 @@ import pytest
 import transformers as tf
 
 from veneer.cli import main
+from veneer.runs.folder import RunFolder
 from veneer.training.config import TrainConfig
-from veneer.training.metrics import METRICS_NAME
 
 
 class Outcome(NamedTuple):
@@ -69,9 +69,9 @@ def run_folder(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         given = {"model": "some/base", "data": "rows.jsonl", "output": str(folder), "steps": total} | options
-        TrainConfig(**given).write(folder)
+        TrainConfig(**given).write(RunFolder(folder).config_file)
         if steps:
-            (folder / METRICS_NAME).write_text("".join(json.dumps(record) + "\n" for record in records(steps)))
+            (RunFolder(folder).metrics_file).write_text("".join(json.dumps(record) + "\n" for record in records(steps)))
         for file, value in {"rows.json": {"steps": total, "train": 90, "held_out": 10}, **(files or {})}.items():
             (folder / file).write_text(json.dumps(value))
         return folder

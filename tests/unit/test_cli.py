@@ -81,6 +81,9 @@ def test_a_shell_asks_for_completions():
         (["trian"], "There is no command 'trian'. Did you mean 'train'?"),
         (["xyz"], "There is no command 'xyz'."),
         (["train", "--stesp", "3"], "No such option '--stesp'. (Did you mean one of: '--steps', "),
+        (["train", "--lora-alpha", "3"], "No such option '--lora-alpha': here it is alpha."),
+        (["train", "--iters=3"], "No such option '--iters': here it is steps."),
+        (["generate", "run", "hi", "--max-tokens", "3"], "No such option '--max-tokens': here it is max_new_tokens."),
         (["train", "--storage", "nf5"], "Invalid value for '--storage': 'nf5' is not one of 'fp32', 'bf16', 'fp16', "),
         (["evaluate"], "Missing argument 'RUN'."),
         (["merge", "run"], "Missing argument 'OUT'."),
@@ -139,7 +142,7 @@ def test_a_reader_that_goes_away_is_told_nothing(tiny_folder):
 
 
 def test_public_names():
-    assert set(veneer.__all__) <= set(dir(veneer))
+    assert dir(veneer) == veneer.__all__ == sorted(veneer.__all__)
     for name in veneer.__all__:
         assert getattr(veneer, name).__name__ == name
     with pytest.raises(AttributeError, match="module 'veneer' has no attribute 'trian'"):

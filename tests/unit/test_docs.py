@@ -12,17 +12,20 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import click
 import pytest
 import torch
 import yaml
-from pydantic.fields import FieldInfo
 
 import veneer
 from veneer.cli import cli, main
@@ -32,7 +35,6 @@ from veneer.planning.ledger import KINDS
 from veneer.planning.machine import Machine
 from veneer.runs.train import RESUMABLE
 from veneer.training.config import TrainConfig
-from veneer.updates.config import AllocationOptions, UpdateOptions
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -152,7 +154,7 @@ def _fits(said: str, shown: str) -> bool:
 
 
 @pytest.mark.unit
-def test_a_text_block_is_compared_exactly_but_for_ellipses():
+def test_a_text_block_is_compared_exactly_apart_from_ellipses():
     assert _fits("a 1\nb\n", "a 1\nb\n")
     assert _fits("loss 0.123 · 40 tokens/s\n", "loss … tokens/s\n")
     assert _fits("a\nb\nc\nd\n", "a\n…\nd\n")
@@ -242,9 +244,7 @@ def _anchor(title: str) -> str:
 
 @pytest.mark.unit
 def test_every_measured_table_is_that_of_the_results():
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
+    tables = _script("benchmarks/tables.py")
     texts = [page.read_text(encoding="utf-8") for page in PAGES]
     marked = [name for text in texts for name in re.findall("^<!-- measured: (.+) -->$", text, re.MULTILINE)]
     assert sorted(marked) == sorted(tables.BODIES)
@@ -288,42 +288,51 @@ def test_imports_point_the_way_that_the_map_says():
     assert back == []
 
 
+def _script(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.unit
-@pytest.mark.parametrize(
-    ("page", "options", "elsewhere"),
-    [
-        ("lora.md", veneer.LoRA, ()),
-        ("adalora.md", veneer.AdaLoRA, (UpdateOptions,)),
-        ("training.md", TrainConfig, (veneer.LoRA, AllocationOptions)),
-    ],
-)
-def test_every_option_stands_in_a_table_with_its_default(page, options, elsewhere):
-    """Of a training run, the updates' own options stand in lora.md and adalora.md."""
-    rows = dict(
-        re.findall(r"^\| `([a-z_0-9]+)` \| (.+?) \|", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.MULTILINE)
+def test_the_page_of_options_is_what_its_generator_makes_and_leaves_none_out():
+    text = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    assert text == _script("docs/options.py").page(), "run: make docs-options"
+    rows = re.findall(r"^\| `([a-z_0-9]+)` \|", text, re.MULTILINE)
+    assert sorted(rows) == sorted({*TrainConfig.model_fields, *veneer.AdaLoRA.model_fields})
+
+
+@pytest.mark.unit
+def test_the_first_screen_has_the_measured_ratios():
+    step, rows = (
+        json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text()) for name in ("step", "rows")
     )
-    own = set(options.model_fields) - {name for group in elsewhere for name in group.model_fields}
-    assert set(rows) == own
-    for name in own:
-        assert rows[name] == _default(options.model_fields[name]), name
-
-
-def _default(field: FieldInfo) -> str:
-    """A default as the tables show it."""
-    if field.is_required():
-        return "required"
-    default = field.get_default()
-    return f"`{'none' if default is None else str(default).lower() if isinstance(default, bool) else default}`"
+    first, _, _ = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n![")
+    ratios = (step["fp32"]["speed_ratio"], step["fp32"]["memory_ratio"], rows["runs"]["fp32"]["speed_ratio"])
+    assert re.findall(r"\*\*(.+?) ×\*\*", first) == [f"{ratio:.2f}" for ratio in ratios]
 
 
 @pytest.mark.unit
-def test_every_public_name_verb_flag_and_shape_is_told_of():
+def test_every_page_is_in_the_site_and_its_links_lead_somewhere(tmp_path):
+    pytest.importorskip("material", reason="the site needs mkdocs-material: pip install -e '.[docs]'")
+    # A process of its own: mkdocs configures logging and warnings for all of Python.
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    built = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    )
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "site" / "options" / "index.html").exists()
+
+
+@pytest.mark.unit
+def test_every_public_name_verb_flag_and_shape_is_in_the_guide():
     text = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
     guide = "\n".join(text.values())
     assert [name for name in veneer.__all__ if f"veneer.{name}" not in guide] == []
     for verb, command in cli.commands.items():
         assert re.search(rf"^## veneer {verb}$", text["cli.md"], re.MULTILINE), verb
-        if verb != "train":  # whose flags are the options, each in a table
+        if verb != "train":  # whose flags are all in docs/options.md
             flags = [parameter.opts[0] for parameter in command.params if parameter.opts[0].startswith("--")]
             assert [flag for flag in flags if f"`{flag}`" not in text["cli.md"]] == [], verb
     for shape in SHAPES:

@@ -14,34 +14,39 @@ class MergeOptions(BlockwiseOptions):
     """veneer merge RUN OUT"""
 
     storage: Literal["fp32", "bf16", "fp16", "nf4", "fp4"] = Field(
-        "fp32", description="How the merged weights are kept on disk."
+        default="fp32", description="How the merged weights are kept on disk."
     )
     check: str | None = Field(
-        None, description="Rows on which to measure what nf4 or fp4 changes. Default: the run's held-out rows."
+        default=None, description="Rows on which to measure what nf4 or fp4 changes. Default: the run's held-out rows."
     )
 
 
 class QuantizeOptions(BlockwiseOptions):
     """veneer quantize MODEL OUT"""
 
-    storage: Literal["nf4", "fp4"] = Field("nf4", description="How the linear layers are kept.")
+    storage: Literal["nf4", "fp4"] = Field(default="nf4", description="How the linear layers are kept.")
 
 
 class ExportOptions(Options):
     """veneer export RUN OUT"""
 
     padded: bool = Field(
-        True, description="One rank for all modules, filled with zeros; or each its own, which PEFT alone reads."
+        default=True,
+        description="One rank for all modules, filled with zeros; or each its own, which PEFT alone reads.",
     )
 
 
 class InspectOptions(Options):
     """veneer inspect X"""
 
-    png: str | None = Field(None, description="For an adapter: write the heat map of its ranks to this file, too.")
+    png: str | None = Field(
+        default=None, description="For an adapter: write the heat map of its ranks to this file, too."
+    )
 
-    model: str | None = Field(None, description="For rows: the model whose tokens and template show what is learned.")
-    rows: int = Field(3, ge=1, description="For rows: how many to print.")
-    template: Literal["auto", "chat", "plain"] = Field("auto", description="For rows: as in train.")
-    learn: Literal["answer", "all"] = Field("answer", description="For rows: as in train.")
-    max_length: int = Field(1024, ge=2, description="For rows: as in train.")
+    model: str | None = Field(
+        default=None, description="For rows: the model whose tokens and template show what is learned."
+    )
+    rows: int = Field(default=3, ge=1, description="For rows: how many to print.")
+    template: Literal["auto", "chat", "plain"] = Field(default="auto", description="For rows: as in train.")
+    learn: Literal["answer", "all"] = Field(default="answer", description="For rows: as in train.")
+    max_length: int = Field(default=1024, ge=2, description="For rows: as in train.")

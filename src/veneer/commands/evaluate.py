@@ -1,4 +1,4 @@
-"""What the commands evaluate, generate and merge do, for Python as well."""
+"""A finished run measured: base and adapter side by side."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from veneer.evaluation.answers import answered, spread
 from veneer.evaluation.compare import Comparison, compare
 from veneer.evaluation.config import EvaluateOptions
 from veneer.files import write_text
+from veneer.runs.folder import RunFolder
 from veneer.runs.opened import Opened, base_of_run, open_named, open_run
 from veneer.runs.prepare import Prepared
-from veneer.runs.train import refuse_no_run
 
 
 def evaluate_run(folder: Path, options: EvaluateOptions) -> Comparison:
     """Measure a finished run's base and adapter; the figures are written to its evaluation.json, too."""
-    refuse_no_run(folder)
+    RunFolder(folder).refuse_missing()
     opened: Opened | Prepared
     if options.data:
         opened, rows, seen = open_named(folder), to_examples(read_rows(options.data)).items, []
@@ -36,5 +36,5 @@ def evaluate_run(folder: Path, options: EvaluateOptions) -> Comparison:
     )  # fmt: skip
     told = answered(opened.model, opened.renderer, spread(rows, options.examples), options.batch_size, base=base)
     comparison = replace(comparison, examples=told, data=options.data)
-    write_text(folder / "evaluation.json", json.dumps(comparison.as_json(), indent=2) + "\n")
+    write_text(RunFolder(folder).evaluation_file, json.dumps(comparison.as_json(), indent=2) + "\n")
     return comparison

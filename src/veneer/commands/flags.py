@@ -13,7 +13,21 @@ import click
 from pydantic.fields import FieldInfo
 
 from veneer.errors import ConfigError
-from veneer.options import Options
+from veneer.options import Options, named_here
+
+
+class Verb(click.Command):
+    """A command that answers other libraries' names of its options with its own."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            flag = error.option_name.removeprefix("--").replace("-", "_")
+            here = named_here(flag, (parameter.name or "" for parameter in self.params))
+            if here is None:
+                raise
+            raise click.UsageError(f"No such option '{error.option_name}': here it {here}.", ctx) from None
 
 
 def flags(

@@ -23,12 +23,10 @@ from veneer.kernels.operators import serving, serving_line
 from veneer.models.load import load
 from veneer.models.packaged import PACKAGED_MODELS
 from veneer.reporting.heatmap import RankMap, ranks_of
+from veneer.runs.folder import RunFolder
 from veneer.runs.prepare import renderer_of
-from veneer.runs.train import result_of
-from veneer.training.checkpoint import checkpoints
-from veneer.training.config import CONFIG_NAME, TrainConfig
 from veneer.training.fused import fused_types
-from veneer.training.metrics import read_metrics
+from veneer.training.state import checkpoints_in
 from veneer.updates.adapter_file import read_tensors
 from veneer.updates.config import AdaLoRA
 from veneer.updates.peft_config import CONFIG_NAME as ADAPTER_CONFIG
@@ -58,7 +56,7 @@ def inspect_source(source: str, options: InspectOptions) -> Found:
     path = Path(source)
     if options.png is not None and not (path / ADAPTER_CONFIG).is_file():
         raise ConfigError(f"--png draws the ranks of an adapter, and {source} is no adapter folder.")
-    if (path / CONFIG_NAME).is_file():
+    if RunFolder(path).exists:
         return _run(path)
     if (path / ADAPTER_CONFIG).is_file():
         return _adapter(path, options.png)
@@ -77,15 +75,16 @@ def _holds_rows(path: Path) -> bool:
 
 
 def _run(path: Path) -> Found:
-    config, records = TrainConfig.read(path / CONFIG_NAME), read_metrics(path)
+    run = RunFolder(path)
+    config, records = run.config(), run.metrics()
     steps = [record for record in records if "loss" in record]
     held_out = [(record["step"], record["held_out_loss"]) for record in records if "held_out_loss" in record]
     done = steps[-1]["step"] if steps else 0
-    finished = result_of(path) is not None
+    finished = run.result() is not None
     changed = config.changed()
     values = {
         "kind": "run", "model": config.model, "data": config.data, "steps": done, "finished": finished,
-        "options": changed, "held_out_loss": held_out, "checkpoints": [p.name for p in checkpoints(path)],
+        "options": changed, "held_out_loss": held_out, "checkpoints": [p.name for p in checkpoints_in(run.checkpoints)],
     }  # fmt: skip
     lines: list[Text | str] = [
         f"{'run':<24}{path}: {done} steps, {'finished' if finished else f'not finished: veneer train --resume {path}'}",

@@ -18,10 +18,10 @@ from veneer.frozen.layers import DTYPES, linear_layers
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models.bnb_file import write_folder
 from veneer.models.load import quiet
+from veneer.runs.folder import RunFolder
 from veneer.runs.opened import Opened, open_named, open_run, refuse_own_weights
 from veneer.runs.preflight import refuse_taken
 from veneer.runs.prepare import Prepared
-from veneer.training.config import CONFIG_NAME
 from veneer.updates.merge import merge
 
 
@@ -65,7 +65,7 @@ def _with_rows(source: str, check: str | None) -> tuple[Opened | Prepared, list[
     """What is merged, and the rows to measure it on. Raises DataError when there are none."""
     if check is not None:
         return open_named(source), to_examples(read_rows(check)).items
-    prepared = open_run(Path(source)) if (Path(source) / CONFIG_NAME).is_file() else None
+    prepared = open_run(Path(source)) if RunFolder(source).exists else None
     if prepared is None or not prepared.held_out:
         raise DataError(
             f"{source} has no held-out rows on which to measure what 4 bits change; give some with --check."

@@ -1,4 +1,4 @@
-"""What veneer report does, for Python as well."""
+"""The page of a run or a study, written to a file."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from veneer.reporting.config import ReportOptions
 from veneer.reporting.run_page import run_page
 from veneer.reporting.study_page import study_page
 from veneer.reporting.table import JSON_NAME
-from veneer.training.config import CONFIG_NAME
-
-PAGE_NAME = "report.html"
+from veneer.runs.folder import RunFolder
 
 
 def report(source: str | Path, options: ReportOptions | None = None) -> Path:
@@ -22,16 +20,18 @@ def report(source: str | Path, options: ReportOptions | None = None) -> Path:
     config.yaml; OSError where it cannot be written.
     """
     source, options = Path(source), options or ReportOptions()
-    if (source / CONFIG_NAME).is_file():
+    if RunFolder(source).exists:
         page = run_page(source)
     elif (source / JSON_NAME).is_file():
         page = study_page(source)
     else:
-        near = [str(file.parent) for name in (CONFIG_NAME, JSON_NAME) for file in source.parent.glob(f"*/{name}")]
+        near = [
+            str(file.parent) for name in (RunFolder.config_file, JSON_NAME) for file in source.parent.glob(f"*/{name}")
+        ]
         raise DataError(
-            f"{source} is neither a run nor a study: it has no {CONFIG_NAME} and no {JSON_NAME}."
+            f"{source} is neither a run nor a study: it has no {RunFolder.config_file} and no {JSON_NAME}."
             f"{did_you_mean(str(source), near)}"
         )
-    out = Path(options.output) if options.output else source / PAGE_NAME
+    out = Path(options.output) if options.output else RunFolder(source).report_file
     write_text(out, page)
     return out

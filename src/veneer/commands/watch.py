@@ -15,8 +15,8 @@ from rich.text import Text
 
 from veneer.errors import DataError, did_you_mean
 from veneer.reporting.charts import gigabytes
-from veneer.runs.folder import MetricsTail, RunFolder
-from veneer.training.config import CONFIG_NAME
+from veneer.runs.folder import RunFolder
+from veneer.runs.history import MetricsTail, RunHistory
 from veneer.training.progress import clock
 
 _EVERY = 1.0  # seconds between two looks
@@ -34,28 +34,28 @@ def watch(path: str | Path, console: Console | None = None) -> None:
     path, console = Path(path), console or Console()
     tail = MetricsTail(path)
     if not console.is_terminal:
-        if not (path / CONFIG_NAME).is_file():
+        if not RunFolder(path).exists:
             raise DataError(_absent(path))
-        console.print(picture(RunFolder.read(path, tail), console.width))
+        console.print(screen(RunHistory.read(path, tail), console.width))
         return
     quiet = 0  # looks in a row that found nobody training it
     with Live(console=console, auto_refresh=False, transient=False) as live:
         while quiet < 2:  # one may fall between two files of a run that begins
-            there = (path / CONFIG_NAME).is_file()
-            run = RunFolder.read(path, tail) if there else None
+            there = RunFolder(path).exists
+            run = RunHistory.read(path, tail) if there else None
             waiting = Text(f"{_absent(path)} Waiting for it.")
-            live.update(waiting if run is None else picture(run, console.width), refresh=True)
+            live.update(waiting if run is None else screen(run, console.width), refresh=True)
             quiet = quiet + 1 if run is not None and run.phase in ("stopped", "finished") else 0
             if quiet < 2:
                 time.sleep(_EVERY)
 
 
 def _absent(path: Path) -> str:
-    near = [str(file.parent) for file in path.parent.glob(f"*/{CONFIG_NAME}")]
-    return f"There is no run in {path}: it has no {CONFIG_NAME}.{did_you_mean(str(path), near)}"
+    near = [str(file.parent) for file in path.parent.glob(f"*/{RunFolder.config_file}")]
+    return f"There is no run in {path}: it has no {RunFolder.config_file}.{did_you_mean(str(path), near)}"
 
 
-def picture(run: RunFolder, width: int) -> RenderableType:
+def screen(run: RunHistory, width: int) -> RenderableType:
     """What is shown of a run in a terminal ``width`` columns wide."""
     width = max(20, min(width, _WIDEST))
     bar = ProgressBar(total=max(run.total or 1, 1), completed=run.step, width=width)
@@ -68,23 +68,23 @@ def picture(run: RunFolder, width: int) -> RenderableType:
     return Group(*parts)
 
 
-def _head(run: RunFolder) -> Text:
+def _head(run: RunHistory) -> Text:
     said = {
         "starting": "starting", "running": "in progress", "finished": "finished",
-        "stopped": f"not finished, and nobody trains it: veneer train --resume {run.path}",
+        "stopped": f"not finished, and nobody trains it: veneer train --resume {run.folder}",
     }[run.phase]  # fmt: skip
     of = f"/{run.total:,}" if run.total is not None else ""
-    return Text.assemble((str(run.path), "bold"), f"  step {run.step:,}{of}  ", (said, "italic"))
+    return Text.assemble((str(run.folder), "bold"), f"  step {run.step:,}{of}  ", (said, "italic"))
 
 
-def _numbers(run: RunFolder) -> Table:
+def _numbers(run: RunHistory) -> Table:
     table = Table.grid(padding=(0, 2))
     for name, value in _rows(run):
         table.add_row(Text(name, style="dim"), Text(value))
     return table
 
 
-def _rows(run: RunFolder) -> list[tuple[str, str]]:
+def _rows(run: RunHistory) -> list[tuple[str, str]]:
     rows = []
     left = run.seconds_left()
     if run.phase == "running" and left is not None:

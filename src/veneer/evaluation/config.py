@@ -10,9 +10,11 @@ from veneer.options import Options
 class EvaluateOptions(Options):
     """veneer evaluate RUN"""
 
-    data: str | None = Field(None, description="Other rows to measure on. Default: the run's held-out rows.")
+    data: str | None = Field(default=None, description="Other rows to measure on. Default: the run's held-out rows.")
     exact_match: bool = Field(
-        False, description="Also compare greedy answers with the right ones, letter by letter; slow."
+        default=False, description="Also compare greedy answers with the right ones, letter by letter; slow."
     )
-    batch_size: int = Field(16, ge=1, description="Rows in one pass.")
-    examples: int = Field(8, ge=0, description="Keep what base and adapter answer to this many of the rows; 0: none.")
+    batch_size: int = Field(default=16, ge=1, description="Rows in one pass.")
+    examples: int = Field(
+        default=8, ge=0, description="Keep what base and adapter answer to this many of the rows; 0: none."
+    )

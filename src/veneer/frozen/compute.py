@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 
-from veneer.remembered import key_of, recall, remember
+from veneer.remembered import machine_key, recall, remember
 
 _FASTER = 0.8  # share of fp32's time: for less gain, its 24 bits of precision are worth more than bf16's 8
 _SHAPE = (256, 1024, 1024)  # tokens, in, out of the product that is measured
@@ -37,7 +37,7 @@ def compute_line() -> str:
 @cache
 def _remembered(threads: int) -> float:
     """From the cache file, else measured and put there. A file that cannot be read or written is no error."""
-    key = key_of(torch.__version__, threads)
+    key = machine_key(torch.__version__, threads)
     if isinstance(found := recall(_FILE, key), float) and found > 0:
         return found
     measured = _measured()

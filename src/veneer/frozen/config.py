@@ -17,8 +17,12 @@ BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 class BlockwiseOptions(Options):
     """What the quantised storages have in common."""
 
-    block_size: int = Field(64, description="Weights of a quantised storage that share a scale: 32, 64, … 4096.")
-    double_quantisation: bool = Field(True, description="Keep the scales of a quantised storage in 8 bits, too.")
+    block_size: int = Field(
+        default=64, description="Weights of a quantised storage that share a scale: 32, 64, … 4096."
+    )
+    double_quantisation: bool = Field(
+        default=True, description="Keep the scales of a quantised storage in 8 bits, too."
+    )
 
     @field_validator("block_size")
     @classmethod

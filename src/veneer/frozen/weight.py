@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
+from veneer.arguments import refuse_no_model
 from veneer.errors import ModelError, TargetError
 from veneer.frozen.blockwise import Quantised, converted, dense, few_token_product, panels, prepared_int8, quantise
 from veneer.frozen.config import CODE_BITS
@@ -271,6 +272,7 @@ def int8_activations(model: nn.Module) -> Iterator[None]:
     no multiple of 32 stay exact. `veneer.generate` then rounds the output head, too. Raises ModelError when there is no
     layer to serve.
     """
+    refuse_no_model("int8_activations", model)
     layers = [
         module
         for module in model.modules()

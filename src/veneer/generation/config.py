@@ -12,14 +12,15 @@ from veneer.options import Options
 class GenerateOptions(Options):
     """veneer generate and veneer chat"""
 
-    max_new_tokens: int = Field(128, ge=1, description="Longest answer, in tokens.")
-    temperature: float = Field(0.0, ge=0, description="0 is greedy; higher is more varied.")
-    seed: int = Field(0, ge=0, description="Seed of sampling.")
+    max_new_tokens: int = Field(default=128, ge=1, description="Longest answer, in tokens.")
+    temperature: float = Field(default=0.0, ge=0, description="0 is greedy; higher is more varied.")
+    seed: int = Field(default=0, ge=0, description="Seed of sampling.")
     template: Literal["auto", "chat", "plain"] = Field(
-        "auto", description="Put the prompt into the model's chat template, or not; auto does as the run was trained."
+        default="auto",
+        description="Put the prompt into the model's chat template, or not; auto does as the run was trained.",
     )
     activations: Literal["fp32", "int8"] = Field(
-        "fp32", description="What a base in 4 bits multiplies, a token at a time: int8 is faster and not exact."
+        default="fp32", description="What a base in 4 bits multiplies, a token at a time: int8 is faster and not exact."
     )
-    base: bool = Field(False, description="The base's answer, without the adapter.")
-    both: bool = Field(False, description="Base and adapter side by side.")
+    base: bool = Field(default=False, description="The base's answer, without the adapter.")
+    both: bool = Field(default=False, description="Base and adapter side by side.")

@@ -12,9 +12,11 @@ from veneer.training.config import TrainConfig
 class PlanOptions(TrainConfig):
     """veneer plan MODEL [RUN.yaml]"""
 
-    data: str = Field("", description="Rows; not read by a plan.")
-    output: str = Field("", description="Run folder; not made by a plan.")
-    device: Literal["cpu", "cuda"] = Field("cpu", description="Where the run would be; of a GPU memory alone is told.")
+    data: str = Field(default="", description="Rows; not read by a plan.")
+    output: str = Field(default="", description="Run folder; not made by a plan.")
+    device: Literal["cpu", "cuda"] = Field(
+        default="cpu", description="Where the run would be; of a GPU memory alone is told."
+    )
 
     def refuse_storage(self) -> None:
         """None: what a run trains in fp32 others train in 16 bits, and a plan may be compared with that."""

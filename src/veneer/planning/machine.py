@@ -24,7 +24,7 @@ from torch import Tensor
 from veneer.control_groups import control_groups
 from veneer.errors import ModelError
 from veneer.planning.ledger import KINDS
-from veneer.remembered import key_of, recall, remember
+from veneer.remembered import machine_key, recall, remember
 
 _FILE = "machine.json"
 # Of a control group, version 2 or 1: its limit, what it uses, and before the names of memory.stat.
@@ -160,7 +160,7 @@ def remembered() -> Machine | None:
 
 def _key() -> str:
     made_with = ", ".join(f"{name} {version(name)}" for name in ("transformers", "veneer"))  # the steps are theirs
-    return f"{key_of(torch.__version__, torch.get_num_threads())}, {made_with}"
+    return f"{machine_key(torch.__version__, torch.get_num_threads())}, {made_with}"
 
 
 def _measure() -> Machine:

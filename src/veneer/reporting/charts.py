@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any, Literal
 
-from veneer.runs.folder import RunFolder
+from veneer.runs.history import RunHistory
 
 X = float | str
 _TABLE_ROWS = 200  # more help nobody who reads them
@@ -90,7 +90,7 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB"
 
 
-def run_charts(run: RunFolder) -> list[Chart]:
+def run_charts(run: RunHistory) -> list[Chart]:
     """The curves of a run that there are numbers for."""
     last = run.total or run.step
     charts = [
@@ -106,7 +106,7 @@ def run_charts(run: RunFolder) -> list[Chart]:
     return [chart for chart in drawn if chart.series]
 
 
-def _loss_chart(run: RunFolder) -> Chart:
+def _loss_chart(run: RunHistory) -> Chart:
     series = tuple(_losses(run))
     values = [value for one in series for _, value in one.points]
     # Of a base that had it all to learn, the first losses would press the others flat.
@@ -114,7 +114,7 @@ def _loss_chart(run: RunFolder) -> Chart:
     return Chart("loss", "Loss", "step", "mean loss of a learned token, nats", series, log=log)
 
 
-def _losses(run: RunFolder) -> list[Series]:
+def _losses(run: RunHistory) -> list[Series]:
     training = [(record["step"], record["loss"]) for record in run.steps]
     held_out: list[tuple[X, float]] = [(record["step"], record["held_out_loss"]) for record in run.held_out]
     series = [Series("training", list(training), faint=len(training) >= _SMOOTHED_FROM)]
@@ -129,7 +129,7 @@ def smoothed(points: Sequence[tuple[float, float]], over: int) -> list[tuple[X, 
     return [(x, fmean(value for _, value in points[max(0, i + 1 - over) : i + 1])) for i, (x, _) in enumerate(points)]
 
 
-def _memory(run: RunFolder, last: int) -> list[Series]:
+def _memory(run: RunHistory, last: int) -> list[Series]:
     measured: list[tuple[X, float]] = [(record["step"], record["peak_memory"] / 1e9) for record in run.steps]
     if run.predicted_peak is None or not measured:
         return [Series("measured", measured)]
@@ -137,6 +137,6 @@ def _memory(run: RunFolder, last: int) -> list[Series]:
     return [Series("measured", measured), Series("predicted", predicted)]
 
 
-def _of(run: RunFolder, name: str, title: str, y: str, key: str) -> Chart:
+def _of(run: RunHistory, name: str, title: str, y: str, key: str) -> Chart:
     points: list[tuple[X, float]] = [(record["step"], record[key]) for record in run.steps if key in record]
     return Chart(name, title, "step", y, (Series(y, points),))

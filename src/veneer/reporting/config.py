@@ -10,4 +10,4 @@ from veneer.options import Options
 class ReportOptions(Options):
     """veneer report RUN|STUDY"""
 
-    output: str | None = Field(None, description="The page's file. Default: report.html in the folder itself.")
+    output: str | None = Field(default=None, description="The page's file. Default: report.html in the folder itself.")

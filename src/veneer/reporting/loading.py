@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from veneer.models.packaged import PACKAGED_MODELS
-from veneer.runs.folder import ADAPTER, RunFolder
+from veneer.runs.folder import RunFolder
+from veneer.runs.history import RunHistory
 from veneer.training.config import TrainConfig
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that its --max-lora-rank takes
@@ -29,7 +30,7 @@ class Recipe:
 class _Adapter:
     """What the commands depend on. ``base``: what transformers loads."""
 
-    run: Path
+    run: RunFolder
     config: TrainConfig
     fields: dict[str, Any]  # of adapter_config.json
     rank: int  # the largest
@@ -37,17 +38,22 @@ class _Adapter:
 
     @property
     def path(self) -> Path:
-        return self.run / ADAPTER
+        return self.run.adapter
+
+    @property
+    def model(self) -> str:
+        """The base as Veneer loads it."""
+        return self.run.base_source(self.config)
 
     @property
     def from_gguf(self) -> bool:
-        model = self.config.base()
+        model = self.model
         packaged = PACKAGED_MODELS[model].inside if model in PACKAGED_MODELS else model
         return packaged.endswith(".gguf")
 
     @property
     def base(self) -> str:
-        model = self.config.base()
+        model = self.model
         return self.folder if self.from_gguf or model in PACKAGED_MODELS else model
 
     @property
@@ -67,19 +73,19 @@ class _Adapter:
 
     @property
     def plain(self) -> Path:
-        return self.run / "plain" if self.needs_export else self.path
+        return self.run.path / "plain" if self.needs_export else self.path
 
 
-def recipes(run: RunFolder, rank: int) -> list[Recipe]:
+def recipes(run: RunHistory, rank: int) -> list[Recipe]:
     """The ways to load a finished run's adapter, whose largest rank is ``rank``."""
-    fields = json.loads((run.path / ADAPTER / "adapter_config.json").read_text(encoding="utf-8"))
-    adapter = _Adapter(run.path, run.config, fields, rank)
+    fields = json.loads((run.folder.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    adapter = _Adapter(run.folder, run.config, fields, rank)
     first = [_base_folder(adapter)] if adapter.base == adapter.folder else []
     return [*first, _peft(adapter), _transformers(adapter), _vllm(adapter), _llama_cpp(adapter)]
 
 
 def _base_folder(adapter: _Adapter) -> Recipe:
-    load = f"veneer.load({adapter.config.base()!r})"
+    load = f"veneer.load({adapter.model!r})"
     code = f"import veneer\n\nfor part in {load}:\n    part.save_pretrained({adapter.base!r})"
     what = "a GGUF file" if adapter.from_gguf else "a folder inside a Python package"
     return Recipe(
@@ -97,7 +103,7 @@ def _peft(adapter: _Adapter) -> Recipe:
         before = f"kept = {four_bits}\n"
         arguments.append("quantization_config=kept")
     if adapter.kind == "SequenceClassification":
-        arguments.append(f"num_labels={len(_classes(adapter.run))}")
+        arguments.append(f"num_labels={len(_classes(adapter.run.path))}")
     code = (
         f"from peft import PeftModel\nfrom transformers import {', '.join(names)}\n\n{before}"
         f"base = AutoModelFor{adapter.kind}.from_pretrained({', '.join(arguments)})\n"
@@ -124,7 +130,7 @@ def _storage(config: TrainConfig) -> tuple[str, str]:
 
 
 def _transformers(adapter: _Adapter) -> Recipe:
-    merged = str(adapter.run / "merged")
+    merged = str(adapter.run.path / "merged")
     code = (
         f"from transformers import AutoModelFor{adapter.kind}, AutoTokenizer\n\n"
         f"model = AutoModelFor{adapter.kind}.from_pretrained({merged!r})\n"
@@ -141,14 +147,14 @@ def _vllm(adapter: _Adapter) -> Recipe:
     if refusal:
         return Recipe("vLLM", (), refusal)
     if adapter.whole_modules:
-        merged = shlex.quote(str(adapter.run / "merged"))
+        merged = shlex.quote(str(adapter.run.path / "merged"))
         return Recipe("vLLM", (("bash", f"{_merge(adapter)}\nvllm serve {merged}"),), _whole(adapter, "vLLM"))
     largest = next((rank for rank in _VLLM_RANKS if rank >= adapter.rank), None)
     if largest is None:
         return Recipe(
             "vLLM", (), f"It takes ranks up to {_VLLM_RANKS[-1]}, and this is {adapter.rank}: merge the adapter."
         )
-    name = adapter.run.resolve().name
+    name = adapter.run.path.resolve().name
     serve = (
         f"vllm serve {shlex.quote(adapter.base)} --enable-lora --max-lora-rank {largest} \\\n"
         f"    --lora-modules {shlex.quote(f'{name}={adapter.plain}')}"
@@ -164,11 +170,11 @@ def _llama_cpp(adapter: _Adapter) -> Recipe:
         return Recipe("llama.cpp", (), refusal)
     convert = "python llama.cpp/convert_hf_to_gguf.py"
     if adapter.whole_modules:
-        merged = shlex.quote(str(adapter.run / "merged"))
+        merged = shlex.quote(str(adapter.run.path / "merged"))
         lines = [_merge(adapter), f"{convert} {merged} --outfile merged.gguf", "llama-cli -m merged.gguf"]
         return Recipe("llama.cpp", (("bash", "\n".join(lines)),), _whole(adapter, "llama.cpp"))
     base = shlex.quote(adapter.base)
-    own = adapter.config.base() if adapter.from_gguf and adapter.config.base() not in PACKAGED_MODELS else None
+    own = adapter.model if adapter.from_gguf and adapter.model not in PACKAGED_MODELS else None
     lora = f"{shlex.quote(str(adapter.plain))} --base {base} --outfile adapter.gguf"
     lines = [
         *_exported(adapter),
@@ -191,7 +197,7 @@ def _whole(adapter: _Adapter, who: str) -> str:
 
 
 def _merge(adapter: _Adapter) -> str:
-    return f"veneer merge {shlex.quote(str(adapter.run))} {shlex.quote(str(adapter.run / 'merged'))}"
+    return f"veneer merge {shlex.quote(str(adapter.run))} {shlex.quote(str(adapter.run.path / 'merged'))}"
 
 
 def _exported(adapter: _Adapter) -> list[str]:

@@ -13,7 +13,7 @@ from veneer.reporting.charts import gigabytes, run_charts, shown
 from veneer.reporting.heatmap import NO_LAYER, RankMap, ranks_of
 from veneer.reporting.loading import recipes
 from veneer.reporting.page import render
-from veneer.runs.folder import ADAPTER, RunFolder
+from veneer.runs.history import RunHistory
 from veneer.training.progress import clock
 
 _SHADES = 10  # the darkest one's number in page.css
@@ -50,7 +50,7 @@ class Heat:
 
 def run_page(path: Path) -> str:
     """The HTML of the run in ``path``, whatever there is of it. Raises ConfigError for a damaged config.yaml."""
-    run = RunFolder.read(path)
+    run = RunHistory.read(path)
     shapes = _shapes(run)
     ranks = ranks_of(shapes) or run.ranks
     largest = max(ranks.values(), default=0)
@@ -59,15 +59,15 @@ def run_page(path: Path) -> str:
         changed=_pairs(run.config.changed()), options=_pairs(run.config.model_dump()),
         machine=_pairs(run.environment), rows=_rows(run),
         memory=_memory(run), heat=Heat.of(ranks) if ranks else None, rank_note=_rank_note(run, ranks, bool(shapes)),
-        scores=_scores(run.evaluation), trained=_trained(run), evaluate=f"veneer evaluate {run.path}",
+        scores=_scores(run.evaluation), trained=_trained(run), evaluate=f"veneer evaluate {run.folder}",
         **_examples(run.evaluation), measured_on=_measured_on(run.evaluation),
         recipes=recipes(run, largest) if shapes else [], no_recipes=_no_recipes(run),
     )  # fmt: skip
 
 
-def _shapes(run: RunFolder) -> dict[str, tuple[int, ...]]:
+def _shapes(run: RunHistory) -> dict[str, tuple[int, ...]]:
     """Tensor → shape of the run's adapter; only the file's head is read. Empty while there is none."""
-    file = run.path / ADAPTER / "adapter_model.safetensors"
+    file = run.folder.adapter / "adapter_model.safetensors"
     if not run.has_adapter:
         return {}
     try:
@@ -82,7 +82,7 @@ def _pairs(values: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, _text(value)) for name, value in values.items()]
 
 
-def _rows(run: RunFolder) -> list[tuple[str, str]]:
+def _rows(run: RunHistory) -> list[tuple[str, str]]:
     titles = {"shape": "shape", "train": "trained on", "held_out": "held out", "classes": "classes"}
     return [(title, shown(run.rows[name])) for name, title in titles.items() if run.rows.get(name)]
 
@@ -97,18 +97,18 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _state(run: RunFolder) -> str:
+def _state(run: RunHistory) -> str:
     of = f" of {run.total:,}" if run.total is not None else ""
     where = f"after {run.step:,}{of} steps"
     return {
         "starting": "Starting: no step was measured yet.",
         "running": f"In progress, {where}. Make this page again to see more.",
-        "stopped": f"Not finished: stopped {where}. Go on with: veneer train --resume {run.path}",
+        "stopped": f"Not finished: stopped {where}. Go on with: veneer train --resume {run.folder}",
         "finished": f"Finished {where}.",
     }[run.phase]
 
 
-def _tiles(run: RunFolder, shapes: dict[str, tuple[int, ...]]) -> list[tuple[str, str, str]]:
+def _tiles(run: RunHistory, shapes: dict[str, tuple[int, ...]]) -> list[tuple[str, str, str]]:
     """(name, value, what to add) of the numbers that come first."""
     tiles = []
     if run.held_out:
@@ -136,7 +136,7 @@ def _size(shape: tuple[int, ...]) -> int:
     return size
 
 
-def _memory(run: RunFolder) -> list[tuple[str, str]]:
+def _memory(run: RunHistory) -> list[tuple[str, str]]:
     predicted, measured = run.predicted_peak, run.peak_memory
     absent = "not there: the run's folder holds no plan"
     rows = [
@@ -149,7 +149,7 @@ def _memory(run: RunFolder) -> list[tuple[str, str]]:
     return rows
 
 
-def _rank_note(run: RunFolder, ranks: dict[str, int], whole: bool) -> str:
+def _rank_note(run: RunHistory, ranks: dict[str, int], whole: bool) -> str:
     if not ranks:
         return "No ranks are known before the first evaluation, or the end of the run."
     if run.config.method == "adalora":
@@ -158,7 +158,7 @@ def _rank_note(run: RunFolder, ranks: dict[str, int], whole: bool) -> str:
     return ""
 
 
-def _trained(run: RunFolder) -> str:
+def _trained(run: RunHistory) -> str:
     return "trained model" if run.config.trains_own_weights else "adapter"
 
 
@@ -193,7 +193,7 @@ def _examples(evaluation: dict[str, Any]) -> dict[str, Any]:
     return {"examples": examples, "how_answered": how, "no_examples": nothing}
 
 
-def _no_recipes(run: RunFolder) -> str:
+def _no_recipes(run: RunHistory) -> str:
     if run.has_model:
-        return f"This run trained the model's own weights: {run.path / 'model'} is a transformers folder."
+        return f"This run trained the model's own weights: {run.folder.model} is a transformers folder."
     return f"There is no {_trained(run)} yet; the run writes it when it ends."

@@ -1,203 +1,138 @@
-"""A run's folder as it is read while it trains and afterwards: what was asked for, and what was measured."""
+"""A run's folder: the one place that names its files and reads them. No torch here.
+
+run/
+  config.yaml  rows.json  environment.json  plan.json  metrics.jsonl  evaluation.json  report.html
+  adapter/ (or model/)  best/  base/  checkpoints/step-000200/  tensorboard/
+"""
 
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from statistics import fmean, median
-from typing import Any, Literal
+from typing import Any, overload
 
-from veneer.training.config import CONFIG_NAME, TrainConfig
-from veneer.training.metrics import METRICS_NAME, is_written
-
-Phase = Literal["starting", "running", "stopped", "finished"]
-ADAPTER = "adapter"
-_OF_A_STEP = ("loss", "learning_rate", "gradient_norm", "tokens", "tokens_per_second", "peak_memory")
-_RECENT = 50  # steps that the time left is reckoned from
+from veneer.errors import TrainingError, did_you_mean
+from veneer.files import locked, remove_leftovers
+from veneer.training.config import TrainConfig
+from veneer.training.metrics import read_metrics
+from veneer.training.state import checkpoints_in
 
 
-class MetricsTail:
-    """The records of a metrics.jsonl that grows. Only what is new is read, and all of it again where the file was
-    replaced, as a resumed run does."""
+class _Inside:
+    """A file or folder of a run, by its name."""
 
-    def __init__(self, run: Path) -> None:
-        self._path = run / METRICS_NAME
-        self._inode: int | None = None
-        self._offset = 0
-        self.records: list[dict[str, Any]] = []
-        self.rest = b""  # of a line without its end: it is being written, or a kill cut it short
-        self.damaged = 0  # lines
+    def __init__(self, name: str) -> None:
+        self._name = name
 
-    def read(self) -> list[dict[str, Any]]:
-        """All records so far."""
-        try:
-            file = self._path.open("rb")
-        except OSError:
-            self._forget(None)
-            return self.records
-        with file:
-            found = os.fstat(file.fileno())
-            if found.st_ino != self._inode or found.st_size < self._offset:
-                self._forget(found.st_ino)
-            file.seek(self._offset)
-            new = file.read()
-        self._offset += len(new)
-        *lines, self.rest = (self.rest + new).split(b"\n")
-        for line in lines:
-            record = _record(line)
-            if record is None:
-                self.damaged += 1
-            else:
-                self.records.append(record)
-        return self.records
-
-    def _forget(self, inode: int | None) -> None:
-        self._inode, self._offset = inode, 0
-        self.records, self.rest, self.damaged = [], b"", 0
+    @overload
+    def __get__(self, run: None, owner: type[RunFolder]) -> str: ...
+    @overload
+    def __get__(self, run: RunFolder, owner: type[RunFolder]) -> Path: ...
+    def __get__(self, run: RunFolder | None, owner: type[RunFolder]) -> Path | str:
+        return self._name if run is None else run.path / self._name
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
-    """None for a line that is no record: of a step all that is counted on is there, and a number."""
-    try:
-        record = json.loads(line, parse_constant=_no_number)
-    except ValueError:
-        return None
-    if not isinstance(record, dict):
-        return None
-    needed = ("step", *(_OF_A_STEP if "loss" in record else ()))
-    return record if all(isinstance(record.get(name), (int, float)) for name in needed) else None
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(name)
-
-
-@dataclass
 class RunFolder:
-    """What there is of a run; lists and dicts are empty where nothing was written yet."""
+    """The files of the run in ``path``, whether they are written yet or not.
 
-    path: Path
-    config: TrainConfig
-    phase: Phase
-    total: int | None  # optimizer steps; None where the rows are not counted yet
-    steps: list[dict[str, Any]]  # a record a step, in order
-    held_out: list[dict[str, Any]]  # a record an evaluation
-    ranks: dict[str, int]  # module → triplets of AdaLoRA at its last evaluation
-    environment: dict[str, Any]
-    rows: dict[str, Any]
-    evaluation: dict[str, Any]
-    plan: dict[str, Any]
-    notes: list[str] = field(default_factory=list)  # what could not be read
+    ``RunFolder("runs/first").config_file`` is a path; ``RunFolder.config_file`` the bare name.
+    """
 
-    @classmethod
-    def read(cls, path: Path, tail: MetricsTail | None = None) -> RunFolder:
-        """Raises ConfigError when config.yaml is damaged. Other files that are become a note."""
-        tail = tail or MetricsTail(path)
-        written = is_written(path)  # before the records: those of a run that has ended are all there
-        records = tail.read()
-        notes = _told(tail, written)
-        files = {name: _json(path / f"{name}.json", notes) for name in ("environment", "rows", "evaluation", "plan")}
-        config = TrainConfig.read(path / CONFIG_NAME, output=str(path))
-        steps = [record for record in records if "loss" in record]
-        ranks = [record["ranks"] for record in records if "ranks" in record]
-        total = files["rows"].get("steps", config.steps)
-        run = cls(
-            path, config, "stopped", total, steps, [record for record in records if "held_out_loss" in record],
-            ranks[-1] if ranks else {}, notes=notes, **files,
-        )  # fmt: skip
-        if written:
-            run.phase = "running"
-        elif (run.has_adapter or run.has_model) and run._took_its_steps():
-            run.phase = "finished"
-        elif not (path / METRICS_NAME).is_file():
-            run.phase = "starting"
-        return run
+    config_file = _Inside("config.yaml")  # every option; its presence makes the folder a run
+    rows_file = _Inside("rows.json")  # what the rows were, and the number of steps
+    environment_file = _Inside("environment.json")  # versions and machine
+    plan_file = _Inside("plan.json")  # predicted memory and time
+    metrics_file = _Inside("metrics.jsonl")  # a line a step and a line an evaluation
+    evaluation_file = _Inside("evaluation.json")  # what veneer evaluate measured
+    report_file = _Inside("report.html")  # what veneer report wrote
+    adapter = _Inside("adapter")  # the result: a PEFT folder
+    model = _Inside("model")  # or, where the model's own weights are trained: a transformers folder
+    best = _Inside("best")  # the adapter (or weights) with the lowest held-out loss so far
+    base = _Inside("base")  # the base, where LoftQ changed it
+    checkpoints = _Inside("checkpoints")
+    tensorboard = _Inside("tensorboard")
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __str__(self) -> str:
+        return str(self.path)
 
     @property
-    def name(self) -> str:
-        return self.path.resolve().name
+    def exists(self) -> bool:
+        """Whether this is a run's folder."""
+        return self.config_file.is_file()
 
-    @property
-    def has_adapter(self) -> bool:
-        return (self.path / ADAPTER / "adapter_config.json").is_file()
+    def config(self, **over: Any) -> TrainConfig:
+        """The run's options; ``over`` wins. Raises ConfigError for a damaged file."""
+        return TrainConfig.read(self.config_file, output=str(self.path), **over)
 
-    @property
-    def has_model(self) -> bool:
-        """Whether the result is a model of its own, not an adapter."""
-        return (self.path / "model" / "config.json").is_file()
+    def rows(self) -> dict[str, Any]:
+        """What `rows.json` says: shape, train, held_out, conversations, classes, steps."""
+        values: dict[str, Any] = json.loads(self.rows_file.read_text(encoding="utf-8"))
+        return values
 
-    @property
-    def step(self) -> int:
-        """Steps done."""
-        return int(self.steps[-1]["step"]) if self.steps else 0
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of all steps and evaluations so far."""
+        return read_metrics(self.metrics_file)
 
-    def _took_its_steps(self) -> bool:
-        """As the loop judges it, by the last checkpoint, which is written when it ends: patience is counted there."""
-        saved = sorted((self.path / "checkpoints").glob("step-*/state.json"))
-        state = _json(saved[-1], []) if saved else {}
-        return self.total is None or self.step >= self.total or 0 < self.config.patience <= state.get("worse", 0)
+    def latest_checkpoint(self) -> Path | None:
+        """The last complete checkpoint."""
+        complete = checkpoints_in(self.checkpoints)
+        return complete[-1] if complete else None
 
-    def seconds(self) -> list[float]:
-        """What each step took. Metrics hold its speed, and the tokens of all steps so far."""
-        before = [0, *(record["tokens"] for record in self.steps)]
-        return [
-            (record["tokens"] - earlier) / record["tokens_per_second"]
-            for record, earlier in zip(self.steps, before, strict=False)
-        ]
+    def result(self) -> Path | None:
+        """adapter/ or model/ of a finished run; None before it has finished."""
+        for path, file in ((self.adapter, "adapter_config.json"), (self.model, "config.json")):
+            if (path / file).is_file():
+                return path
+        return None
 
-    def seconds_left(self) -> float | None:
-        """Of the steps that remain, at the pace of the latest ones; evaluations come on top."""
-        if self.total is None or not self.steps:
-            return None
-        return max(0, self.total - self.step) * fmean(self.seconds()[-_RECENT:])
+    def base_source(self, config: TrainConfig) -> str:
+        """What to load as the base: the run's own, where LoftQ changed it, else the model's name."""
+        own = config.loftq_iterations > 1 and self.base.is_dir() and self.exists
+        return str(self.base) if own else config.model
 
-    @property
-    def tokens_per_second(self) -> float | None:
-        """The median of all steps."""
-        return median(record["tokens_per_second"] for record in self.steps) if self.steps else None
+    def refuse_missing(self) -> None:
+        """Raises TrainingError, with the nearest run's name, where this is no run's folder."""
+        if not self.exists:
+            near = [str(path.parent) for path in self.path.parent.glob(f"*/{RunFolder.config_file}")]
+            raise TrainingError(
+                f"{self} is not a run folder: it has no {RunFolder.config_file}.{did_you_mean(str(self), near)}"
+            )
 
-    @property
-    def peak_memory(self) -> int | None:
-        """Bytes."""
-        return max((record["peak_memory"] for record in self.steps), default=None)
+    def finished_config(self) -> TrainConfig:
+        """The options of a run that has its result. Raises TrainingError for one that has not."""
+        config = self.config()
+        if self.result() is None:
+            what = RunFolder.model if config.trains_own_weights else RunFolder.adapter
+            raise TrainingError(f"{self} has no {what} yet; finish the run: veneer train --resume {self}")
+        return config
 
-    @property
-    def predicted_peak(self) -> int | None:
-        """Bytes, as planned before the run."""
-        peak = self.plan.get("peak")
-        return peak if isinstance(peak, int) else None
+    def tidy(self) -> None:
+        """Delete what killed writes left behind."""
+        for folder in (self.path, self.checkpoints):
+            if folder.is_dir():
+                remove_leftovers(folder)
 
-    def best(self) -> dict[str, Any] | None:
-        """The record of the evaluation whose adapter is kept, the one with the lowest held-out loss. None before one
-        counts: that of step 0 does not, nor does AdaLoRA's before its ranks are fixed."""
-        mark = self.path / "best" / "step"
-        if not mark.is_file():
-            return None
-        number = mark.read_text(encoding="utf-8").strip()
-        return next((record for record in reversed(self.held_out) if str(record["step"]) == number), None)
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder, made where it is missing, against other processes that train into it; what was made for that
+        and is still empty afterwards is removed.
 
-
-def _told(tail: MetricsTail, written: bool) -> list[str]:
-    notes = []
-    if tail.damaged:
-        lines = "1 line" if tail.damaged == 1 else f"{tail.damaged} lines"
-        notes.append(f"{METRICS_NAME}: {lines} could not be read, and what they held is missing here.")
-    if tail.rest and not written:
-        notes.append(f"{METRICS_NAME} ends within a line, where the run was cut off; the steps before it are all here.")
-    return notes
-
-
-def _json(path: Path, notes: list[str]) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        notes.append(f"{path.name} could not be read ({error}), and what it held is missing here.")
-        return {}
-    if not isinstance(found, dict):
-        notes.append(f"{path.name} holds no JSON object, and is left out.")
-        return {}
-    return found
+        Raises TrainingError where another process holds it.
+        """
+        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        try:
+            with locked(self.path, wait=False):
+                yield
+        except BlockingIOError:
+            raise TrainingError(
+                f"Another process is training into {self}; wait until it ends, or choose another output."
+            ) from None
+        finally:
+            with suppress(OSError):  # one that holds something
+                for path in made:
+                    path.rmdir()

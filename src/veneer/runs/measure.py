@@ -36,6 +36,9 @@ _LARGE = 2**18  # bytes from which on an operation's work is what takes its time
 
 def main() -> None:
     settle()
+    from veneer.kernels.heap import own_heap
+
+    own_heap()
     if sys.argv[1:]:
         print(_beyond(Path(sys.argv[1]), trained=False))
         return
@@ -53,8 +56,8 @@ def _beyond(place: Path, trained: bool) -> int:
     the file's, so that all of that is read."""
     from rich.console import Console
 
-    from veneer.runs.memory import train
     from veneer.runs.prepare import prepare
+    from veneer.runs.train import train
     from veneer.training.config import TrainConfig
     from veneer.training.metrics import peak_memory
 
@@ -63,11 +66,11 @@ def _beyond(place: Path, trained: bool) -> int:
     known = words(_SIZES["vocab_size"])
     texts = (" ".join(draw.choices(known[1:], k=length - 1)) for length in lengths)  # an end comes behind them
     rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    options = {
+    options: dict[str, Any] = {
         "model": str(place / "model"), "storage": "fp32" if trained else "bf16", "batch_size": _ROWS,
         "max_length": _TOKENS, "steps": _LENGTHS,
     }  # fmt: skip
-    more = {"data": str(rows), "output": str(place / "run"), "held_out": 0, "check_memory": False}
+    more: dict[str, Any] = {"data": str(rows), "output": str(place / "run"), "held_out": 0, "check_memory": False}
     if trained:
         train(**options, **more, console=Console(file=io.StringIO()))
     else:

@@ -1,22 +1,23 @@
-"""train and resume as a person calls them, with a look at the memory before they start.
+"""The look at the memory: before a model is loaded, and before the first step.
 
-A run that clearly cannot fit is refused, with the changes that would; what was foreseen goes into the run's folder.
+A run that clearly cannot fit is refused, with the changes that would fit; the prediction goes into the run's folder.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from veneer.data.labels import Tokens
 from veneer.errors import ModelError, TrainingError
+from veneer.files import write_text
 from veneer.frozen.layers import DTYPES, storage_of
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models.source import resolve
@@ -33,9 +34,10 @@ from veneer.planning.machine import (
     usable_memory,
 )
 from veneer.planning.plan import Plan, base_asked, limit_of
-from veneer.runs import train as runs
+from veneer.runs.begin import Begun
+from veneer.runs.folder import RunFolder
+from veneer.training.callbacks import EvaluationRecord, StepRecord
 from veneer.training.config import TrainConfig
-from veneer.training.forecast import Forecast
 from veneer.training.loss import Loss
 from veneer.units import amount
 
@@ -46,108 +48,146 @@ _LOSS = 10**9  # bytes that a chunk of logits takes, and more
 _AFTERWARDS = 110 * 10**6
 
 
-def train(model: Any = None, tokenizer: Any = None, **options: Any) -> runs.Result:
-    """`veneer.runs.train.train`, which says what it takes, with a look at the memory before it starts.
+@dataclass(frozen=True)
+class Process:
+    """What this process takes without the run, measured before anything of the run is there but a model that came
+    loaded."""
 
-    Raises TrainingError, too, when the run clearly cannot fit (``check_memory=False``: it is tried all the same).
-    """
-    loaded = model if isinstance(model, torch.nn.Module) else None
-    return runs.train(model, tokenizer, foresight=_Foresight(loaded), **options)
+    machine: Machine | None  # as it was measured, if it was
+    resident: int  # bytes beside the model, with what reading rows and planning will add
+    own: int  # of these, what is no file's
 
-
-def resume(folder: str | Path, *, console: Console | None = None, **over: Any) -> runs.Result:
-    """`veneer.runs.train.resume`, with the same look."""
-    return runs.resume(folder, console=console, foresight=_Foresight(), **over)
-
-
-class _Foresight:
-    """Made before anything of the run is there but a model that came ``loaded``, so that it knows what the process
-    takes without the run.
-
-    The runtime is that of the machine as it was measured; or, if that is more, what is the process's own (no file's)
-    beside the model, such as the data of a notebook, and what it will yet add. Where no machine was measured, it is all
-    that the process has beside the model, the pages of its libraries, too.
-    """
-
-    def __init__(self, loaded: Any = None) -> None:
+    @classmethod
+    def now(cls, loaded: torch.nn.Module | None = None) -> Process:
         tensors = [] if loaded is None else [*loaded.parameters(), *loaded.buffers()]
         held = sum(tensor.nbytes for tensor in tensors)
         return_memory()
-        self._machine = remembered()
-        self._process = resident_memory() - held + _AFTERWARDS
-        self._own = anonymous_memory() - (held - mapped_memory(tensors)) + _AFTERWARDS
-
-    def before_loading(self, config: TrainConfig) -> None:
-        """Refuse a model that is itself too large, before it is fetched; a small one that is here is not looked at."""
-        if not config.check_memory:
-            return
-        usable, size = usable_memory(), _files(config.base())
-        if size and size * _SMALL < usable:
-            return
-        limit = limit_of(config, usable)
-        least = type(config)(**{**config.changed(), "batch_size": 1, "micro_batch_size": None, "max_length": 2})
-        try:
-            base = base_asked(config)
-            made = predicted(least, self._at(), limit, base=base)
-        except ModelError:  # one that cannot be planned, or that is refused with a better reason when it is loaded
-            return
-        if made.needed > _CLEARLY * limit:
-            raise TrainingError(self._refusal(config, made, limit, {"base": base}))
-
-    def before_training(self, config: TrainConfig, model: Any, loss: Loss, rows: list[Tokens], steps: int) -> Forecast:
-        """At once, or, where there is memory enough for anything like it, when the first step has been taken: the plan
-        takes a second."""
-        limit = limit_of(config, usable_memory())
-        if config.memory is None and _generous(model, loss, rows) < limit / 2:
-            return Forecast(later=lambda: self._forecast(config, model, loss, rows, steps, limit, begun=True))
-        return self._forecast(config, model, loss, rows, steps, limit)
-
-    def _forecast(
-        self, config: TrainConfig, model: Any, loss: Loss, rows: list[Tokens], steps: int, limit: int,
-        begun: bool = False,
-    ) -> Forecast:  # fmt: skip
-        """A run that has ``begun`` is not refused any more."""
-        known: dict[str, Any] = {"rows": rows, "how": loss.how, "steps": steps}
-        try:
-            known["base"] = self._base_of(config, model, loss)
-            with torch.random.fork_rng(devices=[]):  # a run that has begun must not notice
-                made = predicted(config, self._at(), limit, **known)
-        except Exception as error:  # a model that does what tensors without values cannot
-            if config.memory is not None:
-                raise TrainingError(f"What this run takes cannot be foreseen, so memory = {config.memory} cannot be "
-                                    f"kept to: {short(error)}") from error  # fmt: skip
-            return Forecast(sentences=(f"What this run takes is not foreseen: {short(error)}",))
-        if config.check_memory and not begun and made.needed > _CLEARLY * limit:
-            raise TrainingError(self._refusal(config, made, limit, known))
-        return Forecast(made.recomputed, {**made.as_json(), "limit": limit}, _said(config, made, limit))
-
-    def _base_of(self, config: TrainConfig, model: Any, loss: Loss) -> Base:
-        """The base of a model that is there."""
-        kept = {"block_size": config.block_size, "double_quantisation": config.double_quantisation, **storage_of(model)}
-        dtype = next(parameter.dtype for parameter in model.parameters())
-        return Base(
-            config.model, model.config, loss.kind, kept["storage"], kept["block_size"], kept["double_quantisation"],
-            dtype if dtype in DTYPES.values() else DTYPES["fp32"], _mapped(model),
-        )  # fmt: skip
-
-    def _at(self) -> Machine:
-        """The machine as it was measured, and this process; without, its rates are not known, and no time is told."""
-        known = self._machine or Machine({}, 0.0, self._process, self._process)
-        return replace(known, runtime=max(known.runtime, self._own), loading=max(known.loading, self._own))
-
-    def _refusal(self, config: TrainConfig, made: Plan, limit: int, known: dict[str, Any]) -> str:
-        found = what_would_fit(config, self._at(), limit, made, **known)
-        would = "; ".join(f"{change.said} ({amount(change.plan.needed)})" for change in found)
-        then = (
-            f"These would fit: {would}." if would else "No change of storage, micro batch or checkpointing would fit."
-        )
-        return (
-            f"This run would take {amount(made.needed)} of memory, and {amount(limit)} are there. {then} Or give "
-            f"check_memory: false to try it all the same. (veneer plan tells more.)"
+        return cls(
+            remembered(),
+            resident_memory() - held + _AFTERWARDS,
+            anonymous_memory() - (held - mapped_memory(tensors)) + _AFTERWARDS,
         )
 
+    def at(self) -> Machine:
+        """The machine with this process's runtime.
 
-def _mapped(model: torch.nn.Module) -> tuple[str, ...]:
+        The runtime is the measured machine's; or the process's own memory, such as a notebook's data, if that is more.
+        Where no machine was measured, it is all that the process has beside the model, pages of its libraries included,
+        and no time is predicted.
+        """
+        known = self.machine or Machine({}, 0.0, self.resident, self.resident)
+        return replace(known, runtime=max(known.runtime, self.own), loading=max(known.loading, self.own))
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is known of a run before its first step."""
+
+    recomputed: int = 0  # layers whose activations are recomputed, so that the run fits the memory
+    record: dict[str, Any] = field(default_factory=dict)  # the run folder's plan.json; empty without a plan
+    sentences: tuple[str, ...] = ()
+
+    def write(self, folder: RunFolder, say: Callable[[str], None]) -> None:
+        """Print the sentences, and write the plan into the run's folder."""
+        for sentence in self.sentences:
+            say(sentence)
+        if self.record:
+            write_text(folder.plan_file, json.dumps(self.record, indent=2) + "\n")
+
+
+class PlanAfterFirstStep:
+    """Plans a run when its first step has been taken: planning takes a second, and nothing depends on it where there
+    is memory enough for anything like the run."""
+
+    def __init__(self, begun: Begun, process: Process, say: Callable[[str], None]) -> None:
+        self._begun, self._process, self._say = begun, process, say
+        self._planned = False
+
+    def on_step(self, record: StepRecord) -> None:
+        if not self._planned:
+            self._planned = True
+            limit = limit_of(self._begun.config, usable_memory())
+            _outlook(self._begun, self._process, limit, refuse=False).write(self._begun.folder, self._say)
+
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        pass
+
+
+def look_before_loading(config: TrainConfig, process: Process) -> None:
+    """Refuse a model that is itself too large, before it is fetched; a small one on this disk is not looked at."""
+    if not config.check_memory:
+        return
+    usable, size = usable_memory(), _files(RunFolder(config.output).base_source(config))
+    if size and size * _SMALL < usable:
+        return
+    limit = limit_of(config, usable)
+    least = type(config)(**{**config.changed(), "batch_size": 1, "micro_batch_size": None, "max_length": 2})
+    try:
+        base = base_asked(config)
+        plan = predicted(least, process.at(), limit, base=base)
+    except ModelError:  # one that cannot be planned, or that is refused with a better reason when it is loaded
+        return
+    if plan.needed > _CLEARLY * limit:
+        raise TrainingError(refusal(config, process, plan, limit, {"base": base}))
+
+
+def look_before_training(begun: Begun, process: Process) -> Outlook | None:
+    """The outlook of a run that has begun; None where there is memory enough for anything like it, so that the plan can
+    wait until the first step has been taken.
+
+    Raises TrainingError for a run that clearly cannot fit.
+    """
+    config, limit = begun.config, limit_of(begun.config, usable_memory())
+    if config.memory is None and generous(begun.model, begun.loss, begun.largest_step()) < limit / 2:
+        return None
+    return _outlook(begun, process, limit, refuse=config.check_memory)
+
+
+def _outlook(begun: Begun, process: Process, limit: int, *, refuse: bool) -> Outlook:
+    config = begun.config
+    known: dict[str, Any] = {"rows": begun.largest_step(), "how": begun.loss.how, "steps": begun.total}
+    try:
+        known["base"] = _base_of(config, begun.model, begun.loss)
+        with torch.random.fork_rng(devices=[]):  # a run that has begun must not notice
+            plan = predicted(config, process.at(), limit, **known)
+    except Exception as error:  # a model that does what tensors without values cannot
+        if config.memory is not None:
+            raise TrainingError(
+                f"The memory of this run cannot be predicted, so memory = {config.memory} cannot be kept to: "
+                f"{short(error)}"
+            ) from error
+        return Outlook(sentences=(f"The memory of this run cannot be predicted: {short(error)}",))
+    if refuse and plan.needed > _CLEARLY * limit:
+        raise TrainingError(refusal(config, process, plan, limit, known))
+    return Outlook(plan.recomputed, {**plan.as_json(), "limit": limit}, sentences(config, plan, limit))
+
+
+def _base_of(config: TrainConfig, model: Any, loss: Loss) -> Base:
+    """The base of a loaded model."""
+    kept = {"block_size": config.block_size, "double_quantisation": config.double_quantisation, **storage_of(model)}
+    dtype = next(parameter.dtype for parameter in model.parameters())
+    return Base(
+        config.model, model.config, loss.kind, kept["storage"], kept["block_size"], kept["double_quantisation"],
+        dtype if dtype in DTYPES.values() else DTYPES["fp32"], mapped_parts(model),
+    )  # fmt: skip
+
+
+def refusal(config: TrainConfig, process: Process, plan: Plan, limit: int, known: dict[str, Any]) -> str:
+    """Why a run is not started, and what would fit."""
+    changes = what_would_fit(config, process.at(), limit, plan, **known)
+    fitting = "; ".join(f"{change.said} ({amount(change.plan.needed)})" for change in changes)
+    then = (
+        f"These would fit: {fitting}."
+        if fitting
+        else "No change of storage, micro batch or checkpointing would make it fit."
+    )
+    return (
+        f"This run would take {amount(plan.needed)} of memory, and {amount(limit)} are available. {then} Or give "
+        f"check_memory: false to try it all the same. (veneer plan shows each term.)"
+    )
+
+
+def mapped_parts(model: torch.nn.Module) -> tuple[str, ...]:
     """`Base.mapped` of a model that is there: the parts of the frozen weights of which most is mapped."""
     parts: dict[str, list[Tensor]] = {"codes": [], "scales": [], "dense": []}
     for module in model.modules():
@@ -163,7 +203,7 @@ def _mapped(model: torch.nn.Module) -> tuple[str, ...]:
     )
 
 
-def _generous(model: Any, loss: Loss, rows: list[Tokens]) -> float:
+def generous(model: Any, loss: Loss, rows: list[Tokens]) -> float:
     """Bytes that no step on these rows takes, by the model's sizes alone; without a bound where they are not known.
 
     Of each token forty times the hidden state in each layer, where Llama's kind keeps about twelve, attention's weights
@@ -189,10 +229,13 @@ def _files(name: str) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _said(config: TrainConfig, made: Plan, limit: int) -> tuple[str, ...]:
-    said = [f"Foreseen: {amount(made.peak)} of memory; {amount(limit)} are there."]
-    if made.peak > limit >= made.needed:
-        said.append(f"{amount(made.peak - made.needed)} of it are pages of the base's file, which need not fit.")
-    if made.recomputed and not config.gradient_checkpointing:
-        said.append(f"Of {made.recomputed} of {made.layers} layers the activations are computed again to fit them.")
-    return tuple(said)
+def sentences(config: TrainConfig, plan: Plan, limit: int) -> tuple[str, ...]:
+    """The prediction as a run prints it."""
+    lines = [f"Predicted memory: {amount(plan.peak)} ({amount(limit)} available)."]
+    if plan.peak > limit >= plan.needed:
+        lines.append(f"{amount(plan.peak - plan.needed)} of it are pages of the base's file, which need not fit.")
+    if plan.recomputed and not config.gradient_checkpointing:
+        lines.append(
+            f"Activations of {plan.recomputed} of {plan.layers} layers will be recomputed (gradient checkpointing)."
+        )
+    return tuple(lines)

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 
 from veneer.data.labels import Renderer
-from veneer.errors import AdapterFileError, ModelError, TrainingError
+from veneer.errors import AdapterFileError, ModelError
 from veneer.models.load import load
+from veneer.runs.folder import RunFolder
 from veneer.runs.prepare import Prepared, prepare, renderer_of
-from veneer.runs.train import ADAPTER, ROWS, result_of
-from veneer.training.config import CONFIG_NAME, TrainConfig
-from veneer.training.own_weights import MODEL
+from veneer.training.config import TrainConfig
 from veneer.updates.load_adapter import load_adapter
 from veneer.updates.peft_config import CONFIG_NAME as ADAPTER_CONFIG
 from veneer.updates.peft_config import from_peft
@@ -38,9 +37,9 @@ def open_named(source: str | Path) -> Opened:
 
     A run's rows are not needed, and need not be there any more.
     """
-    path = Path(source)
-    if (path / CONFIG_NAME).is_file():
-        return _run(path)
+    path, run = Path(source), RunFolder(source)
+    if run.exists:
+        return _run(run)
     adapted = (path / ADAPTER_CONFIG).is_file()
     model, tokenizer = load(_base_of(path) if adapted else source)
     if adapted:
@@ -50,18 +49,20 @@ def open_named(source: str | Path) -> Opened:
 
 def open_run(folder: Path) -> Prepared:
     """A finished run's model, its adapter on it, and its rows."""
-    config = _finished(folder)
+    run = RunFolder(folder)
+    config = run.finished_config()
     if config.trains_own_weights:
-        return prepare(config, *_loaded(folder, config, str(folder / MODEL)))
+        return prepare(config, *_loaded(run, config, str(run.model)))
     prepared = prepare(config)
-    load_adapter(prepared.model, folder / ADAPTER)
+    load_adapter(prepared.model, run.adapter)
     return prepared
 
 
 def base_of_run(folder: Path) -> Any | None:
     """The model that a run began with, where its result is another one; None where it is under the adapter."""
-    config = _finished(folder)
-    return _loaded(folder, config, config.model)[0] if config.trains_own_weights else None
+    run = RunFolder(folder)
+    config = run.finished_config()
+    return _loaded(run, config, config.model)[0] if config.trains_own_weights else None
 
 
 @contextmanager
@@ -74,32 +75,19 @@ def as_it_was(model: Any, base: Any | None) -> Iterator[Any]:
         yield model
 
 
-def _run(folder: Path) -> Opened:
-    config = _finished(folder)
+def _run(run: RunFolder) -> Opened:
+    config = run.finished_config()
     own = config.trains_own_weights
-    model, tokenizer = _loaded(folder, config, str(folder / MODEL) if own else config.base())
+    model, tokenizer = _loaded(run, config, str(run.model) if own else run.base_source(config))
     if not own:
-        load_adapter(model, folder / ADAPTER)
-    chat = config.template == "chat" or bool(_rows(folder)["conversations"])
+        load_adapter(model, run.adapter)
+    chat = config.template == "chat" or bool(run.rows()["conversations"])
     return Opened(model, renderer_of(model, tokenizer, config), not own, chat, own)
 
 
-def _loaded(folder: Path, config: TrainConfig, source: str) -> tuple[Any, Any]:
+def _loaded(run: RunFolder, config: TrainConfig, source: str) -> tuple[Any, Any]:
     torch.manual_seed(config.seed)  # as before the run: a classification head may be new
-    return load(source, **config.kept(), task=config.task, labels=_rows(folder)["classes"] or None)
-
-
-def _rows(folder: Path) -> dict[str, Any]:
-    rows: dict[str, Any] = json.loads((folder / ROWS).read_text(encoding="utf-8"))
-    return rows
-
-
-def _finished(folder: Path) -> TrainConfig:
-    config = TrainConfig.read(folder / CONFIG_NAME, output=str(folder))
-    if result_of(folder) is None:
-        what = MODEL if config.trains_own_weights else ADAPTER
-        raise TrainingError(f"{folder} has no {what} yet; finish the run: veneer train --resume {folder}")
-    return config
+    return load(source, **config.kept(), task=config.task, labels=run.rows()["classes"] or None)
 
 
 def _base_of(folder: Path) -> str:
@@ -112,8 +100,10 @@ def _base_of(folder: Path) -> str:
 
 
 def refuse_own_weights(source: Path, verb: str) -> None:
-    if (source / CONFIG_NAME).is_file() and result_of(source) == source / MODEL:
+    """Raises ModelError where ``source`` is a run whose result is a model, so that it has no adapter to ``verb``."""
+    run = RunFolder(source)
+    if run.exists and run.result() == run.model:
         raise ModelError(
-            f"{source} trained the model's own weights, so there is no adapter to {verb}: {source / MODEL} is a model "
+            f"{source} trained the model's own weights, so there is no adapter to {verb}: {run.model} is a model "
             f"already."
         )

@@ -7,31 +7,29 @@ import shutil
 from pathlib import Path
 
 from veneer.errors import ModelError, TrainingError
-from veneer.training.checkpoint import FOLDER, checkpoints, tidy
-from veneer.training.config import BASE, CONFIG_NAME
+from veneer.runs.folder import RunFolder
 
 _SLACK = 16 * 2**20  # configs, metrics, TensorBoard
 
 
-def check_new_run(folder: Path) -> None:
-    """Raises TrainingError when ``folder`` holds something already or cannot be written to."""
-    if (folder / CONFIG_NAME).exists():
-        done = checkpoints(folder)
-        at = f" (checkpoint at step {int(done[-1].name.removeprefix('step-'))})" if done else ""
+def check_new_run(folder: RunFolder) -> None:
+    """Raises TrainingError when ``folder`` holds something already."""
+    if folder.config_file.exists():
+        last = folder.latest_checkpoint()
+        at = f" (checkpoint at step {int(last.name.removeprefix('step-'))})" if last else ""
         raise TrainingError(
             f"{folder} holds a run already{at}; go on with it by: veneer train --resume {folder}, or choose another "
             f"output."
         )
-    if folder.is_file():
-        raise TrainingError(f"The output {folder} is a file; a run needs a folder.")
-    tidy(folder)
-    if folder.is_dir() and any(path.name not in (FOLDER, BASE) for path in folder.iterdir()):
+    folder.tidy()
+    if any(path.name not in (RunFolder.checkpoints, RunFolder.base) for path in folder.path.iterdir()):
         raise TrainingError(f"{folder} is not empty and holds no run; choose a new folder as output.")
-    check_writable(folder)
 
 
 def check_writable(folder: Path) -> None:
-    """Raises TrainingError when no file can be made in ``folder``."""
+    """Raises TrainingError when ``folder`` is a file, or no file can be made in it."""
+    if folder.is_file():
+        raise TrainingError(f"The output {folder} is a file; a run needs a folder.")
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     probe = there / f".veneer-probe-{os.getpid()}"
     try:

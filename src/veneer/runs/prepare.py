@@ -12,6 +12,7 @@ from veneer.data.labels import Renderer, longest_row
 from veneer.data.read import read_rows
 from veneer.data.split import split
 from veneer.models.load import generates_text, load
+from veneer.runs.folder import RunFolder
 from veneer.training.config import TrainConfig
 
 
@@ -28,6 +29,16 @@ class Prepared:
     shape: str
     notes: list[str] = field(default_factory=list)
 
+    def facts(self) -> dict[str, Any]:
+        """What the rows were, so that the run's model is opened without them."""
+        return {
+            "shape": self.shape,
+            "train": len(self.train),
+            "held_out": len(self.held_out),
+            "conversations": any(example.messages for example in self.train),
+            "classes": list(self.renderer.classes),
+        }
+
 
 def prepare(config: TrainConfig, model: Any = None, tokenizer: Any = None) -> Prepared:
     """Load rows and model, and split the rows; everything that can be refused is refused here."""
@@ -41,7 +52,9 @@ def prepare(config: TrainConfig, model: Any = None, tokenizer: Any = None) -> Pr
     torch.manual_seed(config.seed)  # before a new classification head is made
     classes = sorted({class_of(example) for example in train_rows}) if _wants_classes(config, model) else []
     if model is None:
-        model, tokenizer = load(config.base(), **config.kept(), task=config.task, labels=classes or None)
+        model, tokenizer = load(
+            RunFolder(config.output).base_source(config), **config.kept(), task=config.task, labels=classes or None
+        )
     renderer = renderer_of(model, tokenizer, config)
     prepared = Prepared(config, model, tokenizer, renderer, train_rows, held_out, examples.shape)
     if examples.unused:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from veneer.errors import DivergedError, TrainingError
 from veneer.studies.config import StudyOptions
 from veneer.studies.numbers import Metric
-from veneer.studies.plots import errorbars, new_figure, save
+from veneer.studies.plots import errorbars, new_figure, save_figure
 from veneer.studies.study import MEASURED, Job, Row, Study
 from veneer.studies.trained import trained
 
@@ -134,7 +134,7 @@ class BudgetStudy(Study):
     def draw(self, rows: list[Row], folder: Path) -> list[str]:
         figure, axes = new_figure()
         self.draw_budgets(axes, rows)
-        names = [save(figure, folder / "budget.png")]
+        names = [save_figure(figure, folder / "budget.png")]
         for number, budget in enumerate(self.budgets):
             path = folder / f"ranks-{number + 1}.png"
             self.draw_ranks(path, rows, budget, f"AdaLoRA's ranks with the parameters of {budget}")

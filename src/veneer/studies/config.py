@@ -6,41 +6,46 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from veneer.errors import shown
 from veneer.options import Options
 
 
 class StudyOptions(Options):
     """veneer study KIND"""
 
-    model: str = Field("smollm2-135m-instruct", description="Model to study: as in train.")
-    data: str = Field("bbc-topics", description="Rows: as in train.")
+    model: str = Field(default="smollm2-135m-instruct", description="Model to study: as in train.")
+    data: str = Field(default="bbc-topics", description="Rows: as in train.")
     output: str | None = Field(
-        None, description="The study's folder; trained runs are shared with others in runs beside it. Default: "
+        default=None, description="The study's folder; trained runs are shared with others in runs beside it. Default: "
         "studies/KIND."
     )  # fmt: skip
-    seeds: list[int] = Field([0, 1, 2], min_length=1, description="A run of each kind for each of these seeds.")
-    steps: int = Field(100, ge=1, description="Optimizer steps of a run.")
-    batch_size: int = Field(16, ge=1, description="Rows in an optimizer step.")
-    held_out: int = Field(400, ge=1, description="Rows kept from training to measure on.")
+    seeds: list[int] = Field(default=[0, 1, 2], min_length=1, description="A run of each kind for each of these seeds.")
+    steps: int = Field(default=100, ge=1, description="Optimizer steps of a run.")
+    batch_size: int = Field(default=16, ge=1, description="Rows in an optimizer step.")
+    held_out: int = Field(default=400, ge=1, description="Rows kept from training to measure on.")
     learning_rate: float = Field(
-        1e-3, gt=0, description="Highest learning rate of LoRA; other methods have it times a factor of their own."
+        default=1e-3,
+        gt=0,
+        description="Highest learning rate of LoRA; other methods have it times a factor of their own.",
     )
     rates: list[float] = Field(
-        [], description="budget: learning rates to choose from, for each method and budget, on a seed of its own."
+        default=[],
+        description="budget: learning rates to choose from, for each method and budget, on a seed of its own.",
     )
     ranks: list[int] = Field(
-        [], description="Ranks to compare. Default: 1,2,4,8,16,32; of budget: 1,2,4; of spectrum: LoRA's, 4,16."
+        default=[], description="Ranks to compare. Default: 1,2,4,8,16,32; of budget: 1,2,4; of spectrum: LoRA's, 4,16."
     )
-    rank: int = Field(8, ge=1, description="LoRA's rank where ranks are not what is compared.")
+    rank: int = Field(default=8, ge=1, description="LoRA's rank where ranks are not what is compared.")
     ray: str | None = Field(
-        None, description="Spread the runs over this Ray cluster: its address, auto, or local for a new one here."
+        default=None,
+        description="Spread the runs over this Ray cluster: its address, auto, or local for a new one here.",
     )
 
     @field_validator("seeds", "ranks", "rates")
     @classmethod
     def _each_once(cls, values: list[Any]) -> list[Any]:
         if any(value < 0 for value in values) or len(set(values)) < len(values):
-            raise ValueError(f"{values} holds a value twice, or one below zero.")
+            raise ValueError(f"{shown(values)} holds a value twice, or one below zero.")
         return values
 
     @field_validator("ranks")

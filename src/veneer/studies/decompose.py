@@ -23,7 +23,7 @@ def of_product(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def cut(update: Pair, U: Tensor, S: Tensor, V: Tensor, rank: int) -> None:
+def truncate(update: Pair, U: Tensor, S: Tensor, V: Tensor, rank: int) -> None:
     """Make ``update`` the nearest of ``rank`` to the one that U, S and V are of; its shapes stay, the rest is zero."""
     root = S.sqrt()
     root[rank:] = 0

@@ -45,7 +45,7 @@ def columns_of(study: Study | type[Study]) -> dict[str, str]:
     return {"run": "key of all that defines the run", **study.columns, **MEASURED}
 
 
-def read_rows(folder: Path, study: Study | type[Study]) -> list[Row]:
+def read_study_rows(folder: Path, study: Study | type[Study]) -> list[Row]:
     """The rows of a study, numbers as numbers. Raises DataError for a file with other columns than the study's."""
     path = folder / CSV_NAME
     head, rows = read_table(path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from veneer.errors import TargetError
 from veneer.studies.numbers import Metric, grouped
-from veneer.studies.plots import bars, new_figure, save
+from veneer.studies.plots import bars, new_figure, save_figure
 from veneer.studies.study import Job, Row, Study
 from veneer.studies.trained import trained
 
@@ -83,7 +83,7 @@ class MatricesStudy(Study):
         axes.set_xlabel("adapted matrices, and the rank at equal parameters")
         axes.set_ylabel(metric.title)
         axes.set_title(f"{self.options.data}, {self.options.model}, {self.options.steps} steps", fontsize="medium")
-        return [save(figure, folder / "matrices.png")]
+        return [save_figure(figure, folder / "matrices.png")]
 
 
 def placed(model: nn.Module, matrices: str, rank: int) -> tuple[list[str], int]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from veneer.errors import TargetError
 from veneer.studies.numbers import Metric, grouped
-from veneer.studies.plots import new_figure, save
+from veneer.studies.plots import new_figure, save_figure
 from veneer.studies.study import MEASURED, Job, Row, Study
 from veneer.studies.trained import trained
 
@@ -98,7 +98,7 @@ class MethodsStudy(Study):
         axes.set_xlabel("parameters trained")
         axes.set_ylabel(metric.title)
         axes.set_title(f"{self.options.data}, {self.options.model}, {self.options.steps} steps", fontsize="medium")
-        return [save(figure, folder / "methods.png")]
+        return [save_figure(figure, folder / "methods.png")]
 
 
 def _gigabytes(rows: list[Row]) -> str:

@@ -35,7 +35,7 @@ def bars(axes: Any, values: dict[str, list[float]], factor: float = 1.0) -> None
     axes.set_xticks(range(len(values)), list(values), fontsize="small")
 
 
-def save(figure: Any, path: Path) -> str:
+def save_figure(figure: Any, path: Path) -> str:
     """Write the figure as PNG; its name."""
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from veneer.studies.numbers import Metric, grouped
-from veneer.studies.plots import errorbars, new_figure, save
+from veneer.studies.plots import errorbars, new_figure, save_figure
 from veneer.studies.study import Job, Row, Study
 from veneer.studies.trained import quality, timed, trained
 
@@ -99,12 +99,12 @@ class RankStudy(Study):
         axes.set_ylabel(metric.title)
         axes.set_title(f"{self.options.data}, {self.options.model}, {self.options.steps} steps", fontsize="medium")
         axes.legend()
-        return [save(figure, folder / "rank.png")]
+        return [save_figure(figure, folder / "rank.png")]
 
 
 def _cut(folder: Path, rank: int, measured: Row) -> Row:
     from veneer.runs.opened import open_run
-    from veneer.studies.decompose import cut, of_product
+    from veneer.studies.decompose import of_product, truncate
     from veneer.updates.layers import Pair
     from veneer.updates.record import updates_of
 
@@ -116,6 +116,6 @@ def _cut(folder: Path, rank: int, measured: Row) -> Row:
     row: Row = {"highest": highest, "seed": measured["seed"], "parameters": parameters}
     with timed(row):
         for update in updates.values():
-            cut(update, *of_product(update.B, update.A), rank)
+            truncate(update, *of_product(update.B, update.A), rank)
         row |= quality(prepared)
     return row

@@ -13,7 +13,7 @@ from pathlib import Path
 from veneer.errors import ConfigError, DivergedError, TrainingError, did_you_mean
 from veneer.files import locked
 from veneer.studies.config import StudyOptions
-from veneer.studies.folder import read_rows, write_rows, write_study
+from veneer.studies.folder import read_study_rows, write_rows, write_study
 from veneer.studies.kinds import STUDIES
 from veneer.studies.study import Job, Row, Study
 from veneer.studies.work import DIVERGED
@@ -50,7 +50,7 @@ def run_study(name: str, options: StudyOptions, say: Callable[[str], None] = pri
 
 def _all_rows(study: Study, folder: Path, say: Callable[[str], None]) -> list[Row]:
     """Those of all jobs; what is missing is run, and written when it is there."""
-    rows, ray = read_rows(folder, study), study.options.ray
+    rows, ray = read_study_rows(folder, study), study.options.ray
     diverged: dict[str, DivergedError] = {}
     while missing := _missing(study, rows, diverged):
         say(f"{study.name}: {len(missing)} run{'s' if len(missing) > 1 else ''} to do; {folder} has {len(rows)} rows")

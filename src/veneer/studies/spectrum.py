@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from veneer.studies.methods import METHODS
 from veneer.studies.numbers import Metric, grouped
-from veneer.studies.plots import errorbars, new_figure, save
+from veneer.studies.plots import errorbars, new_figure, save_figure
 from veneer.studies.study import Job, Row, Study
 from veneer.studies.trained import quality, timed, trained
 
@@ -141,7 +141,7 @@ class SpectrumStudy(Study):
             if axes.get_legend_handles_labels()[0]:  # of one rank and one seed there is no overlap
                 axes.legend(fontsize="small")
         figure.suptitle(f"{self.options.data}, {self.options.model}, {self.options.steps} steps", fontsize="medium")
-        return [save(figure, folder / "spectrum.png")]
+        return [save_figure(figure, folder / "spectrum.png")]
 
 
 def _draw_kept(axes: Any, by: dict[str, list[Row]], metric: Metric) -> None:

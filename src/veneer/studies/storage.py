@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from veneer.frozen.config import CODE_BITS
 from veneer.studies.numbers import Metric, grouped
-from veneer.studies.plots import new_figure, save
+from veneer.studies.plots import new_figure, save_figure
 from veneer.studies.study import Job, Row, Study
-from veneer.studies.trained import config_of, timed, trained
+from veneer.studies.trained import run_config, timed, trained
 
 if TYPE_CHECKING:
     from veneer.data.labels import Tokens
@@ -114,7 +114,7 @@ class StorageStudy(Study):
         axes[1].set_ylabel("perplexity of the base" if perplexity else "relative squared error")
         axes[1].tick_params(axis="x", labelrotation=45)
         figure.suptitle(f"{self.options.data}, {self.options.model}, {self.options.steps} steps", fontsize="medium")
-        return [save(figure, folder / "storage.png")]
+        return [save_figure(figure, folder / "storage.png")]
 
 
 def _code_bits(storage: str) -> int | None:
@@ -128,11 +128,11 @@ def _kept(run: dict[str, Any], how: dict[str, Any]) -> Row:
     row: Row = {"seed": run["seed"], "loss": None, "accuracy": None, "parameters": 0}
     with timed(row):
         plain = {name: value for name, value in run.items() if name not in how}
-        prepared = prepare(config_of(plain, "-"))
+        prepared = prepare(run_config(plain, "-"))
         row["bits"], row["error"] = bits_and_error(prepared.model, how)
         if prepared.renderer.kind == "causal":
             rows = _asked(prepared)
-            loss = Loss(keep(prepared.model, how), prepared.renderer.pad, rows[0], kind="causal")
+            loss = Loss(kept_in(prepared.model, how), prepared.renderer.pad, rows[0], kind="causal")
             row["perplexity"] = math.exp(loss.mean(rows, 32))
     return row
 
@@ -150,7 +150,7 @@ def _asked(prepared: Prepared) -> list[Tokens]:
     return [row for row in rows if row.learned]
 
 
-def keep(model: Any, how: dict[str, Any]) -> Any:
+def kept_in(model: Any, how: dict[str, Any]) -> Any:
     """A copy of an fp32 ``model``, its linear layers kept as ``how`` says: options of `veneer.load`.
 
     Those of 16 bits are rounded, and multiplied in fp32.

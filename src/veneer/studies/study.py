@@ -102,7 +102,7 @@ class Study(ABC):
         return f"{seeds} seed{'s' if seeds > 1 else ''} of {self.options.steps} steps"
 
     def run(self, seed: int, **over: Any) -> dict[str, Any]:
-        """The options of a training run, as `work.config_of` takes them."""
+        """The options of a training run, as `work.run_config` takes them."""
         asked = self.options
         own = {name: getattr(asked, name) for name in ("steps", "batch_size", "held_out")}
         return {**self._located, **own, "learning_rate": asked.learning_rate, "evaluate_every": 0, "seed": seed, **over}

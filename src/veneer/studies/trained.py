@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 MEASURED_NAME = "measured.json"
+LOCKS = ".locks"  # of the folder of all runs
 
 
 def trained(options: dict[str, Any], runs: Path) -> tuple[Path, Row]:
@@ -29,13 +30,16 @@ def trained(options: dict[str, Any], runs: Path) -> tuple[Path, Row]:
 
     A run that was killed on its way goes on. Two processes that ask for one run wait for each other.
     """
+    from veneer.runs.folder import RunFolder
+
     folder = runs / key_of(options)
-    config = config_of(options, str(folder), keep_checkpoints=1)
-    with locked(folder, wait=True):
+    config = run_config(options, str(folder), keep_checkpoints=1)
+    with locked(runs / LOCKS / folder.name, wait=True):  # the folder itself is held while it trains
         if not (folder / MEASURED_NAME).is_file():
             write_text(folder / MEASURED_NAME, json.dumps(_train(config, folder)) + "\n")
-        for name in ("checkpoints", "best"):  # the result is there, and these are several times as large
-            shutil.rmtree(folder / name, ignore_errors=True)
+        run = RunFolder(folder)
+        for part in (run.checkpoints, run.best):  # the result is complete, and these are several times as large
+            shutil.rmtree(part, ignore_errors=True)
     row: Row = json.loads((folder / MEASURED_NAME).read_text(encoding="utf-8"))
     return folder, row
 
@@ -43,17 +47,19 @@ def trained(options: dict[str, Any], runs: Path) -> tuple[Path, Row]:
 def _train(config: TrainConfig, folder: Path) -> Row:
     from rich.console import Console
 
+    from veneer.kernels.heap import own_heap
     from veneer.runs import train as runs
+    from veneer.runs.folder import RunFolder
     from veneer.runs.prepare import prepare
-    from veneer.training.config import CONFIG_NAME
-    from veneer.training.metrics import peak_memory, read_metrics
+    from veneer.training.metrics import peak_memory
     from veneer.updates.trainable import trainable
 
+    own_heap()
     how: dict[str, Any] = {"console": Console(file=io.StringIO()), "on_the_way": False}  # more is measured below
-    going_on = (folder / CONFIG_NAME).is_file()
-    result = runs.resume(folder, **how) if going_on else runs.train(config=config, **how)
+    run = RunFolder(folder)
+    result = runs.resume(folder, **how) if run.exists else runs.train(config=config, **how)
     # Of training, by whichever process; what is measured after it is in batches of its own.
-    memory = max(peak_memory(), *(record.get("peak_memory", 0) for record in read_metrics(folder)))
+    memory = max(peak_memory(), *(record.get("peak_memory", 0) for record in run.metrics()))
     table = trainable(result.model)
     reached = quality(prepare(config, result.model, result.tokenizer))
     if not math.isfinite(reached["loss"]):
@@ -64,7 +70,7 @@ def _train(config: TrainConfig, folder: Path) -> Row:
     }  # fmt: skip
 
 
-def config_of(options: dict[str, Any], output: str, **more: Any) -> TrainConfig:
+def run_config(options: dict[str, Any], output: str, **more: Any) -> TrainConfig:
     """The run with the options that `Study.run` made. Raises DataError where the content they were made of is no longer
     there."""
     from veneer.training.config import TrainConfig

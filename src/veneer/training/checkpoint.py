@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,33 +19,21 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from veneer.errors import AdapterFileError, TrainingError
-from veneer.files import atomic_folder, remove_leftovers
+from veneer.files import atomic_folder
 from veneer.training.own_weights import restore_trained, trained_tensors, write_trained
 from veneer.training.paged_adamw import MOMENTS, Field, PagedAdamW
+from veneer.training.state import State, checkpoints_in
 from veneer.training.tensor_file import Streamed, TensorFile, write_streamed
 from veneer.updates.record import active_allocator, adapters_of
 
-FOLDER = "checkpoints"
 _ALLOCATOR = "allocator."  # begins the names of its state's tensors
-BEST = "best"
 
 
-@dataclass
-class State:
-    """Where a run is."""
-
-    step: int = 0  # optimizer steps done
-    best_loss: float | None = None  # lowest held-out loss so far
-    best_step: int = 0
-    worse: int = 0  # evaluations since then
-    tokens: int = 0  # trained on so far, without padding
-    seconds: float = 0.0  # spent in steps
-    data: str = ""  # digest of the rows, to notice that they changed
-
-
-def save_checkpoint(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State, keep: int) -> None:
-    """Write the checkpoint of ``state.step``, then delete all but the ``keep`` latest."""
-    with atomic_folder(run / FOLDER / f"step-{state.step:06d}") as folder:
+def save_checkpoint(
+    checkpoints: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State, keep: int
+) -> None:
+    """Write the checkpoint of ``state.step`` into ``checkpoints``, then delete all but the ``keep`` latest."""
+    with atomic_folder(checkpoints / f"step-{state.step:06d}") as folder:
         write_trained(model, folder / _part(model))
         tensors: dict[str, Tensor | Streamed] = {f"random.{name}": value for name, value in _random_states().items()}
         allocator = active_allocator(model)
@@ -61,23 +49,23 @@ def save_checkpoint(run: Path, model: nn.Module, optimizer: torch.optim.Optimize
         write_streamed(tensors, folder / "optimizer.safetensors")
         fields = {**asdict(state), "random.python": random.getstate()}
         (folder / "state.json").write_text(json.dumps(fields), encoding="utf-8")
-    for old in checkpoints(run)[:-keep]:
+    for old in checkpoints_in(checkpoints)[:-keep]:
         shutil.rmtree(old)
 
 
-def save_best(run: Path, model: nn.Module, step: int) -> None:
-    """Keep what is trained as it is after ``step``, the best so far."""
-    with atomic_folder(run / BEST) as folder:
+def save_best(best: Path, model: nn.Module, step: int) -> None:
+    """Keep what is trained, as it is after ``step``, in the folder ``best``."""
+    with atomic_folder(best) as folder:
         write_trained(model, folder)
         (folder / "step").write_text(f"{step}\n", encoding="utf-8")
 
 
-def forget_lost_best(run: Path, state: State) -> None:
-    """Count the best anew when best/ is not the one that ``state`` remembers: a killed run went on after that.
+def forget_lost_best(best: Path, state: State) -> None:
+    """Start counting the best again when ``best`` is not the one in ``state``: a killed run went on after it.
 
     A run that takes the same steps again finds the same best again.
     """
-    mark = run / BEST / "step"
+    mark = best / "step"
     if not mark.is_file() or mark.read_text(encoding="utf-8") != f"{state.best_step}\n":
         state.best_loss, state.best_step, state.worse = None, 0, 0
 
@@ -114,18 +102,6 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         raise TrainingError(
             f"The checkpoint {folder} is damaged ({error}); delete it to go on from the one before."
         ) from None
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run, the latest last."""
-    return sorted(path.parent for path in (run / FOLDER).glob("step-*/state.json"))
-
-
-def tidy(run: Path) -> None:
-    """Delete what writes that were killed left in the run's folders."""
-    for folder in (run, run / FOLDER):
-        if folder.is_dir():
-            remove_leftovers(folder)
 
 
 def _part(model: nn.Module) -> str:

@@ -15,9 +15,6 @@ from veneer.frozen.config import BlockwiseOptions, Storage
 from veneer.options import Options, memory_size
 from veneer.updates.config import AdaLoRA, AllocationOptions, LoRA, UpdateOptions
 
-CONFIG_NAME = "config.yaml"
-BASE = "base"  # in the run folder, where the run changed it
-
 
 class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
     """A run: the model, the rows, the update (every option of LoRA and AdaLoRA), and how it is trained."""
@@ -26,62 +23,76 @@ class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
     data: str = Field(description="Rows: .jsonl, .json, .csv, .tsv, .parquet, a datasets folder or name, bbc-topics.")
     output: str = Field(description="Run folder to make: adapter, checkpoints, metrics.")
     held_out: float | str = Field(
-        0.1, description="Rows kept from training to measure on: a share, a number of rows, or a file. 0: none."
+        default=0.1, description="Rows kept from training to measure on: a share, a number of rows, or a file. 0: none."
     )
     method: Literal["lora", "adalora", "full", "bias", "head"] = Field(
-        "lora",
+        default="lora",
         description="What is trained: an update of one rank for all, or of ranks given out by importance; or the "
         "model's own weights: all, its biases, or its head.",
     )
-    storage: Storage = Field("fp32", description="How the frozen base is kept.")
+    storage: Storage = Field(default="fp32", description="How the frozen base is kept.")
     task: Literal["auto", "causal", "seq2seq", "classification"] = Field(
-        "auto", description="What the model is trained to do; auto asks its checkpoint."
+        default="auto", description="What the model is trained to do; auto asks its checkpoint."
     )
     template: Literal["auto", "chat", "plain"] = Field(
-        "auto", description="Chat template for conversations only (auto), or for prompt and completion too (chat)."
+        default="auto",
+        description="Chat template for conversations only (auto), or for prompt and completion too (chat).",
     )
-    learn: Literal["answer", "all"] = Field("answer", description="Tokens that are learned: the answer's, or all.")
-    max_length: int = Field(1024, ge=2, description="Tokens of a row; longer rows are cut, and counted.")
+    learn: Literal["answer", "all"] = Field(
+        default="answer", description="Tokens that are learned: the answer's, or all."
+    )
+    max_length: int = Field(default=1024, ge=2, description="Tokens of a row; longer rows are cut, and counted.")
 
-    steps: int | None = Field(None, ge=1, description="Optimizer steps. Default: as many as the epochs take.")
-    epochs: float = Field(1.0, gt=0, description="Times through the rows, when steps is not given.")
-    batch_size: int = Field(16, ge=1, description="Rows in an optimizer step.")
+    steps: int | None = Field(default=None, ge=1, description="Optimizer steps. Default: as many as the epochs take.")
+    epochs: float = Field(default=1.0, gt=0, description="Times through the rows, when steps is not given.")
+    batch_size: int = Field(default=16, ge=1, description="Rows in an optimizer step.")
     micro_batch_size: int | None = Field(
-        None, ge=1, description="Rows in one pass, to save memory; does not change the result. Default: batch_size."
+        default=None,
+        ge=1,
+        description="Rows in one pass, to save memory; does not change the result. Default: batch_size.",
     )
-    learning_rate: float = Field(2e-4, gt=0, description="Highest learning rate of AdamW.")
-    schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="Learning rate after warm-up.")
-    warmup: float = Field(0.03, ge=0, description="Steps of warm-up: a share of all below 1, else a number.")
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of AdamW.")
+    learning_rate: float = Field(default=2e-4, gt=0, description="Highest learning rate of AdamW.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="linear", description="Learning rate after warm-up."
+    )
+    warmup: float = Field(default=0.03, ge=0, description="Steps of warm-up: a share of all below 1, else a number.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay of AdamW.")
     optimizer: Literal["adamw", "paged-adamw"] = Field(
-        "adamw", description="AdamW, or the same with its states in a file of which a part is in memory."
+        default="adamw", description="AdamW, or the same with its states in a file of which a part is in memory."
     )
     optimizer_memory: str = Field(
-        "256MB", description="States of paged-adamw in memory at a time; does not change the result."
+        default="256MB", description="States of paged-adamw in memory at a time; does not change the result."
     )
     optimizer_bits: Literal[32, 8] = Field(
-        32, description="Bits of each state of paged-adamw; 8 takes a quarter of the room and changes the result a bit."
+        default=32,
+        description="Bits of each state of paged-adamw; 8 takes a quarter of the room and changes the result a bit.",
     )
     label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="Share of each target that is spread over the vocabulary, or the classes."
+        default=0.0, ge=0, lt=1, description="Share of each target that is spread over the vocabulary, or the classes."
     )
-    clip: float = Field(1.0, ge=0, description="Largest norm of the gradient; 0 does not clip.")
+    clip: float = Field(default=1.0, ge=0, description="Largest norm of the gradient; 0 does not clip.")
     gradient_checkpointing: bool = Field(
-        False, description="Recompute activations in the backward pass: less memory, about a third slower."
+        default=False, description="Recompute activations in the backward pass: less memory, about a third slower."
     )
     memory: str | None = Field(
-        None,
+        default=None,
         description="Memory that the run may take (24GB): as few layers are recomputed as fit it. Default: what the "
         "machine has available.",
     )
-    check_memory: bool = Field(True, description="Refuse a run that clearly cannot fit the memory, before it starts.")
-    evaluate_every: int = Field(50, ge=0, description="Steps between held-out evaluations; 0: at the end only.")
-    patience: int = Field(
-        0, ge=0, description="Stop after this many evaluations in a row without a better held-out loss; 0: never."
+    check_memory: bool = Field(
+        default=True, description="Refuse a run that clearly cannot fit the memory, before it starts."
     )
-    checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints, from which a run resumes.")
-    keep_checkpoints: int = Field(2, ge=1, description="Latest checkpoints that are kept.")
-    seed: int = Field(0, ge=0, description="Seed of the split, the order of rows, the initial values and dropout.")
+    evaluate_every: int = Field(default=50, ge=0, description="Steps between held-out evaluations; 0: at the end only.")
+    patience: int = Field(
+        default=0,
+        ge=0,
+        description="Stop after this many evaluations in a row without a better held-out loss; 0: never.",
+    )
+    checkpoint_every: int = Field(default=100, ge=1, description="Steps between checkpoints, from which a run resumes.")
+    keep_checkpoints: int = Field(default=2, ge=1, description="Latest checkpoints that are kept.")
+    seed: int = Field(
+        default=0, ge=0, description="Seed of the split, the order of rows, the initial values and dropout."
+    )
 
     @field_validator("model", "data", "output", "held_out", mode="before")
     @classmethod
@@ -164,12 +175,6 @@ class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
         """How the base is kept, as `veneer.load` takes it."""
         return {name: getattr(self, name) for name in ("storage", *BlockwiseOptions.model_fields)}
 
-    def base(self) -> str:
-        """What to load as the model: the run's own base, once it has one."""
-        own = Path(self.output) / BASE
-        begun = self.loftq_iterations > 1 and own.is_dir() and (Path(self.output) / CONFIG_NAME).is_file()
-        return str(own) if begun else self.model
-
     def update(self, total_steps: int) -> LoRA | AdaLoRA:
         """The update's own options; AdaLoRA lays its schedule out over the run's steps."""
         if self.method == "adalora":
@@ -181,9 +186,9 @@ class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
         """Option → value, where it is not the default."""
         return self.model_dump(exclude_defaults=True)
 
-    def write(self, folder: Path) -> None:
-        """Every option into ``folder``'s config.yaml, which `read` and the command line take back."""
-        write_text(folder / CONFIG_NAME, yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True))
+    def write(self, file: Path) -> None:
+        """Every option into a YAML file, which `read` and the command line take back."""
+        write_text(file, yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True))
 
     @classmethod
     def read(cls, path: Path, **over: Any) -> TrainConfig:

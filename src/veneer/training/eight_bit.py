@@ -35,7 +35,7 @@ def code(moment: Tensor, codes: Tensor, scales: Tensor, *, signed: bool) -> None
         torch.maximum(codes, (moment > 0).to(torch.uint8), out=codes)
 
 
-def expand(codes: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
+def decode(codes: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
     """The moment (n,), fp32."""
     values = dynamic8(signed)[codes.int()]
     return values.mul_(scales.repeat_interleave(BLOCK)[: len(codes)])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from torch import nn
 from veneer.data.labels import Tokens
 from veneer.errors import DivergedError, TrainingError
 from veneer.training.batches import Batches
-from veneer.training.checkpoint import State, checkpoints, save_best, save_checkpoint
+from veneer.training.callbacks import Callback, EvaluationRecord, StepRecord
+from veneer.training.checkpoint import save_best, save_checkpoint
 from veneer.training.config import TrainConfig
 from veneer.training.interrupt import StopRequest
 from veneer.training.loss import Loss
 from veneer.training.metrics import Metrics, peak_memory
-from veneer.training.progress import RunProgress
 from veneer.training.schedule import learning_rate
+from veneer.training.state import State, checkpoints_in
+from veneer.training.world import OneProcess, World
 from veneer.updates.allocator import Allocator
 
 
@@ -36,7 +38,9 @@ class Run:
     """The parts of a run, put together."""
 
     config: TrainConfig
-    folder: Path
+    folder: Path  # the run's, named in messages
+    checkpoints: Path
+    best: Path
     model: Any
     loss: Loss
     batches: Batches
@@ -44,10 +48,10 @@ class Run:
     optimizer: torch.optim.Optimizer
     total: int  # optimizer steps
     metrics: Metrics
-    progress: RunProgress
     stop: StopRequest
     allocator: Allocator | None = None  # of an AdaLoRA adapter
-    begun: Callable[[], None] = lambda: None  # called once, when a step has been taken
+    callbacks: Sequence[Callback] = ()
+    world: World = field(default_factory=OneProcess)
 
 
 def train_loop(run: Run, state: State) -> None:
@@ -57,63 +61,69 @@ def train_loop(run: Run, state: State) -> None:
     """
     config = run.config
     if state.step == 0 and run.held_out:
-        evaluate(run, state)
+        evaluate_held_out(run, state)
     run.model.train()
     while not finished(run, state):
-        started = time.monotonic()
-        rows = run.batches.rows(state.step)
-        rate = learning_rate(state.step, run.total, config.learning_rate, config.schedule, config.warmup)
-        loss, norm = take_step(run, rows, rate)
-        seconds, tokens = time.monotonic() - started, sum(len(row.ids) for row in rows)
-        state.step, state.tokens, state.seconds = state.step + 1, state.tokens + tokens, state.seconds + seconds
-        memory = peak_memory()
-        run.metrics.write(
-            step=state.step, loss=loss, learning_rate=rate, gradient_norm=norm, tokens=state.tokens,
-            tokens_per_second=tokens / seconds, peak_memory=memory, **_allocation(run),
-        )  # fmt: skip
-        run.progress.stepped(state.step, loss, tokens / seconds, memory)
-        run.begun()
-        run.begun = lambda: None
+        _timed_step(run, state)
         last = state.step == run.total
         if run.held_out and (last or (config.evaluate_every and state.step % config.evaluate_every == 0)):
-            evaluate(run, state)
-        if run.stop.asked or finished(run, state) or state.step % config.checkpoint_every == 0:
-            save_checkpoint(run.folder, run.model, run.optimizer, state, config.keep_checkpoints)
+            evaluate_held_out(run, state)
+        due = run.stop.asked or finished(run, state) or state.step % config.checkpoint_every == 0
+        if due and run.world.writes:
+            save_checkpoint(run.checkpoints, run.model, run.optimizer, state, config.keep_checkpoints)
         if run.stop.asked and not finished(run, state):
             raise Interrupted(
                 f"Stopped after step {state.step} of {run.total}; go on with: veneer train --resume {run.folder}"
             )
 
 
+def _timed_step(run: Run, state: State) -> None:
+    """The next step, timed, written down and reported."""
+    started, config = time.monotonic(), run.config
+    rows = run.batches.rows(state.step)
+    rate = learning_rate(state.step, run.total, config.learning_rate, config.schedule, config.warmup)
+    loss, norm = take_step(run, rows, rate)
+    seconds, tokens = time.monotonic() - started, sum(len(row.ids) for row in rows)
+    state.step, state.tokens, state.seconds = state.step + 1, state.tokens + tokens, state.seconds + seconds
+    record = StepRecord(state.step, run.total, loss, rate, norm, state.tokens, tokens / seconds, peak_memory())
+    fields = {name: value for name, value in asdict(record).items() if name != "total"}
+    run.metrics.write(**fields, **_allocation(run))
+    for callback in run.callbacks:
+        callback.on_step(record)
+
+
 def take_step(run: Run, rows: list[Tokens], rate: float) -> tuple[float, float]:
     """One optimizer step on ``rows``; the mean loss of a learned token, and the gradient's norm before clipping.
 
     Rows go through the model in parts of micro_batch_size; each part's summed loss is divided by the learned tokens
-    of the whole step, so the gradient is that of one large batch.
+    of the whole step, so the gradient is that of one large batch. Each process of the run's world takes its own parts.
     """
     size = run.config.micro_batch_size or len(rows)
+    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
     learned = sum(row.learned for row in rows)
     parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
     run.optimizer.zero_grad(set_to_none=True)
-    total = 0.0
-    for start in range(0, len(rows), size):
-        total += _add_gradient(run, rows[start : start + size], learned)
+    total = torch.zeros((), dtype=torch.float64)
+    for part in run.world.mine(parts):
+        total += _add_gradient(run, part, learned)
+    run.world.sum([total, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
     norm = float(nn.utils.clip_grad_norm_(parameters, run.config.clip or math.inf))
     if not math.isfinite(norm):
         raise DivergedError(_not_finite(run, rows))
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.optimizer.step()
-    # Of all at once, for one by one took 1 % of a step; the largest value, which does not overflow as a sum would.
-    there = [parameter for parameter in parameters if parameter.numel()]  # AdaLoRA may have left a matrix none
-    if not math.isfinite(float(nn.utils.get_total_norm(there, math.inf))):
+    # One norm over all parameters (one by one took 1 % of a step): the largest value, since a sum could overflow.
+    filled = [parameter for parameter in parameters if parameter.numel()]  # AdaLoRA may leave a matrix none
+    if not math.isfinite(float(nn.utils.get_total_norm(filled, math.inf))):
         raise DivergedError(_not_finite(run, rows))
-    return total, norm
+    return float(total), norm
 
 
 def _add_gradient(run: Run, rows: list[Tokens], learned: int) -> float:
-    """Add the gradient of the rows' share of the step's loss; that share. The graph is gone on return, so that it does
-    not lie in memory between the next part's activations."""
+    """Add the gradient of the rows' share of the step's loss; returns that share.
+
+    The graph is freed on return, before the next part's activations need memory."""
     loss = run.loss(rows) / learned
     if not math.isfinite(loss.item()):
         raise DivergedError(_not_finite(run, rows))
@@ -127,17 +137,17 @@ def finished(run: Run, state: State) -> bool:
 
 
 def _allocation(run: Run) -> dict[str, float]:
-    """What a step's record says of AdaLoRA."""
-    found = run.allocator
-    if found is None or found.deviation is None:
+    """AdaLoRA's part of a step's metrics."""
+    allocator = run.allocator
+    if allocator is None or allocator.deviation is None:
         return {}
-    return {"budget": found.budget, "orthogonality_deviation": float(found.deviation)}
+    return {"budget": allocator.budget, "orthogonality_deviation": float(allocator.deviation)}
 
 
-def evaluate(run: Run, state: State) -> None:
-    """Measure the held-out loss; what is trained is kept in best/ where it is the lowest one.
+def evaluate_held_out(run: Run, state: State) -> None:
+    """Measure the held-out loss; what is trained is kept in best/ when the loss is the lowest so far.
 
-    An AdaLoRA adapter is none to keep before its ranks are fixed: it is larger than was asked for.
+    An AdaLoRA adapter is not kept before its ranks are fixed: it is larger than was asked for.
     """
     loss = run.loss.mean(run.held_out, run.config.micro_batch_size or run.config.batch_size)
     if not math.isfinite(loss):
@@ -146,13 +156,15 @@ def evaluate(run: Run, state: State) -> None:
     better = counts and (state.best_loss is None or loss < state.best_loss)
     if better:
         state.best_loss, state.best_step, state.worse = loss, state.step, 0
-        save_best(run.folder, run.model, state.step)
+        if run.world.writes:
+            save_best(run.best, run.model, state.step)
     elif counts:
         state.worse += 1
     run.metrics.write(step=state.step, held_out_loss=loss, held_out_perplexity=math.exp(min(loss, 700)))
     if run.allocator is not None:
         run.metrics.write(step=state.step, ranks=run.allocator.ranks(), importance=run.allocator.importance())
-    run.progress.evaluated(state.step, loss, better)
+    for callback in run.callbacks:
+        callback.on_evaluation(EvaluationRecord(state.step, loss, better))
 
 
 def _not_finite(run: Run, rows: list[Tokens]) -> str:
@@ -160,7 +172,7 @@ def _not_finite(run: Run, rows: list[Tokens]) -> str:
     with torch.no_grad():
         bad = [row.where for row in rows if not math.isfinite(float(run.loss([row])))] or [row.where for row in rows]
     shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-    kept = checkpoints(run.folder)
+    kept = checkpoints_in(run.checkpoints)
     if kept:
         then = (
             f"The last good checkpoint, {kept[-1].name}, is kept: veneer train --resume {run.folder} (or delete it to "

@@ -14,20 +14,19 @@ from typing import Any
 
 from veneer.files import write_text
 
-METRICS_NAME = "metrics.jsonl"
-
 
 class Metrics:
     """Appends records to a run's metrics; a resumed run first drops those of steps that it takes again."""
 
-    def __init__(self, run: Path, step: int) -> None:
-        self._path = run / METRICS_NAME
-        kept = [record for record in read_metrics(run) if step and record["step"] <= step]  # step 0 is measured again
+    def __init__(self, file: Path, board: Path, step: int) -> None:
+        """``file``: metrics.jsonl; ``board``: TensorBoard's folder; ``step``: the last one that is done."""
+        self._path = file
+        kept = [record for record in read_metrics(file) if step and record["step"] <= step]  # step 0 is measured again
         write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self._path.open("a", encoding="utf-8")
         with suppress(OSError):  # a file system without locks: then `is_written` cannot tell
             fcntl.flock(self._file, fcntl.LOCK_SH)
-        self._at = run / "tensorboard", step + 1
+        self._at = board, step + 1
 
     @cached_property
     def _board(self) -> Any:
@@ -49,11 +48,10 @@ class Metrics:
             board.close()
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The records of a run; a last line that a kill cut short is not one."""
-    path = run / METRICS_NAME
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; a last line that a kill cut short is not one."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
         try:
             records.append(json.loads(line))
         except ValueError:
@@ -61,12 +59,12 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return records
 
 
-def is_written(run: Path) -> bool:
-    """Whether a process is training the run. It holds a lock on the metrics, which the system takes back from one that
-    ends, however it does."""
+def is_written(file: Path) -> bool:
+    """Whether a process is training the run of this metrics.jsonl. It holds a lock on the file, which the system takes
+    back from a process that ends, however it ends."""
     try:
-        with (run / METRICS_NAME).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with file.open("rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:

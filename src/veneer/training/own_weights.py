@@ -26,7 +26,6 @@ from veneer.updates.record import adapters_of
 from veneer.updates.select import classification_head, output_head
 
 WEIGHTS_NAME = "trained.safetensors"
-MODEL = "model"
 
 
 def train_own_weights(model: nn.Module, method: str) -> None:

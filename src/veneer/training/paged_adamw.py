@@ -81,7 +81,7 @@ class _Piece(NamedTuple):
         if len(self.fields) == len(MOMENTS):
             return self.kept(page, name)
         codes, scales = self.kept(page, f"{name}.codes"), self.kept(page, f"{name}.scales")
-        return eight_bit.expand(codes, scales, signed=name == "exp_avg").to(self.parameter.dtype)
+        return eight_bit.decode(codes, scales, signed=name == "exp_avg").to(self.parameter.dtype)
 
     def keep(self, page: Tensor, name: str, moment: Tensor) -> None:
         """Put back what `moment` gave."""

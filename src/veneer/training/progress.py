@@ -1,4 +1,4 @@
-"""A run as it is seen: a live line in a terminal, plain lines anywhere else."""
+"""A run's progress on the screen: a live line in a terminal or a notebook, plain lines anywhere else."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from veneer.training.callbacks import EvaluationRecord, StepRecord
 
 _PLAIN_LINES = 20  # a run writes about this many when it is not watched
 
@@ -40,8 +42,9 @@ class RunProgress:
     def note(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def stepped(self, step: int, loss: float, tokens_per_second: float, memory: int) -> None:
-        numbers = f"loss {loss:.3f}{self._held_out} · {tokens_per_second:,.0f} tokens/s · {memory / 1e9:.1f} GB"
+    def on_step(self, record: StepRecord) -> None:
+        step, speed, memory = record.step, record.tokens_per_second, record.peak_memory
+        numbers = f"loss {record.loss:.3f}{self._held_out} · {speed:,.0f} tokens/s · {memory / 1e9:.1f} GB"
         self._bar.update(self._task, completed=step, numbers=numbers)
         first_step, started = self._first = self._first or (step - 1, time.monotonic())
         if not self._console.is_terminal and (step % self._every == 0 or step == self._total):
@@ -49,9 +52,10 @@ class RunProgress:
             left = f" · {clock((time.monotonic() - started) / taken * (self._total - step))} left" if taken else ""
             self.note(f"step {step}/{self._total}  {numbers}{left}")
 
-    def evaluated(self, step: int, loss: float, best: bool) -> None:
-        self._held_out = f" · held-out {loss:.3f}"
-        self.note(f"step {step}: held-out loss {loss:.4f}{' (best so far)' if best and step else ''}")
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        self._held_out = f" · held-out {record.loss:.3f}"
+        best = " (best so far)" if record.best and record.step else ""
+        self.note(f"step {record.step}: held-out loss {record.loss:.4f}{best}")
 
 
 def clock(seconds: float) -> str:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from veneer.arguments import folder_given, refuse_no_model, refuse_no_name
 from veneer.errors import AdapterFileError, ConfigError, TargetError, nearest
 from veneer.files import atomic_file, atomic_folder, write_text
 from veneer.updates.layers import NewRows, Pair, Triplets
@@ -32,10 +33,14 @@ def save(model: nn.Module, folder: str | Path, *, name: str | None = None, dtype
     ``name``: which adapter; by default the one that is active. ``dtype``: fp32, bf16 or fp16; by default as trained.
     Raises AdapterFileError when the folder cannot be written to, or a value is too large for ``dtype``.
     """
+    refuse_no_model("save", model)
+    path = folder_given("save", folder)
+    if name is not None:
+        refuse_no_name("save", name)
     try:
-        write_adapter(model, Path(folder), name, dtype)
+        write_adapter(model, path, name, dtype)
     except OSError as error:
-        raise AdapterFileError(f"{folder} cannot be written to: {error.strerror or error}.") from None
+        raise AdapterFileError(f"{path} cannot be written to: {error.strerror or error}.") from None
 
 
 def write_adapter(model: nn.Module, folder: Path, name: str | None = None, dtype: str | None = None) -> None:

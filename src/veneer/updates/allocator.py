@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from veneer.errors import TrainingError
+from veneer.notebook import html_table
 from veneer.updates.budget import Schedule, sizes_of
 from veneer.updates.config import AdaLoRA
 from veneer.updates.cut import cut
@@ -55,6 +56,23 @@ class Allocator:
     def budget(self) -> int:
         """b(t) after the latest step: triplets of all matrices together, or parameters where these were asked for."""
         return self.schedule.target if self.fixed else self.schedule.budget(self.step)
+
+    def __repr__(self) -> str:
+        return f"Allocator({self._state()})"
+
+    def _repr_html_(self) -> str:
+        ranks, importance = self.ranks(), self.importance()
+        rows = [(path, rank, f"{importance[path]:.3g}" if importance else "") for path, rank in ranks.items()]
+        return html_table(("module", "rank", "importance"), rows, self._state())
+
+    def _state(self) -> str:
+        ranks = self.ranks().values()
+        of = "parameters" if self.config.budget is not None else "triplets"
+        fixed = "final ranks" if self.fixed else f"ranks fixed at step {self.schedule.last}"
+        return (
+            f"step {self.step}, budget {self.budget:,} {of}, ranks {min(ranks)} to {max(ranks)} of {len(ranks)} "
+            f"matrices, {fixed}"
+        )
 
     def ranks(self) -> dict[str, int]:
         """Module name → how many of its triplets are in force."""

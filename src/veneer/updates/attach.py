@@ -11,10 +11,12 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 from types import MethodType
+from typing import TypeVar
 
 from torch import nn
 
-from veneer.errors import TargetError
+from veneer.arguments import described, refuse_no_model, refuse_no_name
+from veneer.errors import ArgumentError, TargetError
 from veneer.frozen.weight import QuantisedLinear
 from veneer.updates.allocator import Allocator
 from veneer.updates.budget import resolved
@@ -33,6 +35,7 @@ from veneer.updates.layers import (
     weight_shape,
 )
 from veneer.updates.loftq import Start, loftq_starts
+from veneer.updates.peft_config import peft_call
 from veneer.updates.record import (
     RECORD,
     Adapters,
@@ -58,60 +61,61 @@ from veneer.updates.select import (
     output_head,
 )
 
+M = TypeVar("M", bound=nn.Module)
 
-def attach(model: nn.Module, config: LoRA | AdaLoRA, name: str = "default") -> None:
+
+def attach(model: M, config: LoRA | AdaLoRA, name: str = "default") -> M:
     """Freeze every weight of ``model`` and put the updates that ``config`` describes on the modules it chooses.
 
-    The new adapter is the active one. The model's output does not change until the updates are trained, unless they
-    start from what quantising lost (``init="loftq"``): then it is nearer to the unquantised model's. A
-    sequence-classification model's head is trained whole, unless ``config`` targets it: frozen, it would stay random.
+    Returns ``model`` itself. The new adapter is the active one. The model's output does not change until the updates
+    are trained, unless they start from what quantising lost (``init="loftq"``): then it is nearer to the unquantised
+    model's. A sequence-classification model's head is trained whole, unless ``config`` targets it: frozen, it would
+    stay random.
 
     An `AdaLoRA` adapter then finds its ranks by itself, in the steps of whichever torch optimizer holds its parameters.
 
     Raises TargetError, with the model unchanged, when a name matches nothing, a module cannot be adapted, or an
-    adapter of this name is there already; ModelError when loftq needs weights that are not at hand; ConfigError for an
-    AdaLoRA without total_steps or with an impossible budget.
+    adapter of this name is attached already; ModelError when loftq needs weights that are not available; ConfigError
+    for an AdaLoRA without total_steps or with an impossible budget; ArgumentError for arguments of another type.
     """
+    refuse_no_model("attach", model)
+    if not isinstance(config, LoRA | AdaLoRA):
+        raise ArgumentError(_no_config(config))
+    refuse_no_name("attach", name)
     add_adapter(model, _with_head(model, config), name)
     if isinstance(config, AdaLoRA):
         allocator(model, name).prepare()
+    return model
+
+
+def _no_config(config: object) -> str:
+    """The refusal of what is neither LoRA nor AdaLoRA, with the call that was probably meant."""
+    text = f"attach takes a veneer.LoRA or veneer.AdaLoRA as config, not {described(config)}."
+    if isinstance(config, type) and issubclass(config, LoRA | AdaLoRA):
+        return f"{text} Write {config.__name__}(…)."
+    if isinstance(config, dict):
+        return f"{text} Write veneer.LoRA(**options)."
+    if type(config).__module__.startswith("peft."):
+        return f"{text} Its options are here: {peft_call(config)}."
+    return text
 
 
 def add_adapter(model: nn.Module, config: LoRA | AdaLoRA, name: str) -> None:
     """`attach` of exactly what ``config`` names."""
     record = adapters_of(model)
     refuse_merged(record, "attach another adapter")
-    if name in record.configs:
-        raise TargetError(
-            f"An adapter named {name!r} is attached already; give this one another name, or remove({name!r}) first."
-        )
-    if not name.replace("-", "_").isidentifier() or hasattr(nn.ModuleDict, name):
-        raise TargetError(
-            f"{name!r} cannot name an adapter; use letters, digits, _ and -, and no name that PyTorch uses (train, "
-            f"keys)."
-        )
+    _refuse_other_name(record, name)
     chosen = choose(model, config) if config.targets else []
     whole = _trained_whole(model, config)
     embedding = _new_token_modules(model, config, {c.name for c in chosen} | set(whole))
     if isinstance(config, AdaLoRA):
         config = resolved(config, [weight_shape(c.module) for c in chosen], count_parameters(modules_of(model)))
-
     _refuse_conflicts(model, {c.name for c in chosen} | set(embedding), set(whole))
-    iterations = config.loftq_iterations if isinstance(config, LoRA) and config.init == "loftq" else 0
-    if iterations > 1 and record.configs:
-        raise TargetError(
-            f"loftq_iterations = {iterations} changes the base under {', '.join(record.configs)}; remove "
-            f"what is attached first, or use loftq_iterations = 1."
-        )
+    iterations = _loftq_iterations(record, config)
     starts = loftq_starts(model, chosen, iterations) if iterations else {}
-
     if not record.configs:
-        record = Adapters()
-        record.was_trainable = {path for path, parameter in model.named_parameters() if parameter.requires_grad}
-        model.__dict__[RECORD] = record
-        model.requires_grad_(False)
-        save_adapter_only(model)
-        record.changed_base = iterations if iterations > 1 else 0
+        record = _first_record(model, iterations)
+
     holders = holders_of(model)
     for module_chosen in chosen:
         update = _low_rank(module_chosen, config, starts.get(module_chosen.name))
@@ -129,11 +133,49 @@ def add_adapter(model: nn.Module, config: LoRA | AdaLoRA, name: str) -> None:
     activate(model, name)
 
 
+def _refuse_other_name(record: Adapters, name: str) -> None:
+    """Raises TargetError for a name that is taken, or that torch's containers cannot hold."""
+    if name in record.configs:
+        raise TargetError(
+            f"An adapter named {name!r} is attached already; give this one another name, or remove({name!r}) first."
+        )
+    if not name.replace("-", "_").isidentifier() or hasattr(nn.ModuleDict, name):
+        raise TargetError(
+            f"{name!r} cannot name an adapter; use letters, digits, _ and -, and no name that PyTorch uses (train, "
+            f"keys)."
+        )
+
+
+def _loftq_iterations(record: Adapters, config: LoRA | AdaLoRA) -> int:
+    """Iterations of LoftQ that ``config`` asks for; 0 with another init. Raises TargetError where they would change
+    the base under other adapters."""
+    iterations = config.loftq_iterations if isinstance(config, LoRA) and config.init == "loftq" else 0
+    if iterations > 1 and record.configs:
+        raise TargetError(
+            f"loftq_iterations = {iterations} changes the base under {', '.join(record.configs)}; remove "
+            f"what is attached first, or use loftq_iterations = 1."
+        )
+    return iterations
+
+
+def _first_record(model: nn.Module, iterations: int) -> Adapters:
+    """The record of a model's first adapter, kept on the model, every weight of which is frozen."""
+    record = Adapters()
+    record.was_trainable = {path for path, parameter in model.named_parameters() if parameter.requires_grad}
+    record.changed_base = iterations if iterations > 1 else 0
+    model.__dict__[RECORD] = record
+    model.requires_grad_(False)
+    save_adapter_only(model)
+    return record
+
+
 def remove(model: nn.Module, name: str = "default") -> None:
     """Take an adapter off. With the last one, the base's own modules stand in their places again, bit for bit.
 
     Raises TargetError when there is no such adapter, or LoftQ changed the base for it.
     """
+    refuse_no_model("remove", model)
+    refuse_no_name("remove", name)
     record = adapters_of(model)
     refuse_merged(record, "remove an adapter")
     refuse_unknown(record, name)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from veneer.errors import TargetError
+from veneer.arguments import described, folder_given, refuse_no_model
+from veneer.errors import ArgumentError, TargetError
 from veneer.files import atomic_folder
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models.bnb_file import write_folder
@@ -21,6 +22,10 @@ def save_base(model: Any, tokenizer: Any, folder: str | Path) -> None:
     TargetError when the base is not kept in nf4 or fp4 or the adapters are merged, ModelError when transformers could
     not load what would be written, OSError when the folder cannot be written to.
     """
+    refuse_no_model("save_base", model)
+    if not hasattr(tokenizer, "save_pretrained"):
+        raise ArgumentError(f"save_base takes the model's tokenizer as tokenizer, not {described(tokenizer)}.")
+    folder = folder_given("save_base", folder)
     record = adapters_of(model)
     refuse_merged(record, "save the base")
     if not any(isinstance(module, QuantisedLinear) for module in model.modules()):
@@ -35,5 +40,5 @@ def save_base(model: Any, tokenizer: Any, folder: str | Path) -> None:
     finally:
         for path, wrapper in wrappers.items():
             put(model, path, wrapper)
-    model.config.name_or_path = model.name_or_path = str(Path(folder).resolve())
+    model.config.name_or_path = model.name_or_path = str(folder.resolve())
     record.changed_base = 0

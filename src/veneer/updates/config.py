@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from veneer.errors import shown
 from veneer.options import Options
 
 
@@ -15,27 +16,30 @@ class UpdateOptions(Options):
     """What every update has in common: where it goes, and what is trained beside it."""
 
     alpha: float | None = Field(
-        None,
+        default=None,
         gt=0,
         allow_inf_nan=False,
         description="Scale of the update: alpha / rank multiplies it. Default: twice the rank (AdaLoRA: the initial "
         "rank).",
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of the update's inputs that are dropped while training.")
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the update's inputs that are dropped while training."
+    )
     targets: str | list[str] = Field(
-        "all-linear",
+        default="all-linear",
         description="Modules to adapt: 'all-linear' (every linear layer but the output head), names matched by their "
         "ending (q_proj,v_proj), or one regular expression over whole module names.",
     )
     exclude: str | list[str] = Field(
-        [], description="Modules not to adapt, among those that targets choose; names by ending or one regex."
+        default=[], description="Modules not to adapt, among those that targets choose; names by ending or one regex."
     )
-    layers: list[int] = Field([], description="Adapt only these layers (block numbers from 0). Default: all.")
+    layers: list[int] = Field(default=[], description="Adapt only these layers (block numbers from 0). Default: all.")
     train_also: list[str] = Field(
-        [], description="Modules trained whole beside the update, by their name's ending (a new head, say)."
+        default=[], description="Modules trained whole beside the update, by their name's ending (a new head, say)."
     )
     new_tokens: list[int] = Field(
-        [], description="Token ids whose embedding rows are trained while the rest of the vocabulary stays frozen."
+        default=[],
+        description="Token ids whose embedding rows are trained while the rest of the vocabulary stays frozen.",
     )
 
     @field_validator("targets", "exclude")
@@ -55,21 +59,25 @@ class LoRA(UpdateOptions):
     The scale s is alpha / rank, or alpha / √rank with ``rslora`` (Kalajdzievski, 2023, arXiv:2312.03732).
     """
 
-    rank: int = Field(8, ge=1, description="Rank of the update; r(in + out) parameters for each adapted matrix.")
+    rank: int = Field(
+        default=8, ge=1, description="Rank of the update; r(in + out) parameters for each adapted matrix."
+    )
     rank_pattern: dict[str, int] = Field(
-        {}, description="Other ranks for some modules: a name's ending, or a regex for it → rank."
+        default={}, description="Other ranks for some modules: a name's ending, or a regex for it → rank."
     )
     alpha_pattern: dict[str, float] = Field(
-        {}, description="Other alphas for some modules: a name's ending, or a regex for it → alpha."
+        default={}, description="Other alphas for some modules: a name's ending, or a regex for it → alpha."
     )
-    rslora: bool = Field(False, description="Scale by alpha / √rank instead of alpha / rank.")
+    rslora: bool = Field(default=False, description="Scale by alpha / √rank instead of alpha / rank.")
     init: Literal["kaiming", "gaussian", "loftq"] = Field(
-        "kaiming",
+        default="kaiming",
         description="How A starts, B being zero: Kaiming-uniform, as most libraries do, or the paper's Gaussian. Or "
         "loftq: A and B start from what quantising the base lost.",
     )
     loftq_iterations: int = Field(
-        1, ge=1, description="Iterations of init loftq; from the second on the base's codes change, and are saved, too."
+        default=1,
+        ge=1,
+        description="Iterations of init loftq; from the second on the base's codes change, and are saved, too.",
     )
 
     @field_validator("rank_pattern")
@@ -111,34 +119,39 @@ class AllocationOptions(Options):
     """How AdaLoRA spends a budget of ranks over all matrices."""
 
     initial_rank: int | None = Field(
-        None, ge=1, description="AdaLoRA: rank of every matrix at the start. Default: 1.5 times the target."
+        default=None, ge=1, description="AdaLoRA: rank of every matrix at the start. Default: 1.5 times the target."
     )
     target_rank: float = Field(
-        8, gt=0, allow_inf_nan=False, description="AdaLoRA: mean rank of the matrices at the end."
+        default=8, gt=0, allow_inf_nan=False, description="AdaLoRA: mean rank of the matrices at the end."
     )
     budget: str | None = Field(
-        None,
+        default=None,
         description="AdaLoRA: the end in other words than target_rank: parameters of the update (0.3M), or their share "
         "of the model's (0.1%).",
     )
     tinit: float = Field(
-        0.1, ge=0, description="AdaLoRA: steps before ranks are taken: a share of all below 1, else a number."
+        default=0.1, ge=0, description="AdaLoRA: steps before ranks are taken: a share of all below 1, else a number."
     )
     tfinal: float = Field(
-        0.5, ge=0, description="AdaLoRA: steps after the ranks are fixed: a share of all below 1, else a number."
+        default=0.5,
+        ge=0,
+        description="AdaLoRA: steps after the ranks are fixed: a share of all below 1, else a number.",
     )
-    delta_t: int = Field(1, ge=1, description="AdaLoRA: steps between two allocations of the budget.")
-    beta1: float = Field(0.85, gt=0, lt=1, description="AdaLoRA: smoothing of the sensitivity.")
-    beta2: float = Field(0.85, gt=0, lt=1, description="AdaLoRA: smoothing of the uncertainty.")
+    delta_t: int = Field(default=1, ge=1, description="AdaLoRA: steps between two allocations of the budget.")
+    beta1: float = Field(default=0.85, gt=0, lt=1, description="AdaLoRA: smoothing of the sensitivity.")
+    beta2: float = Field(default=0.85, gt=0, lt=1, description="AdaLoRA: smoothing of the uncertainty.")
     orthogonality: float = Field(
-        0.1, ge=0, allow_inf_nan=False, description="AdaLoRA: weight of the pull of P and Q towards orthogonality."
+        default=0.1,
+        ge=0,
+        allow_inf_nan=False,
+        description="AdaLoRA: weight of the pull of P and Q towards orthogonality.",
     )
     orthogonality_form: Literal["squared", "mean-norm"] = Field(
-        "squared",
+        default="squared",
         description="AdaLoRA: the sum of squared norms, as in the paper, or the mean of norms, as in peft.",
     )
     sensitivity: Literal["before", "after"] = Field(
-        "before",
+        default="before",
         description="AdaLoRA: the gradient is multiplied by the weights of before the optimizer's step, as in the "
         "paper, or of after it, as in peft.",
     )
@@ -173,7 +186,7 @@ class AdaLoRA(AllocationOptions, UpdateOptions):
     """
 
     total_steps: int | None = Field(
-        None, ge=1, description="Optimizer steps of the whole training, which the schedule is laid out over."
+        default=None, ge=1, description="Optimizer steps of the whole training, which the schedule is laid out over."
     )
 
     @model_validator(mode="after")
@@ -209,11 +222,12 @@ def amount(text: str) -> tuple[float, bool]:
     Raises ValueError for anything else.
     """
     units = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "%": 0.01}
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kKmMbB%]?)\s*", text)
-    number = float(found[1]) * units[found[2].upper()] if found else 0.0
-    share = found is not None and (found[2] == "%" or (not found[2] and number < 1))
+    parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kKmMbB%]?)\s*", text)
+    number = float(parts[1]) * units[parts[2].upper()] if parts else 0.0
+    share = parts is not None and (parts[2] == "%" or (not parts[2] and number < 1))
     if not number or (share and number >= 1):
         raise ValueError(
-            f"budget = {text!r} is neither a number of parameters (300000, 0.3M) nor a share of the model's (0.1%)."
+            f"budget = {shown(text)} is neither a number of parameters (300000, 0.3M) nor a share of the model's "
+            f"(0.1%)."
         )
     return number, share

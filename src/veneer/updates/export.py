@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from veneer.arguments import folder_given
 from veneer.errors import AdapterFileError
 from veneer.files import atomic_folder
 from veneer.updates.adapter_file import WEIGHTS_NAME, read_tensors, write_tensors
@@ -33,7 +34,7 @@ def export(folder: str | Path, out: str | Path, *, padded: bool = True) -> None:
     Raises AdapterFileError when the folder holds no adapter, ``out`` is there already, or what is trained is more than
     low-rank updates: modules trained whole, or rows of an embedding.
     """
-    folder, out = Path(folder), Path(out)
+    folder, out = folder_given("export", folder), folder_given("export", out, "out")
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise AdapterFileError(f"{out} exists and is not an empty folder; choose a new one.")
     updates = _updates(folder)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from veneer.arguments import folder_given, refuse_no_model, refuse_no_name
 from veneer.errors import AdapterFileError, TargetError
 from veneer.updates.adapter_file import (
     PREFIX,
@@ -30,7 +31,9 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
     Raises AdapterFileError, with the model unchanged, when the folder is damaged or made for another base: a tensor
     that is missing, one that has no place in this model, or one of the wrong shape.
     """
-    folder = Path(folder)
+    refuse_no_model("load_adapter", model)
+    folder = folder_given("load_adapter", folder)
+    refuse_no_name("load_adapter", name)
     config = from_peft(folder)
     tensors = read_tensors(folder)
     refuse_not_finite(tensors, str(folder / WEIGHTS_NAME))

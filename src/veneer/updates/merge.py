@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from veneer.arguments import refuse_no_model
 from veneer.errors import TargetError
 from veneer.frozen.weight import QuantisedLinear, frozen_weight
 from veneer.updates.attach import forget_adapters, save_adapter_only, save_whole_model
@@ -30,6 +31,7 @@ def merge(model: nn.Module, *, reversible: bool = True) -> None:
 
     Raises TargetError when no adapter is active or the adapters are merged already.
     """
+    refuse_no_model("merge", model)
     record = adapters_of(model)
     refuse_merged(record, "merge again")
     if not record.active:
@@ -55,6 +57,7 @@ def unmerge(model: nn.Module) -> None:
 
     Raises TargetError when nothing is merged, or the merged weights were moved or converted since.
     """
+    refuse_no_model("unmerge", model)
     record = adapters_of(model)
     if not record.merged:
         raise TargetError("Nothing is merged into this model (or it was merged with reversible=False).")

@@ -10,6 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from veneer.errors import AdapterFileError, ConfigError, nearest
+from veneer.options import ELSEWHERE
 from veneer.updates.config import AdaLoRA, LoRA
 from veneer.updates.select import Chosen, matching_suffix, modules_of
 
@@ -166,6 +167,23 @@ def _shared(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
         "train_also": fields.get("modules_to_save") or [],
         "new_tokens": _token_ids(path, fields.get("trainable_token_indices")),
     }
+
+
+def peft_call(config: object) -> str:
+    """The call that makes here what an object of peft's config classes describes: veneer.LoRA(rank=8, alpha=8).
+
+    Of the options that have another default here, or are none of the defaults.
+    """
+    kind = AdaLoRA if "ADALORA" in str(getattr(config, "peft_type", "")) else LoRA
+    own = {"r"} if kind is AdaLoRA else set()  # AdaLoraConfig has LoRA's r, of which it makes no use
+    given = {}
+    for name, value in vars(config).items():
+        here = [option for option in ELSEWHERE.get(name, (name,)) if option in kind.model_fields]
+        if here and name not in own and value not in (None, [], {}, kind.model_fields[here[0]].default):
+            given[here[0]] = sorted(value) if isinstance(value, set) else value
+    if given.get("init") is True:
+        del given["init"]
+    return f"veneer.{kind.__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
 
 def kept_triplets(folder: Path) -> dict[str, list[bool]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from veneer.arguments import refuse_no_model, refuse_no_name
 from veneer.errors import TargetError, did_you_mean
 from veneer.updates.allocator import Allocator
 from veneer.updates.config import AdaLoRA, LoRA
@@ -52,9 +53,11 @@ def activate(model: nn.Module, *names: str) -> None:
     Raises TargetError, with the model unchanged, for a name that is not attached, and for adapters that cannot be
     summed: a module that one of them trains whole, or whose rows it replaces, takes no second update.
     """
+    refuse_no_model("activate", model)
     record = adapters_of(model)
     refuse_merged(record, "activate an adapter")
     for name in names:
+        refuse_no_name("activate", name)
         refuse_unknown(record, name)
     _refuse_unsummable(model, names)
     record.active = tuple(dict.fromkeys(names))
@@ -67,6 +70,9 @@ def allocator(model: nn.Module, name: str | None = None) -> Allocator:
 
     ``name``: which adapter; by default the one that is active. Raises TargetError when it is no AdaLoRA adapter.
     """
+    refuse_no_model("allocator", model)
+    if name is not None:
+        refuse_no_name("allocator", name)
     record = adapters_of(model)
     if name is None and len(record.active) == 1:
         name = record.active[0]
@@ -85,6 +91,7 @@ def active_allocator(model: nn.Module) -> Allocator | None:
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
     """Inside, the model is its base."""
+    refuse_no_model("disabled", model)
     active = adapters_of(model).active
     activate(model)
     try:

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from veneer.arguments import refuse_no_model
+from veneer.notebook import html_table
 from veneer.updates.layers import LowRank, weight_shape
 from veneer.updates.record import adapters_of, updates_of
 from veneer.updates.select import LINEAR_TYPES, count_parameters, modules_of
+
+_HEADER = ("module", "shape", "rank", "parameters")
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Row:
     parameters: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trainable:
     """The rows, the number of trained parameters, and that of the base; prints as a table."""
 
@@ -35,22 +39,33 @@ class Trainable:
         """Trained parameters over those of the base."""
         return self.parameters / self.base_parameters
 
+    def __repr__(self) -> str:
+        return f"Trainable({self._total()}, {len(self.rows)} modules)"
+
     def __str__(self) -> str:
-        lines = [("module", "shape", "rank", "parameters")]
-        lines += [
-            (name, " × ".join(map(str, shape)), "whole" if rank is None else str(rank), f"{parameters:,}")
-            for name, shape, rank, parameters in _grouped(self.rows)
-        ]
+        lines = [_HEADER, *self._lines()]
         widths = [max(len(line[i]) for line in lines) for i in range(4)]
         table = [
             f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}".rstrip() for a, b, c, d in lines
         ]
-        total = f"{self.parameters:,} of {self.base_parameters:,} parameters are trained ({100 * self.share:.3g} %)"
-        return "\n".join([*table, total])
+        return "\n".join([*table, self._total()])
+
+    def _repr_html_(self) -> str:
+        return html_table(_HEADER, self._lines(), self._total())
+
+    def _lines(self) -> list[tuple[str, str, str, str]]:
+        return [
+            (name, " × ".join(map(str, shape)), "whole" if rank is None else str(rank), f"{parameters:,}")
+            for name, shape, rank, parameters in _grouped(self.rows)
+        ]
+
+    def _total(self) -> str:
+        return f"{self.parameters:,} of {self.base_parameters:,} parameters are trained ({100 * self.share:.3g} %)"
 
 
 def trainable(model: nn.Module) -> Trainable:
     """The trained parameters of the active adapters, or of the model itself when it has none attached."""
+    refuse_no_model("trainable", model)
     record = adapters_of(model)
     if not record.configs:
         return _of_plain_model(model)

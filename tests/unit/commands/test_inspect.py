@@ -13,7 +13,7 @@ import tiny
 import veneer
 from veneer.frozen.compute import compute_line, compute_name
 from veneer.kernels.operators import serving, serving_line
-from veneer.training.metrics import read_metrics
+from veneer.runs.folder import RunFolder
 
 pytestmark = pytest.mark.unit
 
@@ -93,7 +93,7 @@ def test_the_ranks_of_an_adalora_adapter(tmp_path, veneer_command, refused):
 
 def test_a_run(finished_run, veneer_command, tmp_path):
     found = _json(veneer_command, finished_run)
-    held_out = [[r["step"], r["held_out_loss"]] for r in read_metrics(finished_run) if "held_out_loss" in r]
+    held_out = [[r["step"], r["held_out_loss"]] for r in RunFolder(finished_run).metrics() if "held_out_loss" in r]
     assert {key: found[key] for key in ("kind", "steps", "finished", "held_out_loss", "checkpoints")} == {
         "kind": "run", "steps": 100, "finished": True, "held_out_loss": held_out, "checkpoints": ["step-000100"],
     }  # fmt: skip

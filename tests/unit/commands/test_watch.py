@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from veneer.commands import watch
-from veneer.training.metrics import Metrics, read_metrics
+from veneer.runs.folder import RunFolder
+from veneer.training.metrics import Metrics
 
 pytestmark = pytest.mark.unit
 
@@ -28,7 +29,7 @@ def _said(console: Console) -> str:
 def test_from_before_the_run_begins_to_its_end(run_folder, tmp_path, monkeypatch):
     """Each look at the run is followed by what happens next."""
     made, folder = run_folder(12, name="made"), tmp_path / "runs" / "first"
-    lines, held = read_metrics(made), []
+    lines, held = RunFolder(made).metrics(), []
     looks = []
 
     def begin():
@@ -36,7 +37,7 @@ def test_from_before_the_run_begins_to_its_end(run_folder, tmp_path, monkeypatch
         (folder / "metrics.jsonl").unlink()
 
     def write(*some):
-        held[:] = held or [Metrics(folder, 0)]
+        held[:] = held or [Metrics(RunFolder(folder).metrics_file, RunFolder(folder).tensorboard, 0)]
         for record in some:
             held[0].write(**record)
 
@@ -92,8 +93,8 @@ def test_a_run_that_is_not_there_is_refused_where_nothing_can_be_redrawn(run_fol
 
 def test_the_budget_of_adalora_and_a_prediction_are_shown(run_folder):
     folder = run_folder(12, method="adalora", files={"plan.json": {"peak": 1_650_000_000}})
-    lines = [{**record, "budget": 84} if "loss" in record else record for record in read_metrics(folder)]
-    metrics = Metrics(folder, 0)
+    lines = [{**record, "budget": 84} if "loss" in record else record for record in RunFolder(folder).metrics()]
+    metrics = Metrics(RunFolder(folder).metrics_file, RunFolder(folder).tensorboard, 0)
     for record in lines:
         metrics.write(**record)
     console = Console(file=io.StringIO(), width=90)

@@ -9,7 +9,7 @@ import pytest
 
 from veneer.reporting.run_page import run_page
 from veneer.reporting.study_page import study_page
-from veneer.training.metrics import read_metrics
+from veneer.runs.folder import RunFolder
 
 pytestmark = pytest.mark.unit
 
@@ -73,7 +73,9 @@ def _extent(page, name):
 @pytest.fixture
 def adalora(run_folder):
     folder = run_folder(60, total=60, method="adalora", files={"plan.json": {"peak": 1_600_000_000}})
-    lines = [{**r, "budget": 84, "orthogonality_deviation": 0.1} if "loss" in r else r for r in read_metrics(folder)]
+    lines = [
+        {**r, "budget": 84, "orthogonality_deviation": 0.1} if "loss" in r else r for r in RunFolder(folder).metrics()
+    ]
     ranks = {f"model.layers.{layer}.{kind}": layer + 1 for layer in range(4) for kind in ("q_proj", "v_proj")}
     lines.append({"step": 60, "ranks": ranks, "importance": {}})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

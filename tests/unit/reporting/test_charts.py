@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from veneer.reporting.charts import Chart, Series, run_charts, shown, smoothed
-from veneer.runs.folder import RunFolder
+from veneer.runs.history import RunHistory
 
 pytestmark = pytest.mark.unit
 
@@ -49,11 +49,11 @@ def test_a_number_as_it_is_shown(value, text):
 
 
 def test_losses_far_apart_have_a_logarithmic_axis(run_folder):
-    few = run_charts(RunFolder.read(run_folder(3, name="few")))[0]
-    many = run_charts(RunFolder.read(run_folder(60, name="many")))[0]
+    few = run_charts(RunHistory.read(run_folder(3, name="few")))[0]
+    many = run_charts(RunHistory.read(run_folder(60, name="many")))[0]
     assert (few.log, many.log) == (False, False)
     assert [one.name for one in few.series] == ["training", "held-out rows"]
     assert [one.name for one in many.series] == ["training", "training, mean of 5 steps", "held-out rows"]
-    run = RunFolder.read(run_folder(3, name="apart"))
+    run = RunHistory.read(run_folder(3, name="apart"))
     run.held_out[0]["held_out_loss"] = 70.0
     assert run_charts(run)[0].log

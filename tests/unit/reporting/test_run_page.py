@@ -16,7 +16,8 @@ from veneer.commands.report import report
 from veneer.reporting.charts import shown
 from veneer.reporting.page import ASSETS, LIBRARY
 from veneer.reporting.run_page import run_page
-from veneer.training.metrics import METRICS_NAME, Metrics, read_metrics
+from veneer.runs.folder import RunFolder
+from veneer.training.metrics import Metrics
 
 pytestmark = pytest.mark.unit
 
@@ -66,7 +67,7 @@ def test_a_screen_reader_is_told_all(measured_run):
 
 
 def test_the_curves_are_the_metrics(measured_run):
-    charts, records = Page(run_page(measured_run)).charts(), read_metrics(measured_run)
+    charts, records = Page(run_page(measured_run)).charts(), RunFolder(measured_run).metrics()
     steps = [record for record in records if "loss" in record]
     series = {one["name"]: one["points"] for one in charts["loss"]["series"]}
     assert series["training"] == [[record["step"], record["loss"]] for record in steps]
@@ -82,7 +83,7 @@ def test_the_curves_are_the_metrics(measured_run):
 
 
 def test_the_tables_hold_the_same_numbers(measured_run):
-    page, records = Page(run_page(measured_run)), read_metrics(measured_run)
+    page, records = Page(run_page(measured_run)), RunFolder(measured_run).metrics()
     (table,) = (t for t in page.section("curves").all("table") if t.rows()[0][:2] == ["step", "training"])
     rows = table.rows()
     assert rows[0] == ["step", "training", "training, mean of 5 steps", "held-out rows"]
@@ -124,7 +125,7 @@ def test_ranks_of_adalora_layer_by_module(tiny_folder, rows_file, tmp_path):
     page = Page(run_page(run))
     (table,) = page.section("ranks").all("table")
     head, *rows = table.rows()
-    last = [record["ranks"] for record in read_metrics(run) if "ranks" in record][-1]
+    last = [record["ranks"] for record in RunFolder(run).metrics() if "ranks" in record][-1]
     shown_ranks = {
         f"{row[0]}.{kind}": int(rank)
         for row in rows
@@ -157,7 +158,7 @@ def test_a_run_in_progress_and_one_that_stopped(run_folder):
     text = Page(run_page(folder)).root.whole_text()
     assert f"Not finished: stopped after 12 of 20 steps. Go on with: veneer train --resume {folder}" in text
     assert "There is no adapter yet" in text
-    metrics = Metrics(folder, 12)
+    metrics = Metrics(RunFolder(folder).metrics_file, RunFolder(folder).tensorboard, 12)
     assert "In progress, after 12 of 20 steps." in Page(run_page(folder)).root.whole_text()
     metrics.close()
     assert "Not finished" in Page(run_page(folder)).root.whole_text()
@@ -176,7 +177,7 @@ def test_a_run_of_which_there_is_only_the_config(run_folder):
 
 def test_damaged_lines_are_told_and_cost_nothing_else(run_folder):
     folder = run_folder(12)
-    file = folder / METRICS_NAME
+    file = RunFolder(folder).metrics_file
     whole = Page(run_page(folder)).charts()
     file.write_text(file.read_text() + '{"step": 13, "loss": 0.')
     page = Page(run_page(folder))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from veneer.training.metrics import read_metrics
+from veneer.runs.folder import RunFolder
 
 pytestmark = pytest.mark.unit
 
@@ -13,7 +13,7 @@ def test_tensorboard_reads_what_the_metrics_hold(finished_run):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     board = reader.EventAccumulator(str(finished_run / "tensorboard"))
     board.Reload()
-    records = read_metrics(finished_run)
+    records = RunFolder(finished_run).metrics()
     for name in ("loss", "held_out_loss", "learning_rate", "tokens_per_second"):
         expected = [(record["step"], record[name]) for record in records if name in record]
         found = [(event.step, event.value) for event in board.Scalars(name)]

@@ -12,9 +12,9 @@ from rich.console import Console
 import veneer
 from veneer.errors import ConfigError, TrainingError
 from veneer.runs import train as run
+from veneer.runs.folder import RunFolder
 from veneer.training import loop
 from veneer.training.config import TrainConfig
-from veneer.training.metrics import read_metrics
 
 pytestmark = pytest.mark.unit
 
@@ -45,7 +45,7 @@ def test_what_a_run_leaves(options):
     fields = json.loads((result.folder / "adapter" / "adapter_config.json").read_text())
     assert (fields["peft_type"], fields["init_r"], fields["total_step"]) == ("ADALORA", 4, 12)
     assert sum(map(sum, fields["rank_pattern"].values())) == 2 * MATRICES
-    records = read_metrics(result.folder)
+    records = RunFolder(result.folder).metrics()
     budgets = [record["budget"] for record in records if "budget" in record]
     assert budgets == [56, 56, *(int(28 + 28 * (1 - i / 6) ** 3) for i in range(1, 7)), 28, 28, 28, 28]
     assert all(record["orthogonality_deviation"] > 0 for record in records if "budget" in record)
@@ -85,7 +85,7 @@ def test_broken_off_at_any_phase_it_ends_in_the_same_bytes(options, tmp_path, mo
     ).read_bytes()
     same = [
         [{k: v for k, v in record.items() if k not in ("tokens_per_second", "peak_memory")} for record in records]
-        for records in (read_metrics(whole.folder), read_metrics(resumed.folder))
+        for records in (RunFolder(whole.folder).metrics(), RunFolder(resumed.folder).metrics())
     ]
     assert same[0] == same[1]
 

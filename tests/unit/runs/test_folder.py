@@ -1,97 +1,121 @@
-"""A run's folder, read while it grows."""
+"""A run's folder: its names, what it hands out, and who may train into it."""
 
 from __future__ import annotations
 
-import json
-import os
+import io
+import multiprocessing
+import subprocess
+import sys
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from rich.console import Console
 
-from veneer.runs.folder import MetricsTail, RunFolder
-from veneer.training.metrics import METRICS_NAME, Metrics, is_written
+import veneer
+from veneer.errors import TrainingError
+from veneer.runs.folder import RunFolder
 
 pytestmark = pytest.mark.unit
 
 
-def test_a_growing_file_is_read_a_line_at_a_time(tmp_path):
-    tail, file = MetricsTail(tmp_path), tmp_path / METRICS_NAME
-    assert tail.read() == []
-    file.write_text('{"step": 1, "budget": 2}\n{"step": 2, ')
-    assert [record["step"] for record in tail.read()] == [1]
-    assert tail.rest == b'{"step": 2, '
-    with file.open("a") as opened:
-        opened.write('"budget": 1}\n')
-    assert tail.read() == [{"step": 1, "budget": 2}, {"step": 2, "budget": 1}]
-    assert (tail.rest, tail.damaged) == (b"", 0)
-    with file.open("a") as opened:
-        opened.write('junk\n[1]\n{"step": "3"}\n{"step": 3, "loss": 1.0}\n{"step": 3, "held_out_loss": NaN}\n\n')
-    assert len(tail.read()) == 2
-    assert tail.damaged == 6
+def _train(tiny_folder, rows_file, output, **more):
+    return veneer.train(
+        str(tiny_folder), data=str(rows_file), output=str(output), steps=2, rank=2, batch_size=8, held_out=0,
+        console=Console(file=io.StringIO()), **more,
+    )  # fmt: skip
 
 
-@given(cuts=st.lists(st.integers(0, 10_000)))
-def test_wherever_it_was_when_it_was_read_it_is_the_same(cuts, tmp_path_factory):
-    whole = "".join(
-        json.dumps({"step": step, "held_out_loss": step / 7, "é": "ü"}) + "\n" for step in range(9)
-    ).encode()
-    folder = tmp_path_factory.mktemp("cut")
-    tail = MetricsTail(folder)
-    for end in [*sorted(cut % len(whole) for cut in cuts), len(whole)]:
-        (folder / METRICS_NAME).open("ab").close()
-        with (folder / METRICS_NAME).open("r+b") as file:
-            file.write(whole[:end])
-        tail.read()
-    assert [record["step"] for record in tail.records] == list(range(9))
-    assert (tail.rest, tail.damaged) == (b"", 0)
+def test_names_are_said_once_and_are_paths_of_a_folder(tmp_path):
+    assert RunFolder.config_file == "config.yaml"
+    assert RunFolder(tmp_path).config_file == tmp_path / "config.yaml"
+    assert str(RunFolder("runs/first")) == "runs/first"
 
 
-def test_a_resumed_run_is_read_again_from_its_start(tmp_path):
-    tail, file = MetricsTail(tmp_path), tmp_path / METRICS_NAME
-    file.write_text('{"step": 1, "budget": 2}\n{"step": 2, "budget": 1}\n')
-    assert len(tail.read()) == 2
-    other = tmp_path / "other"
-    other.write_text('{"step": 1, "budget": 2}\n{"step": 2, "budget": 5}\n')
-    os.replace(other, file)
-    assert tail.read() == [{"step": 1, "budget": 2}, {"step": 2, "budget": 5}]
-    file.unlink()
-    assert tail.read() == []
+def test_it_hands_out_options_rows_metrics_checkpoint_and_result(finished_run):
+    run = RunFolder(finished_run)
+    assert run.exists
+    assert run.config().steps == 100
+    assert run.rows()["steps"] == 100
+    assert run.metrics()[-1]["step"] == 100
+    assert run.latest_checkpoint() == finished_run / "checkpoints" / "step-000100"
+    assert run.result() == run.adapter == finished_run / "adapter"
+    assert run.finished_config() == run.config()
 
 
-def test_a_run_is_in_progress_as_long_as_its_metrics_are_held(run_folder):
-    folder = run_folder(12)
-    assert not is_written(folder)
-    metrics = Metrics(folder, 12)
-    assert is_written(folder)
-    assert RunFolder.read(folder).phase == "running"
-    metrics.close()
-    assert not is_written(folder)
-    assert RunFolder.read(folder).phase == "stopped"
+def test_what_is_no_run_is_refused_with_the_nearest_one(finished_run):
+    with pytest.raises(
+        TrainingError, match=rf"is not a run folder: it has no config.yaml. Did you mean '{finished_run}'"
+    ):
+        RunFolder(finished_run.parent / "rum").refuse_missing()
 
 
-def test_a_run_that_patience_ended_is_finished(run_folder):
-    folder = run_folder(12, patience=2)
-    (folder / "adapter").mkdir()
-    (folder / "adapter" / "adapter_config.json").write_text("{}")
-    assert RunFolder.read(folder).phase == "stopped"
-    saved = folder / "checkpoints" / "step-000012"
-    saved.mkdir(parents=True)
-    (saved / "state.json").write_text(json.dumps({"step": 12, "worse": 2}))
-    assert RunFolder.read(folder).phase == "finished"
+def test_an_unfinished_run_is_refused_with_how_to_finish_it(run_folder):
+    folder = run_folder(3)
+    with pytest.raises(TrainingError, match=rf"has no adapter yet; finish the run: veneer train --resume {folder}"):
+        RunFolder(folder).finished_config()
 
 
-def test_time_is_reckoned_from_the_steps_so_far(run_folder):
-    run = RunFolder.read(run_folder(12))
-    assert run.seconds() == [0.5, 1.0] * 6  # 100 tokens at 200 and 100 a second
-    assert run.seconds_left() == 8 * 0.75
-    assert run.tokens_per_second == 150
-    assert run.peak_memory == 1_500_000_012
+def _hold(folder, held, done):
+    with RunFolder(folder).held():
+        held.set()
+        done.wait(60)
 
 
-def test_a_finished_run_says_how_many_steps_it_was_to_take(finished_run):
-    run = RunFolder.read(finished_run)
-    assert (run.phase, run.step, run.total) == ("finished", 100, 100)
-    best = run.best()
-    assert best is not None
-    assert best["held_out_loss"] == min(record["held_out_loss"] for record in run.held_out)
+@pytest.fixture
+def another_process(tmp_path):
+    """A function that has another process hold a folder, as one that trains into it does."""
+    context, started = multiprocessing.get_context("spawn"), []
+
+    def start(folder):
+        held, done = context.Event(), context.Event()
+        process = context.Process(target=_hold, args=(str(folder), held, done))
+        process.start()
+        started.append((process, done))
+        assert held.wait(60)
+        return done
+
+    yield start
+    for process, done in started:
+        done.set()
+        process.join()
+
+
+def test_two_processes_never_train_into_one_folder(tiny_folder, rows_file, tmp_path, another_process, monkeypatch):
+    output = tmp_path / "run"
+    another_process(output)
+    monkeypatch.setattr("veneer.runs.train.prepare", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(TrainingError, match=r"Another process is training into .*run; wait until it ends, or choose"):
+        _train(tiny_folder, rows_file, output)
+    assert list(output.iterdir()) == []
+
+
+def test_a_run_that_is_being_trained_is_not_resumed(tiny_folder, rows_file, tmp_path, another_process):
+    result = _train(tiny_folder, rows_file, tmp_path / "run")
+    done = another_process(result.folder)
+    with pytest.raises(TrainingError, match="Another process is training into"):
+        veneer.resume(result.folder, steps=4)
+    done.set()
+
+
+def test_two_commands_at_once_end_in_one_run_and_one_sentence(tiny_folder, rows_file, tmp_path):
+    command = [
+        sys.executable, "-c", "import sys; sys.argv[0] = 'veneer'; from veneer.cli import main; main()", "train",
+        "--model", str(tiny_folder), "--data", str(rows_file), "--output", str(tmp_path / "runs" / "one"),
+        "--steps", "30", "--rank", "2", "--held-out", "0",
+    ]  # fmt: skip
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    ended = [process.communicate() for process in both]
+    codes = [process.returncode for process in both]
+    assert sorted(codes) == [0, 1], ended
+    refused = ended[codes.index(1)][1]
+    assert refused.count("\n") == 1
+    assert "Another process is training into" in refused or "holds a run already" in refused
+
+
+def test_a_refusal_leaves_no_folder_that_was_made_for_the_lock(tmp_path):
+    there = tmp_path / "there"
+    there.mkdir()
+    for folder in (there / "new" / "deep", there):
+        with RunFolder(folder).held():
+            assert folder.is_dir()
+    assert list(tmp_path.iterdir()) == [there]
+    assert list(there.iterdir()) == []

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 import tiny
 import veneer
-from veneer.errors import ConfigError, TargetError, TrainingError
+from veneer.errors import TargetError, TrainingError
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models import load, source
 from veneer.models.bnb_file import write_folder
@@ -28,6 +28,7 @@ from veneer.planning.machine import Machine, mapped_memory
 from veneer.planning.plan import plan
 from veneer.runs import memory as planned
 from veneer.runs import train as run
+from veneer.runs.folder import RunFolder
 from veneer.training.config import TrainConfig
 from veneer.units import amount
 
@@ -47,26 +48,30 @@ def _train(options, **more):
     return veneer.train(**{**options, **more}, console=console), console.file.getvalue()
 
 
+def _look(config):
+    planned.look_before_loading(config, planned.Process.now())
+
+
 def _adapter(result):
     return (result.folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
 def test_what_was_foreseen_is_told_and_recorded(options):
     result, shown = _train(options)
-    assert "Foreseen: " in shown
-    told = json.loads((result.folder / run.PLAN).read_text())
+    assert "Predicted memory: " in shown
+    told = json.loads(RunFolder(result.folder).plan_file.read_text())
     assert told["peak"] == sum(told["terms"].values()) < told["limit"]
     assert told["recomputed"] == 0
 
 
 def test_where_memory_is_plenty_the_plan_comes_after_the_first_step_and_changes_nothing(options, tmp_path, monkeypatch):
     after, shown = _train(options, dropout=0.1)
-    assert shown.index("step 1/2") < shown.index("Foreseen: ") < shown.index("step 2/2")
-    monkeypatch.setattr(planned, "_generous", lambda *_: float("inf"))
+    assert shown.index("step 1/2") < shown.index("Predicted memory: ") < shown.index("step 2/2")
+    monkeypatch.setattr(planned, "generous", lambda *_: float("inf"))
     before, shown = _train(options, dropout=0.1, output=str(tmp_path / "before"))
-    assert shown.index("Foreseen: ") < shown.index("step 1/2")
+    assert shown.index("Predicted memory: ") < shown.index("step 1/2")
     assert _adapter(after) == _adapter(before)
-    one, two = (json.loads((result.folder / run.PLAN).read_text()) for result in (after, before))
+    one, two = (json.loads(RunFolder(result.folder).plan_file.read_text()) for result in (after, before))
     for told in (one, two):
         del told["terms"]["runtime"]
     assert one["terms"] == two["terms"]
@@ -76,8 +81,8 @@ def test_a_run_by_epochs_is_planned_by_the_steps_that_it_takes(options):
     del options["rank"], options["steps"]
     long = {"method": "adalora", "tinit": 50, "tfinal": 60, "epochs": 20}
     result, shown = _train(options, **long)
-    assert "Foreseen: " in shown
-    assert json.loads((result.folder / run.PLAN).read_text())["steps"] == result.steps == 120
+    assert "Predicted memory: " in shown
+    assert json.loads(RunFolder(result.folder).plan_file.read_text())["steps"] == result.steps == 120
 
 
 def test_more_than_any_step_takes_is_more_than_is_foreseen(tiny_folder):
@@ -90,19 +95,19 @@ def test_more_than_any_step_takes_is_more_than_is_foreseen(tiny_folder):
     asked = PlanOptions(model=str(tiny_folder), method="adalora", target_rank=4, batch_size=64, max_length=128)
     made = plan(asked, Machine({}, 0.0, 0, 0))
     loss = Loss(model, 0, rows[0], kind="causal")
-    assert planned._generous(model, loss, rows) > made.training + planned._LOSS
+    assert planned.generous(model, loss, rows) > made.training + planned._LOSS
     short = [rows[0], *(Tokens([1], [1], ""),) * 63]
-    assert planned._generous(model, loss, short) == pytest.approx(planned._generous(model, loss, rows), rel=0.01), (
+    assert planned.generous(model, loss, short) == pytest.approx(planned.generous(model, loss, rows), rel=0.01), (
         "rows may be padded to the longest"
     )
     whole = Loss(model, 0, rows[0], kind="causal", how=How(False, False))
-    assert planned._generous(model, whole, rows) == float("inf"), "all logits are there at once"
+    assert planned.generous(model, whole, rows) == float("inf"), "all logits are there at once"
     model.config = SimpleNamespace(hidden_size=32, num_hidden_layers=2)
-    assert planned._generous(model, loss, rows) == float("inf"), "nothing is known of such a model"
+    assert planned.generous(model, loss, rows) == float("inf"), "nothing is known of such a model"
 
 
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_written(options, tmp_path):
-    with pytest.raises(TrainingError, match=r"would take .* [MG]B of memory, and 10\.0 MB are there.*check_memory"):
+    with pytest.raises(TrainingError, match=r"would take .* [MG]B of memory, and 10\.0 MB are available.*check_memory"):
         _train(options, memory="10MB")
     assert not (tmp_path / "run" / "config.yaml").exists()
     _train(options, memory="10MB", check_memory=False)
@@ -114,12 +119,12 @@ def test_recomputing_changes_no_bit_of_the_result(options, tmp_path, monkeypatch
     whole, _ = _train(options, gradient_checkpointing=True, output=str(tmp_path / "whole"))
     foreseen, asked, really = planned.predicted, [], run.recomputed
     monkeypatch.setattr(run, "recomputed", lambda model, count: asked.append(count) or really(model, count))
-    monkeypatch.setattr(planned, "_generous", lambda *_: float("inf"))
+    monkeypatch.setattr(planned, "generous", lambda *_: float("inf"))
     monkeypatch.setattr(planned, "predicted", lambda *known, **more: replace(foreseen(*known, **more), recomputed=1))
     part, shown = _train(options, output=str(tmp_path / "part"))
     assert asked == [1]
-    assert "Of 1 of 2 layers the activations are computed again" in shown
-    assert json.loads((part.folder / run.PLAN).read_text())["recomputed"] == 1
+    assert "Activations of 1 of 2 layers will be recomputed (gradient checkpointing)." in shown
+    assert json.loads(RunFolder(part.folder).plan_file.read_text())["recomputed"] == 1
     assert _adapter(plain) == _adapter(part) == _adapter(whole)
 
 
@@ -152,9 +157,9 @@ def test_a_model_that_is_too_large_is_not_even_fetched(options, tiny_folder, tmp
 def test_a_model_that_cannot_be_planned_is_loaded(looking_at_values, options, monkeypatch):
     monkeypatch.setattr(planned, "_files", lambda name: 10**15)
     config = TrainConfig(**{**options, "model": looking_at_values, "task": "classification"})
-    planned._Foresight().before_loading(config)
+    _look(config)
     with pytest.raises(TargetError, match="q_porj"):  # what the user can mend is still told
-        planned._Foresight().before_loading(TrainConfig(**options, targets="q_porj"))
+        _look(TrainConfig(**options, targets="q_porj"))
 
 
 def test_a_model_that_came_loaded_is_looked_at_too(options, tiny_folder):
@@ -166,28 +171,28 @@ def test_a_model_that_came_loaded_is_looked_at_too(options, tiny_folder):
 @pytest.mark.parametrize("known", [None, Machine({}, 0.0, 10**6, 10**6)])
 def test_the_runtime_is_what_the_process_has_beside_the_model(known, monkeypatch):
     monkeypatch.setattr(planned, "remembered", lambda: known)
-    before = planned._Foresight()._at()
+    before = planned.Process.now().at()
     data = torch.ones(50 * 10**6)
-    beside = planned._Foresight()._at()
+    beside = planned.Process.now().at()
     assert beside.runtime - before.runtime == pytest.approx(data.nbytes, rel=0.05)
     assert beside.loading - before.loading == pytest.approx(data.nbytes, rel=0.05)
     model = torch.nn.ParameterList([data])
-    assert planned._Foresight(model)._at().runtime - before.runtime == pytest.approx(0, abs=0.05 * data.nbytes)
+    assert planned.Process.now(model).at().runtime - before.runtime == pytest.approx(0, abs=0.05 * data.nbytes)
 
 
 def test_what_the_process_has_let_go_is_not_of_the_runtime(monkeypatch):
     monkeypatch.setattr(planned, "remembered", lambda: None)
-    before = planned._Foresight()._at()
+    before = planned.Process.now().at()
     blocks = [bytearray(b"1" * 60_000) for _ in range(4_000)]
     last = blocks.pop()  # below it the heap cannot shrink by itself
     del blocks
-    assert planned._Foresight()._at().runtime - before.runtime < 4_000 * len(last) / 10
+    assert planned.Process.now().at().runtime - before.runtime < 4_000 * len(last) / 10
 
 
 def test_the_runtime_is_not_less_than_was_measured(monkeypatch):
     known = Machine({}, 0.0, 10**14, 10**13)
     monkeypatch.setattr(planned, "remembered", lambda: known)
-    assert planned._Foresight()._at() == known
+    assert planned.Process.now().at() == known
 
 
 def test_tensors_of_a_mapped_file_are_told_from_others(tiny_folder):
@@ -227,7 +232,7 @@ def folders(tiny_folder, tmp_path_factory):
 def test_what_will_be_mapped_is_what_is_mapped(file, storage, mapped, folders):
     model, _ = veneer.load(folders[file], storage=storage)
     veneer.attach(model, veneer.LoRA())
-    assert planned._mapped(model) == mapped
+    assert planned.mapped_parts(model) == mapped
     assert base_of(str(folders[file]), storage, 64, True).mapped == mapped
 
 
@@ -271,7 +276,7 @@ def test_a_mixtures_experts_are_not_mapped_and_the_pages_that_they_came_from_are
     made = plan(PlanOptions(model=str(mixtures[file]), storage=storage), Machine({}, 0.0, 0, 0))
     beside = made.terms.get("pages beside", 0)
 
-    assert planned._mapped(model) == base_of(str(mixtures[file]), storage, 64, True).mapped == mapped
+    assert planned.mapped_parts(model) == base_of(str(mixtures[file]), storage, 64, True).mapped == mapped
     assert beside == (in_file + whole if mapped else 0)
     small = sum(weight.nbytes for name, weight in model.named_parameters() if "norm" in name or ".gate." in name)
     small += sum(buffer.nbytes for name, buffer in model.named_buffers() if name.endswith("inv_freq"))
@@ -286,7 +291,7 @@ def test_of_a_model_that_came_loaded_the_mapped_base_is_not_needed(options, tiny
     model, tokenizer = veneer.load(tiny_folder)
     held = sum(parameter.nbytes for parameter in model.parameters())
     result, _ = _train({**options, "model": model}, tokenizer=tokenizer)
-    told = json.loads((result.folder / run.PLAN).read_text())
+    told = json.loads(RunFolder(result.folder).plan_file.read_text())
     assert held <= told["mapped"] == told["peak"] - told["needed"]
 
 
@@ -294,17 +299,19 @@ def test_pages_that_need_not_fit_are_spoken_of_where_the_rest_does(tiny_folder):
     config = PlanOptions(model=str(tiny_folder), batch_size=1, max_length=8)
     made = plan(config, Machine({}, 0.0, 10**6, 10**6))
     said = f"{(made.peak - made.needed) / 1e6:,.1f} MB of it are pages of the base's file, which need not fit."
-    assert planned._said(config, made, made.needed)[1:] == (said,)
-    assert planned._said(config, made, made.peak)[1:] == ()
-    refused = planned._Foresight()._refusal(config, made, 10**6, {"base": base_of(str(tiny_folder), "fp32", 64, True)})
-    assert refused.startswith(f"This run would take {amount(made.needed)} of memory, and 1.0 MB are there. ")
+    assert planned.sentences(config, made, made.needed)[1:] == (said,)
+    assert planned.sentences(config, made, made.peak)[1:] == ()
+    refused = planned.refusal(
+        config, planned.Process.now(), made, 10**6, {"base": base_of(str(tiny_folder), "fp32", 64, True)}
+    )
+    assert refused.startswith(f"This run would take {amount(made.needed)} of memory, and 1.0 MB are available. ")
 
 
 def test_what_would_fit_is_found_without_looking_for_the_base_again(options, tiny_encoder, monkeypatch):
     model, tokenizer = veneer.load(tiny_encoder, labels=["yes", "no"])
     model.name_or_path = "nobody/nothing"
     monkeypatch.setattr(empty, "read_config", lambda name: pytest.fail("it was looked for"))
-    monkeypatch.setattr(planned._Foresight, "_at", lambda _: Machine({}, 0.0, 0, 0))
+    monkeypatch.setattr(planned.Process, "at", lambda _: Machine({}, 0.0, 0, 0))
     monkeypatch.setattr(planned, "limit_of", lambda *_: 500_000)
     del options["model"]
     with pytest.raises(TrainingError, match="These would fit: micro_batch_size"):
@@ -317,20 +324,15 @@ def test_what_cannot_be_foreseen_is_said_and_no_reason_to_stop(options, monkeypa
 
     monkeypatch.setattr(planned, "predicted", fails)
     _, shown = _train(options)
-    assert "What this run takes is not foreseen: no such shape" in shown
-    said = "What this run takes cannot be foreseen, so memory = 10GB cannot be kept to: no such shape"
+    assert "The memory of this run cannot be predicted: no such shape" in shown
+    said = "The memory of this run cannot be predicted, so memory = 10GB cannot be kept to: no such shape"
     with pytest.raises(TrainingError, match=said):
         _train({**options, "output": f"{options['output']}-bounded"}, memory="10GB")
 
 
 def test_a_run_that_has_begun_is_not_refused(options, monkeypatch):
     monkeypatch.setattr(planned, "limit_of", lambda *_: 10**6)
-    monkeypatch.setattr(planned, "_generous", lambda *_: 0.0)
+    monkeypatch.setattr(planned, "generous", lambda *_: 0.0)
     result, shown = _train(options)
-    assert "Foreseen: " in shown
+    assert "Predicted memory: " in shown
     assert (result.folder / "adapter").is_dir()
-
-
-def test_without_the_planner_memory_is_refused(options, tiny_folder):
-    with pytest.raises(ConfigError, match="needs the planner"):
-        run.train(**options, memory="10GB")

@@ -19,12 +19,14 @@ from rich.console import Console
 import veneer
 from veneer.data.labels import Tokens
 from veneer.errors import AdapterFileError, ConfigError, ModelError, TrainingError
+from veneer.runs import begin
 from veneer.runs import train as run
+from veneer.runs.begin import Begun
+from veneer.runs.folder import RunFolder
 from veneer.training import loop
 from veneer.training.config import TrainConfig
 from veneer.training.loop import Interrupted
 from veneer.training.loss import How
-from veneer.training.metrics import read_metrics
 
 pytestmark = pytest.mark.unit
 
@@ -61,7 +63,7 @@ def test_what_a_run_leaves(options):
     assert [p.name for p in sorted((folder / "checkpoints").iterdir())] == ["step-000008", "step-000012"]
     assert TrainConfig.read(folder / "config.yaml") == TrainConfig(**options)
     assert json.loads((folder / "environment.json").read_text())["torch"] == torch.__version__
-    records = read_metrics(folder)
+    records = RunFolder(folder).metrics()
     assert [r["step"] for r in records if "loss" in r] == list(range(1, 13))
     assert [r["step"] for r in records if "held_out_loss" in r] == [0, 5, 10, 12]
     assert all(r["tokens_per_second"] > 0 and r["peak_memory"] > 0 for r in records if "loss" in r)
@@ -91,7 +93,7 @@ def test_micro_batches_do_not_change_the_gradient(options, tmp_path, monkeypatch
     norms = []
     for size in (8, 3, 1):
         result, _ = _train(options, output=str(tmp_path / f"run{size}"), micro_batch_size=size, dropout=0, steps=3)
-        norms.append([(r["loss"], r["gradient_norm"]) for r in read_metrics(result.folder) if "loss" in r])
+        norms.append([(r["loss"], r["gradient_norm"]) for r in RunFolder(result.folder).metrics() if "loss" in r])
     for other in norms[1:]:
         for ours, wanted in zip(other, norms[0], strict=True):
             assert ours == pytest.approx(wanted, rel=1e-5)
@@ -128,7 +130,7 @@ def test_the_best_adapter_is_the_result(options, tmp_path):
     held_out = tmp_path / "held_out.jsonl"
     held_out.write_text('{"prompt": "bat:", "completion": " maybe"}\n')  # the more is learned, the worse
     result, _ = _train(options, steps=30, held_out=str(held_out), evaluate_every=3)
-    records = [r for r in read_metrics(result.folder) if "held_out_loss" in r and r["step"]]
+    records = [r for r in RunFolder(result.folder).metrics() if "held_out_loss" in r and r["step"]]
     best = min(records, key=lambda r: r["held_out_loss"])
     assert (result.best_step, result.loss_after) == (best["step"], best["held_out_loss"])
     assert best["step"] < 30
@@ -223,8 +225,10 @@ def test_the_largest_step_is_the_one_in_which_most_is_computed(kind, packed, lar
     batches = SimpleNamespace(rows=steps.__getitem__, per_epoch=1)  # each epoch puts other rows together
     config = TrainConfig(model="m", data="d", output="o", batch_size=2)
     loss = SimpleNamespace(kind=kind, how=How(packed, packed))
-    assert run._largest_step(batches, 3, config, loss) is steps[largest]
-    assert run._largest_step(batches, 1, config, loss) is steps[0], "no other is taken"
+    begun = SimpleNamespace(config=config, batches=batches, total=3, loss=loss)
+    assert Begun.largest_step(begun) is steps[largest]
+    begun.total = 1
+    assert Begun.largest_step(begun) is steps[0], "no other is taken"
 
 
 def test_a_disk_that_is_too_small_is_found_before_training(options, monkeypatch):
@@ -260,7 +264,7 @@ def test_a_run_that_broke_off_ends_in_the_same_bytes(options, tmp_path, monkeypa
 
 def _records(folder):
     measured = ("tokens_per_second", "peak_memory")
-    return [{k: v for k, v in record.items() if k not in measured} for record in read_metrics(folder)]
+    return [{k: v for k, v in record.items() if k not in measured} for record in RunFolder(folder).metrics()]
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(options, tmp_path, monkeypatch):
@@ -316,7 +320,7 @@ def small_disk(tmp_path):
 
 def test_a_disk_that_fills_up_spoils_nothing(options, tmp_path, small_disk, monkeypatch):
     whole, _ = _train(options, output=str(tmp_path / "whole"))
-    monkeypatch.setattr(run, "check_disk", lambda *args, **options: None)  # which would have refused it at the start
+    monkeypatch.setattr(begin, "check_disk", lambda *args, **options: None)  # which would have refused it at the start
     folder = small_disk / "run"
     with pytest.raises(
         TrainingError, match=r"No space left on device.*\); .*checkpoint.*Make room, then: veneer train"

@@ -11,7 +11,7 @@ import tiny
 import veneer
 from veneer.frozen.layers import linear_layers
 from veneer.runs.opened import open_run
-from veneer.studies.decompose import Changes, cut, of_product, overlap
+from veneer.studies.decompose import Changes, of_product, overlap, truncate
 from veneer.updates.layers import Pair
 from veneer.updates.record import updates_of
 
@@ -36,12 +36,12 @@ def test_a_cut_update_is_the_nearest_of_its_rank(rank):
     update = Pair(torch.randn(5, 12), torch.randn(9, 5), scale=0.5)
     whole = update.delta(torch.float64)
     decomposed = of_product(update.B, update.A)
-    cut(update, *decomposed, rank)
+    truncate(update, *decomposed, rank)
     found = update.delta(torch.float64)
     assert torch.linalg.matrix_rank(found, rtol=1e-5) == rank
     U, S, V = torch.linalg.svd(whole, full_matrices=False)
     torch.testing.assert_close(found, (U[:, :rank] * S[:rank]) @ V[:rank], rtol=1e-5, atol=1e-5)
-    cut(update, *decomposed, 5)  # from the same parts again, so that no cut stands on another
+    truncate(update, *decomposed, 5)  # from the same parts again, so that no cut stands on another
     torch.testing.assert_close(update.delta(torch.float64), whole, rtol=1e-5, atol=1e-5)
 
 
@@ -84,6 +84,6 @@ def test_a_loaded_adapter_can_be_cut(finished_run):
     updates = [update for update in updates_of(prepared.model, "default").values() if isinstance(update, Pair)]
     assert len(updates) == 14
     for update in updates:
-        cut(update, *of_product(update.B, update.A), 2)
+        truncate(update, *of_product(update.B, update.A), 2)
         assert torch.linalg.matrix_rank(update.delta(torch.float64), rtol=1e-4) <= 2
     assert veneer.trainable(prepared.model).rows == []

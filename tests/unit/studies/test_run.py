@@ -18,7 +18,7 @@ from veneer.errors import ConfigError, DataError, DivergedError, TrainingError
 from veneer.files import locked
 from veneer.studies import run
 from veneer.studies.config import StudyOptions
-from veneer.studies.folder import columns_of, read_rows, write_rows
+from veneer.studies.folder import columns_of, read_study_rows, write_rows
 from veneer.studies.kinds import STUDIES
 from veneer.studies.rank import RankStudy
 from veneer.studies.run import in_a_process, run_study
@@ -97,7 +97,7 @@ def test_what_was_run_is_not_run_again_and_more_is_added(counting, tmp_path):
     _study(tmp_path / "s", seeds=(3, 7))
     assert counting == [("count", 7), ("double", 7)]
     assert json.loads((tmp_path / "s" / "study.json").read_text())["findings"] == "The sum is 30.", "of these alone"
-    assert len(read_rows(tmp_path / "s", CountingStudy)) == 8, "the others stay"
+    assert len(read_study_rows(tmp_path / "s", CountingStudy)) == 8, "the others stay"
 
 
 def test_a_study_that_fails_on_its_way_keeps_its_rows(counting, tmp_path, monkeypatch):
@@ -109,7 +109,7 @@ def test_a_study_that_fails_on_its_way_keeps_its_rows(counting, tmp_path, monkey
     monkeypatch.setattr(run, "in_a_process", failing)
     with pytest.raises(TrainingError, match="no more"):
         _study(tmp_path / "s")
-    assert [row["number"] for row in read_rows(tmp_path / "s", CountingStudy)] == [1, 2]
+    assert [row["number"] for row in read_study_rows(tmp_path / "s", CountingStudy)] == [1, 2]
     assert json.loads((tmp_path / "s" / "study.json").read_text())["finished"] is False
     monkeypatch.setattr(run, "in_a_process", work)
     counting.clear()
@@ -132,7 +132,10 @@ def test_a_run_that_diverges_leaves_the_others_to_be_done(counting, tmp_path, mo
         _study(tmp_path / "s")
     assert counting == [("count", 3), ("double", 3)]
     told = json.loads((tmp_path / "s" / "study.json").read_text())
-    assert (told["finished"], told["runs"]) == (False, [row["run"] for row in read_rows(tmp_path / "s", CountingStudy)])
+    assert (told["finished"], told["runs"]) == (
+        False,
+        [row["run"] for row in read_study_rows(tmp_path / "s", CountingStudy)],
+    )
 
 
 def test_what_was_found_stays_until_something_new_is_there(counting, tmp_path, monkeypatch):
@@ -159,7 +162,7 @@ def test_a_folder_of_another_study_is_refused(counting, tmp_path):
     write_rows(tmp_path / "s", RankStudy, rows)
     with pytest.raises(DataError, match=r"has the columns run, how, rank, .* not those of the study counting"):
         _study(tmp_path / "s")
-    assert read_rows(tmp_path / "s", RankStudy) == rows
+    assert read_study_rows(tmp_path / "s", RankStudy) == rows
     assert counting == []
 
 
@@ -188,7 +191,7 @@ def test_a_key_is_of_all_that_defines_a_run():
 @pytest.mark.parametrize("key", ["8082631e5967", "123456789012", "00000000000a"])
 def test_a_key_that_looks_like_a_number_is_read_back_as_it_is(tmp_path, key):
     write_rows(tmp_path, CountingStudy, [dict.fromkeys(MEASURED) | {"run": key, "number": 7, "loss": 0.5}])
-    (row,) = read_rows(tmp_path, CountingStudy)
+    (row,) = read_study_rows(tmp_path, CountingStudy)
     assert (row["run"], row["number"], row["loss"], row["accuracy"]) == (key, 7, 0.5, None)
 
 
@@ -345,7 +348,7 @@ def test_over_ray_a_killed_worker_loses_its_run_alone(ray, counting, tmp_path, m
     monkeypatch.setattr("veneer.studies.cluster._work", _killed_once)
     (tmp_path / "runs").mkdir()
     _study(tmp_path / "s", ray="auto")
-    assert sorted(row["number"] for row in read_rows(tmp_path / "s", CountingStudy)) == [1, 1, 2, 2, 3, 3]
+    assert sorted(row["number"] for row in read_study_rows(tmp_path / "s", CountingStudy)) == [1, 1, 2, 2, 3, 3]
     tried = [path.name.split("-")[0] for path in (tmp_path / "runs").iterdir()]
     counts = {key: tried.count(key) for key in tried}
     killed = {Job("counting", what, {"number": 1}).key for what in ("count", "double")}
@@ -364,7 +367,7 @@ def test_over_ray_a_run_that_diverges_leaves_the_others_to_be_done(ray, counting
     said = r"^counting: count, number 1 failed: The loss is not finite\. All other runs"
     with pytest.raises(TrainingError, match=said):
         _study(tmp_path / "s", ray="auto")
-    assert sorted(row["number"] for row in read_rows(tmp_path / "s", CountingStudy)) == [2, 2, 3, 3]
+    assert sorted(row["number"] for row in read_study_rows(tmp_path / "s", CountingStudy)) == [2, 2, 3, 3]
 
 
 def _refused(job, runs):

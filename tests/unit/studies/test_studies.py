@@ -18,7 +18,7 @@ from veneer.reporting.study_page import study_page
 from veneer.studies import run
 from veneer.studies.budget import TUNING_SEED, BudgetStudy
 from veneer.studies.config import StudyOptions
-from veneer.studies.folder import read_rows
+from veneer.studies.folder import read_study_rows
 from veneer.studies.kinds import STUDIES
 from veneer.studies.matrices import CHOICES, placed
 from veneer.studies.methods import MethodsStudy
@@ -49,7 +49,7 @@ def studied(rows_file, tmp_path, monkeypatch):
         for plot in told["plots"]:
             assert (folder / plot).read_bytes().startswith(PNG)
         assert "<h1>" in study_page(folder), "veneer report reads it"
-        rows = read_rows(folder, STUDIES[name])
+        rows = read_study_rows(folder, STUDIES[name])
         assert rows
         assert set(told["runs"]) == {row["run"] for row in rows}
         assert all(row.keys() == told["columns"].keys() for row in rows)
@@ -308,7 +308,7 @@ def test_studies_share_their_runs(studied, tiny_folder, tmp_path, monkeypatch):
     shared = [row for row in rows if row["what"] == "LoRA"]
     seen = {
         (row["rank"], row["seed"]): row["loss"]
-        for row in read_rows(tmp_path / "rank", RankStudy)
+        for row in read_study_rows(tmp_path / "rank", RankStudy)
         if row["how"] == "trained"
     }
     assert {(row["rank"], row["seed"]): row["loss"] for row in shared} == seen
@@ -421,7 +421,7 @@ def test_the_command_runs_jobs_in_processes_of_their_own(tiny_folder, rows_file,
     assert done.out.startswith(
         f"rank: 1 run to do; {tmp_path / 'rank'} has 0 rows\nrank: trained, rank 1, seed 0: loss "
     )
-    (row,) = read_rows(tmp_path / "rank", RankStudy)
+    (row,) = read_study_rows(tmp_path / "rank", RankStudy)
     assert row["peak_memory"] > 100e6
 
 
@@ -432,7 +432,7 @@ def test_a_study_over_ray(tiny_folder, rows_file, tmp_path, veneer_command):
         "--ranks", "1", "--steps", 2, "--held-out", 16, "--ray", "local",
     )  # fmt: skip
     assert done.code == 0, done
-    assert sorted(row["seed"] for row in read_rows(tmp_path / "rank", RankStudy)) == [0, 1]
+    assert sorted(row["seed"] for row in read_study_rows(tmp_path / "rank", RankStudy)) == [0, 1]
 
 
 def test_a_cluster_that_does_not_answer_is_one_sentence(tiny_folder, rows_file, tmp_path, veneer_command):

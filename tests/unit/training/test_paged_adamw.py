@@ -23,12 +23,12 @@ import veneer
 from veneer.errors import ConfigError, TrainingError
 from veneer.frozen.codebook import dynamic8
 from veneer.options import memory_size
+from veneer.runs.folder import RunFolder
 from veneer.runs.preflight import check_disk
 from veneer.runs.train import resume
 from veneer.training import eight_bit, pages
 from veneer.training.config import TrainConfig
 from veneer.training.eight_bit import state_bytes
-from veneer.training.metrics import read_metrics
 from veneer.training.paged_adamw import MOMENTS, PagedAdamW
 
 pytestmark = pytest.mark.unit
@@ -167,7 +167,7 @@ def test_a_moment_gets_the_nearest_code_of_its_map(signed, values):
     moment = torch.tensor(values if signed else [abs(value) for value in values])
     codes, scales = torch.empty(len(values), dtype=torch.uint8), torch.empty(-(-len(values) // 256))
     eight_bit.code(moment, codes, scales, signed=signed)
-    found = eight_bit.expand(codes, scales, signed=signed)
+    found = eight_bit.decode(codes, scales, signed=signed)
     table = dynamic8(signed).double()
     for start in range(0, len(values), 256):
         block, scale = moment[start : start + 256].double(), scales[start // 256].double()
@@ -314,7 +314,7 @@ def test_a_run_with_states_in_8_bits_resumes_to_the_same_bytes(tiny_folder, rows
     wanted = _train(tiny_folder, rows_file, tmp_path / "run", **paged, optimizer_bits=8)
     assert wanted != _train(tiny_folder, rows_file, tmp_path / "whole", **paged)
     folder = tmp_path / "run"
-    losses = [read_metrics(tmp_path / name)[-1]["held_out_loss"] for name in ("run", "whole")]
+    losses = [RunFolder(tmp_path / name).metrics()[-1]["held_out_loss"] for name in ("run", "whole")]
     assert abs(losses[0] - losses[1]) < 0.02
     file = load_file(folder / "checkpoints/step-000006/optimizer.safetensors")
     assert {name.rpartition(":")[2] for name in file if ":" in name} == {

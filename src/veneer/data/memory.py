@@ -1,0 +1,107 @@
+"""Rows that a program holds in memory → rows: a list of dicts, a ``datasets`` data set, a pandas or polars frame."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from veneer.data.read import Row, read_rows
+from veneer.errors import DataError
+
+ACCEPTED = "a path or name, a list of dicts, a datasets.Dataset, a pandas or polars frame, or a list of these"
+
+
+def rows_of(data: Any) -> list[Row]:
+    """The rows of ``data``, which is one of `ACCEPTED`.
+
+    Values become JSON's: NaN and missing values null, arrays lists, so that the rows can be written and read again.
+
+    Raises DataError for anything else, and for data without rows.
+
+    >>> rows_of([{"prompt": "1 + 1 =", "completion": " 2"}])[0].where
+    'row 1 of the given rows'
+    """
+    rows = [row for part in _parts(data) for row in _rows_of_one(part)]
+    if not rows:
+        raise DataError("The given data holds no rows.")
+    return rows
+
+
+def is_named(data: Any) -> bool:
+    """Whether ``data`` is a path or name, or a list of these, so that it can be read again."""
+    return isinstance(data, str | Path) or (
+        isinstance(data, list | tuple) and bool(data) and all(isinstance(part, str | Path) for part in data)
+    )
+
+
+def write_rows(rows: Iterable[Row], file: Path) -> None:
+    """One JSON object a line, which `read_rows` reads back as the same values."""
+    with file.open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(row.fields, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _parts(data: Any) -> list[Any]:
+    """``data`` as a list of sources; a list of dicts is one source."""
+    if isinstance(data, list | tuple) and not (data and isinstance(data[0], Mapping)):
+        return list(data)
+    return [data]
+
+
+def _rows_of_one(part: Any) -> list[Row]:
+    if isinstance(part, str | Path):
+        return read_rows(part)
+    what, records = _records(part)
+    rows = []
+    for number, fields in enumerate(records, start=1):
+        where = f"row {number} of the given {what}"
+        if not isinstance(fields, Mapping):
+            raise DataError(f"{where} is a {type(fields).__name__}, not a dict of named columns.")
+        rows.append(Row({str(name): _plain(value, f"{where}, column {name}") for name, value in fields.items()}, where))
+    return rows
+
+
+def _records(part: Any) -> tuple[str, Iterator[Any]]:
+    """What a source is called, and its records."""
+    kind = f"{type(part).__module__.partition('.')[0]}.{type(part).__name__}"
+    if isinstance(part, list | tuple):
+        return "rows", iter(part)
+    if kind == "pandas.DataFrame":
+        return "frame", iter(part.to_dict("records"))
+    if kind == "polars.DataFrame":
+        return "frame", part.iter_rows(named=True)
+    if kind in ("datasets.Dataset", "datasets.IterableDataset"):
+        return "data set", _named_classes(part)
+    if kind in ("datasets.DatasetDict", "datasets.IterableDatasetDict"):
+        raise DataError(f"data is a DatasetDict; give one of its splits: data[{next(iter(part), 'train')!r}].")
+    raise DataError(f"data is a {type(part).__name__}; it may be {ACCEPTED}.")
+
+
+def _named_classes(data: Any) -> Iterator[dict[str, Any]]:
+    """The records of a data set, a class by its name; -1 stands for no label."""
+    named = {column: kind for column, kind in (data.features or {}).items() if hasattr(kind, "int2str")}
+    for fields in data:
+        classes = {
+            column: kind.int2str(fields[column]) if fields[column] is not None and fields[column] >= 0 else None
+            for column, kind in named.items()
+        }
+        yield {**fields, **classes}
+
+
+def _plain(value: Any, where: str) -> Any:
+    """``value`` as JSON has it."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner, where) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner, where) for inner in value]
+    if hasattr(value, "tolist"):  # numpy's scalars and arrays
+        return _plain(value.tolist(), where)
+    if type(value).__name__ in ("NAType", "NaTType"):  # pandas' missing values
+        return None
+    raise DataError(f"{where} holds a {type(value).__name__}, which is no text, number, list or object.")

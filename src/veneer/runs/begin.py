@@ -1,0 +1,189 @@
+"""The beginning of a run: a prepared model and its rows become tokens, an update, an optimizer and a loss.
+
+All that can be refused without the planner is refused here; nothing but the empty run folder is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from veneer.data.labels import Report, Tokens
+from veneer.errors import ConfigError, ModelError, TrainingError
+from veneer.frozen.layers import storage_of
+from veneer.models.source import resolve
+from veneer.runs.folder import RunFolder
+from veneer.runs.preflight import check_disk
+from veneer.runs.prepare import Prepared
+from veneer.training.batches import Batches
+from veneer.training.config import TrainConfig
+from veneer.training.eight_bit import state_bytes
+from veneer.training.loss import Loss, tokens_gone_through
+from veneer.training.own_weights import train_own_weights, trained_tensors
+from veneer.training.paged_adamw import PagedAdamW
+from veneer.updates.allocator import Allocator
+from veneer.updates.attach import attach
+from veneer.updates.config import AdaLoRA
+from veneer.updates.record import active_allocator, adapters_of
+from veneer.updates.trainable import Trainable, trainable
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run that is ready for its first step, with nothing of it written yet."""
+
+    prepared: Prepared
+    folder: RunFolder
+    rows: list[Tokens]
+    held_out: list[Tokens]
+    reports: list[Report]  # what became of rows on their way to tokens
+    batches: Batches
+    total: int  # optimizer steps
+    with_adapter: bool  # whether the model came with an adapter on it
+    trained: Trainable
+    allocator: Allocator | None
+    optimizer: torch.optim.Optimizer
+    loss: Loss
+
+    @property
+    def config(self) -> TrainConfig:
+        return self.prepared.config
+
+    @property
+    def model(self) -> Any:
+        return self.prepared.model
+
+    def largest_step(self) -> list[Tokens]:
+        """The rows of the step with the most tokens in a pass, over all epochs: each puts other rows together."""
+        size = self.config.micro_batch_size or self.config.batch_size
+
+        def largest(rows: list[Tokens]) -> int:
+            passes = (rows[start : start + size] for start in range(0, len(rows), size))
+            return max(tokens_gone_through(some, self.loss.kind, self.loss.how.packed) for some in passes)
+
+        return max(map(self.batches.rows, range(self.total)), key=largest)
+
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits of all rows, as tokens: a run goes on only over the same ones."""
+        text = json.dumps([(row.ids, row.labels) for row in self.rows + self.held_out])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def begin(prepared: Prepared) -> Begun:
+    """Raises what the rows, the targets, the disk or the options make impossible, as VeneerError."""
+    config, model, folder = prepared.config, prepared.model, RunFolder(prepared.config.output)
+    rows, report = prepared.renderer.all(prepared.train)
+    held_out, more = prepared.renderer.all(prepared.held_out) if prepared.held_out else ([], None)
+    torch.manual_seed(config.seed)
+    batches = Batches(rows, config.batch_size, config.seed)
+    total = config.steps or max(1, math.ceil(config.epochs * batches.per_epoch))
+    with_adapter = bool(adapters_of(model).configs)
+    if not with_adapter:
+        _let_train(model, config, total, folder)
+    allocator, trained = active_allocator(model), trainable(model)
+    _refuse_other_schedule(allocator, total)
+    if not trained.parameters:
+        raise TrainingError("The active adapter is not trainable; load it with trainable=True to train it further.")
+    _refuse_unknown_tokens(model, rows + held_out)
+    _check_disk(folder, config, model, trained, allocator)
+    optimizer = _optimizer(config, [p for p in trained_tensors(model).values() if p.requires_grad])
+    renderer = prepared.renderer
+    loss = Loss(model, renderer.pad, rows[0], kind=renderer.kind, smoothing=config.label_smoothing)
+    reports = [report] if more is None else [report, more]
+    return Begun(
+        prepared, folder, rows, held_out, reports, batches, total, with_adapter, trained, allocator, optimizer, loss
+    )  # fmt: skip
+
+
+def options_of(model: nn.Module, tokenizer: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """The options that a loaded model answers itself: its name, its storage, and those of its adapter."""
+    if tokenizer is None:
+        raise ConfigError("train(model, tokenizer, …) needs the tokenizer, too, when the model is loaded already.")
+    record = adapters_of(model)
+    options: dict[str, Any] = {
+        "model": getattr(model, "name_or_path", "") or type(model).__name__,
+        **storage_of(model),
+    }
+    if record.configs:
+        if len(record.active) != 1:
+            raise ConfigError(f"train needs one active adapter; {len(record.active)} are active. Activate one.")
+        config = record.configs[record.active[0]]
+        both = sorted(set(given) & set(type(config).model_fields))
+        if both:
+            raise ConfigError(f"The model has an adapter attached, so its options cannot be given: {', '.join(both)}.")
+        options |= {name: getattr(config, name) for name in type(config).model_fields if name != "total_steps"}
+        options["method"] = "adalora" if isinstance(config, AdaLoRA) else "lora"
+        if isinstance(config, AdaLoRA) and config.budget is not None:
+            del options["target_rank"]  # which follows from it
+    return options
+
+
+def notes_on(name: str) -> list[str]:
+    """What the user should know about a model that came loaded."""
+    try:
+        resolve(name)
+    except ModelError:
+        return [f"{name} is no name that load finds, so this run can be neither resumed nor evaluated from its folder."]
+    return []
+
+
+def _let_train(model: Any, config: TrainConfig, total: int, folder: RunFolder) -> None:
+    """Let the model's own weights train, or attach the update that the options describe."""
+    if config.trains_own_weights:
+        train_own_weights(model, config.method)
+        return
+    # A base that LoftQ changed already is not changed again: the checkpoint has A and B.
+    begun = folder.base_source(config) != config.model
+    over = {"init": "kaiming", "loftq_iterations": 1} if begun else {}
+    attach(model, config.update(total).model_copy(update=over))
+
+
+def _refuse_other_schedule(allocator: Allocator | None, total: int) -> None:
+    """Raises ConfigError for an attached AdaLoRA adapter whose budget schedule has other steps than the run."""
+    if allocator is None or allocator.fixed:
+        return
+    if allocator.step or allocator.config.total_steps != total:
+        raise ConfigError(
+            f"The attached AdaLoRA adapter has taken {allocator.step} of total_steps = {allocator.config.total_steps}, "
+            f"and the run takes {total} from the start; attach it with total_steps={total}, or give "
+            f"steps={allocator.config.total_steps} to a new one."
+        )
+
+
+def _refuse_unknown_tokens(model: Any, rows: list[Tokens]) -> None:
+    embedding = model.get_input_embeddings()
+    row = max(rows, key=lambda row: max(row.ids))
+    if max(row.ids) >= embedding.weight.shape[0]:
+        raise ModelError(
+            f"{row.where} holds token {max(row.ids)}, but the model's embedding has {embedding.weight.shape[0]} rows: "
+            f"the tokenizer is another model's, or lacks model.resize_token_embeddings(len(tokenizer))."
+        )
+
+
+def _check_disk(
+    folder: RunFolder, config: TrainConfig, model: Any, trained: Trainable, allocator: Allocator | None
+) -> None:
+    folder.path.mkdir(parents=True, exist_ok=True)
+    check_disk(
+        folder.path, trained.parameters, config.keep_checkpoints,
+        state_bytes(trained.parameters, config.optimizer_bits), paged=config.optimizer == "paged-adamw",
+        allocating=allocator is not None,
+        model_bytes=sum(tensor.nbytes for tensor in model.parameters()) if config.trains_own_weights else 0,
+    )  # fmt: skip
+
+
+def _optimizer(config: TrainConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    """Either takes the same steps, to the last bit, except with states in 8 bits."""
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.optimizer == "paged-adamw":
+        return PagedAdamW(
+            parameters, rate, weight_decay=decay, folder=config.output, resident=config.optimizer_memory,
+            bits=config.optimizer_bits,
+        )  # fmt: skip
+    return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)

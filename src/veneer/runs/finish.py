@@ -1,0 +1,81 @@
+"""The end of a run: the result is written to its folder, and handed to the caller."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from veneer.files import atomic_folder
+from veneer.runs.begin import Begun
+from veneer.runs.folder import RunFolder
+from veneer.training.metrics import peak_memory
+from veneer.training.own_weights import restore_trained, write_model
+from veneer.training.state import State
+from veneer.units import amount, duration
+from veneer.updates.adapter_file import write_adapter
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """A finished run. Losses are means over held-out tokens, in nats; None without held-out rows."""
+
+    folder: Path
+    model: Any
+    tokenizer: Any
+    steps: int
+    loss_before: float | None
+    loss_after: float | None
+    best_step: int
+    seconds: float
+    peak_memory: int  # bytes
+
+    @property
+    def written(self) -> Path:
+        """The adapter; or the model, where its own weights were trained."""
+        written = RunFolder(self.folder).result()
+        assert written is not None
+        return written
+
+    def _facts(self) -> dict[str, str]:
+        facts = {"steps": f"{self.steps:,}", "time": duration(self.seconds), "peak memory": amount(self.peak_memory)}
+        if self.loss_before is not None and self.loss_after is not None:
+            facts = {"held-out loss": f"{self.loss_before:.3f} → {self.loss_after:.3f}", **facts}
+        return facts
+
+    def __repr__(self) -> str:
+        return f"Result({str(self.folder)!r}: {', '.join(f'{name} {value}' for name, value in self._facts().items())})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><td>{name}</td><td>{escape(value)}</td></tr>" for name, value in self._facts().items())
+        return f"<table><caption>{escape(str(self.folder))}</caption>{rows}</table>"
+
+
+def finish(begun: Begun, state: State) -> None:
+    """Write adapter/ (or model/): the best one where held-out rows chose one, else the last. The model keeps it."""
+    folder, model = begun.folder, begun.model
+    chosen = state.best_loss is not None
+    if begun.config.trains_own_weights:
+        if chosen and state.best_step != state.step:
+            restore_trained(model, folder.best)
+        write_model(model, begun.prepared.tokenizer, folder.model)
+        return
+    if not chosen:
+        write_adapter(model, folder.adapter)
+        return
+    with atomic_folder(folder.adapter) as temporary:
+        shutil.copytree(folder.best, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns("step"))
+    if state.best_step != state.step:
+        restore_trained(model, folder.best)
+
+
+def result_of(begun: Begun, state: State) -> Result:
+    """What the caller gets, the model in eval mode."""
+    begun.model.eval()
+    losses = [record["held_out_loss"] for record in begun.folder.metrics() if "held_out_loss" in record]
+    return Result(
+        begun.folder.path, begun.model, begun.prepared.tokenizer, state.step, losses[0] if losses else None,
+        state.best_loss, state.best_step, state.seconds, peak_memory(),
+    )  # fmt: skip
