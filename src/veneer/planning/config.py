@@ -15,7 +15,7 @@ class PlanOptions(TrainConfig):
     data: str = Field(default="", description="Rows; not read by a plan.")
     output: str = Field(default="", description="Run folder; not made by a plan.")
     device: Literal["cpu", "cuda"] = Field(
-        default="cpu", description="Where the run would be; of a GPU memory alone is told."
+        default="cpu", description="Device to plan for. A GPU's plan is of memory only."
     )
 
     def refuse_storage(self) -> None:

@@ -34,6 +34,7 @@ from veneer.models.parts import (
 from veneer.training.recipes import Recipes, recipes_for
 from veneer.training.recompute import all_recomputed
 from veneer.updates.layers import AdaptedLinear
+from veneer.updates.product import drawn_seed
 
 _EXACT = (torch.float32, torch.float64)  # where a formula's operations need not be rounded one by one, as its own are
 _ROTATION = "apply_rotary_pos_emb"  # what the forward passes of attention call it, in all of transformers
@@ -42,17 +43,17 @@ _Pass = Callable[[Any, Recipes, Tensor], Tensor]
 
 
 @contextmanager
-def fused_passes(model: nn.Module) -> Iterator[None]:
+def fused_passes(model: nn.Module, draw: Callable[[], int] = drawn_seed) -> Iterator[None]:
     """Inside, the norms, gated layers, activations and rotations of the known types compute the same with less memory
     and fewer passes, and frozen linear layers the same except for the last bits.
 
     A module of another type, one that is trained, or a gate of another activation keeps its own forward. Activation
-    checkpointing, where it is wanted, is to be on before.
+    checkpointing, where it is wanted, is to be on before. ``draw`` gives the seeds of dropout in adapted linear layers.
     """
     # A checkpointed layer keeps nothing, so there is nothing to keep less of.
     checkpointed = all_recomputed(model)
     with recipes_for(model) as recipes:
-        fused = list(_fused_forwards(model, recipes))
+        fused = list(_fused_forwards(model, recipes, draw))
         for module, forward in fused:
             module.forward = forward
         try:
@@ -63,7 +64,9 @@ def fused_passes(model: nn.Module) -> Iterator[None]:
                 del module.forward  # the class's own is back
 
 
-def _fused_forwards(model: nn.Module, recipes: Recipes) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
+def _fused_forwards(
+    model: nn.Module, recipes: Recipes, draw: Callable[[], int]
+) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
     """Each module that gets another forward pass, and that pass."""
     rotated: dict[FunctionType, FunctionType] = {}
     for module in model.modules():
@@ -75,7 +78,7 @@ def _fused_forwards(model: nn.Module, recipes: Recipes) -> Iterator[tuple[nn.Mod
                 rotated[own] = _with_rotation(own)
             yield module, MethodType(rotated[own], module)
         elif type(module) is AdaptedLinear:
-            yield module, _adapted(module)
+            yield module, _adapted(module, draw)
         elif (known := _pass_of(module)) is not None and not _is_trained(module):
             yield module, _bound(known, module, recipes)
 
@@ -88,8 +91,8 @@ def _bound(known: _Pass, module: nn.Module, recipes: Recipes) -> Callable[[Tenso
     return lambda x: known(module, recipes, x)
 
 
-def _adapted(module: AdaptedLinear) -> Callable[[Tensor], Tensor]:
-    return lambda x: AdaptedLinear.forward(module, x, multiply=linear)
+def _adapted(module: AdaptedLinear, draw: Callable[[], int]) -> Callable[[Tensor], Tensor]:
+    return lambda x: AdaptedLinear.forward(module, x, linear, draw)
 
 
 def _pass_of(module: Any) -> _Pass | None:

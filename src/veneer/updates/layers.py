@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from veneer.frozen.weight import frozen_weight
 from veneer.kernels.dense import Multiply
-from veneer.updates.product import Factors, adapted_product
+from veneer.updates.product import Factors, adapted_product, drawn_seed
 
 
 class LowRank(nn.Module, ABC):
@@ -157,14 +158,14 @@ class AdaptedLinear(Adapted):
     """y = W0 x + b + Σ s · B A x over nn.Linear, GPT-2's Conv1D or a quantised linear layer.
 
     ``multiply``: the product by a W0 in x's own type beside updates; nn.Linear's own by default, and the training
-    loop's, of other last bits, while it trains this layer.
+    loop's, of other last bits, while it trains this layer. ``draw``: gives dropout's seeds.
     """
 
-    def forward(self, x: Tensor, multiply: Multiply = F.linear) -> Tensor:
+    def forward(self, x: Tensor, multiply: Multiply = F.linear, draw: Callable[[], int] = drawn_seed) -> Tensor:
         updates = self.in_force()
         low_rank = [update.factors() for update in updates if isinstance(update, LowRank) and update.rank]
         if low_rank:
-            y = adapted_product(x, frozen_weight(self.base, multiply), self.bias, low_rank)
+            y = adapted_product(x, frozen_weight(self.base, multiply), self.bias, low_rank, draw)
         else:
             y = self.base(x)
         for update in updates:
