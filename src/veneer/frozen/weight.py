@@ -22,7 +22,7 @@ from veneer.errors import ModelError, TargetError
 from veneer.frozen.blockwise import Quantised, converted, dense, few_row_product, panels, prepared_int8, quantise
 from veneer.frozen.config import CODE_BITS
 from veneer.kernels.backends import backend_of
-from veneer.kernels.dense import base_linear, linear
+from veneer.kernels.dense import Multiply, linear
 from veneer.kernels.operations.products_int8 import GROUP
 
 _TENSORS = ("codes", "scales", "nested_scales", "offset")  # of a Quantised, and buffers of the layer that holds it
@@ -47,16 +47,20 @@ class FrozenWeight(ABC):
 
 
 class DenseWeight(FrozenWeight):
-    """A view of a floating-point parameter; ``transposed`` when it lies as (in, out), as GPT-2's Conv1D keeps it."""
+    """A view of a floating-point parameter; ``transposed`` when it lies as (in, out), as GPT-2's Conv1D keeps it.
 
-    def __init__(self, weight: Tensor, transposed: bool = False) -> None:
+    ``multiply``: what x of the weight's own type is multiplied by; other last bits come of another one.
+    """
+
+    def __init__(self, weight: Tensor, transposed: bool = False, multiply: Multiply = F.linear) -> None:
+        self._multiply = multiply
         self._weight = weight.detach().t() if transposed else weight.detach()
         self.shape = (self._weight.shape[0], self._weight.shape[1])
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         bias = None if bias is None else bias.detach().to(x.dtype)
         if x.dtype is self._weight.dtype:
-            return base_linear(x, self._weight, bias)
+            return self._multiply(x, self._weight, bias)
         y = _product(x, converted(self._weight, x.dtype), self.shape[0])
         return y if bias is None else y.add_(bias)
 
@@ -256,12 +260,13 @@ class _FrozenProduct(torch.autograd.Function):
         return ctx.frozen.product_transposed(grad), None, None
 
 
-def frozen_weight(module: nn.Module) -> FrozenWeight:
-    """The weight of a linear layer, as it is kept. Raises TargetError for a module that is none."""
+def frozen_weight(module: nn.Module, multiply: Multiply = F.linear) -> FrozenWeight:
+    """The weight of a linear layer, as it is kept; one in x's own type is multiplied by ``multiply``, with nn.Linear's
+    bits unless it is another. Raises TargetError for a module that is none."""
     if isinstance(module, QuantisedLinear):
         return module.frozen()
     if isinstance(module, (nn.Linear, Conv1D)):
-        return DenseWeight(cast(Tensor, module.weight), transposed=isinstance(module, Conv1D))
+        return DenseWeight(cast(Tensor, module.weight), isinstance(module, Conv1D), multiply)
     raise TargetError(f"A {type(module).__name__} has no frozen weight to multiply by.")
 
 

@@ -7,8 +7,7 @@ others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from torch import Tensor
 from veneer.device import CPU
 
 _HAVE_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # an operator of builds with oneDNN only
-_swift = False
+Multiply = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]  # what `linear` does, and F.linear
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -26,19 +25,3 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return y
-
-
-def base_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """As `linear`, with the bits of nn.Linear: but within `swift_products`, where those of `linear` will do."""
-    return (linear if _swift else F.linear)(x, weight, bias)
-
-
-@contextmanager
-def swift_products() -> Iterator[None]:
-    """Inside, frozen products need not have nn.Linear's last bits: a training loop's own loss is not compared."""
-    global _swift
-    before, _swift = _swift, True
-    try:
-        yield
-    finally:
-        _swift = before

@@ -30,7 +30,7 @@ from veneer.kernels.dense import linear
 from veneer.models.bnb_file import is_bitsandbytes
 from veneer.models.load import CLASSES, quiet, read_config, task_of, writes_text
 from veneer.models.stream import is_read_whole
-from veneer.planning.ledger import times
+from veneer.planning.ledger import Times
 
 _T = TypeVar("_T")
 
@@ -145,19 +145,23 @@ def _unlogged() -> Iterator[None]:
         logger.disabled = before
 
 
-def empty_model(base: Base, on_cpu: bool = True) -> Any:
-    """The model, in eval mode, as it is kept for products ``on_cpu`` or on a GPU. Within `no_values`."""
+def empty_model(base: Base, on_cpu: bool = True, times: Times | None = None) -> Any:
+    """The model, in eval mode, as it is kept for products ``on_cpu`` or on a GPU. Within `no_values`.
+
+    ``times``: of the ledger that counts its operations, of which those of many panels are done once.
+    """
+    times = times or Times()
     with quiet():
         model = CLASSES[base.kind].from_config(base.config, dtype=base.dense)
     if base.storage in CODE_BITS:
         for name in linear_layers(model):
-            model.set_submodule(name, _in_codes(model.get_submodule(name), base))
+            model.set_submodule(name, _in_codes(model.get_submodule(name), base, times))
     elif on_cpu and base.dense is not torch.float32 and (compute := DTYPES[compute_name()]) is not base.dense:
         compute_in(model, compute)
     return model.eval()
 
 
-def _in_codes(layer: nn.Module, base: Base) -> QuantisedLinear:
+def _in_codes(layer: nn.Module, base: Base, times: Times) -> QuantisedLinear:
     rows, columns = frozen_weight(layer).shape
     size = rows * columns
     blocks = -(-size // base.block_size)
@@ -171,17 +175,21 @@ def _in_codes(layer: nn.Module, base: Base) -> QuantisedLinear:
     )  # fmt: skip
     bias = cast("Tensor | None", layer.bias)
     made = QuantisedLinear(quantised, bias, base.dense, isinstance(layer, Conv1D))
-    made.__dict__["frozen"] = lambda: _OnePanel(made.quantised, made.dtype)
+    made.__dict__["frozen"] = lambda: _OnePanel(made.quantised, made.dtype, times)
     return made
 
 
 class _OnePanel(BlockwiseWeight):
-    """Makes what a product by panels makes, but goes through one of them for all: a large weight has many."""
+    """Makes what a product by panels makes, but expands one of them for all: a large weight has many."""
+
+    def __init__(self, quantised: Quantised, dtype: torch.dtype, times: Times) -> None:
+        super().__init__(quantised, dtype)
+        self._times = times
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         rows, height = self.shape[0], self._height()
         y = x.new_empty(len(x), rows) if height < rows else None
-        with times(rows / height):
+        with self._times.repeated(rows / height):
             part = linear(x, expand(self._quantised, 0, height, x.dtype))
             if y is None:
                 y = part
@@ -193,7 +201,7 @@ class _OnePanel(BlockwiseWeight):
         rows, height = self.shape[0], self._height()
         y = linear(grad[:, :height], expand(self._quantised, 0, height, grad.dtype).t())
         if height < rows:
-            with times(rows / height - 1):
+            with self._times.repeated(rows / height - 1):
                 y.add_(linear(grad[:, :height], expand(self._quantised, 0, height, grad.dtype).t()))
         return y
 

@@ -15,13 +15,13 @@ from veneer.training.config import TrainConfig
 def what_would_fit(
     config: TrainConfig, machine: Machine, limit: int, now: Plan, *, base: Base, **known: Any
 ) -> list[Change]:
-    """The changes that make a run over ``base`` fit; nobody is asked for the base again."""
+    """The changes that make a run over ``base`` fit; its config is not read again."""
 
-    def foresee(other: TrainConfig) -> Plan:
+    def predict(other: TrainConfig) -> Plan:
         kept = base if other.storage == config.storage else base.kept_as(other.storage)
         return predicted(other, machine, limit, base=kept, **known)
 
-    return changes(config, limit, now, foresee)
+    return changes(config, limit, now, predict)
 
 
 def predicted(config: TrainConfig, machine: Machine, limit: int, **known: Any) -> Plan:
@@ -30,14 +30,14 @@ def predicted(config: TrainConfig, machine: Machine, limit: int, **known: Any) -
     Raises ModelError for a model that does what tensors without values cannot.
     """
     try:
-        return _foreseen(config, machine, limit, known)
+        return _predicted(config, machine, limit, known)
     except VeneerError:
         raise
     except Exception as error:
         raise ModelError(f"{config.model} cannot be planned: {short(error)}") from error
 
 
-def _foreseen(config: TrainConfig, machine: Machine, limit: int, known: dict[str, Any]) -> Plan:
+def _predicted(config: TrainConfig, machine: Machine, limit: int, known: dict[str, Any]) -> Plan:
     if known.get("base") is None:
         known["base"] = base_asked(config)
     made = plan(config, machine, **known)
@@ -50,16 +50,16 @@ def _fewest(config: TrainConfig, machine: Machine, limit: int, none: Plan, known
     """With the fewest layers recomputed that fit; the one with the least memory where no number does."""
     least = none
     low, high = 1, none.layers
-    found: Plan | None = None
+    fitting: Plan | None = None
     while low <= high:
         middle = (low + high) // 2
         made = plan(config, machine, recomputed=middle, **known)
         least = min(least, made, key=lambda one: one.needed)
         if made.needed <= limit:
-            found, high = made, middle - 1
+            fitting, high = made, middle - 1
         else:
             low = middle + 1
-    return found or least
+    return fitting or least
 
 
 def short(error: Exception) -> str:

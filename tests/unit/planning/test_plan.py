@@ -20,6 +20,7 @@ from veneer import host_memory
 from veneer.commands import plan as verb
 from veneer.data.labels import Tokens
 from veneer.errors import ConfigError, ModelError
+from veneer.kernels import heap
 from veneer.planning import machine as machines
 from veneer.planning import sizes as planned_sizes
 from veneer.planning.config import ASKED, PlanOptions
@@ -87,6 +88,14 @@ def test_the_pages_of_a_file_in_another_type_are_told_but_not_needed(config_alon
     assert made.needed == pytest.approx(10**9 + 4 * numbers + 2 * largest + buffers, abs=2 * buffers)
     full = plan(PlanOptions(**{**config.changed(), "method": "full"}), MACHINE)
     assert full.needed == full.peak, "of a model that is trained no page is the file's"
+
+
+def test_planning_installs_no_heap_and_asks_whether_there_is_one(config_alone, monkeypatch):
+    monkeypatch.setattr(heap, "settled", lambda: True)
+    monkeypatch.setattr(heap, "use_heap", lambda: pytest.fail("it was installed"))
+    for installed in (False, True):
+        monkeypatch.setattr(heap, "installed", lambda installed=installed: installed)
+        assert ("heap's holes" in _plan_of(config_alone).terms) is not installed
 
 
 def test_states_of_the_optimizer():
@@ -244,6 +253,52 @@ def test_what_does_not_fit_comes_with_changes_that_do(config_alone, veneer_comma
         assert change["needed"] < change["peak"], "the base of this file is mapped"
         assert f"→ {amount(change['needed'])}: {change['cost']}" in said
         assert "the same result" in change["cost"]
+
+
+@pytest.mark.usefixtures("as_measured")
+def test_what_fits_is_never_said_to_take_more_than_the_limit(config_alone, veneer_command):
+    """The peak includes pages of the base's file, which the system drops: what is needed fits, and is printed."""
+    asked = ("plan", config_alone, "--batch-size", "4", "--max-length", "32")
+    plan_ = json.loads(veneer_command(*asked, "--json").out)
+    assert plan_["needed"] < plan_["peak"]
+    memory = (plan_["needed"] + plan_["peak"]) // 2
+    lines = veneer_command(*asked, "--memory", f"{memory}B").out.splitlines()
+    assert f"It fits: {amount(plan_['needed'])} of {amount(memory)}." in lines
+    assert any(line.startswith(f"The other {amount(plan_['peak'] - plan_['needed'])} of the peak") for line in lines)
+    within = veneer_command(*asked, "--memory", f"{plan_['peak']}B").out
+    assert f"It fits: {amount(plan_['peak'])} of {amount(plan_['peak'])}." in within
+    assert "The other" not in within
+
+
+@pytest.mark.usefixtures("as_measured")
+def test_a_plan_is_asked_for_in_python_as_on_the_command_line(config_alone, veneer_command):
+    answer = verb.plan(Path(config_alone), batch_size=4, max_length=32, memory="2GB")
+    asked = ("plan", config_alone, "--batch-size", "4", "--max-length", "32", "--memory", "2GB", "--json")
+    assert answer.as_json() == json.loads(veneer_command(*asked).out)
+    assert repr(answer).startswith(f"Answer(Plan({config_alone!r}: peak {amount(answer.plan.peak)}, ")
+    assert repr(answer).endswith(". It fits: " + f"{amount(answer.plan.peak)} of 2.00 GB.)")
+    assert len(repr(answer.plan)) < len(config_alone) + 100
+    html = replace(answer.plan, model="<b>")._repr_html_()
+    assert "<b>" not in html
+    assert "&lt;b&gt;" in html
+    assert amount(answer.plan.terms["base, dense"]) in html
+    assert "It fits" in answer._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "said"),
+    [
+        (3, {}, "plan takes a model's name or path (str or pathlib.Path), not the int 3."),
+        (None, {}, "plan takes a model's name or path (str or pathlib.Path), not None."),
+        ("m", {"ranks": 3}, "PlanOptions has no option 'ranks'. Did you mean 'rank'?"),
+        ("m", {"batch_size": "many"}, "batch_size = 'many' is not valid"),
+        ("./none/there", {}, "There is no model at"),
+    ],
+)
+def test_a_wrong_type_or_value_is_one_sentence(model, options, said):
+    with pytest.raises(veneer.VeneerError) as refused:
+        verb.plan(model, **options)
+    assert said in str(refused.value)
 
 
 @pytest.mark.usefixtures("as_measured")
