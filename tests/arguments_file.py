@@ -15,7 +15,7 @@ from veneer.runs.train import RESUMABLE
 from veneer.training.config import TrainConfig
 
 FILE = Path(__file__).parents[1] / "src" / "veneer" / "runs" / "arguments.py"
-HEAD = '''"""The options that train, resume, evaluate and plan take by name, as editors read them. No torch here.
+HEAD = '''"""The options that train, resume, evaluate and plan take by name, as type checkers read them. No torch here.
 
 Written by tests/arguments_file.py from the option classes, where each option is declared; do not edit.
 """

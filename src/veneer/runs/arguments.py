@@ -1,4 +1,4 @@
-"""The options that train, resume, evaluate and plan take by name, as editors read them. No torch here.
+"""The options that train, resume, evaluate and plan take by name, as type checkers read them. No torch here.
 
 Written by tests/arguments_file.py from the option classes, where each option is declared; do not edit.
 """

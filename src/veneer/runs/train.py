@@ -13,16 +13,18 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from veneer.data.memory import write_rows
+from veneer.data.read import Row
 from veneer.environment import environment
 from veneer.errors import ConfigError, TrainingError, did_you_mean
-from veneer.files import write_text
+from veneer.files import atomic_file, write_text
 from veneer.options import shows
 from veneer.runs.begin import Begun, begin, notes_on, options_of
 from veneer.runs.finish import Result, finish, result_of
 from veneer.runs.folder import RunFolder
 from veneer.runs.memory import Outlook, PlanAfterFirstStep, Process, look_before_loading, look_before_training
 from veneer.runs.preflight import check_new_run, check_writable
-from veneer.runs.prepare import Prepared, prepare
+from veneer.runs.prepare import Prepared, prepare, take_given
 from veneer.threads import said
 from veneer.training.callbacks import Callback
 from veneer.training.checkpoint import forget_lost_best, load_checkpoint, save_checkpoint
@@ -77,7 +79,9 @@ def train(
     """Train an adapter; the options are `TrainConfig`'s, ``data`` and ``output`` the ones without a default.
 
     ``model``: a name or path, as for `load`; or a loaded model, with its tokenizer, whose active adapter is trained,
-    or which gets the one that the options describe. ``callbacks`` get a record of every step and evaluation.
+    or which gets the one that the options describe. ``data``: a path or name, or rows in memory: a list of dicts, a
+    ``datasets.Dataset``, a pandas or polars frame, or a list of these; rows in memory are written to the run's folder,
+    so that the run can be resumed and evaluated. ``callbacks`` get a record of every step and evaluation.
     ``on_the_way``: whether the held-out loss is measured before, during and after the steps; the rows are kept from
     training in any case.
 
@@ -85,11 +89,13 @@ def train(
     when the run cannot fit, cannot go on, or when another process trains into the same folder.
     """
     loaded = model if isinstance(model, nn.Module) else None
+    given: dict[str, list[Row]] = {}
     if config is None:
         if loaded is not None:
             options = {**options_of(loaded, tokenizer, options), **options}
         elif model is not None:
             options["model"] = str(model)
+        options, given = take_given(options)
         config = TrainConfig(**options)
     folder = RunFolder(config.output)
     check_writable(folder.path)
@@ -98,7 +104,7 @@ def train(
         process = Process.now(loaded)
         if loaded is None:
             look_before_loading(config, process)
-        prepared = prepare(config, loaded, tokenizer)
+        prepared = prepare(config, loaded, tokenizer, given)
         if loaded is not None:
             prepared.notes += notes_on(config.model)
         return _train(prepared, None, process, Watchers(console or Console(), callbacks, on_the_way))
@@ -171,6 +177,9 @@ def _write_beginning(begun: Begun, state: State, *, new: bool) -> None:
         save_base(model, begun.prepared.tokenizer, folder.base)
     if (begun.with_adapter or own_base) and new:
         save_checkpoint(folder.checkpoints, model, begun.optimizer, state, begun.config.keep_checkpoints)
+    for name, rows in begun.prepared.given.items():
+        with atomic_file(name) as temporary:
+            write_rows(rows, temporary)
     begun.config.write(folder.config_file)
     for file, values in (
         (folder.rows_file, {**begun.prepared.facts(), "steps": begun.total}),
