@@ -277,6 +277,11 @@ def int8_activations(model: nn.Module) -> Iterator[None]:
     For generation: the error is 0.7 % of a product, and a pass that needs gradients is refused. Layers whose rows are
     no multiple of 32 stay exact. `veneer.generate` then rounds the output head, too. Raises ModelError when there is no
     layer to serve.
+
+    Example:
+        >>> model, tokenizer = veneer.load("tiny", storage="nf4")
+        >>> with veneer.int8_activations(model):
+        ...     answers = veneer.generate(model, tokenizer, ["hello"], max_new_tokens=2)
     """
     refuse_no_model("int8_activations", model)
     layers = [

@@ -88,6 +88,11 @@ def train(
 
     Raises VeneerError: ConfigError, ModelError, DataError and TargetError before anything is written, TrainingError
     when the run cannot fit, cannot go on, or when another process trains into the same folder.
+
+    Example:
+        >>> result = veneer.train("tiny", data="rows.jsonl", output="runs/first", steps=2, rank=4, console=quiet)
+        >>> result.steps, result.written.name
+        (2, 'adapter')
     """
     loaded = model if isinstance(model, nn.Module) else None
     given: dict[str, list[Row]] = {}
@@ -123,6 +128,11 @@ def resume(
     ``callbacks`` and ``on_the_way`` as in `train`.
     Raises TrainingError when there is no run, another process trains it, its rows have changed, or its checkpoint is
     damaged.
+
+    Example:
+        >>> result = veneer.train("tiny", data="rows.jsonl", output="runs/short", steps=2, console=quiet)
+        >>> veneer.resume("runs/short", steps=3, console=quiet).steps
+        3
     """
     run = RunFolder(folder)
     run.refuse_missing()

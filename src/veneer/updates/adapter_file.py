@@ -33,6 +33,12 @@ def save(model: nn.Module, folder: str | Path, *, name: str | None = None, dtype
     PEFT loads an adapter that has targets; one of new_tokens or train_also alone it refuses.
     ``name``: which adapter; by default the one that is active. ``dtype``: fp32, bf16 or fp16; by default as trained.
     Raises AdapterFileError when the folder cannot be written to, or a value is too large for ``dtype``.
+
+    Example:
+        >>> model = veneer.attach(model, veneer.LoRA(rank=4))
+        >>> veneer.save(model, "my-adapter", dtype="bf16")
+        >>> sorted(os.listdir("my-adapter"))
+        ['adapter_config.json', 'adapter_model.safetensors']
     """
     refuse_no_model("save", model)
     path = folder_given("save", folder)

@@ -31,6 +31,11 @@ def merge(model: nn.Module, *, reversible: bool = True) -> None:
     otherwise they stay in memory for `unmerge`.
 
     Raises TargetError when no adapter is active or the adapters are merged already.
+
+    Example:
+        >>> veneer.load_adapter(model, "adapter")
+        >>> veneer.merge(model, reversible=False)
+        >>> model.save_pretrained("merged")
     """
     refuse_no_model("merge", model)
     record = adapters_of(model)
@@ -57,6 +62,14 @@ def unmerge(model: nn.Module) -> None:
     """Take the merged adapters out again: the base weights are the original bytes, the adapters are as they were.
 
     Raises TargetError when nothing is merged, or the merged weights were moved or converted since.
+
+    Example:
+        >>> veneer.load_adapter(model, "adapter")
+        >>> before = model.model.layers[0].mlp.up_proj.weight.clone()
+        >>> veneer.merge(model)
+        >>> veneer.unmerge(model)
+        >>> torch.equal(before, model.model.layers[0].mlp.up_proj.weight)
+        True
     """
     refuse_no_model("unmerge", model)
     record = adapters_of(model)
