@@ -135,9 +135,9 @@ def evaluate(run: Path, as_json: bool, **options: Any) -> None:
     Choice accuracy is measured where the answers are a few labels, exact match where they are not. The result is
     also written to RUN/evaluation.json.
     """
-    from veneer.commands.evaluate import evaluate_run
+    from veneer.commands.evaluate import evaluate as measure
 
-    comparison = evaluate_run(run, EvaluateOptions(**given(options)))
+    comparison = measure(run, **given(options))
     if as_json:
         _print_json(comparison.as_json())
     else:
@@ -159,7 +159,7 @@ def generate(source: str, prompt: str, as_json: bool, **options: Any) -> None:
     """
     from veneer.commands.generate import answer
 
-    said = answer(source, prompt.replace("\\n", "\n"), GenerateOptions(**given(options)))
+    said = answer(source, prompt.replace("\\n", "\n"), **given(options))
     if as_json:
         _print_json({"prompt": prompt, **said})
     else:
@@ -174,7 +174,7 @@ def chat(source: str, **options: Any) -> None:
     """A conversation in the terminal. An empty line or Ctrl-D ends it; /new starts another one."""
     from veneer.commands.chat import talk
 
-    talk(source, GenerateOptions(**given(options)))
+    talk(source, **given(options))
 
 
 @cli.command(short_help="Fold an adapter into its base: a plain model comes out.")
@@ -189,7 +189,7 @@ def merge(run: str, out: Path, **options: Any) -> None:
     from veneer.commands.merge import merge_to
 
     asked = MergeOptions(**given(options))
-    moved = merge_to(run, out, asked)
+    moved = merge_to(run, out, **asked.model_dump())
     if moved is not None:
         click.echo(moved.sentence(asked.storage))
     click.echo(f"Merged model written to {out}. Next: veneer chat {out}")
@@ -206,7 +206,7 @@ def export(run: Path, out: Path, **options: Any) -> None:
     """
     from veneer.commands.export import export_to
 
-    export_to(run, out, ExportOptions(**given(options)))
+    export_to(run, out, **given(options))
     click.echo(f"Plain LoRA written to {out}.")
 
 
@@ -221,7 +221,7 @@ def quantize(model: str, out: Path, **options: Any) -> None:
     """
     from veneer.commands.quantize import quantise_to
 
-    quantise_to(model, out, QuantizeOptions(**given(options)))
+    quantise_to(model, out, **given(options))
     click.echo(f"Quantised model written to {out}. Next: veneer train --model {out}")
 
 

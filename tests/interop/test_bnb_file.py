@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 import tiny
 from tokens import tokenizer
-from veneer.commands.config import QuantizeOptions
 from veneer.commands.quantize import quantise_to
 from veneer.frozen.blockwise import dense
 from veneer.frozen.layers import storage_of
@@ -71,7 +70,7 @@ def _folder(name, tmp_path_factory):
 
 
 def _quantised(source, out, **options):
-    quantise_to(str(source), out, QuantizeOptions(**options))
+    quantise_to(str(source), out, **options)
     return out
 
 

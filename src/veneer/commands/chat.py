@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,10 +14,15 @@ from veneer.generation.config import GenerateOptions
 from veneer.runs.opened import open_named
 
 
-def talk(source: str, options: GenerateOptions) -> None:
-    """Read lines until an empty one or the end of the input, and answer each."""
-    opened = open_named(source)
-    names = sides(opened, options)
+def talk(source: str | Path, **options: Any) -> None:
+    """Read lines until an empty one or the end of the input, and print the answer of a run, an adapter or a model to
+    each.
+
+    ``options``: those of `GenerateOptions`. Raises ConfigError for an option that does not exist or makes no sense, and
+    ModelError for what is no model.
+    """
+    asked, opened = GenerateOptions(**options), open_named(source)
+    names = sides(opened, asked)
     histories: dict[str, tuple[dict[str, str], ...]] = dict.fromkeys(names, ())
     if sys.stdin.isatty():
         click.echo("An empty line or Ctrl-D ends the conversation, /new starts another one.")
@@ -30,10 +37,10 @@ def talk(source: str, options: GenerateOptions) -> None:
             histories = dict.fromkeys(names, ())
             continue
         for name in names:
-            asked = (*histories[name], {"role": "user", "content": line.replace("\\n", "\n")})
+            turns = (*histories[name], {"role": "user", "content": line.replace("\\n", "\n")})
             click.echo(f"{name}> ", nl=False)
-            text = _printed(said(opened, asked, name, options))
-            histories[name] = (*asked, {"role": "assistant", "content": text})
+            text = _printed(said(opened, turns, name, asked))
+            histories[name] = (*turns, {"role": "assistant", "content": text})
 
 
 def _printed(pieces: Iterator[str]) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from veneer.arguments import folder_given
 from veneer.data.formats import to_examples
 from veneer.data.read import read_rows
 from veneer.errors import DataError
@@ -18,12 +20,24 @@ from veneer.runs.opened import Opened, base_of_run, open_named, open_run
 from veneer.runs.prepare import Prepared
 
 
-def evaluate_run(folder: Path, options: EvaluateOptions) -> Comparison:
-    """Measure a finished run's base and adapter; the figures are written to its evaluation.json, too."""
+def evaluate(run: str | Path, **options: Any) -> Comparison:
+    """Measure a finished run's base and adapter on its held-out rows, or on others; the figures are written to its
+    evaluation.json, too.
+
+    ``options``: those of `EvaluateOptions`, of which ``data`` names the other rows. Raises ConfigError for an option
+    that does not exist or makes no sense, DataError for rows that cannot be read, and TrainingError for a folder that
+    is no finished run.
+
+    Example:
+        >>> comparison = evaluate("runs/first", data="rows.jsonl", examples=0)
+        >>> comparison.adapter.loss < comparison.base.loss
+        True
+    """
+    folder, asked = folder_given("evaluate", run, "run"), EvaluateOptions(**options)
     RunFolder(folder).refuse_missing()
     opened: Opened | Prepared
-    if options.data:
-        opened, rows, seen = open_named(folder), to_examples(read_rows(options.data)).items, []
+    if asked.data:
+        opened, rows, seen = open_named(folder), to_examples(read_rows(asked.data)).items, []
     else:
         opened = open_run(folder)
         rows, seen = opened.held_out, opened.train
@@ -31,10 +45,10 @@ def evaluate_run(folder: Path, options: EvaluateOptions) -> Comparison:
         raise DataError(f"{folder} was trained without held-out rows; give some with --data.")
     base = base_of_run(folder)
     comparison = compare(
-        opened.model, opened.renderer, rows, base=base, seen=seen, exact_match=options.exact_match,
-        batch_size=options.batch_size,
+        opened.model, opened.renderer, rows, base=base, seen=seen, exact_match=asked.exact_match,
+        batch_size=asked.batch_size,
     )  # fmt: skip
-    told = answered(opened.model, opened.renderer, spread(rows, options.examples), options.batch_size, base=base)
-    comparison = replace(comparison, examples=told, data=options.data)
+    examples = answered(opened.model, opened.renderer, spread(rows, asked.examples), asked.batch_size, base=base)
+    comparison = replace(comparison, examples=examples, data=asked.data)
     write_text(RunFolder(folder).evaluation_file, json.dumps(comparison.as_json(), indent=2) + "\n")
     return comparison

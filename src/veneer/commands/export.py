@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from veneer.arguments import folder_given
 from veneer.commands.config import ExportOptions
 from veneer.runs.folder import RunFolder
 from veneer.runs.opened import refuse_own_weights
 from veneer.updates.export import export
 
 
-def export_to(source: Path, out: Path, options: ExportOptions) -> None:
-    """Write a finished run's or an adapter folder's adapter as a plain LoRA."""
+def export_to(source: str | Path, out: str | Path, **options: Any) -> None:
+    """Write the adapter of a finished run or of an adapter folder to the folder ``out``, as a plain LoRA.
+
+    ``options``: those of `ExportOptions`. Raises ConfigError for an option that does not exist, ModelError where the
+    run trained the model's own weights, AdapterFileError for what is no adapter.
+
+    Example:
+        >>> export_to("runs/first", "plain")
+    """
+    asked, source = ExportOptions(**options), folder_given("export_to", source, "source")
     refuse_own_weights(source, "export")
     run = RunFolder(source)
-    export(run.adapter if run.exists else source, out, padded=options.padded)
+    export(run.adapter if run.exists else source, out, padded=asked.padded)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 from veneer.data.formats import Example
 from veneer.errors import ConfigError
@@ -17,11 +19,20 @@ from veneer.updates.record import disabled
 _ASKED = "The question"  # what a message calls the prompt
 
 
-def answer(source: str, prompt: str, options: GenerateOptions) -> dict[str, str]:
-    """ "base", "adapter" or "model" → what it answers to ``prompt``."""
-    opened = open_named(source)
-    asked = ({"role": "user", "content": prompt},)
-    return {name: "".join(said(opened, asked, name, options)) for name in sides(opened, options)}
+def answer(source: str | Path, prompt: str, **options: Any) -> dict[str, str]:
+    """ "base", "adapter" or "model" → what a run, an adapter or a model answers to ``prompt``.
+
+    ``options``: those of `GenerateOptions`. Raises ConfigError for an option that does not exist or makes no sense, and
+    ModelError for what is no model.
+
+    Example:
+        >>> answers = answer("runs/first", "A ripe plum:", both=True, max_new_tokens=8)
+        >>> list(answers)
+        ['base', 'adapter']
+    """
+    asked, opened = GenerateOptions(**options), open_named(source)
+    question = ({"role": "user", "content": prompt},)
+    return {name: "".join(said(opened, question, name, asked)) for name in sides(opened, asked)}
 
 
 def sides(opened: Opened, options: GenerateOptions) -> list[str]:

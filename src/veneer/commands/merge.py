@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from veneer.arguments import folder_given
 from veneer.commands.config import MergeOptions
 from veneer.data.formats import Example, to_examples
 from veneer.data.read import read_rows
@@ -25,33 +27,39 @@ from veneer.runs.prepare import Prepared
 from veneer.updates.merge import merge
 
 
-def merge_to(source: str, out: Path, options: MergeOptions) -> Moved | None:
-    """Write a run's or an adapter's base with the adapter folded in, as a transformers folder.
+def merge_to(source: str | Path, out: str | Path, **options: Any) -> Moved | None:
+    """Write the base of a run or an adapter with the adapter folded in to the folder ``out``, as a transformers folder.
 
-    In nf4 or fp4 it is quantised after the merge in fp32, and how far that moved it is measured and returned.
+    ``options``: those of `MergeOptions`. In ``storage`` nf4 or fp4 the model is quantised after the merge in fp32, and
+    how far that moved it is measured and returned. Raises ConfigError for an option that does not exist or makes no
+    sense, ModelError where there is nothing to merge, DataError where there are no rows to measure on, and
+    TrainingError for a run that has not finished or an ``out`` that holds something.
+
+    Example:
+        >>> merge_to("runs/first", "merged", storage="bf16")
     """
+    asked = MergeOptions(**options)
+    source, out = folder_given("merge_to", source, "source"), folder_given("merge_to", out, "out")
     refuse_taken(out)
-    refuse_own_weights(Path(source), "merge")
-    quantised = options.storage in CODE_BITS
-    if options.check is not None and not quantised:
-        raise ConfigError(
-            f"--check measures what nf4 or fp4 changes, and the merged model is kept in {options.storage}."
-        )
-    opened, rows = _with_rows(source, options.check) if quantised else (open_named(source), [])
+    refuse_own_weights(source, "merge")
+    quantised = asked.storage in CODE_BITS
+    if asked.check is not None and not quantised:
+        raise ConfigError(f"--check measures what nf4 or fp4 changes, and the merged model is kept in {asked.storage}.")
+    opened, rows = _with_rows(source, asked.check) if quantised else (open_named(source), [])
     if isinstance(opened, Opened) and not opened.adapted:
         raise ModelError(f"{source} is a model, not a run or an adapter: there is nothing to merge.")
     model = opened.model
     merge(model, reversible=False)
     moved = None
     if quantised:
-        how = {name: getattr(options, name) for name in ("storage", *BlockwiseOptions.model_fields)}
+        how = {name: getattr(asked, name) for name in ("storage", *BlockwiseOptions.model_fields)}
         layers: dict[str, nn.Module] = {
             name: QuantisedLinear.of(model.get_submodule(name), f"{name}.weight", **how)
             for name in linear_layers(model)
         }
         moved = swap_and_measure(model, layers, opened.renderer, rows)
     else:
-        model.to(DTYPES[options.storage])
+        model.to(DTYPES[asked.storage])
     with atomic_folder(out) as folder, quiet():
         if quantised:
             write_folder(model, folder, torch.float32)
@@ -61,7 +69,7 @@ def merge_to(source: str, out: Path, options: MergeOptions) -> Moved | None:
     return moved
 
 
-def _with_rows(source: str, check: str | None) -> tuple[Opened | Prepared, list[Example]]:
+def _with_rows(source: Path, check: str | None) -> tuple[Opened | Prepared, list[Example]]:
     """What is merged, and the rows to measure it on. Raises DataError when there are none."""
     if check is not None:
         return open_named(source), to_examples(read_rows(check)).items

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from veneer.arguments import folder_given
 from veneer.commands.config import QuantizeOptions
 from veneer.files import atomic_folder
 from veneer.models.bnb_file import write_folder
@@ -11,10 +13,18 @@ from veneer.models.load import dtype_of, load, quiet
 from veneer.runs.preflight import refuse_taken
 
 
-def quantise_to(source: str, out: Path, options: QuantizeOptions) -> None:
-    """Write a model with its linear layers in 4 bits, as a folder that transformers loads with bitsandbytes."""
+def quantise_to(source: str | Path, out: str | Path, **options: Any) -> None:
+    """Write a model with its linear layers in 4 bits to the folder ``out``, which transformers loads with bitsandbytes.
+
+    ``source``: as `load` takes it; ``options``: those of `QuantizeOptions`. Raises ConfigError for an option that does
+    not exist or makes no sense, ModelError for what is no model, TrainingError for an ``out`` that holds something.
+
+    Example:
+        >>> quantise_to("smollm2-135m-instruct", "smollm2-nf4")
+    """
+    asked, out = QuantizeOptions(**options), folder_given("quantise_to", out, "out")
     refuse_taken(out)
-    model, tokenizer = load(source, **options.model_dump())
+    model, tokenizer = load(source, **asked.model_dump())
     with atomic_folder(out) as folder, quiet():
         write_folder(model, folder, dtype_of(source))
         tokenizer.save_pretrained(folder)

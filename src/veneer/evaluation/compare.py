@@ -14,6 +14,7 @@ from veneer.data.labels import Renderer
 from veneer.evaluation.answers import Answered
 from veneer.generation.generate import exact_matches
 from veneer.generation.likelihood import accuracy, choices_of, choose
+from veneer.notebook import html_table
 from veneer.runs.opened import as_it_was
 from veneer.training.loss import Loss
 
@@ -28,33 +29,56 @@ class Scores:
     exact_match: float | None = None  # share of rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
+    """What `evaluate` measured; at a prompt one line, in a notebook a table."""
+
     rows: int
     choices: list[str]
     base: Scores
     adapter: Scores
     examples: list[Answered] = field(default_factory=list)
     data: str | None = None  # other rows than the run's held-out ones
-    trained: str = "adapter"  # what stands beside the base; or the model, where its own weights were trained
+    trained: str = "adapter"  # what is beside the base; or the model, where its own weights were trained
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
     def table(self) -> Table:
-        table = Table(title=f"{self.rows} held-out rows", title_justify="left")
-        for name in ("", "base", self.trained):
+        table = Table(title=self._title(), title_justify="left")
+        for name in self._header():
             table.add_column(name, justify="left" if not name else "right")
-        table.add_row("loss", f"{self.base.loss:.3f}", f"{self.adapter.loss:.3f}")
-        table.add_row("perplexity", f"{self.base.perplexity:,.2f}", f"{self.adapter.perplexity:,.2f}")
+        for line in self._lines():
+            table.add_row(*line)
+        return table
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{name} {before} → {after}" for name, before, after in self._lines())
+        return f"Comparison({self._title()}, base → {self.trained}: {scores})"
+
+    def _repr_html_(self) -> str:
+        return html_table(self._header(), self._lines(), self._title())
+
+    def _title(self) -> str:
+        return f"{self.rows} held-out rows"
+
+    def _header(self) -> tuple[str, str, str]:
+        return "", "base", self.trained
+
+    def _lines(self) -> list[tuple[str, str, str]]:
+        """(what was measured, of the base, of what was trained)"""
+        lines = [
+            ("loss", f"{self.base.loss:.3f}", f"{self.adapter.loss:.3f}"),
+            ("perplexity", f"{self.base.perplexity:,.2f}", f"{self.adapter.perplexity:,.2f}"),
+        ]
         for title, name in (
             (f"choice accuracy ({len(self.choices)} labels)", "choice_accuracy"),
             ("exact match", "exact_match"),
         ):
             before, after = getattr(self.base, name), getattr(self.adapter, name)
             if before is not None and after is not None:
-                table.add_row(title, f"{100 * before:.1f} %", f"{100 * after:.1f} %")
-        return table
+                lines.append((title, f"{100 * before:.1f} %", f"{100 * after:.1f} %"))
+        return lines
 
 
 def compare(

@@ -7,7 +7,7 @@ from typing import Any, overload
 
 from veneer.data.formats import Example, class_of
 from veneer.data.labels import Renderer
-from veneer.errors import DataError
+from veneer.errors import ArgumentError
 from veneer.generation.config import GenerateOptions
 from veneer.generation.prompts import Messages, encoded, is_one, renderer_for
 from veneer.generation.session import Session, refuse_no_generator
@@ -36,9 +36,9 @@ def generate(
     gets the same text alone and in a list.
 
     Models of Llama's kind generate by the C++ kernels, with their adapters, over fp32 and quantised bases, and inside
-    `int8_activations` faster still; all others by PyTorch. Raises DataError for a prompt that is empty, fills the
-    model's positions, or is neither text nor messages; ModelError for a model or a tokenizer that is none, or that
-    generates no text; ConfigError for an option of no sense.
+    `int8_activations` faster still; all others by PyTorch. Raises ArgumentError for a model, a tokenizer or a prompt
+    that is none, DataError for a prompt that is empty or fills the model's positions, ModelError for a model that
+    generates no text, ConfigError for a value that makes no sense.
 
     Example:
         >>> model, tokenizer = veneer.load("smollm2-135m-instruct")
@@ -48,8 +48,8 @@ def generate(
         >>> veneer.generate(model, tokenizer, ["One, two,", "A, B,"], max_new_tokens=2)
         [' three,', ' C,']
     """
-    asked = _asked(model, max_new_tokens, temperature, seed)
-    renderer = renderer_for(model, tokenizer)
+    asked = _asked("generate", model, max_new_tokens, temperature, seed)
+    renderer = renderer_for("generate", model, tokenizer)
     if is_one(prompts):
         return continuations(model, renderer, [encoded(renderer, prompts)], **asked)[0]
     return continuations(model, renderer, [encoded(renderer, prompt) for prompt in prompts], **asked)
@@ -68,15 +68,15 @@ def stream(
          three
         ,
     """
-    asked = _asked(model, max_new_tokens, temperature, seed)
-    renderer = renderer_for(model, tokenizer)
+    asked = _asked("stream", model, max_new_tokens, temperature, seed)
+    renderer = renderer_for("stream", model, tokenizer)
     if not is_one(prompt):
-        raise DataError("stream answers one prompt, a text or a list of messages; for several use generate.")
+        raise ArgumentError("stream answers one prompt, a str or a list of messages; generate answers several.")
     return pieces(model, renderer, encoded(renderer, prompt), **asked)
 
 
-def _asked(model: Any, max_new_tokens: int, temperature: float, seed: int) -> dict[str, Any]:
-    refuse_no_generator(model)
+def _asked(function: str, model: Any, max_new_tokens: int, temperature: float, seed: int) -> dict[str, Any]:
+    refuse_no_generator(function, model)
     asked = GenerateOptions(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     return asked.model_dump(include={"max_new_tokens", "temperature", "seed"})
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
+from veneer.arguments import refuse_no_model
 from veneer.data.labels import Renderer
 from veneer.errors import DataError, ModelError
 from veneer.generation.batched import BatchedLane, WholeLane, has_steps
@@ -140,9 +141,8 @@ class Session:
         return positions - start
 
 
-def refuse_no_generator(model: Any) -> None:
-    """Raises ModelError for what is no model, or one that says nothing."""
-    if not isinstance(model, PreTrainedModel):
-        raise ModelError(f"The model is a {type(model).__name__}; generate takes the one that veneer.load gives.")
-    if not model.can_generate():
+def refuse_no_generator(function: str, model: Any) -> None:
+    """Raises ArgumentError for what is no model, ModelError for one that says nothing."""
+    refuse_no_model(function, model)
+    if not (isinstance(model, PreTrainedModel) and model.can_generate()):
         raise ModelError(f"A {type(model).__name__} has no head that generates text; load a causal language model.")

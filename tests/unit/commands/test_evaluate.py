@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 import veneer
+from veneer.commands.evaluate import evaluate
 
 pytestmark = pytest.mark.unit
 
@@ -21,6 +22,20 @@ def test_json_is_one_object_and_nothing_else(finished_run, veneer_command):
     assert found["adapter"]["choice_accuracy"] == found["adapter"]["exact_match"] == 1.0
     assert found["base"]["loss"] > 5 > 0.1 > found["adapter"]["loss"]
     assert json.loads((finished_run / "evaluation.json").read_text()) == found
+
+
+def test_from_python(finished_run):
+    comparison = evaluate(finished_run, examples=0)
+    assert comparison.as_json() == json.loads((finished_run / "evaluation.json").read_text())
+    assert (comparison.rows, comparison.examples) == (16, [])
+    with pytest.raises(
+        veneer.VeneerError, match=r"EvaluateOptions has no option 'exmples'\. Did you mean 'examples'\?"
+    ):
+        evaluate(str(finished_run), exmples=0)
+    with pytest.raises(
+        veneer.VeneerError, match=r"^evaluate takes a path \(str or pathlib.Path\) as run, not the int 3"
+    ):
+        evaluate(3)
 
 
 def test_the_table(finished_run, veneer_command):

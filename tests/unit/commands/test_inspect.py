@@ -189,10 +189,9 @@ def test_what_rows_are(rows_file, tmp_path, tiny_folder, veneer_command):
 
 def test_refusals(finished_classifier, rows_file, tmp_path, refused, tiny_folder):
     merged = tmp_path / "merged"
-    from veneer.commands.config import MergeOptions
     from veneer.commands.merge import merge_to
 
-    merge_to(str(finished_classifier), merged, MergeOptions())
+    merge_to(str(finished_classifier), merged)
     assert refused("inspect", rows_file, "--model", merged) == (
         f"{merged} is a classifier: of a row it learns the label, and no token."
     )

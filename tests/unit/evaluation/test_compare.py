@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -87,4 +88,14 @@ def test_the_table_and_the_json():
     assert ["│", "perplexity", "│", "1,096.63", "│", "1.28", "│"] in lines
     assert "choice accuracy (2 labels) │   50.0 % │  90.0 %" in _printed(comparison)
     assert "exact match" not in _printed(comparison)
+    assert repr(comparison) == (
+        "Comparison(20 held-out rows, base → adapter: loss 7.000 → 0.250, perplexity 1,096.63 → 1.28, "
+        "choice accuracy (2 labels) 50.0 % → 90.0 %)"
+    )
+    html = replace(comparison, trained="<b>mine")._repr_html_()
+    assert html.startswith("<table><caption>20 held-out rows</caption>")
+    assert "&lt;b&gt;mine" in html
+    assert "<b>" not in html
+    assert html.count("<tr>") == 4
+    assert ">50.0 %<" in html
     assert json.loads(json.dumps(comparison.as_json()))["adapter"]["choice_accuracy"] == 0.9

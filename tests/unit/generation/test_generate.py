@@ -135,13 +135,13 @@ def test_a_conversation_goes_into_the_chat_template(parts):
         ("", "A prompt is empty: there is nothing to go on from."),
         (["one", ""], "A prompt is empty: there is nothing to go on from."),
         ([[]], "A prompt is empty: there is nothing to go on from."),
-        (3, "A prompt is a text, a list of messages, or a list of these; 3 is a int."),
-        ({"role": "user"}, "A prompt is a text, a list of messages, or a list of these; {'role': 'user'} is a dict."),
-        (["one", 3], "A prompt is a text or a list of messages; 3 is a int."),
-        ([{"role": "user"}], "The message {'role': 'user'} is not an object with role and content (text)."),
-        ([{"role": "user", "content": 1}], "The message {'role': 'user', 'content': 1} is not an object with role and "
-                                           "content (text)."),
-        ([["one"]], "The message 'one' is not an object with role and content (text)."),
+        (3, "A prompt is a str, a list of messages, or a list of these, not the int 3."),
+        ({"role": "user"}, "A prompt is a str, a list of messages, or a list of these, not the dict {'role': 'user'}."),
+        (["one", 3], "A prompt is a str or a list of messages, not the int 3."),
+        ([{"role": "user"}], "A message has a role and a content, both str; this is the dict {'role': 'user'}."),
+        ([{"role": "user", "content": 1}], "A message has a role and a content, both str; this is the dict "
+                                           "{'role': 'user', 'content': 1}."),
+        ([["one"]], "A message has a role and a content, both str; this is the str 'one'."),
     ],
 )  # fmt: skip
 def test_what_is_no_prompt_is_a_sentence(parts, prompts, message):
@@ -153,16 +153,24 @@ def test_what_is_no_prompt_is_a_sentence(parts, prompts, message):
 def test_other_wrong_arguments_are_sentences(parts, tiny_encoder):
     model, made = parts[0], parts[1].tokenizer
     for arguments, options, message in (
-        (("folder", made, "x"), {}, "The model is a str; generate takes the one that veneer.load gives."),
-        ((model, "folder", "x"), {}, "The tokenizer is a str; generate takes the one that veneer.load gives."),
+        (
+            ("folder", made, "x"),
+            {},
+            " takes a loaded model (a torch.nn.Module) as model, not the str 'folder'.",
+        ),
+        ((model, "folder", "x"), {}, " takes the model's tokenizer as tokenizer, not the str 'folder'."),
         ((model, made, "x"), {"max_new_tokens": 0}, "GenerateOptions: max_new_tokens = 0 is not valid: "),
         ((model, made, "x"), {"temperature": "hot"}, "GenerateOptions: temperature = 'hot' is not valid: "),
         ((tf.BertModel.from_pretrained(tiny_encoder), made, "x"), {}, "A BertModel has no head that generates text"),
     ):
         for function in (veneer.generate, veneer.stream):
-            with pytest.raises(veneer.VeneerError, match=f"^{re.escape(message)}"):
+            said = function.__name__ + message if message.startswith(" ") else message
+            with pytest.raises(veneer.VeneerError, match=f"^{re.escape(said)}"):
                 function(*arguments, **options)
-    with pytest.raises(veneer.VeneerError, match=r"^stream answers one prompt, a text or a list of messages; "):
+    with pytest.raises(
+        veneer.VeneerError,
+        match=r"^stream answers one prompt, .*; generate answers several\.$",
+    ):
         veneer.stream(model, made, ["one", "two"])
     plain = tokenizer(chat=None)
     with pytest.raises(veneer.VeneerError, match="has no chat template"):

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from tokens import tokenizer
-from veneer.commands.config import QuantizeOptions
 from veneer.commands.quantize import quantise_to
 from veneer.errors import ConfigError, ModelError
 from veneer.frozen.codebook import dynamic8
@@ -29,7 +28,7 @@ STATE = f"{NAME}.quant_state.bitsandbytes__nf4"
 @pytest.fixture(scope="module")
 def written(tiny_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("bnb") / "out"
-    quantise_to(str(tiny_folder), out, QuantizeOptions())
+    quantise_to(str(tiny_folder), out)
     return out
 
 
@@ -63,7 +62,7 @@ def test_what_is_written_is_read_again(tiny_folder, written):
 
 def test_a_large_model_is_written_in_several_files(tiny_folder, written, tmp_path, monkeypatch):
     monkeypatch.setattr(bnb_file, "_SHARD", 20_000)
-    quantise_to(str(tiny_folder), tmp_path / "out", QuantizeOptions())
+    quantise_to(str(tiny_folder), tmp_path / "out")
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 2
     ours, _ = load(tmp_path / "out")
@@ -191,7 +190,7 @@ def test_a_model_of_which_transformers_would_leave_out_codes(tmp_path):
         r"^transformers keeps wo of a T5ForConditionalGeneration in fp32, so that it would not find their codes; load "
         r"it with storage='nf4' instead\.$"
     )):  # fmt: skip
-        quantise_to(str(tmp_path / "t5"), tmp_path / "out", QuantizeOptions())
+        quantise_to(str(tmp_path / "t5"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -200,7 +199,7 @@ def test_a_classifier_gets_a_new_head_where_the_checkpoint_has_none_that_fits(tm
     for name, labels in (("bert", ["a", "b"]), ("llama", ["a", "b", "c"])):
         tiny.build(name).save_pretrained(tmp_path / name)
         tokenizer().save_pretrained(tmp_path / name)
-        quantise_to(str(tmp_path / name), tmp_path / f"{name}-nf4", QuantizeOptions())
+        quantise_to(str(tmp_path / name), tmp_path / f"{name}-nf4")
         models = []
         for _ in range(2):
             torch.manual_seed(0)
@@ -220,7 +219,7 @@ def test_a_classifier_gets_a_new_head_where_the_checkpoint_has_none_that_fits(tm
 def test_a_classifiers_own_head_is_kept(tmp_path):
     tiny.build("bert").save_pretrained(tmp_path / "bert")
     tokenizer().save_pretrained(tmp_path / "bert")
-    quantise_to(str(tmp_path / "bert"), tmp_path / "nf4", QuantizeOptions())
+    quantise_to(str(tmp_path / "bert"), tmp_path / "nf4")
     for labels in (None, ["a", "b", "c"]):
         model, _ = load(tmp_path / "nf4", labels=labels)
         assert torch.equal(model.classifier.weight, tiny.build("bert").classifier.weight)

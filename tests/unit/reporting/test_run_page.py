@@ -27,11 +27,10 @@ SECTIONS = ["asked", "curves", "memory", "ranks", "measured", "load"]
 @pytest.fixture(scope="module")
 def measured_run(finished_run, tmp_path_factory):
     """A finished and evaluated run of its own folder."""
-    from veneer.commands.evaluate import evaluate_run
-    from veneer.evaluation.config import EvaluateOptions
+    from veneer.commands.evaluate import evaluate
 
     run = shutil.copytree(finished_run, tmp_path_factory.mktemp("measured") / "run")
-    evaluate_run(run, EvaluateOptions(examples=3))
+    evaluate(run, examples=3)
     return run
 
 
@@ -139,13 +138,12 @@ def test_ranks_of_adalora_layer_by_module(tiny_folder, rows_file, tmp_path):
 
 
 def test_where_the_models_own_weights_were_trained_no_adapter_is_spoken_of(tiny_folder, rows_file, tmp_path):
-    from veneer.commands.evaluate import evaluate_run
-    from veneer.evaluation.config import EvaluateOptions
+    from veneer.commands.evaluate import evaluate
 
     run = tmp_path / "run"
     options = {"data": str(rows_file), "output": str(run), "method": "full", "steps": 20, "held_out": 8}
     veneer.train(str(tiny_folder), **options, evaluate_every=20, batch_size=8, learning_rate=1e-2)
-    found = evaluate_run(run, EvaluateOptions(examples=1))
+    found = evaluate(run, examples=1)
     assert [column.header for column in found.table().columns] == ["", "base", "trained model"]
     text = Page(run_page(run)).root.whole_text()
     assert "Base and trained model on the same rows" in text

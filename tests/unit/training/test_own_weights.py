@@ -12,14 +12,11 @@ from rich.console import Console
 
 import tiny
 import veneer
-from veneer.commands.config import ExportOptions, MergeOptions
-from veneer.commands.evaluate import evaluate_run
+from veneer.commands.evaluate import evaluate
 from veneer.commands.export import export_to
 from veneer.commands.generate import answer
 from veneer.commands.merge import merge_to
 from veneer.errors import ConfigError, ModelError, TargetError, TrainingError
-from veneer.evaluation.config import EvaluateOptions
-from veneer.generation.config import GenerateOptions
 from veneer.runs.opened import open_named
 from veneer.runs.train import resume
 from veneer.training.config import TrainConfig
@@ -132,7 +129,7 @@ def test_a_classifier(tiny_encoder, rows_file, tmp_path, method):
     inputs = {"input_ids": torch.tensor([[72, 69, 76]])}
     assert torch.equal(tiny.logits(opened.model, inputs), tiny.logits(result.model, inputs))
     assert opened.renderer.classes == ("no", "yes")
-    found = evaluate_run(result.folder, EvaluateOptions())
+    found = evaluate(result.folder)
     assert found.adapter.loss == pytest.approx(result.loss_after)
     assert found.base.loss == pytest.approx(result.loss_before)
 
@@ -156,13 +153,13 @@ def test_the_best_weights_are_the_result(tiny_folder, rows_file, tmp_path):
     )
     assert 0 < result.best_step < 30
     again, _ = veneer.load(result.written)
-    found = evaluate_run(result.folder, EvaluateOptions())
+    found = evaluate(result.folder)
     assert found.adapter.loss == pytest.approx(result.loss_after)
     assert tiny.same_state(again, tiny.state(result.model))
 
 
 def test_evaluate_compares_with_the_model_before(run, tiny_folder):
-    found = evaluate_run(run, EvaluateOptions())
+    found = evaluate(run)
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [record["held_out_loss"] for record in records if "held_out_loss" in record]
     assert found.base.loss == pytest.approx(losses[0])
@@ -172,13 +169,13 @@ def test_evaluate_compares_with_the_model_before(run, tiny_folder):
 
 def test_what_asks_for_an_adapter_is_refused(run, tmp_path):
     with pytest.raises(ModelError, match=r"no adapter to merge: .*model is a model already"):
-        merge_to(str(run), tmp_path / "merged", MergeOptions())
+        merge_to(str(run), tmp_path / "merged")
     with pytest.raises(ModelError, match="no adapter to export"):
-        export_to(run, tmp_path / "plain", ExportOptions())
+        export_to(run, tmp_path / "plain")
     for asked in ({"both": True}, {"base": True}):
         with pytest.raises(ConfigError, match="its base is not in it"):
-            answer(str(run), "ba:", GenerateOptions(**asked))
-    assert set(answer(str(run), "ba:", GenerateOptions(max_new_tokens=4))) == {"model"}
+            answer(str(run), "ba:", **asked)
+    assert set(answer(str(run), "ba:", max_new_tokens=4)) == {"model"}
 
 
 def test_a_run_that_has_not_finished_has_no_result(run, tmp_path):

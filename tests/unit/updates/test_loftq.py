@@ -195,10 +195,9 @@ def test_weights_that_cannot_be_read_one_by_one_are_refused(tiny_folder, tmp_pat
 
 
 def test_a_base_of_codes_alone_is_refused(tiny_folder, tmp_path):
-    from veneer.commands.config import QuantizeOptions
     from veneer.commands.quantize import quantise_to
 
-    quantise_to(str(tiny_folder), tmp_path / "nf4", QuantizeOptions())
+    quantise_to(str(tiny_folder), tmp_path / "nf4")
     model, _ = veneer.load(tmp_path / "nf4")
     _refused(model, ModelError, r"nf4 holds codes, and not the weights that they were made from; load the model that")
 
