@@ -6,7 +6,6 @@ A run that clearly cannot fit is refused, with the changes that would; what was 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from rich.console import Console
 from torch import Tensor
 
 from veneer.data.labels import Tokens
-from veneer.errors import ModelError, TrainingError
+from veneer.errors import ModelError, TrainingError, VeneerError
 from veneer.frozen.layers import DTYPES, storage_of
 from veneer.frozen.weight import QuantisedLinear
-from veneer.models.source import resolve
+from veneer.models.checkpoint import Checkpoint
 from veneer.models.stream import made_anew
 from veneer.planning.empty import Base
 from veneer.planning.fit import predicted, short, what_would_fit
@@ -81,7 +80,7 @@ class _Foresight:
         """Refuse a model that is itself too large, before it is fetched; a small one that is here is not looked at."""
         if not config.check_memory:
             return
-        usable, size = usable_memory(), _files(config.base())
+        usable, size = usable_memory(), Checkpoint(config.base()).weight_bytes()
         if size and size * _SMALL < usable:
             return
         limit = limit_of(config, usable)
@@ -112,7 +111,7 @@ class _Foresight:
             known["base"] = self._base_of(config, model, loss)
             with torch.random.fork_rng(devices=[]):  # a run that has begun must not notice
                 made = predicted(config, self._at(), limit, **known)
-        except Exception as error:  # a model that does what tensors without values cannot
+        except VeneerError as error:  # a model that does what tensors without values cannot
             if config.memory is not None:
                 raise TrainingError(f"What this run takes cannot be foreseen, so memory = {config.memory} cannot be "
                                     f"kept to: {short(error)}") from error  # fmt: skip
@@ -180,13 +179,6 @@ def _generous(model: Any, loss: Loss, rows: list[Tokens]) -> float:
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     numbers = layers * (40 * hidden * tokens + 4 * heads * pairs) + 5 * trained
     return float(resident_memory() + 4 * numbers + _LOSS)
-
-
-def _files(name: str) -> int:
-    """Bytes of a model's weights on the disk; 0 where they are still to be fetched from the hub."""
-    path, _ = resolve(name, config_alone=True)
-    files: Sequence[Path] = [path] if path.is_file() else list(path.glob("*.safetensors"))
-    return sum(file.stat().st_size for file in files)
 
 
 def _said(config: TrainConfig, made: Plan, limit: int) -> tuple[str, ...]:

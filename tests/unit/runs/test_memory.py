@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 import tiny
 import veneer
-from veneer.errors import ConfigError, TargetError, TrainingError
+from veneer.errors import ConfigError, ModelError, TargetError, TrainingError
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models import load, source
 from veneer.models.bnb_file import write_folder
@@ -303,7 +303,7 @@ def test_pages_that_need_not_fit_are_spoken_of_where_the_rest_does(tiny_folder):
 def test_what_would_fit_is_found_without_looking_for_the_base_again(options, tiny_encoder, monkeypatch):
     model, tokenizer = veneer.load(tiny_encoder, labels=["yes", "no"])
     model.name_or_path = "nobody/nothing"
-    monkeypatch.setattr(empty, "read_config", lambda name: pytest.fail("it was looked for"))
+    monkeypatch.setattr(empty, "checkpoint_of", lambda name: pytest.fail("it was looked for"))
     monkeypatch.setattr(planned._Foresight, "_at", lambda _: Machine({}, 0.0, 0, 0))
     monkeypatch.setattr(planned, "limit_of", lambda *_: 500_000)
     del options["model"]
@@ -313,7 +313,7 @@ def test_what_would_fit_is_found_without_looking_for_the_base_again(options, tin
 
 def test_what_cannot_be_foreseen_is_said_and_no_reason_to_stop(options, monkeypatch):
     def fails(*arguments, **more):
-        raise RuntimeError("no such shape")
+        raise ModelError("no such shape")
 
     monkeypatch.setattr(planned, "predicted", fails)
     _, shown = _train(options)
