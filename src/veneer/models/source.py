@@ -67,10 +67,14 @@ def _from_hub(name: str, config_alone: bool) -> Path:
     offline = hub_unreachable()
     if offline:
         raise ModelError(f"{_not_here(name)} {offline}")
-    of_client = (*_client_errors(), ValueError, RuntimeError)  # the last two for a name or an answer of no known form
+    client_errors = (
+        *_client_errors(),
+        ValueError,
+        RuntimeError,
+    )  # the last two for a name or an answer of no known form
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
-    except of_client as error:
+    except client_errors as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{_not_here(name)} The hub answered: {reason}") from None
 
@@ -85,9 +89,10 @@ def hub_unreachable() -> str:
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set, so the hub was not asked."
+    client_errors = _client_errors()
     try:
         get_session().head(constants.ENDPOINT, timeout=_SECONDS)
-    except _client_errors() as error:
+    except client_errors as error:
         return f"The hub cannot be reached from here ({error})."
     return ""
 

@@ -125,6 +125,8 @@ def _require_one_to_one(model: Any, tensors: Tensors) -> None:
     if _conversions(model):
         raise NotTensorByTensor("its tensors are joined or turned as they are read")
     missing, unexpected = _differences(model, names)
+    if missing and unexpected:
+        raise NotTensorByTensor(f"it has other names, such as {unexpected[0]} where its model has {missing[0]}")
     if missing:
         raise NotTensorByTensor(f"it lacks {some_of(missing)}")
     if unexpected:
