@@ -6,6 +6,7 @@ type, and take no memory. All of this happens within `no_values`.
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 import warnings
@@ -27,8 +28,8 @@ from veneer.frozen.config import CODE_BITS
 from veneer.frozen.layers import DTYPES, compute_in, linear_layers
 from veneer.frozen.weight import BlockwiseWeight, QuantisedLinear, frozen_weight
 from veneer.kernels.dense import linear
-from veneer.models.bnb_file import is_bitsandbytes
-from veneer.models.load import CLASSES, quiet, read_config, task_of, writes_text
+from veneer.models.checkpoint import CLASSES, Checkpoint, Task, checkpoint_of
+from veneer.models.library import call_library, quiet
 from veneer.models.stream import is_read_whole
 from veneer.planning.ledger import Times
 
@@ -82,20 +83,21 @@ class Base(NamedTuple):
         return self._replace(storage=storage, dense=dense, mapped=mapped, read=read)
 
 
-def base_of(name: str, storage: str, block_size: int, double_quantisation: bool, task: str = "auto") -> Base:
-    """The base that `veneer.load` would make of a model; nothing but its config is read.
+def base_of(
+    source: str | Checkpoint, storage: str, block_size: int, double_quantisation: bool, task: Task = "auto"
+) -> Base:
+    """The base that `veneer.load` would make of a model; only its config is read.
 
     One that writes no text becomes a classifier, of two classes where its config names none.
 
     Raises ModelError where there is no such model.
     """
-    with quiet():
-        config = read_config(name)
-        labels = None if writes_text(config) else [*config.id2label.values()]
-        kind = task_of(config, task, labels, name)  # type: ignore[arg-type]
-        coded = is_bitsandbytes(config, name)
-    base = Base(name, config, kind, "fp32", block_size, double_quantisation, torch.float32).kept_as(storage)
-    if not coded:
+    checkpoint = checkpoint_of(source)
+    config = copy.deepcopy(checkpoint.config)
+    kind = checkpoint.task(task, None if checkpoint.generates_text else [*config.id2label.values()])
+    plain = Base(checkpoint.called, config, kind, "fp32", block_size, double_quantisation, torch.float32)
+    base = plain.kept_as(storage)
+    if not checkpoint.is_bitsandbytes:
         return base
     said = config.quantization_config
     said = said if isinstance(said, dict) else said.to_dict()
@@ -152,7 +154,8 @@ def empty_model(base: Base, on_cpu: bool = True, times: Times | None = None) -> 
     """
     times = times or Times()
     with quiet():
-        model = CLASSES[base.kind].from_config(base.config, dtype=base.dense)
+        made = CLASSES[base.kind].from_config
+        model = call_library(made, f"{base.name} cannot be planned", base.config, dtype=base.dense)
     if base.storage in CODE_BITS:
         for name in linear_layers(model):
             model.set_submodule(name, _in_codes(model.get_submodule(name), base, times))

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from veneer.errors import ModelError, VeneerError
+from veneer.errors import ModelError
 from veneer.planning.changes import Change, changes
 from veneer.planning.empty import Base
 from veneer.planning.machine import Machine
 from veneer.planning.plan import Plan, base_asked, plan
 from veneer.training.config import TrainConfig
+
+# What a model raises that does what tensors without values cannot: torch's fake tensors a RuntimeError each (an
+# operator without a fake, a value or a shape that depends on data), transformers a ValueError or ImportError for a kind
+# of attention or a library that is not available. Any other is a fault of ours, and is raised as it is.
+_NO_VALUES = (RuntimeError, ValueError, ImportError)
 
 
 def what_would_fit(
@@ -31,9 +36,7 @@ def predicted(config: TrainConfig, machine: Machine, limit: int, **known: Any) -
     """
     try:
         return _predicted(config, machine, limit, known)
-    except VeneerError:
-        raise
-    except Exception as error:
+    except _NO_VALUES as error:
         raise ModelError(f"{config.model} cannot be planned: {short(error)}") from error
 
 

@@ -13,7 +13,8 @@ from veneer.data.labels import Renderer, longest_row
 from veneer.data.memory import rows_of
 from veneer.data.read import Row, read_rows
 from veneer.data.split import split
-from veneer.models.load import generates_text, load
+from veneer.models.checkpoint import Checkpoint
+from veneer.models.load import load
 from veneer.runs.folder import RunFolder
 from veneer.training.config import TrainConfig
 
@@ -59,13 +60,13 @@ def prepare(
     else:
         train_rows, held_out = examples.items, []
     torch.manual_seed(config.seed)  # before a new classification head is made
-    classes = sorted({class_of(example) for example in train_rows}) if _wants_classes(config, model) else []
-    if model is None:
-        model, tokenizer = load(
-            RunFolder(config.output).base_source(config), **config.kept(), task=config.task, labels=classes or None
-        )
+    checkpoint = Checkpoint(RunFolder(config.output).base_source(config)) if model is None else None
+    classes = sorted({class_of(example) for example in train_rows}) if _wants_classes(config, checkpoint) else []
+    if checkpoint is not None:
+        model, tokenizer = load(checkpoint, **config.kept(), task=config.task, labels=classes or None)
     renderer = renderer_of(model, tokenizer, config)
     prepared = Prepared(config, model, tokenizer, renderer, train_rows, held_out, examples.shape, given)
+    prepared.notes += checkpoint.notes if checkpoint is not None else []
     if examples.unused:
         prepared.notes.append(f"Columns not used ({examples.shape} rows): {', '.join(examples.unused)}.")
     return prepared
@@ -116,8 +117,8 @@ def renderer_of(model: Any, tokenizer: Any, options: TokenOptions | None = None)
     )  # fmt: skip
 
 
-def _wants_classes(config: TrainConfig, model: Any) -> bool:
+def _wants_classes(config: TrainConfig, checkpoint: Checkpoint | None) -> bool:
     """Whether the rows' labels become the classes of a new head: when asked for, or for a model that writes no text."""
-    if config.task == "auto" and model is None:
-        return not generates_text(config.model)
+    if config.task == "auto" and checkpoint is not None:
+        return not checkpoint.generates_text
     return config.task == "classification"

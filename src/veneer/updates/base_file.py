@@ -10,7 +10,7 @@ from veneer.errors import ArgumentError, TargetError
 from veneer.files import atomic_folder
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models.bnb_file import write_folder
-from veneer.models.load import quiet
+from veneer.models.library import quiet
 from veneer.updates.layers import Adapted, training_dtype
 from veneer.updates.record import adapters_of, put, refuse_merged
 

@@ -158,6 +158,16 @@ def test_memory_is_kept_to_by_the_fewest_layers(config_alone):
     assert predicted(asked, MACHINE, 1).recomputed == 2, "nothing fits: the one that takes least"
 
 
+@pytest.mark.parametrize("kind", [KeyError, AttributeError, NameError, TypeError])
+def test_a_fault_of_ours_is_no_model_that_cannot_be_planned(config_alone, monkeypatch, kind):
+    def fault(*_, **__):
+        raise kind("a fault of ours")
+
+    monkeypatch.setattr("veneer.planning.fit.plan", fault)
+    with pytest.raises(kind, match="a fault of ours"):
+        predicted(PlanOptions(model=config_alone), MACHINE, 10**9)
+
+
 def test_models_are_found_by_all_their_names(config_alone):
     assert base_of(config_alone, "fp32", 64, True).kind == "causal"
     with pytest.raises(ModelError, match="There is no model at"):
