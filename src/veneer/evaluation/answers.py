@@ -8,7 +8,7 @@ from typing import Any
 from veneer.data.formats import Example
 from veneer.data.labels import Renderer
 from veneer.generation.generate import answer_of, continuations
-from veneer.generation.likelihood import choose
+from veneer.generation.likelihood import likeliest
 from veneer.runs.opened import as_it_was
 
 _LONGEST = 64  # tokens of an answer
@@ -49,7 +49,7 @@ def answered(
 
 def _answers(model: Any, renderer: Renderer, examples: list[Example], batch_size: int) -> list[str]:
     if renderer.classes:
-        return choose(model, renderer, examples, list(renderer.classes), batch_size)
+        return likeliest(model, renderer, examples, list(renderer.classes), batch_size)
     room = max(1, renderer.max_length - _LONGEST)  # of a prompt longer than that, its end is kept
     prompts = [renderer.prompt(example)[-room:] for example in examples]
     said: list[str] = []

@@ -29,7 +29,9 @@ def choices_of(examples: list[Example]) -> list[str]:
 
 
 @torch.no_grad()
-def choose(model: Any, renderer: Renderer, examples: list[Example], choices: list[str], batch_size: int) -> list[str]:
+def likeliest(
+    model: Any, renderer: Renderer, examples: list[Example], choices: list[str], batch_size: int
+) -> list[str]:
     """The most likely of ``choices`` after each example's prompt, by the sum of its tokens' log-likelihoods.
 
     Each choice has the tokens that it is trained on. Its end token counts only where one choice's tokens begin
