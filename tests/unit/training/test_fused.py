@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers as tf
-from veneer.kernels.elementwise import rotate
 
 import tiny
 import veneer
+from veneer.kernels.operations.rotation import differentiable_rotate as rotate
 from veneer.training import fused
 from veneer.training.fused import fused_passes
 
