@@ -11,9 +11,8 @@ import pytest
 from rich.console import Console
 
 import veneer
-from veneer.commands.evaluate import evaluate_run
+from veneer.commands.evaluate import evaluate
 from veneer.errors import DataError, VeneerError
-from veneer.evaluation.config import EvaluateOptions
 from veneer.runs.folder import RunFolder
 
 pytestmark = pytest.mark.unit
@@ -55,7 +54,7 @@ def test_a_run_over_them_is_moved_resumed_and_evaluated(options, rows_file, tmp_
     whole_bytes = _bytes(whole.folder)
     shutil.rmtree(whole.folder)
     assert _bytes(veneer.resume(moved, console=options["console"]).folder) == whole_bytes
-    assert evaluate_run(moved, EvaluateOptions(examples=0)).rows == 8
+    assert evaluate(moved, examples=0).rows == 8
 
 
 def test_what_is_no_rows_is_refused_before_anything_is_made(options, tmp_path):
