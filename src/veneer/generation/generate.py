@@ -45,8 +45,8 @@ def generate(
         >>> question = [{"role": "user", "content": "What is the capital of France?"}]
         >>> veneer.generate(model, tokenizer, question, max_new_tokens=12)
         'The capital of France is Paris.'
-        >>> veneer.generate(model, tokenizer, ["One, two,", "A, B,"], max_new_tokens=2)
-        [' three,', ' C,']
+        >>> veneer.generate(model, tokenizer, ["A, B,"], max_new_tokens=2)
+        [' C,']
     """
     asked = _asked("generate", model, max_new_tokens, temperature, seed)
     renderer = renderer_for("generate", model, tokenizer)
@@ -63,9 +63,9 @@ def stream(
 
     Example:
         >>> model, tokenizer = veneer.load("smollm2-135m-instruct")
-        >>> for piece in veneer.stream(model, tokenizer, "One, two,", max_new_tokens=2):
+        >>> for piece in veneer.stream(model, tokenizer, "A, B,", max_new_tokens=2):
         ...     print(piece)
-         three
+         C
         ,
     """
     asked = _asked("stream", model, max_new_tokens, temperature, seed)
