@@ -19,7 +19,7 @@ from veneer.training.checkpoint import State, load_checkpoint, save_checkpoint
 pytestmark = pytest.mark.unit
 PACKAGE = Path(device.__file__).parent
 TYPES = {"cpu", "cuda", "mps", "xpu", "meta"}
-OTHERS = {"control_groups.py", "threads.py"}  # where "cpu" is a control group's controller
+OTHERS = {"control_groups.py", "threads.py", "arguments.py"}  # a control group's controller "cpu"; a generated file
 
 
 def _named(tree):

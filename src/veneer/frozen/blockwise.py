@@ -34,7 +34,7 @@ _SMALLEST = 1e-38  # what a block is divided by at least, so that the reciprocal
 class Quantised:
     """A weight of ``shape`` (out, in), kept as codes; blocks run on over row ends, the last one may be short.
 
-    4-bit codes lie two in a byte, the first in the high half. The scale of a block, its largest absolute value, is a
+    Two 4-bit codes share a byte, the first in the high half. The scale of a block, its largest absolute value, is a
     float, or with double quantisation an 8-bit code: ``dynamic8[code] · nested_scale + offset``.
     """
 
@@ -105,8 +105,8 @@ def quantise(
     return _with_nested_scales(quantised) if double_quantisation else quantised
 
 
-def _keep(found: tuple[Tensor, Tensor], codes: Tensor, scales: Tensor) -> None:
-    codes[: len(found[0])], scales[: len(found[1])] = found
+def _keep(quantised: tuple[Tensor, Tensor], codes: Tensor, scales: Tensor) -> None:
+    codes[: len(quantised[0])], scales[: len(quantised[1])] = quantised
 
 
 def _quantise_blocks(flat: Tensor, storage: str, block_size: int) -> tuple[Tensor, Tensor]:
@@ -114,10 +114,8 @@ def _quantise_blocks(flat: Tensor, storage: str, block_size: int) -> tuple[Tenso
     how = search(storage)
     midpoints = how.midpoints.to(flat.device)
     if CODE_BITS[storage] == 8:  # whose codes ascend
-        found: tuple[Tensor, Tensor] = quantise8(flat, midpoints, block_size)
-    else:
-        found = quantise4(flat, midpoints, how.codes.to(flat.device), block_size)
-    return found
+        return quantise8(flat, midpoints, block_size)
+    return quantise4(flat, midpoints, how.codes.to(flat.device), block_size)
 
 
 def _quantise_short(flat: Tensor, storage: str) -> tuple[Tensor, Tensor]:
@@ -201,7 +199,7 @@ def table_of(storage: str, device: torch.device) -> Tensor:
 
 
 def _buffer(name: str, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(size,) of what this thread uses again and again under ``name``; it grows to the largest that was asked for.
+    """(size,) of the buffer that this thread reuses under ``name``; it grows to the largest size requested.
 
     A fresh tensor for each panel would cost its page faults, and leave holes between the tensors that stay.
     """

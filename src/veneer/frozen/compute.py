@@ -38,8 +38,8 @@ def compute_line() -> str:
 def _remembered(threads: int) -> float:
     """From the cache file, else measured and put there. A file that cannot be read or written is no error."""
     key = machine_key(torch.__version__, threads)
-    if isinstance(found := recall(_FILE, key), float) and found > 0:
-        return found
+    if isinstance(ratio := recall(_FILE, key), float) and ratio > 0:
+        return ratio
     measured = _measured()
     remember(_FILE, key, measured)
     return measured
@@ -52,9 +52,9 @@ def _measured() -> float:
     fp32 = [torch.linspace(-1, 1, n * columns).view(n, columns) for n in (tokens, rows)]
     times: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
     for _ in range(_RUNS + 1):  # the first one warms up
-        for dtype, found in times.items():
+        for dtype, seconds in times.items():
             x, weight = (tensor.to(dtype) for tensor in fp32)
             started = time.perf_counter()
             torch.mm(torch.mm(x, weight.t()), weight)
-            found.append(time.perf_counter() - started)
+            seconds.append(time.perf_counter() - started)
     return min(times[torch.bfloat16][1:]) / min(times[torch.float32][1:])

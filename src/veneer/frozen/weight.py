@@ -1,6 +1,6 @@
 """FrozenWeight: how W0 is kept, and how to multiply by it forward and backward.
 
-Storage type and compute type are different things: a product runs in the type of its input, whatever W0 is kept in.
+Storage type and compute type are different things: a product runs in the type of its input.
 Where the two differ, W0 is expanded a panel at a time into one reused buffer of eight megabytes.
 """
 
@@ -47,7 +47,7 @@ class FrozenWeight(ABC):
 
 
 class DenseWeight(FrozenWeight):
-    """A view of a floating-point parameter; ``transposed`` when it lies as (in, out), as GPT-2's Conv1D keeps it.
+    """A view of a floating-point parameter; ``transposed`` when it is stored as (in, out), as GPT-2's Conv1D keeps it.
 
     ``multiply``: what x of the weight's own type is multiplied by; other last bits come of another one.
     """
@@ -141,7 +141,7 @@ def _product_transposed(grad: Tensor, panels: _Panels, shape: tuple[int, int]) -
 class QuantisedLinear(nn.Module):
     """y = W0 x + b with W0 (out, in) kept in a quantised storage; frozen, differentiable in x.
 
-    ``dtype`` is the type W0 had, in which it is merged and given back; ``transposed`` says that it lay as (in, out).
+    ``dtype`` is the type W0 had, in which it is merged and given back; ``transposed``: it was stored as (in, out).
     """
 
     codes: Tensor
@@ -209,7 +209,7 @@ class QuantisedLinear(nn.Module):
 
 
 class StoredLinear(nn.Linear):
-    """y = W0 x + b in the type of x, whatever W0 is kept in; differentiable in x, and in W0 where that is trained."""
+    """y = W0 x + b in the type of x, whichever W0 has; differentiable in x, and in W0 where that is trained."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.weight.requires_grad:
@@ -218,7 +218,7 @@ class StoredLinear(nn.Linear):
 
 
 class StoredConv1D(Conv1D):  # type: ignore[misc]
-    """The same of GPT-2's layer, whose W0 lies as (in, out)."""
+    """The same of GPT-2's layer, whose W0 is stored as (in, out)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.weight.requires_grad:

@@ -78,8 +78,8 @@ class Decoder:
     def step(self, x: Tensor, sequences: Tensor, positions: Tensor) -> Tensor:
         """One token more: of x (tokens, hidden), what the vocabulary's embedding gives, → logits (tokens, vocabulary).
 
-        Token m stands at ``positions[m]`` of ``sequences[m]``, int64 (tokens,) both; the tokens of one sequence come in
-        order, and what stands before them has its keys and values. The logits are good until the next step.
+        Token m is at ``positions[m]`` of ``sequences[m]``, int64 (tokens,) both; the tokens of one sequence come in
+        order, and the positions before them have their keys and values. The logits are good until the next step.
         """
         if len(self._logits) < len(x):  # new memory for each step would cost its page faults
             self._logits = torch.empty(len(x), self._vocabulary)
