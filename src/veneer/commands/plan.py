@@ -102,8 +102,11 @@ def plan(model: str | os.PathLike[str], **options: Any) -> Answer:
     another type, and ModelError for one that is not found or cannot be planned.
 
     Example:
-        >>> answer = veneer.plan("smollm2-135m-instruct", storage="nf4", batch_size=8, memory="2GB")
-        >>> answer.fits, answer.plan.peak, answer.plan.step_seconds
+        >>> answer = veneer.plan("tiny", batch_size=4, max_length=32, memory="2GB")
+        >>> answer.fits
+        True
+        >>> answer.plan
+        Plan('tiny': peak ... MB, ... MB needed, ... a step)
     """
     if not isinstance(model, str | os.PathLike):
         raise ArgumentError(f"plan takes a model's name or path (str or pathlib.Path), not {described(model)}.")

@@ -112,19 +112,19 @@ def base_of(
 def no_values(work: Callable[[], _T]) -> _T:
     """``work()``, in which new tensors have shapes and no values.
 
-    In a thread of its own, which has no expanding buffer yet: a fake one would be found again by the next real product.
+    In a thread of its own, which has no expanding buffer yet: the next real product would expand into a fake one.
     """
     for storage in (name for name, bits in CODE_BITS.items() if bits == 4):  # tables that are made once, for real
         table_of(storage, torch.device(CPU))
     dynamic8()
-    found: list[_T] = []
+    results: list[_T] = []
     failed: list[BaseException] = []
 
     def run() -> None:
         try:
             with _unlogged(), warnings.catch_warnings(), _Mode(allow_non_fake_inputs=True):
                 warnings.simplefilter("ignore")
-                found.append(work())
+                results.append(work())
         except BaseException as error:
             failed.append(error)
 
@@ -133,7 +133,7 @@ def no_values(work: Callable[[], _T]) -> _T:
     thread.join()
     if failed:
         raise failed[0]
-    return found[0]
+    return results[0]
 
 
 @contextmanager

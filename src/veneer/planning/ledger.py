@@ -102,7 +102,7 @@ _PRODUCTS = {"mm", "bmm", "addmm", "addmm_", "baddbmm", "_grouped_mm", "_linear_
 _FUNCTIONS = ("exp", "gelu", "silu", "tanh", "softmax", "swiglu", "geglu", "rotate", "dequantise", "update_product")
 # Part of a name → kind.
 _KIND_OF = dict.fromkeys(_FUNCTIONS, "functions") | dict.fromkeys(("bernoulli", "dropout"), "random")
-# Of these arguments only a panel is read, and written into the last one.
+# Only a panel of these arguments is read, and written into the last one.
 _INTO_THE_LAST = {"dequantise"}
 
 

@@ -23,7 +23,7 @@ _FILE = "machine.json"
 
 @dataclass(frozen=True)
 class Machine:
-    """Measured on this machine with torch's threads; without rates no time is told."""
+    """Measured on this machine with torch's threads; without rates no time is predicted."""
 
     rates: dict[str, float]  # kind of operation → a second's floating-point operations of products, bytes of the others
     operation: float  # seconds that an operation takes beside its arithmetic
@@ -35,9 +35,9 @@ def measured(*, afresh: bool = False) -> Machine:
     """From the cache file, else (or ``afresh``) measured and put there; a file that cannot be written is no error."""
     if not afresh and (known := remembered()) is not None:
         return known
-    found = _measure()
-    remember(_FILE, _key(), asdict(found))
-    return found
+    machine = _measure()
+    remember(_FILE, _key(), asdict(machine))
+    return machine
 
 
 def remembered() -> Machine | None:
@@ -55,7 +55,7 @@ def _key() -> str:
 
 
 def _measure() -> Machine:
-    """By a process of its own (rates.py): its memory is a run's, and nothing of this one is in its way."""
+    """By a process of its own (runs/measure.py): its memory is a run's, and nothing of this one is in its way."""
     done = subprocess.run([sys.executable, "-m", "veneer.runs.measure"], capture_output=True, text=True, check=False)
     try:
         return Machine(**json.loads(done.stdout.splitlines()[-1]))

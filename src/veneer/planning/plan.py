@@ -94,6 +94,11 @@ def plan(
     ``rows``: those of the step that takes the most memory; without them they are as many and as long as the options
     allow, every token learned. ``how`` the loss is computed, where it is known; ``recomputed``: the number of layers
     whose activations are recomputed, where it is not all or none; ``steps`` of the run, where its epochs say so.
+
+    Raises ModelError where there is no such model, and what the options of its update raise.
+
+    Example:
+        plan(PlanOptions(model="smollm2-135m-instruct", storage="nf4", batch_size=8), NO_MACHINE).needed
     """
     base = base_asked(config) if base is None else base
     on_cpu = getattr(config, "device", CPU) == CPU

@@ -81,12 +81,12 @@ class Sizes:
 
 
 def sizes(rank: int = 8) -> Sizes:
-    """The memory of each way at each size: a row at a time, every layer's activations computed again."""
+    """The memory of each way at each size: a row at a time, every layer's activations recomputed."""
     return Sizes({size: {name: _plan(size, way, rank) for name, way in WAYS.items()} for size in SIZES}, rank)
 
 
 def _plan(size: str, way: Way, rank: int) -> Plan:
-    """All layers are equal, so two small numbers of them tell what each one more adds, to the byte."""
+    """All layers are equal, so two small numbers of them show what each one more adds, to the byte."""
     few, more = (_plan_of(size, way, rank, layers) for layers in (SHOWN, SHOWN + 1))
     left = SIZES[size][1] - SHOWN
     terms = {name: value + left * (more.terms[name] - value) for name, value in few.terms.items()}

@@ -1,7 +1,7 @@
 """The loss, computed where something is learned and nowhere else.
 
 The output head is applied to the learned positions alone, a chunk at a time; each chunk's gradient is formed in the
-forward pass while its logits are there, so the logits of a whole batch never exist.
+forward pass while its logits exist, so the logits of a whole batch never exist.
 """
 
 from __future__ import annotations
@@ -110,13 +110,13 @@ def tokens_gone_through(rows: Sequence[Tokens], kind: str, packed: bool) -> int:
 
 def _learned(rows: list[Tokens], device: torch.device) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Row and place (n,) before each learned token of padded ``rows``, and these tokens (n,)."""
-    found = [
+    learned = [
         (number, place, token)
         for number, row in enumerate(rows)
         for place, token in enumerate(row.labels[1:])
         if token != IGNORE
     ]
-    numbers, places, tokens = torch.tensor(found, dtype=torch.long, device=device).view(-1, 3).unbind(1)
+    numbers, places, tokens = torch.tensor(learned, dtype=torch.long, device=device).view(-1, 3).unbind(1)
     return (numbers, places), tokens
 
 
@@ -154,17 +154,17 @@ class _ChunkedLoss(torch.autograd.Function):
             loss, grad_logits = _cross_entropy(own, labels[rows], smoothing, rows_at_once)
             total += loss
             leaves = [chunk, *trained]
-            found = (
+            formed = (
                 torch.autograd.grad(logits, [leaves[i] for i in wanted], grad_logits, allow_unused=True)
                 if wanted
                 else ()
             )
-            for i, grad in zip(wanted, found, strict=True):
+            for i, grad in zip(wanted, formed, strict=True):
                 if i == 0 and grad_hidden is not None:
                     grad_hidden[rows] = grad
                 elif grad is not None:  # an adapter that is not in force has none
                     grads[i - 1] += grad
-            del logits, own, grad_logits, found  # before the next chunk's logits take as much again
+            del logits, own, grad_logits, formed  # before the next chunk's logits take as much again
         ctx.save_for_backward(*(tensor for tensor in [grad_hidden, *grads] if tensor is not None))
         ctx.has_hidden = grad_hidden is not None
         return total.float()

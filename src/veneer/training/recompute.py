@@ -1,7 +1,7 @@
-"""Which layers' activations are computed again for the backward pass instead of kept: all, none, or as many as asked.
+"""Which layers' activations are recomputed for the backward pass instead of kept: all, none, or a given number.
 
-Those that are gone through first: by the time the backward pass comes to them, the others' activations are gone, and
-what is computed again has room (Chen et al., 2016, arXiv:1604.06174).
+The first layers of the forward pass: by the time the backward pass comes to them, the others' activations are freed,
+and what is recomputed has room (Chen et al., 2016, arXiv:1604.06174).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from veneer.errors import ConfigError
 
 
 def stacks_of(model: nn.Module) -> list[nn.ModuleList]:
-    """The lists of layers that transformers can compute again; one in most models, two in an encoder with a decoder."""
+    """The lists of layers that transformers can recompute; one in most models, two in an encoder with a decoder."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     return [
         layers for layers in lists if len(layers) and all(isinstance(m, GradientCheckpointingLayer) for m in layers)
@@ -27,8 +27,8 @@ def stacks_of(model: nn.Module) -> list[nn.ModuleList]:
 
 
 def keeping_layers(model: nn.Module) -> list[Any]:
-    """The layers in which something is kept, in the order in which they are gone through: from the lowest on in which,
-    or below which, anything is trained."""
+    """Layers that store activations for backward, in forward order: from the first on in which, or below which,
+    anything is trained."""
     layers = [layer for stack in stacks_of(model) for layer in stack]
     inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
     below = {id(p) for p in embedding.parameters()} if (embedding := model_input(model)) is not None else set()
@@ -41,8 +41,8 @@ def keeping_layers(model: nn.Module) -> list[Any]:
 def model_input(model: Any) -> nn.Module | None:
     """The embedding of tokens, below all layers."""
     get = getattr(model, "get_input_embeddings", None)
-    found: nn.Module | None = get() if get is not None else None
-    return found
+    embedding: nn.Module | None = get() if get is not None else None
+    return embedding
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def recomputed(model: Any, count: int | None, **how: Any) -> Iterator[None]:
     """
     chosen = keeping_layers(model)[:count]
     if not chosen and count != 0 and not stacks_of(model):
-        raise ConfigError(f"A {type(model).__name__} has no layers whose activations could be computed again.")
+        raise ConfigError(f"A {type(model).__name__} has no layers whose activations could be recomputed.")
     for layer in chosen:
         # What model.gradient_checkpointing_enable would do to all layers, and to those below the lowest adapter.
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, **how)
