@@ -140,7 +140,7 @@ def test_a_conversation_goes_into_the_chat_template(parts):
         (["one", 3], "A prompt is a str or a list of messages, not the int 3."),
         ([{"role": "user"}], "A message has a role and a content, both str; this is the dict {'role': 'user'}."),
         ([{"role": "user", "content": 1}], "A message has a role and a content, both str; this is the dict "
-                                           "{'role': 'user', 'content': 1}."),
+                                           "{'content': 1, 'role': 'user'}."),
         ([["one"]], "A message has a role and a content, both str; this is the str 'one'."),
     ],
 )  # fmt: skip
