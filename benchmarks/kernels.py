@@ -59,7 +59,7 @@ def main() -> None:
     # Bits a weight that must move: 4.127 in and 32 out; a copy has 32 both ways.
     copied = times["dequantise into a buffer"]["fp32"] / (2 * 32)
     result["dequantise_share_of_copy_bandwidth"] = copied / (times["dequantise into a buffer"]["veneer"] / (4.127 + 32))
-    from veneer.kernels.operators import serving
+    from veneer.kernels.serving import serving
 
     result["kernels"], result["load_before"], result["versions"] = serving(), load_before, versions("bitsandbytes")
     RESULT.parent.mkdir(exist_ok=True)

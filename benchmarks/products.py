@@ -4,7 +4,7 @@
 
 1,024 rows, the layers of the packaged SmolLM2-135M with rank 8, and its head at the rows of one chunk of the loss. And
 the low-rank update of one layer's seven matrices, forward and backward, by its own C++ kernels and by products
-(`reference`).
+(their definitions).
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from veneer.kernels.backends import cpu, reference
+from veneer.kernels.backends import cpu
 from veneer.kernels.dense import linear
+from veneer.kernels.extension import VARIANTS
+from veneer.kernels.operations.update import update_product, update_product_backward
 
 RESULT = Path(__file__).parent / "results" / "products.json"
 ROUNDS = 15
@@ -65,22 +67,25 @@ def main() -> None:
 
 def _update(tokens: int, rank: int) -> dict[str, float]:
     """Seconds of a layer's updates, forward and backward."""
-    kernels = cpu.Cpu(cpu.VARIANTS[-1])
+    kernels = cpu.Cpu(VARIANTS[-1])
+    in_cpp = kernels.update_product, kernels.update_product_backward
+    by_products = update_product.definition, update_product_backward.definition
     seconds = dict.fromkeys(("products", "kernels"), 0.0)
     for (inner, out), count in MATRICES.items():
         of_x, of_y = (tokens, inner), (tokens, out)
         given = [torch.randn(shape) for shape in (of_x, of_y, (rank, inner), (out, rank), of_y, of_x)]
         for who, found in _in_turn(
-            {"products": partial(_both, reference, *given), "kernels": partial(_both, kernels, *given)}
+            {"products": partial(_both, by_products, *given), "kernels": partial(_both, in_cpp, *given)}
         ).items():
             seconds[who] += count * found
     return seconds
 
 
-def _both(of: Any, x: Tensor, grad: Tensor, A: Tensor, B: Tensor, y: Tensor, grad_x: Tensor) -> None:
+def _both(by: Any, x: Tensor, grad: Tensor, A: Tensor, B: Tensor, y: Tensor, grad_x: Tensor) -> None:
     """The update added to an output, and its gradients, that of x added to another."""
-    low = of.update_product(x, A, B, 2.0, y)
-    of.update_product_backward(grad, x, low, A, B, 2.0, grad_x)
+    forward, backward = by
+    low = forward(x, A, B, 2.0, y)
+    backward(grad, x, low, A, B, 2.0, grad_x)
 
 
 def _in_turn(ways: dict[str, Callable[[], object]]) -> dict[str, float]:

@@ -6,13 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from veneer.commands.train import resume as resume
+    from veneer.commands.train import train as train
     from veneer.errors import VeneerError as VeneerError
     from veneer.frozen.weight import int8_activations as int8_activations
     from veneer.generation.generate import generate as generate
     from veneer.generation.generate import stream as stream
     from veneer.models.load import load as load
-    from veneer.runs.train import resume as resume
-    from veneer.runs.train import train as train
     from veneer.updates.adapter_file import save as save
     from veneer.updates.attach import attach as attach
     from veneer.updates.attach import remove as remove
@@ -43,8 +43,8 @@ _HOME = {
     "disabled": "veneer.updates.record",
     "remove": "veneer.updates.attach",
     "trainable": "veneer.updates.trainable",
-    "train": "veneer.runs.train",
-    "resume": "veneer.runs.train",
+    "train": "veneer.commands.train",
+    "resume": "veneer.commands.train",
     "generate": "veneer.generation.generate",
     "stream": "veneer.generation.generate",
     "save": "veneer.updates.adapter_file",

@@ -68,7 +68,9 @@ def plan(model: str | None, run_yaml: Path | None, as_json: bool, **options: Any
     from rich.console import Console
 
     from veneer.commands.plan import Answer, answer
+    from veneer.kernels.heap import own_heap
 
+    own_heap()  # as train does, whose memory is planned
     if model is None:
         from veneer.planning.sizes import Sizes, sizes
 

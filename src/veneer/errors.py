@@ -16,7 +16,15 @@ _small.maxstring = _small.maxother = _small.maxlong = 100
 
 
 class VeneerError(Exception):
-    """Base of everything Veneer refuses; its text is written for the person who made the mistake."""
+    """Base of everything Veneer refuses; its text is written for the person who made the mistake.
+
+    Example:
+        >>> try:
+        ...     veneer.attach(model, veneer.LoRA(targets=["q_prj"]))
+        ... except veneer.VeneerError as error:
+        ...     print(error)
+        targets names 'q_prj', which matches no module of this model. Nearest here: q_proj, ...
+    """
 
     exit_code = 1  # of the command line
 

@@ -6,9 +6,10 @@ from there.
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterable
-from typing import Any, get_origin
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -160,6 +161,32 @@ def named_here(name: str, known: Iterable[str]) -> str | None:
         return explanation
     here = [option for option in ELSEWHERE.get(name, ()) if option in known]
     return f"is {' or '.join(here)}" if here and name not in known else None
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def shows(options: type[Options], names: Iterable[str]) -> Callable[[Function], Function]:
+    """A decorator for a function that takes these options by name: help() and inspect.signature list each of them, with
+    its type, default and description, in place of ``**options``."""
+    fields = {name: options.model_fields[name] for name in names}
+
+    def decorate(function: Function) -> Function:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        taken = [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, annotation=field.annotation,
+                default=inspect.Parameter.empty if field.is_required() else field.get_default(),
+            )
+            for name, field in fields.items()
+        ]  # fmt: skip
+        about = "\n".join(f"    {name}: {field.description}" for name, field in fields.items())
+        function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nOptions:\n{about}\n"
+        function.__signature__ = signature.replace(parameters=[*own, *taken])  # type: ignore[attr-defined]
+        return function
+
+    return decorate
 
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

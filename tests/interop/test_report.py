@@ -15,7 +15,7 @@ from rich.console import Console
 import veneer
 from veneer.cli import main
 from veneer.reporting.loading import recipes
-from veneer.runs.folder import RunFolder
+from veneer.runs.history import RunHistory
 from veneer.runs.opened import open_named
 
 pytestmark = pytest.mark.interop
@@ -43,7 +43,7 @@ def trained(tiny_folder, tmp_path_factory):
 
 
 def _recipes(folder, rank=8):
-    return {recipe.title: recipe for recipe in recipes(RunFolder.read(folder), rank)}
+    return {recipe.title: recipe for recipe in recipes(RunHistory.read(folder), rank)}
 
 
 def _do(recipe, monkeypatch) -> dict[str, object]:
@@ -92,7 +92,7 @@ def test_peft_and_transformers_give_the_runs_own_logits(trained, name, monkeypat
 def test_what_vllm_and_llama_cpp_cannot_read_is_exported_first(trained, name, monkeypatch, capsys):
     folder = trained(name, **OPTIONS[name])
     found = _recipes(folder, rank=4)
-    base = str(RunFolder.read(folder).config.model)
+    base = str(RunHistory.read(folder).config.model)
     (_, vllm), (_, llama) = found["vLLM"].parts[0], found["llama.cpp"].parts[0]
     export, *serve = vllm.splitlines()
     assert export == f"veneer export {folder} {folder / 'plain'}"
@@ -162,7 +162,7 @@ def test_a_classifier_is_one_and_neither_vllms_nor_llama_cpps(finished_classifie
 
 def test_a_base_in_a_gguf_file_is_first_written_as_a_folder(trained, tmp_path, monkeypatch):
     folder = trained("lora")
-    run = RunFolder.read(folder)
+    run = RunHistory.read(folder)
     run.config = run.config.model_copy(update={"model": "/models/some model.gguf"})
     found = {recipe.title: recipe for recipe in recipes(run, 8)}
     first = next(iter(found.values()))

@@ -80,7 +80,7 @@ def _in_group(group: Path, code: str) -> str:
 
 @pytest.mark.parametrize("child", ["memory"], indirect=True)
 def test_the_limit_of_a_real_parent_bounds_the_memory(child):
-    said = _in_group(child, "from veneer.planning.machine import usable_memory\nprint(usable_memory())")
+    said = _in_group(child, "from veneer.host_memory import usable_host_memory\nprint(usable_host_memory())")
     assert 0.95 * MEMORY < int(said) < 1.02 * MEMORY
 
 

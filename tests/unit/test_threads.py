@@ -65,7 +65,7 @@ if sys.argv[1] == "settled":
     settle()
 import torch
 from veneer.kernels.dense import linear
-from veneer.planning.machine import resident_memory
+from veneer.host_memory import resident_memory
 weight = torch.zeros(576, 576)
 for rows in range(200, 232):
     linear(torch.zeros(rows, 576), weight, None)

@@ -19,7 +19,7 @@ from veneer.data.read import read_rows
 from veneer.errors import ConfigError, DataError
 from veneer.frozen.compute import compute_line, compute_name
 from veneer.generation.decoder import generates_by
-from veneer.kernels.operators import serving, serving_line
+from veneer.kernels.serving import serving, serving_line
 from veneer.models.load import load
 from veneer.models.packaged import PACKAGED_MODELS
 from veneer.reporting.heatmap import RankMap, ranks_of

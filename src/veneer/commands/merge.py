@@ -19,7 +19,7 @@ from veneer.frozen.config import CODE_BITS, BlockwiseOptions
 from veneer.frozen.layers import DTYPES, linear_layers
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models.bnb_file import write_folder
-from veneer.models.load import quiet
+from veneer.models.library import quiet
 from veneer.runs.folder import RunFolder
 from veneer.runs.opened import Opened, open_named, open_run, refuse_own_weights
 from veneer.runs.preflight import refuse_taken

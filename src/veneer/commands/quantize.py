@@ -9,7 +9,9 @@ from veneer.arguments import folder_given
 from veneer.commands.config import QuantizeOptions
 from veneer.files import atomic_folder
 from veneer.models.bnb_file import write_folder
-from veneer.models.load import dtype_of, load, quiet
+from veneer.models.checkpoint import Checkpoint
+from veneer.models.library import quiet
+from veneer.models.load import load
 from veneer.runs.preflight import refuse_taken
 
 
@@ -24,7 +26,8 @@ def quantise_to(source: str | Path, out: str | Path, **options: Any) -> None:
     """
     asked, out = QuantizeOptions(**options), folder_given("quantise_to", out, "out")
     refuse_taken(out)
-    model, tokenizer = load(source, **asked.model_dump())
+    checkpoint = Checkpoint(source)
+    model, tokenizer = load(checkpoint, **asked.model_dump())
     with atomic_folder(out) as folder, quiet():
-        write_folder(model, folder, dtype_of(source))
+        write_folder(model, folder, checkpoint.dtype)
         tokenizer.save_pretrained(folder)

@@ -30,13 +30,6 @@ def rows_of(data: Any) -> list[Row]:
     return rows
 
 
-def is_named(data: Any) -> bool:
-    """Whether ``data`` is a path or name, or a list of these, so that it can be read again."""
-    return isinstance(data, str | Path) or (
-        isinstance(data, list | tuple) and bool(data) and all(isinstance(part, str | Path) for part in data)
-    )
-
-
 def write_rows(rows: Iterable[Row], file: Path) -> None:
     """One JSON object a line, which `read_rows` reads back as the same values."""
     with file.open("w", encoding="utf-8") as lines:

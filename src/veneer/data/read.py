@@ -148,12 +148,11 @@ def _read_data_set(source: str) -> list[Row]:
         raise DataError(f"{source!r} is no file here ({', '.join(_SUFFIXES)}), and not {BBC_TOPICS}. {offline}")
     verbosity = datasets.utils.logging.get_verbosity()
     datasets.utils.logging.set_verbosity_error()
+    saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+    read, where = (datasets.load_from_disk if saved else datasets.load_dataset), str(path) if path.is_dir() else name
     try:
-        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-            data = datasets.load_from_disk(str(path))
-        else:
-            data = datasets.load_dataset(str(path) if path.is_dir() else name)
-    except Exception as error:  # datasets raises its own errors, the hub client's and pyarrow's
+        data = read(where)
+    except Exception as error:  # its own errors, the hub client's, pyarrow's, and those of each kind of file
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"datasets could not load {source!r}: {reason}") from None
     finally:

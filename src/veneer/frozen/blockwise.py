@@ -17,9 +17,10 @@ from torch import Tensor
 from veneer.errors import ModelError
 from veneer.frozen.codebook import codebook, dynamic8, levels8, search
 from veneer.frozen.config import CODE_BITS
-from veneer.kernels import operators
-from veneer.kernels.decode import FourBits, Int8
-from veneer.kernels.operators import dequantise4, dequantise8, nearest8, product4, product8, quantise4, quantise8
+from veneer.kernels.backends import backend_of
+from veneer.kernels.coded import CodedWeight, Levels
+from veneer.kernels.operations.products import coded_product, dequantise
+from veneer.kernels.operations.quantise import nearest8, quantise4, quantise8
 
 NESTED_BLOCK = 256  # scales that share a scale of their own
 _CHUNK = 2**18  # weights quantised at once: beside the result, quantising takes a few megabytes
@@ -48,6 +49,23 @@ class Quantised:
     @property
     def blocks(self) -> int:
         return -(-self.shape[0] * self.shape[1] // self.block_size)
+
+    @property
+    def coded(self) -> CodedWeight:
+        """The same as the kernels take it: with what the codes of its storage and of its scales stand for."""
+        device = self.codes.device
+        table = table_of(self.storage, device) if CODE_BITS[self.storage] == 4 else None
+        nested_table = None if self.nested_scales is None else dynamic8().to(device)
+        return CodedWeight(
+            self.codes, table, self.scales, nested_table, self.nested_scales, self.offset, self.block_size,
+            NESTED_BLOCK, *self.shape,
+        )  # fmt: skip
+
+    @property
+    def levels(self) -> Levels:
+        """The table of a storage of 4 bits, in 8 bits."""
+        values, step = levels8(self.storage)
+        return Levels(values.to(self.codes.device), step)
 
 
 def quantise(
@@ -130,24 +148,18 @@ def expand(quantised: Quantised, first: int, last: int, dtype: torch.dtype) -> T
     once. They are a view of the thread's buffer, good until its next call."""
     q, shape = quantised, (last - first, quantised.shape[1])
     out = _buffer("values", shape[0] * shape[1], dtype, q.codes.device).view(shape)
-    if CODE_BITS[q.storage] == 4:
-        dequantise4(*four_bits(q)[:8], first, out)
-    else:
-        dequantise8(*int8(q)[:7], first, out)
+    dequantise(q.coded, first, out)
     return out
 
 
-def few_token_product(x: Tensor, quantised: Quantised) -> Tensor:
-    """A new x Wᵀ (tokens, out) of ``x`` (tokens, in), fp32, of at most FEW tokens; W is expanded in registers."""
-    four = CODE_BITS[quantised.storage] == 4
-    y: Tensor = product4(x, *four_bits(quantised)[:9]) if four else product8(x, *int8(quantised)[:8])
-    return y
+def few_row_product(x: Tensor, quantised: Quantised) -> Tensor:
+    """A new x Wᵀ (tokens, out) of ``x`` (tokens, in) of few rows (`Backend.few_rows`); W is expanded in registers."""
+    return coded_product(x, quantised.coded)
 
 
 def prepared_int8(quantised: Quantised) -> Callable[[Tensor], Tensor]:
-    """few_token_product of a weight in 4 bits with x and the table in 8: x (tokens, in), fp32 → (tokens, out)."""
-    q = four_bits(quantised, in_8_bits=True)
-    return operators.prepared_int8(q.codes, q.levels, q.step, *q[2:10])
+    """few_row_product of a weight in 4 bits with x and the table in 8: x (tokens, in), fp32 → (tokens, out)."""
+    return backend_of(quantised.codes.device.type).prepared_int8(quantised.coded, quantised.levels)
 
 
 def panels(quantised: Quantised, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
@@ -178,25 +190,6 @@ def dense(quantised: Quantised, dtype: torch.dtype = torch.float32) -> Tensor:
     for rows, panel in panels(quantised, dtype):
         whole[rows] = panel
     return whole
-
-
-def four_bits(q: Quantised, in_8_bits: bool = False) -> FourBits:
-    """A weight in 4 bits, as the kernels take it; ``in_8_bits`` for a product with x in 8 bits."""
-    device = q.codes.device
-    levels, step = levels8(q.storage) if in_8_bits else (None, 0.0)
-    return FourBits(
-        q.codes, table_of(q.storage, device), q.scales, _nested_table(q), q.nested_scales, q.offset, q.block_size,
-        NESTED_BLOCK, *q.shape, None if levels is None else levels.to(device), step,
-    )  # fmt: skip
-
-
-def int8(q: Quantised) -> Int8:
-    """A weight of int8 storage, as the kernels take it."""
-    return Int8(q.codes, q.scales, _nested_table(q), q.nested_scales, q.offset, q.block_size, NESTED_BLOCK, *q.shape)
-
-
-def _nested_table(q: Quantised) -> Tensor | None:
-    return None if q.nested_scales is None else dynamic8().to(q.codes.device)
 
 
 @cache

@@ -19,11 +19,11 @@ from transformers.pytorch_utils import Conv1D
 
 from veneer.arguments import refuse_no_model
 from veneer.errors import ModelError, TargetError
-from veneer.frozen.blockwise import Quantised, converted, dense, few_token_product, panels, prepared_int8, quantise
+from veneer.frozen.blockwise import Quantised, converted, dense, few_row_product, panels, prepared_int8, quantise
 from veneer.frozen.config import CODE_BITS
-from veneer.kernels.backends.reference import GROUP
-from veneer.kernels.dense import base_linear, linear
-from veneer.kernels.operators import FEW
+from veneer.kernels.backends import backend_of
+from veneer.kernels.dense import Multiply, linear
+from veneer.kernels.operations.products_int8 import GROUP
 
 _TENSORS = ("codes", "scales", "nested_scales", "offset")  # of a Quantised, and buffers of the layer that holds it
 
@@ -47,16 +47,20 @@ class FrozenWeight(ABC):
 
 
 class DenseWeight(FrozenWeight):
-    """A view of a floating-point parameter; ``transposed`` when it lies as (in, out), as GPT-2's Conv1D keeps it."""
+    """A view of a floating-point parameter; ``transposed`` when it lies as (in, out), as GPT-2's Conv1D keeps it.
 
-    def __init__(self, weight: Tensor, transposed: bool = False) -> None:
+    ``multiply``: what x of the weight's own type is multiplied by; other last bits come of another one.
+    """
+
+    def __init__(self, weight: Tensor, transposed: bool = False, multiply: Multiply = F.linear) -> None:
+        self._multiply = multiply
         self._weight = weight.detach().t() if transposed else weight.detach()
         self.shape = (self._weight.shape[0], self._weight.shape[1])
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         bias = None if bias is None else bias.detach().to(x.dtype)
         if x.dtype is self._weight.dtype:
-            return base_linear(x, self._weight, bias)
+            return self._multiply(x, self._weight, bias)
         y = _product(x, converted(self._weight, x.dtype), self.shape[0])
         return y if bias is None else y.add_(bias)
 
@@ -74,11 +78,11 @@ class BlockwiseWeight(FrozenWeight):
 
     def __init__(
         self, quantised: Quantised, dtype: torch.dtype = torch.float32,
-        few_tokens: Callable[[Tensor], Tensor] | None = None,
+        few_rows: Callable[[Tensor], Tensor] | None = None,
     ) -> None:  # fmt: skip
-        self._quantised, self._dtype, self._few_tokens = quantised, dtype, few_tokens
+        self._quantised, self._dtype, self._few_rows = quantised, dtype, few_rows
         # Asked now: an autograd function, which calls the product, switches gradients off.
-        self._refuses = few_tokens is not None and torch.is_grad_enabled()
+        self._refuses = few_rows is not None and torch.is_grad_enabled()
         self.shape = quantised.shape
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -87,8 +91,8 @@ class BlockwiseWeight(FrozenWeight):
                 "Activations in 8 bits are for generation: nothing is learned through them. Leave int8_activations() "
                 "before a pass that needs gradients, or run this one under torch.no_grad()."
             )
-        if 1 <= x.shape[0] <= FEW and x.dtype == torch.float32:
-            y = self._few_tokens(x) if self._few_tokens is not None else few_token_product(x, self._quantised)
+        if _has_few_rows(x):
+            y = self._few_rows(x) if self._few_rows is not None else few_row_product(x, self._quantised)
         else:
             y = _product(x, panels(self._quantised, x.dtype), self.shape[0])
         return y if bias is None else y.add_(bias.detach())
@@ -100,17 +104,22 @@ class BlockwiseWeight(FrozenWeight):
         return dense(self._quantised, self._dtype)
 
 
-_MANY = 32  # rows from which on it pays that oneDNN lays a panel out anew
+def _has_few_rows(x: Tensor) -> bool:
+    """Whether the device of x (n, in) multiplies it faster by a kernel that expands the weight in registers."""
+    return 1 <= x.shape[0] <= backend_of(x.device.type).few_rows(x.dtype)
+
+
 _Panels = Iterator[tuple[slice, Tensor]]  # which rows of W0, and their values
 
 
 def _product(x: Tensor, panels: _Panels, out: int) -> Tensor:
     """x (n, in) → x W0ᵀ (n, out)."""
+    backend = backend_of(x.device.type)
     y: Tensor | None = None
     for rows, panel in panels:
         if len(panel) < out and y is None:
             y = x.new_empty(x.shape[0], out)
-        part = (linear if len(x) >= _MANY else F.linear)(x, panel)
+        part = backend.panel_product(x, panel)
         if y is None:
             return part
         y[:, rows] = part
@@ -121,9 +130,10 @@ def _product_transposed(grad: Tensor, panels: _Panels, shape: tuple[int, int]) -
     """grad (n, out) → grad W0 (n, in) for W0 of ``shape``."""
     if not shape[0]:
         return grad.new_zeros(grad.shape[0], shape[1])
+    backend = backend_of(grad.device.type)
     y: Tensor | None = None
     for rows, panel in panels:
-        part = (linear if len(grad) >= _MANY else F.linear)(grad[:, rows], panel.t())
+        part = backend.panel_product(grad[:, rows], panel.t())
         y = part if y is None else y.add_(part)
     return cast(Tensor, y)
 
@@ -138,7 +148,7 @@ class QuantisedLinear(nn.Module):
     scales: Tensor
     nested_scales: Tensor | None
     offset: Tensor | None
-    few_tokens: Callable[[Tensor], Tensor] | None = None  # the product while int8_activations() holds
+    few_rows: Callable[[Tensor], Tensor] | None = None  # the product while int8_activations() holds
 
     def __init__(self, quantised: Quantised, bias: Tensor | None, dtype: torch.dtype, transposed: bool = False) -> None:
         super().__init__()
@@ -174,13 +184,13 @@ class QuantisedLinear(nn.Module):
         return torch.empty(0, self.in_features, dtype=self.dtype, device=self.codes.device)
 
     def frozen(self) -> BlockwiseWeight:
-        return BlockwiseWeight(self.quantised, self.dtype, self.few_tokens)
+        return BlockwiseWeight(self.quantised, self.dtype, self.few_rows)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() and self.few_tokens is not None and not torch.is_autocast_enabled(x.device.type):
+        if not torch.is_grad_enabled() and self.few_rows is not None and not torch.is_autocast_enabled(x.device.type):
             rows = x.reshape(-1, x.shape[-1])
-            if 1 <= rows.shape[0] <= FEW and x.dtype == torch.float32:
-                y = self.few_tokens(rows)  # a token at a time, where each step more is felt
+            if _has_few_rows(rows):
+                y = self.few_rows(rows)  # a token at a time, where each step more is felt
                 y = y if self.bias is None else y.add_(self.bias)
                 return y.view(*x.shape[:-1], self.out_features)
         return frozen_product(x, self.frozen(), self.bias)
@@ -250,12 +260,13 @@ class _FrozenProduct(torch.autograd.Function):
         return ctx.frozen.product_transposed(grad), None, None
 
 
-def frozen_weight(module: nn.Module) -> FrozenWeight:
-    """The weight of a linear layer, as it is kept. Raises TargetError for a module that is none."""
+def frozen_weight(module: nn.Module, multiply: Multiply = F.linear) -> FrozenWeight:
+    """The weight of a linear layer, as it is kept; one in x's own type is multiplied by ``multiply``, with nn.Linear's
+    bits unless it is another. Raises TargetError for a module that is none."""
     if isinstance(module, QuantisedLinear):
         return module.frozen()
     if isinstance(module, (nn.Linear, Conv1D)):
-        return DenseWeight(cast(Tensor, module.weight), transposed=isinstance(module, Conv1D))
+        return DenseWeight(cast(Tensor, module.weight), isinstance(module, Conv1D), multiply)
     raise TargetError(f"A {type(module).__name__} has no frozen weight to multiply by.")
 
 
@@ -266,6 +277,11 @@ def int8_activations(model: nn.Module) -> Iterator[None]:
     For generation: the error is 0.7 % of a product, and a pass that needs gradients is refused. Layers whose rows are
     no multiple of 32 stay exact. `veneer.generate` then rounds the output head, too. Raises ModelError when there is no
     layer to serve.
+
+    Example:
+        >>> model, tokenizer = veneer.load("tiny", storage="nf4")
+        >>> with veneer.int8_activations(model):
+        ...     answers = veneer.generate(model, tokenizer, ["hello"], max_new_tokens=2)
     """
     refuse_no_model("int8_activations", model)
     layers = [
@@ -275,11 +291,11 @@ def int8_activations(model: nn.Module) -> Iterator[None]:
     ]
     if not layers:
         raise ModelError("Activations in 8 bits need a base kept in 4 bits (storage nf4, fp4 or int4); this is none.")
-    before = [layer.few_tokens for layer in layers]
+    before = [layer.few_rows for layer in layers]
     for layer in layers:
-        layer.few_tokens = prepared_int8(layer.quantised)
+        layer.few_rows = prepared_int8(layer.quantised)
     try:
         yield
     finally:
-        for layer, few_tokens in zip(layers, before, strict=True):
-            layer.few_tokens = few_tokens
+        for layer, few_rows in zip(layers, before, strict=True):
+            layer.few_rows = few_rows

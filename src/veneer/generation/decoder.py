@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from veneer.frozen.blockwise import four_bits, int8
-from veneer.frozen.config import CODE_BITS
+from veneer.device import CPU
 from veneer.frozen.weight import QuantisedLinear
 from veneer.generation.lane import Continuation, by_adapters
 from veneer.generation.sampling import draw
 from veneer.kernels import decode
-from veneer.kernels.backends.reference import GROUP, rows_in_8_bits
-from veneer.kernels.operators import cpu_kernels
+from veneer.kernels.coded import CodedWeight, EightBits, Levels
+from veneer.kernels.operations.products_int8 import GROUP, rows_in_8_bits
+from veneer.kernels.serving import cpu_kernels
 from veneer.models.parts import NORMS, is_silu, name_of
 from veneer.updates.layers import AdaptedLinear, LowRank
 from veneer.updates.record import adapters_of, row_adapters
@@ -219,7 +219,7 @@ class _Parts(NamedTuple):
 
 def _parts(model: Any, adapters: Names) -> _Parts:
     """What the extension multiplies by. Raises Unsupported where that is not all that the model does."""
-    in_8_bits = any(isinstance(part, QuantisedLinear) and part.few_tokens for part in model.modules())
+    in_8_bits = any(isinstance(part, QuantisedLinear) and part.few_rows for part in model.modules())
     layers = [_layer(layer, adapters) for layer in model.model.layers]
     return _Parts(layers, _norm(model.model.norm), _head(model.lm_head, adapters, in_8_bits))
 
@@ -229,7 +229,7 @@ def _attention(model: Any) -> Any:
 
 
 def _refuse(model: Any) -> None:
-    if type(model) not in _MODELS or model.training or model.device.type != "cpu":
+    if type(model) not in _MODELS or model.training or model.device.type != CPU:
         raise Unsupported("another kind of model, or on another device")
     if model.config.rope_parameters["rope_type"] in _LENGTHS:
         raise Unsupported("rotations that change with the length")
@@ -263,17 +263,17 @@ def _linear(module: nn.Module, adapters: Names) -> decode.Linear:
     if not all(isinstance(update, LowRank) for update in updates):
         raise Unsupported("trained rows of the vocabulary")
     low_rank = [(*update.matrices(), update.scale) for update in updates if isinstance(update, LowRank) and update.rank]
-    weight: Tensor | decode.FourBits | decode.Int8
-    if isinstance(base, QuantisedLinear) and CODE_BITS[base.storage] == 4:
-        weight = four_bits(base.quantised, in_8_bits=base.few_tokens is not None)
-    elif isinstance(base, QuantisedLinear):
-        weight = int8(base.quantised)
+    weight: Tensor | CodedWeight
+    levels: Levels | None = None
+    if isinstance(base, QuantisedLinear):
+        weight = base.quantised.coded
+        levels = base.quantised.levels if base.few_rows is not None else None
     elif type(base) is nn.Linear:
         weight = _fp32(base.weight)
     else:
         raise Unsupported(f"a {type(base).__name__}")
     bias = None if base.bias is None else _fp32(base.bias)
-    return decode.Linear(weight, bias, tuple((_fp32(A), _fp32(B), scale) for A, B, scale in low_rank))
+    return decode.Linear(weight, bias, tuple((_fp32(A), _fp32(B), scale) for A, B, scale in low_rank), levels)
 
 
 def _head(module: nn.Module, adapters: Names, in_8_bits: bool) -> decode.Linear:
@@ -283,16 +283,16 @@ def _head(module: nn.Module, adapters: Names, in_8_bits: bool) -> decode.Linear:
     return head
 
 
-_rounded_heads: dict[int, tuple[int, decode.EightBits]] = {}  # by the weight's id, as long as it lives
+_rounded_heads: dict[int, tuple[int, EightBits]] = {}  # by the weight's id, as long as it lives
 
 
-def _rounded(weight: Tensor) -> decode.EightBits:
+def _rounded(weight: Tensor) -> EightBits:
     """A head's weight in 8 bits, remembered: to round it takes as long as a good many steps."""
     key = id(weight)
     if key not in _rounded_heads:
         weakref.finalize(weight, _rounded_heads.pop, key, None)
     if key not in _rounded_heads or _rounded_heads[key][0] != weight._version:
-        _rounded_heads[key] = weight._version, decode.EightBits(*rows_in_8_bits(weight.detach()), weight.shape[1])
+        _rounded_heads[key] = weight._version, rows_in_8_bits(weight.detach())
     return _rounded_heads[key][1]
 
 

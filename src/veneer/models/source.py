@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 from veneer.errors import ModelError, did_you_mean
@@ -66,9 +67,14 @@ def _from_hub(name: str, config_alone: bool) -> Path:
     offline = hub_unreachable()
     if offline:
         raise ModelError(f"{_not_here(name)} {offline}")
+    client_errors: tuple[type[Exception], ...] = (
+        *_client_errors(),
+        ValueError,
+        RuntimeError,
+    )  # the last two: bad names
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
-    except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
+    except client_errors as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{_not_here(name)} The hub answered: {reason}") from None
 
@@ -83,11 +89,21 @@ def hub_unreachable() -> str:
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set, so the hub was not asked."
+    client_errors = _client_errors()
     try:
         get_session().head(constants.ENDPOINT, timeout=_SECONDS)
-    except Exception as error:  # whatever the HTTP client raises, the hub cannot be reached
+    except client_errors as error:
         return f"The hub cannot be reached from here ({error})."
     return ""
+
+
+def _client_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client raises: the system's errors, and those of its HTTP library, httpx or another by version."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    homes = {base.__module__.partition(".")[0] for base in HfHubHTTPError.__mro__}
+    http = next(sys.modules[home] for home in homes if hasattr(sys.modules[home], "InvalidURL"))
+    return OSError, http.HTTPError, http.InvalidURL
 
 
 def _not_here(name: str) -> str:

@@ -8,91 +8,90 @@ file, whose pages the system brings when a product needs them.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 from transformers.pytorch_utils import Conv1D
 
+from veneer.device import CPU
 from veneer.errors import ModelError
-from veneer.frozen.blockwise import dense, quantise
+from veneer.frozen.blockwise import Quantised, dense, quantise
 from veneer.frozen.layers import HEADS, linear_layers
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models.bnb_file import quantised_weights, read_weight
-from veneer.models.tensors import SafetensorsFolder, Tensors, tensors_of
+from veneer.models.checkpoint import CLASSES, Checkpoint
+from veneer.models.library import call_library, no_model, some_of
+from veneer.models.tensors import NotTensorByTensor, Tensors
 
 
-def stream(auto: Any, config: Any, path: Path, dtype: torch.dtype, how: dict[str, Any]) -> Any | None:
+def stream(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype, how: dict[str, Any]) -> Any:
     """The model of a folder or GGUF file, its linear layers quantised as ``how`` says (see `quantise`), the rest in
-    ``dtype``.
+    ``dtype``. ``kind``: of `CLASSES`.
 
-    None when the checkpoint's tensors are not the model's own, name by name and shape by shape: other names, a head
-    that is new, one file for many. transformers knows what to do about these, and what to call them.
+    Raises NotTensorByTensor when the checkpoint's tensors are not the model's own, name by name and shape by shape:
+    other names, a head that is new, one file for many. transformers knows what to do about these, and what to call
+    them. Raises ModelError for a damaged file.
     """
-    try:
-        files = tensors_of(path)
-        model = _empty(auto, config, dtype)
-        files.rename(model)
-        fits = bool(files.names()) and _one_to_one(model, files, files.names())
-    except Exception:  # a damaged file or config, which raises the same again where it is reported
-        return None
-    if not fits:
-        return None
+    tensors = checkpoint.tensors()
+    model = _empty(kind, config, dtype, checkpoint.name)
+    tensors.rename(model)
+    _require_one_to_one(model, tensors)
     for name in linear_layers(model):
         layer, key = model.get_submodule(name), f"{name}.weight"
         transposed = isinstance(layer, Conv1D)
-        weight = files.read(key)
+        weight = tensors.read(key)
         made = quantise(weight.t() if transposed else weight, key, **how)
         del weight  # and with it the pages of the file
         model.set_submodule(name, QuantisedLinear(made, layer.bias, dtype, transposed))
-    for key in set(_tensors(model)) & files.names():
-        _fill(model, key, files.read(key), dtype, copy=True)
-    return _finished(model, path.parent if path.is_file() else path)
+    for key in set(_tensors(model)) & tensors.names():
+        _fill(model, key, tensors.read(key), dtype, copy=True)
+    return _finished(model, checkpoint)
 
 
-def stream_quantised(
-    auto: Any, config: Any, folder: Path, dtype: torch.dtype, name: str, *, classifier: bool = False
-) -> Any:
-    """The model of a bitsandbytes checkpoint, called ``name`` in messages, its codes and scales as they are.
+def stream_quantised(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype) -> Any:
+    """The model of a bitsandbytes checkpoint, its codes and scales as they are, the rest in ``dtype``.
 
-    A ``classifier`` has a new head where the checkpoint has none, one of another kind, or one for other classes.
+    A classifier (``kind``) has a new head where the checkpoint has none, one of another kind, or one for other classes.
 
     Raises ModelError when it is damaged, or its tensors are not the model's own.
     """
-    files = SafetensorsFolder(folder)
-    model = _empty(auto, config, dtype)
+    files = checkpoint.safetensors()
+    model = _empty(kind, config, dtype, checkpoint.name)
     files.rename(model)
     weights = quantised_weights(files.names())
     beside = {f"{weight}.{part}" for weight, parts in weights.items() for part in parts}
     layers = set(linear_layers(model))
     held = files.names() - beside
-    new = _new_head(model, files, held, set(weights)) if classifier else set()
+    new = _new_head(model, files, held, set(weights)) if kind == "classification" else set()
     if new:  # and the head of a language model is not wanted
         held -= new | {key for key in held if key.startswith("lm_head.")}
-    _refuse_others(model, files, held, set(weights), name, new)
+    _refuse_others(model, files, held, set(weights), checkpoint.name, new)
     for weight, parts in weights.items():
-        path = weight.removesuffix(".weight")
-        layer = model.get_submodule(path)
-        made = read_weight(weight, parts, files.mapped)
-        transposed = isinstance(layer, Conv1D)
-        shape = tuple(layer.weight.shape[::-1] if transposed else layer.weight.shape)
-        if shape != made.shape:
-            raise ModelError(f"{weight} of {name} is {made.shape}, where its config.json says {shape}.")
-        if path in layers:
-            model.set_submodule(path, QuantisedLinear(made, layer.bias, dtype, transposed))
-        else:  # a head, which is multiplied as a whole
-            whole = dense(made, dtype)
-            _fill(model, weight, whole.t().contiguous() if transposed else whole, dtype)
+        _put_quantised(model, weight, read_weight(weight, parts, files.mapped), layers, dtype, checkpoint.name)
     for key in (set(_tensors(model)) & held) - set(weights):
         _fill(model, key, files.mapped(key), dtype)
     for head in {model.get_submodule(key.split(".")[0]) for key in new}:
-        head.to_empty(device="cpu").to(dtype).apply(model._init_weights)
-    return _finished(model, folder)
+        head.to_empty(device=CPU).to(dtype).apply(model._init_weights)
+    return _finished(model, checkpoint)
+
+
+def _put_quantised(model: Any, weight: str, codes: Quantised, layers: set[str], dtype: torch.dtype, name: str) -> None:
+    """Put a weight that is kept in codes in its place; a head, which is no one of the ``layers``, is expanded."""
+    path = weight.removesuffix(".weight")
+    layer = model.get_submodule(path)
+    transposed = isinstance(layer, Conv1D)
+    shape = tuple(layer.weight.shape[::-1] if transposed else layer.weight.shape)
+    if shape != codes.shape:
+        raise ModelError(f"{weight} of {name} is {codes.shape}, where its config.json says {shape}.")
+    if path in layers:
+        model.set_submodule(path, QuantisedLinear(codes, layer.bias, dtype, transposed))
+    else:
+        whole = dense(codes, dtype)
+        _fill(model, weight, whole.t().contiguous() if transposed else whole, dtype)
 
 
 def _new_head(model: Any, files: Tensors, held: set[str], weights: set[str]) -> set[str]:
@@ -102,10 +101,10 @@ def _new_head(model: Any, files: Tensors, held: set[str], weights: set[str]) -> 
     return set() if fits else set(wanted)
 
 
-def _empty(auto: Any, config: Any, dtype: torch.dtype) -> Any:
+def _empty(kind: str, config: Any, dtype: torch.dtype, name: str) -> Any:
     """The model with parameters that have a shape and no values; buffers that no file holds have theirs."""
     with init_empty_weights(include_buffers=False):
-        return auto.from_config(config, dtype=dtype)
+        return call_library(CLASSES[kind].from_config, no_model(name), config, dtype=dtype)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -119,14 +118,23 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in model.state_dict().items() if key not in inside}
 
 
-def _one_to_one(model: Any, files: Tensors, keys: set[str]) -> bool:
+def _require_one_to_one(model: Any, tensors: Tensors) -> None:
+    """Raises NotTensorByTensor unless each tensor of the checkpoint is one of the model's, and the other way round."""
+    names, wanted = tensors.names(), _tensors(model)
+    if not names:
+        raise NotTensorByTensor("it has no safetensors file")
     if _conversions(model):
-        return False  # tensors are joined or turned as they are read
-    missing, unexpected = _differences(model, keys)
-    wanted = _tensors(model)
-    return not missing and not unexpected and all(
-        files.shape(key) == tuple(wanted[key].shape) for key in keys if key in wanted
-    )  # fmt: skip
+        raise NotTensorByTensor("its tensors are joined or turned as they are read")
+    missing, unexpected = _differences(model, names)
+    if missing and unexpected:
+        raise NotTensorByTensor(f"it has other names, such as {unexpected[0]} where its model has {missing[0]}")
+    if missing:
+        raise NotTensorByTensor(f"it lacks {some_of(missing)}")
+    if unexpected:
+        raise NotTensorByTensor(f"its model has no place for {some_of(unexpected)}")
+    reshaped = [key for key in sorted(names & set(wanted)) if tensors.shape(key) != tuple(wanted[key].shape)]
+    if reshaped:
+        raise NotTensorByTensor(f"its model has another shape for {some_of(reshaped)}")
 
 
 def made_anew(model: Any) -> set[str]:
@@ -165,9 +173,8 @@ def _refuse_others(model: Any, files: Tensors, keys: set[str], weights: set[str]
     missing, unexpected = _differences(model, keys | new)
     wrong = missing or unexpected
     if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        what = "lacks" if missing else "holds what its model has no place for:"
-        raise ModelError(f"The checkpoint of {name} {what} {', '.join(wrong[:3])}{more}.")
+        fault = "lacks" if missing else "holds what its model has no place for:"
+        raise ModelError(f"The checkpoint of {name} {fault} {some_of(wrong)}.")
     wanted = _tensors(model)
     for key in sorted((keys & set(wanted)) - weights):
         if files.shape(key) != tuple(wanted[key].shape):
@@ -188,8 +195,8 @@ def _fill(model: nn.Module, key: str, tensor: Tensor, dtype: torch.dtype, copy: 
         module._parameters[name] = nn.Parameter(tensor.to(dtype, copy=copy), requires_grad=trained)
 
 
-def _finished(model: Any, folder: Path) -> Any:
+def _finished(model: Any, checkpoint: Checkpoint) -> Any:
     model.tie_weights()
-    if getattr(model, "generation_config", None) is not None and (folder / "generation_config.json").is_file():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config = checkpoint.generation_config() or model.generation_config
     return model

@@ -30,28 +30,28 @@ class Change:
         return {"options": self.options, "peak": self.plan.peak, "needed": self.plan.needed, "cost": self.cost}
 
 
-Foresee = Callable[[TrainConfig], Plan]
+Predict = Callable[[TrainConfig], Plan]
 
 
-def changes(config: TrainConfig, limit: int, now: Plan, foresee: Foresee, most: int = 4) -> list[Change]:
+def changes(config: TrainConfig, limit: int, now: Plan, predict: Predict, most: int = 4) -> list[Change]:
     """At most ``most`` single changes that fit ``limit`` bytes, those without a loss of exactness first; where none
     does alone, the first combination that does. Empty where nothing helps."""
-    found = []
+    fitting = []
     singles = list(_singles(config))
     for options in singles:
-        made = _with(config, options, foresee)
+        made = _with(config, options, predict)
         if made is not None and made.needed <= limit:
-            found.append(Change(options, made, _cost(options, now, made)))
-        if len(found) == most:
+            fitting.append(Change(options, made, _cost(options, now, made)))
+        if len(fitting) == most:
             break
-    if found:
-        return found
+    if fitting:
+        return fitting
     together: dict[str, Any] = {}
     for options in singles:
         together |= options
         if len(together) < 2:
             continue
-        made = _with(config, together, foresee)
+        made = _with(config, together, predict)
         if made is not None and made.needed <= limit:
             return [Change(together, made, _cost(together, now, made))]
     return []
@@ -75,9 +75,9 @@ def _singles(config: TrainConfig) -> Iterator[dict[str, Any]]:
         yield {"method": "lora", "storage": "nf4"}
 
 
-def _with(config: TrainConfig, options: dict[str, Any], foresee: Foresee) -> Plan | None:
+def _with(config: TrainConfig, options: dict[str, Any], predict: Predict) -> Plan | None:
     try:
-        return foresee(type(config)(**{**config.changed(), "model": config.model, "data": config.data,
+        return predict(type(config)(**{**config.changed(), "model": config.model, "data": config.data,
                                        "output": config.output, **options}))  # fmt: skip
     except VeneerError:  # options that do not go together, or a base that has no name
         return None

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
+from veneer.device import CPU, Planned
 from veneer.training.config import TrainConfig
 
 
@@ -14,9 +13,7 @@ class PlanOptions(TrainConfig):
 
     data: str = Field(default="", description="Rows; not read by a plan.")
     output: str = Field(default="", description="Run folder; not made by a plan.")
-    device: Literal["cpu", "cuda"] = Field(
-        default="cpu", description="Where the run would be; of a GPU memory alone is told."
-    )
+    device: Planned = Field(default=CPU, description="Device to plan for. A GPU's plan is of memory only.")
 
     def refuse_storage(self) -> None:
         """None: what a run trains in fp32 others train in 16 bits, and a plan may be compared with that."""

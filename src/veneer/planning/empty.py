@@ -6,6 +6,7 @@ type, and take no memory. All of this happens within `no_values`.
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 import warnings
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.pytorch_utils import Conv1D
 
+from veneer.device import CPU
 from veneer.errors import ModelError
 from veneer.frozen.blockwise import NESTED_BLOCK, PANEL, Quantised, expand, table_of
 from veneer.frozen.codebook import dynamic8
@@ -26,10 +28,10 @@ from veneer.frozen.config import CODE_BITS
 from veneer.frozen.layers import DTYPES, compute_in, linear_layers
 from veneer.frozen.weight import BlockwiseWeight, QuantisedLinear, frozen_weight
 from veneer.kernels.dense import linear
-from veneer.models.bnb_file import is_bitsandbytes
-from veneer.models.load import CLASSES, quiet, read_config, task_of, writes_text
+from veneer.models.checkpoint import CLASSES, Checkpoint, Task, checkpoint_of
+from veneer.models.library import call_library, quiet
 from veneer.models.stream import is_read_whole
-from veneer.planning.ledger import times
+from veneer.planning.ledger import Times
 
 _T = TypeVar("_T")
 
@@ -81,20 +83,21 @@ class Base(NamedTuple):
         return self._replace(storage=storage, dense=dense, mapped=mapped, read=read)
 
 
-def base_of(name: str, storage: str, block_size: int, double_quantisation: bool, task: str = "auto") -> Base:
-    """The base that `veneer.load` would make of a model; nothing but its config is read.
+def base_of(
+    source: str | Checkpoint, storage: str, block_size: int, double_quantisation: bool, task: Task = "auto"
+) -> Base:
+    """The base that `veneer.load` would make of a model; only its config is read.
 
     One that writes no text becomes a classifier, of two classes where its config names none.
 
     Raises ModelError where there is no such model.
     """
-    with quiet():
-        config = read_config(name)
-        labels = None if writes_text(config) else [*config.id2label.values()]
-        kind = task_of(config, task, labels, name)  # type: ignore[arg-type]
-        coded = is_bitsandbytes(config, name)
-    base = Base(name, config, kind, "fp32", block_size, double_quantisation, torch.float32).kept_as(storage)
-    if not coded:
+    checkpoint = checkpoint_of(source)
+    config = copy.deepcopy(checkpoint.config)
+    kind = checkpoint.task(task, None if checkpoint.generates_text else [*config.id2label.values()])
+    plain = Base(checkpoint.called, config, kind, "fp32", block_size, double_quantisation, torch.float32)
+    base = plain.kept_as(storage)
+    if not checkpoint.is_bitsandbytes:
         return base
     said = config.quantization_config
     said = said if isinstance(said, dict) else said.to_dict()
@@ -112,7 +115,7 @@ def no_values(work: Callable[[], _T]) -> _T:
     In a thread of its own, which has no expanding buffer yet: a fake one would be found again by the next real product.
     """
     for storage in (name for name, bits in CODE_BITS.items() if bits == 4):  # tables that are made once, for real
-        table_of(storage, torch.device("cpu"))
+        table_of(storage, torch.device(CPU))
     dynamic8()
     found: list[_T] = []
     failed: list[BaseException] = []
@@ -144,19 +147,24 @@ def _unlogged() -> Iterator[None]:
         logger.disabled = before
 
 
-def empty_model(base: Base, on_cpu: bool = True) -> Any:
-    """The model, in eval mode, as it is kept for products ``on_cpu`` or on a GPU. Within `no_values`."""
+def empty_model(base: Base, on_cpu: bool = True, times: Times | None = None) -> Any:
+    """The model, in eval mode, as it is kept for products ``on_cpu`` or on a GPU. Within `no_values`.
+
+    ``times``: of the ledger that counts its operations, of which those of many panels are done once.
+    """
+    times = times or Times()
     with quiet():
-        model = CLASSES[base.kind].from_config(base.config, dtype=base.dense)
+        made = CLASSES[base.kind].from_config
+        model = call_library(made, f"{base.name} cannot be planned", base.config, dtype=base.dense)
     if base.storage in CODE_BITS:
         for name in linear_layers(model):
-            model.set_submodule(name, _in_codes(model.get_submodule(name), base))
+            model.set_submodule(name, _in_codes(model.get_submodule(name), base, times))
     elif on_cpu and base.dense is not torch.float32 and (compute := DTYPES[compute_name()]) is not base.dense:
         compute_in(model, compute)
     return model.eval()
 
 
-def _in_codes(layer: nn.Module, base: Base) -> QuantisedLinear:
+def _in_codes(layer: nn.Module, base: Base, times: Times) -> QuantisedLinear:
     rows, columns = frozen_weight(layer).shape
     size = rows * columns
     blocks = -(-size // base.block_size)
@@ -170,17 +178,21 @@ def _in_codes(layer: nn.Module, base: Base) -> QuantisedLinear:
     )  # fmt: skip
     bias = cast("Tensor | None", layer.bias)
     made = QuantisedLinear(quantised, bias, base.dense, isinstance(layer, Conv1D))
-    made.__dict__["frozen"] = lambda: _OnePanel(made.quantised, made.dtype)
+    made.__dict__["frozen"] = lambda: _OnePanel(made.quantised, made.dtype, times)
     return made
 
 
 class _OnePanel(BlockwiseWeight):
-    """Makes what a product by panels makes, but goes through one of them for all: a large weight has many."""
+    """Makes what a product by panels makes, but expands one of them for all: a large weight has many."""
+
+    def __init__(self, quantised: Quantised, dtype: torch.dtype, times: Times) -> None:
+        super().__init__(quantised, dtype)
+        self._times = times
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         rows, height = self.shape[0], self._height()
         y = x.new_empty(len(x), rows) if height < rows else None
-        with times(rows / height):
+        with self._times.repeated(rows / height):
             part = linear(x, expand(self._quantised, 0, height, x.dtype))
             if y is None:
                 y = part
@@ -192,7 +204,7 @@ class _OnePanel(BlockwiseWeight):
         rows, height = self.shape[0], self._height()
         y = linear(grad[:, :height], expand(self._quantised, 0, height, grad.dtype).t())
         if height < rows:
-            with times(rows / height - 1):
+            with self._times.repeated(rows / height - 1):
                 y.add_(linear(grad[:, :height], expand(self._quantised, 0, height, grad.dtype).t()))
         return y
 

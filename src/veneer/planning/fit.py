@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from veneer.errors import ModelError, VeneerError
+from veneer.errors import ModelError
 from veneer.planning.changes import Change, changes
 from veneer.planning.empty import Base
 from veneer.planning.machine import Machine
 from veneer.planning.plan import Plan, base_asked, plan
 from veneer.training.config import TrainConfig
 
+# What a model raises that does what tensors without values cannot: torch's fake tensors a RuntimeError each (an
+# operator without a fake, a value or a shape that depends on data), transformers a ValueError or ImportError for a kind
+# of attention or a library that is not available. Any other is a fault of ours, and is raised as it is.
+_NO_VALUES = (RuntimeError, ValueError, ImportError)
+
 
 def what_would_fit(
     config: TrainConfig, machine: Machine, limit: int, now: Plan, *, base: Base, **known: Any
 ) -> list[Change]:
-    """The changes that make a run over ``base`` fit; nobody is asked for the base again."""
+    """The changes that make a run over ``base`` fit; its config is not read again."""
 
-    def foresee(other: TrainConfig) -> Plan:
+    def predict(other: TrainConfig) -> Plan:
         kept = base if other.storage == config.storage else base.kept_as(other.storage)
         return predicted(other, machine, limit, base=kept, **known)
 
-    return changes(config, limit, now, foresee)
+    return changes(config, limit, now, predict)
 
 
 def predicted(config: TrainConfig, machine: Machine, limit: int, **known: Any) -> Plan:
@@ -30,14 +35,12 @@ def predicted(config: TrainConfig, machine: Machine, limit: int, **known: Any) -
     Raises ModelError for a model that does what tensors without values cannot.
     """
     try:
-        return _foreseen(config, machine, limit, known)
-    except VeneerError:
-        raise
-    except Exception as error:
+        return _predicted(config, machine, limit, known)
+    except _NO_VALUES as error:
         raise ModelError(f"{config.model} cannot be planned: {short(error)}") from error
 
 
-def _foreseen(config: TrainConfig, machine: Machine, limit: int, known: dict[str, Any]) -> Plan:
+def _predicted(config: TrainConfig, machine: Machine, limit: int, known: dict[str, Any]) -> Plan:
     if known.get("base") is None:
         known["base"] = base_asked(config)
     made = plan(config, machine, **known)
@@ -50,16 +53,16 @@ def _fewest(config: TrainConfig, machine: Machine, limit: int, none: Plan, known
     """With the fewest layers recomputed that fit; the one with the least memory where no number does."""
     least = none
     low, high = 1, none.layers
-    found: Plan | None = None
+    fitting: Plan | None = None
     while low <= high:
         middle = (low + high) // 2
         made = plan(config, machine, recomputed=middle, **known)
         least = min(least, made, key=lambda one: one.needed)
         if made.needed <= limit:
-            found, high = made, middle - 1
+            fitting, high = made, middle - 1
         else:
             low = middle + 1
-    return found or least
+    return fitting or least
 
 
 def short(error: Exception) -> str:

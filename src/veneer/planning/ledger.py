@@ -1,4 +1,4 @@
-"""Every tensor that a piece of work makes and lets go, in order, and what its operations cost."""
+"""Every tensor that a piece of work makes and frees, in order, and what its operations cost."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch.utils._pytree import tree_leaves
 
 
 class Event(NamedTuple):
-    """A block of memory is taken, or let go."""
+    """A block of memory is taken, or freed."""
 
     block: int  # its number
-    size: int  # bytes; 0: let go
+    size: int  # bytes; 0: freed
 
 
 class Operation(NamedTuple):
@@ -29,18 +29,21 @@ class Operation(NamedTuple):
     times: float = 1.0  # that it is done
 
 
-_times = 1.0
+class Times:
+    """How often each operation is done, one after another, with the memory of one: set by what repeats, read by the
+    ledger that counts them."""
 
+    def __init__(self) -> None:
+        self.count = 1.0
 
-@contextmanager
-def times(count: float) -> Iterator[None]:
-    """Inside, each operation stands for so many, one after another, with the memory of one."""
-    global _times
-    before, _times = _times, count
-    try:
-        yield
-    finally:
-        _times = before
+    @contextmanager
+    def repeated(self, count: float) -> Iterator[None]:
+        """Inside, each operation stands for so many."""
+        before, self.count = self.count, count
+        try:
+            yield
+        finally:
+            self.count = before
 
 
 @dataclass
@@ -56,8 +59,9 @@ class Stretch:
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it, what is made of tensors that are not ``known`` is written down, by stretches."""
 
-    def __init__(self, known: Iterable[Tensor]) -> None:
+    def __init__(self, known: Iterable[Tensor], times: Times | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._times = times or Times()
         self.stretches: list[Stretch] = []
         self._known = [tensor.untyped_storage() for tensor in known]
         self._ignored = {id(storage) for storage in self._known}
@@ -69,14 +73,14 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.stretches.append(Stretch(name, layer))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        made = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+        result = func(*args, **(kwargs or {}))
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         for tensor in made:
             self._take(tensor.untyped_storage())
         if not func.is_view:
             given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            self.stretches[-1].operations.append(cost(func, given, made))
-        return found
+            self.stretches[-1].operations.append(cost(func, given, made, self._times.count))
+        return result
 
     def _take(self, storage: Any) -> None:
         key = id(storage)
@@ -85,9 +89,9 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._count += 1
         self._blocks[key] = self._count
         self.stretches[-1].events.append(Event(self._count, storage.nbytes()))
-        weakref.finalize(storage, self._let_go, key)
+        weakref.finalize(storage, self._free, key)
 
-    def _let_go(self, key: int) -> None:
+    def _free(self, key: int) -> None:
         self.stretches[-1].events.append(Event(self._blocks.pop(key), 0))
 
 
@@ -99,27 +103,27 @@ _FUNCTIONS = ("exp", "gelu", "silu", "tanh", "softmax", "swiglu", "geglu", "rota
 # Part of a name → kind.
 _KIND_OF = dict.fromkeys(_FUNCTIONS, "functions") | dict.fromkeys(("bernoulli", "dropout"), "random")
 # Of these arguments only a panel is read, and written into the last one.
-_INTO_THE_LAST = {"dequantise4", "dequantise8"}
+_INTO_THE_LAST = {"dequantise"}
 
 
-def cost(func: Any, given: list[Tensor], made: list[Tensor]) -> Operation:
-    """Of an operator that makes tensors of others."""
+def cost(func: Any, given: list[Tensor], made: list[Tensor], times: float = 1.0) -> Operation:
+    """The cost of an operator that makes tensors of others, done so many ``times``."""
     name = func._schema.name.partition("::")[2]
     short = SHORT if any(tensor.itemsize == 2 for tensor in (*given, *made)) else ""
     if name in _INTO_THE_LAST:
-        return Operation(f"functions{short}", 0.0, 1.25 * _bytes(given[-1]), _times)
+        return Operation(f"functions{short}", 0.0, 1.25 * _bytes(given[-1]), times)
     moved = sum(_bytes(tensor) for tensor in (*given, *made))
     if name in _PRODUCTS:
         left = given[-2] if "add" in name else given[0]
-        return Operation(f"products{short}", 2.0 * left.numel() * made[0].shape[-1], moved, _times)
+        return Operation(f"products{short}", 2.0 * left.numel() * made[0].shape[-1], moved, times)
     if "scaled_dot_product" in name and "math" not in name:
         backward = "backward" in name
         query, key = given[1 if backward else 0], given[2 if backward else 1]
         # Two products forward, five backward; of causal attention half of each.
         whole = 2.0 * query.numel() * key.shape[-2]
-        return Operation(f"attention{short}", whole * (5 if backward else 2) / 2, moved, _times)
+        return Operation(f"attention{short}", whole * (5 if backward else 2) / 2, moved, times)
     kind = next((kind for part, kind in _KIND_OF.items() if part in name), "passes")
-    return Operation(f"{kind}{short}", 0.0, moved if made else 0.0, _times)
+    return Operation(f"{kind}{short}", 0.0, moved if made else 0.0, times)
 
 
 def _bytes(tensor: Tensor) -> float:

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from veneer.data.labels import IGNORE, Tokens, longest_row
+from veneer.device import CPU, is_present, usable_memory
 from veneer.errors import ConfigError
 from veneer.frozen.blockwise import PANEL
 from veneer.frozen.config import CODE_BITS
-from veneer.kernels.heap import own_heap
+from veneer.kernels import heap
+from veneer.notebook import html_table
 from veneer.options import memory_size
 from veneer.planning.config import PlanOptions
 from veneer.planning.empty import Base, base_of
@@ -22,27 +24,28 @@ from veneer.planning.step import Step, Weights, take_step
 from veneer.training.config import TrainConfig
 from veneer.training.eight_bit import state_bytes
 from veneer.training.loss import How, tokens_gone_through
+from veneer.units import amount, duration
 
-# Of the activations, what glibc's heap held beyond the blocks: 0.28 to 0.55 in runs of benchmarks/plan.py without a
-# heap of our own, whose holes hold nothing. It is not the same twice, and not foreseen run by run.
+# The share of the activations that glibc's heap held beyond the blocks: 0.28 to 0.55 in runs of benchmarks/plan.py
+# without a heap of our own, whose holes hold nothing. It varies, and is not predicted run by run.
 _SYSTEMS_HOLES = 0.4
 _MANY_STEPS = 10**9  # in which any schedule has room; to a plan it does not matter
 WORDS = 49152  # of the tokenizer that a machine is measured with
 _WORD = 900  # bytes that reading one word more takes, with its merge: 43 MB of SmolLM2's 49,152
-NO_MACHINE = Machine(rates={}, operation=0.0, runtime=0, loading=0)  # of which no time is told
+NO_MACHINE = Machine(rates={}, operation=0.0, runtime=0, loading=0)  # without rates: no time
 # Bytes that a GPU has in use beyond the blocks of a step: CUDA's context, its libraries, and what torch's allocator
 # keeps; 1.0 to 1.8 GB on an H200 (benchmarks/gpu.py).
 _CUDA_RUNTIME = 1200 * 10**6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """A run's memory, term by term, in bytes, and its time in seconds."""
 
     model: str
     terms: dict[str, int]
     loading: int  # the peak while the model is loaded
-    recomputed: int  # layers whose activations are computed again
+    recomputed: int  # layers whose activations are recomputed
     layers: int
     parameters: int  # trained
     step_seconds: float | None = None
@@ -50,7 +53,7 @@ class Plan:
     steps: int | None = None
     shares: dict[str, float] = field(default_factory=dict)  # seconds of a step by part
     mapped: int = 0  # bytes of the base that are a file's pages, which the system may drop and read again
-    read: int = 0  # bytes of such pages that are there beside the base while it is loaded, and of use no more
+    read: int = 0  # bytes of such pages that are in memory beside the base while it is loaded, and of use no more
 
     @property
     def training(self) -> int:
@@ -68,6 +71,19 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "training": self.training, "peak": self.peak, "needed": self.needed}
 
+    def rows(self) -> list[tuple[str, str]]:
+        """What a table of the plan shows: each term's name, and its size for a person."""
+        peaks = {"peak of training": self.training, "peak of loading": self.loading}
+        return [(name, amount(size)) for name, size in {**self.terms, **peaks}.items()]
+
+    def __repr__(self) -> str:
+        step = "" if self.step_seconds is None else f", {duration(self.step_seconds)} a step"
+        layers = f", {self.recomputed} of {self.layers} layers recomputed" if self.recomputed else ""
+        return f"Plan({self.model!r}: peak {amount(self.peak)}, {amount(self.needed)} needed{step}{layers})"
+
+    def _repr_html_(self) -> str:
+        return html_table(("", "memory"), self.rows(), f"{self.model}: memory of a run")
+
 
 def plan(
     config: TrainConfig, machine: Machine, *, base: Base | None = None, rows: list[Tokens] | None = None,
@@ -76,36 +92,35 @@ def plan(
     """The plan of the run that ``config`` describes.
 
     ``rows``: those of the step that takes the most memory; without them they are as many and as long as the options
-    allow, every token learned. ``how`` the loss is computed, where it is known; ``recomputed``: of how many layers the
-    activations are computed again, where it is not all or none; ``steps`` that the run takes, where its epochs say so.
+    allow, every token learned. ``how`` the loss is computed, where it is known; ``recomputed``: the number of layers
+    whose activations are recomputed, where it is not all or none; ``steps`` of the run, where its epochs say so.
     """
-    device = getattr(config, "device", "cpu")
-    if base is None:
-        base = base_asked(config)
-    size = config.micro_batch_size or config.batch_size
+    base = base_asked(config) if base is None else base
+    on_cpu = getattr(config, "device", CPU) == CPU
     rows = _longest(config, base) if rows is None else rows
-    passes = [rows[start : start + size] for start in range(0, len(rows), size)]
-    if recomputed is None:
-        recomputed = -1 if config.gradient_checkpointing else 0
+    if recomputed is None and not config.gradient_checkpointing:
+        recomputed = 0
     steps = config.steps or steps
+    passes, largest, count = _passes(config, base, rows, how is not None and how.packed)
     update = config.method if config.trains_own_weights else config.update(steps or _MANY_STEPS)
-    counts = [tokens_gone_through(some, base.kind, how is not None and how.packed) for some in passes]
-    largest = passes[counts.index(max(counts))]
     step = take_step(
-        base, update, largest, recomputed=None if recomputed < 0 else recomputed, how=how,
-        smoothing=config.label_smoothing, on_cpu=device == "cpu",
+        base, update, largest, recomputed=recomputed, how=how, smoothing=config.label_smoothing, on_cpu=on_cpu
     )  # fmt: skip
-    terms = _terms(config, base, step, len(passes), machine, device)
-    seconds, shares = (
-        _time(step, sum(counts) / max(counts), machine) if device == "cpu" and machine.rates else (None, {})
-    )
-    again = step.layers if recomputed < 0 else min(recomputed, step.layers)
-    loading, read = _loading(base, step.weights, machine, device)
-    mapped = _mapped(base, step.weights) if device == "cpu" else 0
+    loading, read = _loading(base, step.weights, machine, on_cpu)
+    seconds, shares = _time(step, passes, machine) if on_cpu and machine.rates else (None, {})
     return Plan(
-        base.name, terms, loading, again, step.layers, step.weights.parameters, seconds,
-        sum(len(row.ids) for row in rows), steps, shares, mapped, read,
+        base.name, _terms(config, base, step, count, machine, on_cpu), loading,
+        step.layers if recomputed is None else min(recomputed, step.layers), step.layers, step.weights.parameters,
+        seconds, sum(len(row.ids) for row in rows), steps, shares, _mapped(base, step.weights) if on_cpu else 0, read,
     )  # fmt: skip
+
+
+def _passes(config: TrainConfig, base: Base, rows: list[Tokens], packed: bool) -> tuple[float, list[Tokens], int]:
+    """A step's passes, those of fewer tokens counted in proportion; the rows of the largest; how many there are."""
+    size = config.micro_batch_size or config.batch_size
+    passes = [rows[start : start + size] for start in range(0, len(rows), size)]
+    counts = [tokens_gone_through(some, base.kind, packed) for some in passes]
+    return sum(counts) / max(counts), passes[counts.index(max(counts))], len(passes)
 
 
 def base_asked(config: TrainConfig) -> Base:
@@ -127,13 +142,15 @@ def optimizer_states(config: TrainConfig, parameters: int) -> int:
     return min(states, memory_size(config.optimizer_memory)) if config.optimizer == "paged-adamw" else states
 
 
-def _terms(config: TrainConfig, base: Base, step: Step, passes: int, machine: Machine, device: str) -> dict[str, int]:
+def _terms(
+    config: TrainConfig, base: Base, step: Step, passes: int, machine: Machine, on_cpu: bool
+) -> dict[str, int]:  # fmt: skip
     """Name → bytes at the peak of training."""
     weights = step.weights
     states = optimizer_states(config, weights.parameters)
     gradients = weights.trained if passes > 1 else 0  # else they come as the activations go
     kept, most, where = _live(step.stretches)
-    scratch = _scratch(base, weights.largest) if device == "cpu" else 0
+    scratch = _scratch(base, weights.largest) if on_cpu else 0
     terms = {
         "base, codes": weights.codes,
         "base, scales": weights.scales,
@@ -146,9 +163,9 @@ def _terms(config: TrainConfig, base: Base, step: Step, passes: int, machine: Ma
         where: most - max(kept, scratch),
         "panel buffer": scratch,
     }
-    if device == "cpu":
+    if on_cpu:
         terms["pages beside"] = _pages(base, weights)
-        terms["heap's holes"] = 0 if own_heap() else int(_SYSTEMS_HOLES * kept)
+        terms["heap's holes"] = 0 if heap.installed() else int(_SYSTEMS_HOLES * kept)
         terms["runtime"] = machine.runtime + _tokenizer(base)
     else:
         terms["runtime"] = _CUDA_RUNTIME
@@ -156,7 +173,7 @@ def _terms(config: TrainConfig, base: Base, step: Step, passes: int, machine: Ma
 
 
 def _live(stretches: Sequence[Stretch]) -> tuple[int, int, str]:
-    """Bytes that the forward pass keeps, the most that there are at a time, and what is done then."""
+    """Bytes that the forward pass keeps, the most that exist at a time, and what is done then."""
     sizes: dict[int, int] = {}
     live = most = kept = 0
     where = "loss chunk"
@@ -188,22 +205,23 @@ def _pages(base: Base, weights: Weights) -> int:
 
 
 def _mapped(base: Base, weights: Weights) -> int:
-    """Bytes of the file's pages that are there, the base's and those beside it."""
+    """Bytes of the file's pages that are in memory, the base's and those beside it."""
     own = weights.frozen_anew if "dense" in base.mapped else 0
     mapped: int = sum(getattr(weights, part) for part in base.mapped)
     return mapped - own + _pages(base, weights)
 
 
-def _loading(base: Base, weights: Weights, machine: Machine, device: str) -> tuple[int, int]:
-    """Bytes of the base and of the tensor that is read last; or of the base and the whole file, whose pages stay where
-    another type is made, but not until the tokenizer is read. And how many of the file's pages these are, but for the
-    largest tensor's."""
+def _loading(base: Base, weights: Weights, machine: Machine, on_cpu: bool) -> tuple[int, int]:
+    """Peak bytes while loading, and how many of them are file pages the system may drop, without the largest tensor's.
+
+    A file in another dtype stays mapped until every tensor is converted, but not until the tokenizer is read.
+    """
     held = weights.dense + (weights.whole or weights.codes + weights.scales)
     beside, read = weights.largest + _pages(base, weights), 0
     if base.read:
         beside, largest = (base.read * (size // base.dense.itemsize) for size in (held, weights.largest))
         read = max(0, beside - largest)
-    return (machine.loading if device == "cpu" else _CUDA_RUNTIME) + held + beside, read
+    return (machine.loading if on_cpu else _CUDA_RUNTIME) + held + beside, read
 
 
 def _tokenizer(base: Base) -> int:
@@ -213,9 +231,8 @@ def _tokenizer(base: Base) -> int:
 
 
 def _time(step: Step, passes: float, machine: Machine) -> tuple[float, dict[str, float]]:
-    """Seconds of a step and of its parts: of each operation its work at the machine's rate for its kind, or of products
-    their bytes at the memory's, whichever takes longer; as many ``passes``, of which those of fewer tokens count in
-    proportion."""
+    """Seconds of a step and of its parts: each operation's work at the machine's rate for its kind, or for products
+    their bytes at the memory's rate, if that takes longer; times ``passes``, those of fewer tokens in proportion."""
     shares: dict[str, float] = {}
     for stretch in step.stretches:
         for one in stretch.operations:
@@ -233,8 +250,8 @@ def limit_of(config: TrainConfig, usable: int) -> int:
     """Bytes that the run may take. Raises ConfigError where that is asked of a GPU that is not here."""
     if config.memory is not None:
         return memory_size(config.memory)
-    if isinstance(config, PlanOptions) and config.device == "cuda":
-        if not torch.cuda.is_available():
+    if isinstance(config, PlanOptions) and config.device != CPU:
+        if not is_present(config.device):
             raise ConfigError("There is no GPU here whose memory could be asked; say how much it has: --memory 24GB.")
-        return int(torch.cuda.mem_get_info()[0])
+        return usable_memory(config.device)
     return usable

@@ -1,4 +1,4 @@
-"""Of many equal layers in a row five are gone through; what the middle one does is repeated for those left out."""
+"""Five of many equal layers in a row are run; what the middle one does is repeated for those left out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN = 5  # of a run of equal layers: the first and last two, and one whose nei
 
 @dataclass(frozen=True)
 class Kinds:
-    """Which layers are gone through, and where as many as ``left_out[i]`` more stand after the i-th of them."""
+    """Which layers are run, and behind which of them, the i-th, ``left_out[i]`` more are left out."""
 
     shown: list[Any]
     left_out: dict[int, int]
@@ -35,12 +35,12 @@ class Kinds:
         return cls(shown, left_out)
 
     def places(self) -> list[int]:
-        """Where each of the layers that are shown stands among all."""
-        found, place = [], 0
+        """The place of each of the layers that are shown among all."""
+        places, place = [], 0
         for number in range(len(self.shown)):
-            found.append(place)
+            places.append(place)
             place += 1 + self.left_out.get(number, 0)
-        return found
+        return places
 
 
 def _signature(layer: nn.Module) -> tuple[Any, ...]:
@@ -50,10 +50,10 @@ def _signature(layer: nn.Module) -> tuple[Any, ...]:
 
 
 def repeated(stretches: Sequence[Stretch], kinds: Kinds) -> list[Stretch]:
-    """The stretches of all layers, from those of the layers that are shown; blocks are numbered anew.
+    """The stretches of all layers, from those of the layers that are shown; blocks get new numbers.
 
-    A layer's blocks are let go by itself or its neighbours: a layer that is left out does with its neighbours' what
-    the one that stands for it does.
+    A block is freed by its own layer or an adjacent one, so a skipped layer can copy what its representative does to
+    its neighbours.
     """
     if not kinds.left_out:  # copies: when the model goes, its gradients' end would still be written down
         return [replace(stretch, events=list(stretch.events)) for stretch in stretches]
@@ -73,8 +73,8 @@ class _Repeater:
         for stretch in self._stretches:
             place = self._places[stretch.layer] if stretch.layer >= 0 else -1
             others = range(place + 1, place + 1 + self._kinds.left_out.get(stretch.layer, 0))
-            # Of the layers left out the passes come after the forward pass of the one that stands for them, and before
-            # its backward pass.
+            # The passes of layers left out come after the forward pass of their representative, and before its
+            # backward pass.
             if stretch.name == "backward":
                 yield from (self._placed(stretch, other, original=False) for other in reversed(others))
             yield self._placed(stretch, place, original=True)
@@ -96,7 +96,7 @@ class _Repeater:
         if stretch.layer >= 0 and owner.layer >= 0 and abs(distance) <= 1:
             key: Hashable = owner.name, place + distance, ordinal
         elif not original:
-            return None  # of all the layers it is one that lets it go
+            return None  # one of all the layers frees it
         elif owner.layer >= 0:
             key = owner.name, self._places[owner.layer], ordinal
         else:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig
 
+from veneer.device import CUDA
 from veneer.frozen.config import Storage
 from veneer.options import memory_size
 from veneer.planning.config import PlanOptions
@@ -114,7 +115,7 @@ def _plan_of(size: str, way: Way, rank: int, layers: int) -> Plan:
     config = config_of(size, layers)
     given: dict[str, Any] = {} if way.method == "full" else {"rank": rank}
     options = PlanOptions(
-        model=size, method=way.method, storage=way.storage, batch_size=1, max_length=_LENGTH, device="cuda",
+        model=size, method=way.method, storage=way.storage, batch_size=1, max_length=_LENGTH, device=CUDA,
         gradient_checkpointing=True, **given,
     )  # fmt: skip
     return plan(options, NO_MACHINE, base=Base(size, config, "causal", way.storage, 64, True, way.dense))

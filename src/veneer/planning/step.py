@@ -1,7 +1,7 @@
-"""A training step that is taken without values: what it makes, keeps and lets go, found by the training code itself.
+"""A training step that is taken without values: what it makes, keeps and frees, shown by the training code itself.
 
 The model is the one that a run would train, with its adapters, its fused passes and its checkpointed layers; only its
-tensors have no values. Of many equal layers in a row five are gone through, and what the middle one does is repeated.
+tensors have no values. Five of many equal layers in a row are run, and what the middle one does is repeated.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from veneer.data.labels import Tokens
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models.stream import made_anew
 from veneer.planning.empty import Base, empty_model, no_values
-from veneer.planning.ledger import Ledger, Stretch
+from veneer.planning.ledger import Ledger, Stretch, Times
 from veneer.planning.repeat import Kinds, repeated
-from veneer.training import loss as losses
 from veneer.training.fused import fused_passes
 from veneer.training.loss import How, Loss
 from veneer.training.own_weights import train_own_weights
 from veneer.training.recompute import keeping_layers, stacks_of
 from veneer.training.recompute import recomputed as recomputing
-from veneer.updates import product
 from veneer.updates.attach import attach
 from veneer.updates.config import AdaLoRA, LoRA
 from veneer.updates.record import active_allocator
 
+_ALL_ROWS = 2**31
+
 
 class Weights(NamedTuple):
-    """Bytes of what stands before the first step."""
+    """Bytes of what exists before the first step."""
 
     codes: int
     scales: int
@@ -44,7 +44,7 @@ class Weights(NamedTuple):
     parameters: int  # that are trained
     largest: int  # tensor of the base, as it is read
     anew: int  # what the file has in other pieces, in the file's type: none of it is the file's pages
-    frozen_anew: int  # of dense, what was made of it
+    frozen_anew: int  # the part of dense that was made of it
     whole: int  # matrices in codes, in the type of all else, as they are loaded where the file has other pieces
 
 
@@ -63,8 +63,8 @@ def take_step(
 ) -> Step:  # fmt: skip
     """The step of a run over ``base`` that trains ``update``, or the model's own weights by the method so named.
 
-    ``rows``: those that go through the model together; ``recomputed``: of so many layers the activations are computed
-    again (None: of all). ``how`` the loss is computed, where that is known. ``on_cpu``: weights in 16 bits are
+    ``rows``: those that pass through the model together; ``recomputed``: the number of layers whose activations are
+    recomputed (None: all). ``how`` the loss is computed, where that is known. ``on_cpu``: weights in 16 bits are
     multiplied in what this machine's CPU is faster in, else in 16 bits.
     """
     return no_values(lambda: _take(base, update, list(rows), recomputed, how, smoothing, on_cpu))
@@ -74,7 +74,21 @@ def _take(
     base: Base, update: LoRA | AdaLoRA | str, rows: list[Tokens], recomputed: int | None, how: How | None,
     smoothing: float, on_cpu: bool,
 ) -> Step:  # fmt: skip
-    model = empty_model(base, on_cpu)
+    times = Times()
+    model, weights = _begun(base, update, on_cpu, times)
+    keeping = keeping_layers(model)
+    kinds, count = _shown(model, keeping, keeping if recomputed is None else keeping[:recomputed])
+    how = how or _how(model, base.kind, rows[0])
+    # A chunk of logits is normalised in one piece instead of eight rows at a time: the same memory, fewer calls.
+    loss = Loss(model, 0, rows[0], kind=base.kind, smoothing=smoothing, how=how, rows_at_once=_ALL_ROWS)
+    ledger = Ledger([*model.parameters(), *model.buffers()], times)
+    _write_down(ledger, model, loss, rows, kinds.shown, count)
+    return Step(weights, len(keeping), repeated(ledger.stretches, kinds))
+
+
+def _begun(base: Base, update: LoRA | AdaLoRA | str, on_cpu: bool, times: Times) -> tuple[Any, Weights]:
+    """The model in training mode, with its adapters, and what it takes before the first step."""
+    model = empty_model(base, on_cpu, times)
     before = _distinct(model)
     anew = [model.get_parameter(name) for name in made_anew(model)]
     if isinstance(update, str):
@@ -83,21 +97,33 @@ def _take(
         attach(model, _without_values(update))
     weights = _weights(model, before, anew, base.dense)
     model.train()
-    keeping = keeping_layers(model)
-    again = keeping if recomputed is None else keeping[:recomputed]
+    return model, weights
+
+
+def _shown(model: Any, keeping: Sequence[nn.Module], again: Sequence[nn.Module]) -> tuple[Kinds, int]:
+    """Leaves the layers that are run in ``model``; which these are, and how many of them are recomputed."""
     marks = set(map(id, again)), set(map(id, keeping))
-    layers = [layer for stack in stacks_of(model) for layer in stack]
-    kinds = Kinds.of(layers, lambda layer: tuple(id(layer) in mark for mark in marks), whole=len(stacks_of(model)) != 1)
+    stacks = stacks_of(model)
+    layers = [layer for stack in stacks for layer in stack]
+    kinds = Kinds.of(layers, lambda layer: tuple(id(layer) in mark for mark in marks), whole=len(stacks) != 1)
     _put_layers(model, kinds.shown)
-    loss = Loss(model, 0, rows[0], kind=base.kind, smoothing=smoothing, how=how or _how(model, base.kind, rows[0]))
-    ledger = Ledger([*model.parameters(), *model.buffers()])
+    return kinds, sum(id(layer) in marks[0] for layer in kinds.shown)
+
+
+def _write_down(
+    ledger: Ledger, model: Any, loss: Loss, rows: list[Tokens], layers: Sequence[nn.Module], recomputed: int
+) -> None:
+    """Take the step within ``ledger``."""
     with ExitStack() as stack:
-        stack.enter_context(_one_block_of_loss())
-        stack.enter_context(_one_seed())
-        count = sum(id(layer) in marks[0] for layer in kinds.shown)
-        # The random state, which dropout would need, is not there to be kept.
-        stack.enter_context(recomputing(model, count, preserve_rng_state=False))
-        for context in (fused_passes(model), loss.attention(), _marked(ledger, kinds.shown), ledger):
+        for context in (
+            # The random state, which dropout would need, has no values to be kept.
+            recomputing(model, recomputed, preserve_rng_state=False),
+            # Nor has a seed that is drawn: all are the same, for masks take as much whatever is in them.
+            fused_passes(model, draw=lambda: 0),
+            loss.attention(),
+            _marked(ledger, layers),
+            ledger,
+        ):
             stack.enter_context(context)
         ledger.begin("forward")
         value = loss(rows)
@@ -105,11 +131,10 @@ def _take(
         value.backward()  # type: ignore[no-untyped-call]
         del value
         ledger.begin("after")
-    return Step(weights, len(keeping), repeated(ledger.stretches, kinds))
 
 
 def _without_values(update: LoRA | AdaLoRA) -> LoRA | AdaLoRA:
-    """The update, begun from nothing that weights would have to be there for."""
+    """The update, begun from nothing that needs the weights' values."""
     begun = {"init": "kaiming", "loftq_iterations": 1} if isinstance(update, LoRA) else {}
     return update.model_copy(update=begun)
 
@@ -125,7 +150,7 @@ def _put_layers(model: Any, layers: Sequence[nn.Module]) -> None:
 
 
 def _how(model: Any, kind: str, sample: Tokens) -> How:
-    """What `Loss` finds out by trying, as far as shapes tell."""
+    """What `Loss` finds out by trying, as far as shapes show it."""
     if kind != "causal" or model.base_model is model or model.get_output_embeddings() is None:
         return How(False, False)
     if getattr(model.config, "final_logit_softcapping", None):
@@ -163,28 +188,6 @@ def _weights(model: Any, base: dict[int, Tensor], anew: list[Tensor], dense: tor
         dense.itemsize * sum(tensor.numel() for tensor in anew),
         sum(tensor.nbytes for tensor in anew if not tensor.requires_grad), whole if anew else 0,
     )  # fmt: skip
-
-
-@contextmanager
-def _one_block_of_loss() -> Iterator[None]:
-    """A chunk of logits is gone through in one piece instead of eight rows at a time: the same memory, fewer calls."""
-    before = losses._ROWS
-    losses._ROWS = losses._CHUNK
-    try:
-        yield
-    finally:
-        losses._ROWS = before
-
-
-@contextmanager
-def _one_seed() -> Iterator[None]:
-    """Dropout's seeds, which would be values, are all the same: the masks take as much whatever is in them."""
-    before = product._seed
-    product._seed = lambda: 0
-    try:
-        yield
-    finally:
-        product._seed = before
 
 
 @contextmanager

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from veneer.device import device_of, peak_memory
 from veneer.files import atomic_folder
+from veneer.notebook import html_table
 from veneer.runs.begin import Begun
 from veneer.runs.folder import RunFolder
-from veneer.training.metrics import peak_memory
 from veneer.training.own_weights import restore_trained, write_model
 from veneer.training.state import State
 from veneer.units import amount, duration
@@ -49,8 +49,7 @@ class Result:
         return f"Result({str(self.folder)!r}: {', '.join(f'{name} {value}' for name, value in self._facts().items())})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{name}</td><td>{escape(value)}</td></tr>" for name, value in self._facts().items())
-        return f"<table><caption>{escape(str(self.folder))}</caption>{rows}</table>"
+        return html_table(("", str(self.folder)), self._facts().items(), "A finished run")
 
 
 def finish(begun: Begun, state: State) -> None:
@@ -77,5 +76,5 @@ def result_of(begun: Begun, state: State) -> Result:
     losses = [record["held_out_loss"] for record in begun.folder.metrics() if "held_out_loss" in record]
     return Result(
         begun.folder.path, begun.model, begun.prepared.tokenizer, state.step, losses[0] if losses else None,
-        state.best_loss, state.best_step, state.seconds, peak_memory(),
+        state.best_loss, state.best_step, state.seconds, peak_memory(device_of(begun.model)),
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """A run's folder: the one place that names its files and reads them. No torch here.
 
 run/
-  config.yaml  rows.json  environment.json  plan.json  metrics.jsonl  evaluation.json  report.html
+  config.yaml  data.jsonl  rows.json  environment.json  plan.json  metrics.jsonl  evaluation.json  report.html
   adapter/ (or model/)  best/  base/  checkpoints/step-000200/  tensorboard/
 """
 
@@ -41,6 +41,8 @@ class RunFolder:
     """
 
     config_file = _Inside("config.yaml")  # every option; its presence makes the folder a run
+    data_file = _Inside("data.jsonl")  # the rows, where they came in memory
+    held_out_file = _Inside("held-out.jsonl")  # the held-out rows, where they came in memory
     rows_file = _Inside("rows.json")  # what the rows were, and the number of steps
     environment_file = _Inside("environment.json")  # versions and machine
     plan_file = _Inside("plan.json")  # predicted memory and time
@@ -66,8 +68,18 @@ class RunFolder:
         return self.config_file.is_file()
 
     def config(self, **over: Any) -> TrainConfig:
-        """The run's options; ``over`` wins. Raises ConfigError for a damaged file."""
-        return TrainConfig.read(self.config_file, output=str(self.path), **over)
+        """The run's options; ``over`` wins. Rows that came in memory are found in this folder, wherever it is now.
+
+        Raises ConfigError for a damaged file.
+        """
+        config = TrainConfig.read(self.config_file, output=str(self.path), **over)
+        kept = {"data": self.data_file, "held_out": self.held_out_file}
+        own = {
+            option: str(file)
+            for option, file in kept.items()
+            if Path(str(getattr(config, option))).name == file.name and file.is_file()
+        }
+        return config.model_copy(update=own)
 
     def rows(self) -> dict[str, Any]:
         """What `rows.json` says: shape, train, held_out, conversations, classes, steps."""

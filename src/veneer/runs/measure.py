@@ -56,10 +56,10 @@ def _beyond(place: Path, trained: bool) -> int:
     the file's, so that all of that is read."""
     from rich.console import Console
 
+    from veneer.device import CPU, peak_memory
     from veneer.runs.prepare import prepare
     from veneer.runs.train import train
     from veneer.training.config import TrainConfig
-    from veneer.training.metrics import peak_memory
 
     rows, draw = place / "rows.jsonl", random.Random(0)
     lengths = [_TOKENS] * 2 * _ROWS + [draw.randrange(8, _TOKENS) for _ in range((_LENGTHS - 2) * _ROWS)]
@@ -75,7 +75,7 @@ def _beyond(place: Path, trained: bool) -> int:
         train(**options, **more, console=Console(file=io.StringIO()))
     else:
         prepare(TrainConfig(**options, **more))
-    peak = peak_memory()  # before what plans needs memory, too
+    peak = peak_memory(CPU)  # before what plans needs memory, too
 
     from veneer.planning.config import PlanOptions
     from veneer.planning.machine import Machine

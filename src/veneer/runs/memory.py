@@ -7,32 +7,25 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from veneer.data.labels import Tokens
-from veneer.errors import ModelError, TrainingError
+from veneer.device import CPU, device_of, usable_memory
+from veneer.errors import ModelError, TrainingError, VeneerError
 from veneer.files import write_text
 from veneer.frozen.layers import DTYPES, storage_of
 from veneer.frozen.weight import QuantisedLinear
-from veneer.models.source import resolve
+from veneer.host_memory import anonymous_memory, mapped_memory, resident_memory, return_memory
+from veneer.models.checkpoint import Checkpoint
 from veneer.models.stream import made_anew
 from veneer.planning.empty import Base
 from veneer.planning.fit import predicted, short, what_would_fit
-from veneer.planning.machine import (
-    Machine,
-    anonymous_memory,
-    mapped_memory,
-    remembered,
-    resident_memory,
-    return_memory,
-    usable_memory,
-)
+from veneer.planning.machine import Machine, remembered
 from veneer.planning.plan import Plan, base_asked, limit_of
 from veneer.runs.begin import Begun
 from veneer.runs.folder import RunFolder
@@ -106,7 +99,7 @@ class PlanAfterFirstStep:
     def on_step(self, record: StepRecord) -> None:
         if not self._planned:
             self._planned = True
-            limit = limit_of(self._begun.config, usable_memory())
+            limit = limit_of(self._begun.config, usable_memory(device_of(self._begun.model)))
             _outlook(self._begun, self._process, limit, refuse=False).write(self._begun.folder, self._say)
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
@@ -117,7 +110,7 @@ def look_before_loading(config: TrainConfig, process: Process) -> None:
     """Refuse a model that is itself too large, before it is fetched; a small one on this disk is not looked at."""
     if not config.check_memory:
         return
-    usable, size = usable_memory(), _files(RunFolder(config.output).base_source(config))
+    usable, size = usable_memory(CPU), Checkpoint(RunFolder(config.output).base_source(config)).weight_bytes()
     if size and size * _SMALL < usable:
         return
     limit = limit_of(config, usable)
@@ -137,7 +130,7 @@ def look_before_training(begun: Begun, process: Process) -> Outlook | None:
 
     Raises TrainingError for a run that clearly cannot fit.
     """
-    config, limit = begun.config, limit_of(begun.config, usable_memory())
+    config, limit = begun.config, limit_of(begun.config, usable_memory(device_of(begun.model)))
     if config.memory is None and generous(begun.model, begun.loss, begun.largest_step()) < limit / 2:
         return None
     return _outlook(begun, process, limit, refuse=config.check_memory)
@@ -150,7 +143,7 @@ def _outlook(begun: Begun, process: Process, limit: int, *, refuse: bool) -> Out
         known["base"] = _base_of(config, begun.model, begun.loss)
         with torch.random.fork_rng(devices=[]):  # a run that has begun must not notice
             plan = predicted(config, process.at(), limit, **known)
-    except Exception as error:  # a model that does what tensors without values cannot
+    except VeneerError as error:  # a model that does what tensors without values cannot
         if config.memory is not None:
             raise TrainingError(
                 f"The memory of this run cannot be predicted, so memory = {config.memory} cannot be kept to: "
@@ -220,13 +213,6 @@ def generous(model: Any, loss: Loss, rows: list[Tokens]) -> float:
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     numbers = layers * (40 * hidden * tokens + 4 * heads * pairs) + 5 * trained
     return float(resident_memory() + 4 * numbers + _LOSS)
-
-
-def _files(name: str) -> int:
-    """Bytes of a model's weights on the disk; 0 where they are still to be fetched from the hub."""
-    path, _ = resolve(name, config_alone=True)
-    files: Sequence[Path] = [path] if path.is_file() else list(path.glob("*.safetensors"))
-    return sum(file.stat().st_size for file in files)
 
 
 def sentences(config: TrainConfig, plan: Plan, limit: int) -> tuple[str, ...]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from veneer.data.formats import Example, class_of, to_examples
 from veneer.data.labels import Renderer, longest_row
-from veneer.data.read import read_rows
+from veneer.data.memory import rows_of
+from veneer.data.read import Row, read_rows
 from veneer.data.split import split
-from veneer.models.load import generates_text, load
+from veneer.models.checkpoint import Checkpoint
+from veneer.models.load import load
 from veneer.runs.folder import RunFolder
 from veneer.training.config import TrainConfig
 
@@ -27,6 +30,7 @@ class Prepared:
     train: list[Example]
     held_out: list[Example]
     shape: str
+    given: dict[str, list[Row]] = field(default_factory=dict)  # file name → rows to write there: they came in memory
     notes: list[str] = field(default_factory=list)
 
     def facts(self) -> dict[str, Any]:
@@ -40,26 +44,51 @@ class Prepared:
         }
 
 
-def prepare(config: TrainConfig, model: Any = None, tokenizer: Any = None) -> Prepared:
-    """Load rows and model, and split the rows; everything that can be refused is refused here."""
-    examples = to_examples(read_rows(config.data))
+def prepare(
+    config: TrainConfig, model: Any = None, tokenizer: Any = None, given: dict[str, list[Row]] | None = None
+) -> Prepared:
+    """Load rows and model, and split the rows; everything that can be refused is refused here.
+
+    ``given``: file name → rows that came in memory, which are not in that file yet.
+    """
+    given = given or {}
+    examples = to_examples(_rows(config.data, given))
     if isinstance(config.held_out, str):
-        train_rows, held_out = examples.items, to_examples(read_rows(config.held_out)).items
+        train_rows, held_out = examples.items, to_examples(_rows(config.held_out, given)).items
     elif config.held_out:
         train_rows, held_out = split(examples.items, config.held_out, config.seed)
     else:
         train_rows, held_out = examples.items, []
     torch.manual_seed(config.seed)  # before a new classification head is made
-    classes = sorted({class_of(example) for example in train_rows}) if _wants_classes(config, model) else []
-    if model is None:
-        model, tokenizer = load(
-            RunFolder(config.output).base_source(config), **config.kept(), task=config.task, labels=classes or None
-        )
+    checkpoint = Checkpoint(RunFolder(config.output).base_source(config)) if model is None else None
+    classes = sorted({class_of(example) for example in train_rows}) if _wants_classes(config, checkpoint) else []
+    if checkpoint is not None:
+        model, tokenizer = load(checkpoint, **config.kept(), task=config.task, labels=classes or None)
     renderer = renderer_of(model, tokenizer, config)
-    prepared = Prepared(config, model, tokenizer, renderer, train_rows, held_out, examples.shape)
+    prepared = Prepared(config, model, tokenizer, renderer, train_rows, held_out, examples.shape, given)
+    prepared.notes += checkpoint.notes if checkpoint is not None else []
     if examples.unused:
         prepared.notes.append(f"Columns not used ({examples.shape} rows): {', '.join(examples.unused)}.")
     return prepared
+
+
+def take_given(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[Row]]]:
+    """The options, with rows in memory replaced by the name of the run's file that they will be written to; and these
+    rows by that name.
+
+    Raises DataError for data that is neither a path or name nor rows.
+    """
+    folder, given = RunFolder(options.get("output", "")), {}
+    for option, file in (("data", folder.data_file), ("held_out", folder.held_out_file)):
+        value = options.get(option)
+        if value is not None and not isinstance(value, str | Path | int | float):
+            given[str(file)] = rows_of(value)
+            options = {**options, option: str(file)}
+    return options, given
+
+
+def _rows(source: str, given: dict[str, list[Row]]) -> list[Row]:
+    return given[source] if source in given else read_rows(source)
 
 
 class TokenOptions(Protocol):
@@ -88,8 +117,8 @@ def renderer_of(model: Any, tokenizer: Any, options: TokenOptions | None = None)
     )  # fmt: skip
 
 
-def _wants_classes(config: TrainConfig, model: Any) -> bool:
+def _wants_classes(config: TrainConfig, checkpoint: Checkpoint | None) -> bool:
     """Whether the rows' labels become the classes of a new head: when asked for, or for a model that writes no text."""
-    if config.task == "auto" and model is None:
-        return not generates_text(config.model)
+    if config.task == "auto" and checkpoint is not None:
+        return not checkpoint.generates_text
     return config.task == "classification"

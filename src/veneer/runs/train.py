@@ -7,21 +7,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from rich.console import Console
 from torch import nn
 
+from veneer.data.memory import write_rows
+from veneer.data.read import Row
 from veneer.environment import environment
 from veneer.errors import ConfigError, TrainingError, did_you_mean
-from veneer.files import write_text
+from veneer.files import atomic_file, write_text
+from veneer.options import shows
 from veneer.runs.begin import Begun, begin, notes_on, options_of
 from veneer.runs.finish import Result, finish, result_of
 from veneer.runs.folder import RunFolder
 from veneer.runs.memory import Outlook, PlanAfterFirstStep, Process, look_before_loading, look_before_training
 from veneer.runs.preflight import check_new_run, check_writable
-from veneer.runs.prepare import Prepared, prepare
+from veneer.runs.prepare import Prepared, prepare, take_given
 from veneer.threads import said
 from veneer.training.callbacks import Callback
 from veneer.training.checkpoint import forget_lost_best, load_checkpoint, save_checkpoint
@@ -33,8 +36,14 @@ from veneer.training.metrics import Metrics
 from veneer.training.progress import RunProgress
 from veneer.training.recompute import recomputed
 from veneer.training.state import State
+from veneer.training.trackers import refuse_missing, trackers
 from veneer.updates.base_file import save_base
 from veneer.updates.record import adapters_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from veneer.runs.arguments import ResumeArguments, TrainArguments
 
 # What a resumed run may change: nothing that would make its past another run's.
 RESUMABLE = (
@@ -53,6 +62,17 @@ class Watchers:
     on_the_way: bool = True
 
 
+@overload
+def train(
+    model: Any = None, tokenizer: Any = None, *, console: Console | None = None, callbacks: Sequence[Callback] = (),
+    on_the_way: bool = True, **options: Unpack[TrainArguments],
+) -> Result: ...  # fmt: skip
+@overload
+def train(
+    model: Any = None, tokenizer: Any = None, *, config: TrainConfig, console: Console | None = None,
+    callbacks: Sequence[Callback] = (), on_the_way: bool = True,
+) -> Result: ...  # fmt: skip
+@shows(TrainConfig, [name for name in TrainConfig.model_fields if name != "model"])
 def train(
     model: Any = None, tokenizer: Any = None, *, config: TrainConfig | None = None, console: Console | None = None,
     callbacks: Sequence[Callback] = (), on_the_way: bool = True, **options: Any,
@@ -60,20 +80,30 @@ def train(
     """Train an adapter; the options are `TrainConfig`'s, ``data`` and ``output`` the ones without a default.
 
     ``model``: a name or path, as for `load`; or a loaded model, with its tokenizer, whose active adapter is trained,
-    or which gets the one that the options describe. ``callbacks`` get a record of every step and evaluation.
+    or which gets the one that the options describe. ``data``: a path or name, or rows in memory: a list of dicts, a
+    ``datasets.Dataset``, a pandas or polars frame, or a list of these; rows in memory are written to the run's folder,
+    so that the run can be resumed and evaluated. ``callbacks`` get a record of every step and evaluation.
     ``on_the_way``: whether the held-out loss is measured before, during and after the steps; the rows are kept from
     training in any case.
 
     Raises VeneerError: ConfigError, ModelError, DataError and TargetError before anything is written, TrainingError
     when the run cannot fit, cannot go on, or when another process trains into the same folder.
+
+    Example:
+        >>> result = veneer.train("tiny", data="rows.jsonl", output="runs/first", steps=2, rank=4, console=quiet)
+        >>> result.steps, result.written.name
+        (2, 'adapter')
     """
     loaded = model if isinstance(model, nn.Module) else None
+    given: dict[str, list[Row]] = {}
     if config is None:
         if loaded is not None:
             options = {**options_of(loaded, tokenizer, options), **options}
         elif model is not None:
             options["model"] = str(model)
+        options, given = take_given(options)
         config = TrainConfig(**options)
+    refuse_missing(config)
     folder = RunFolder(config.output)
     check_writable(folder.path)
     with folder.held():
@@ -81,15 +111,16 @@ def train(
         process = Process.now(loaded)
         if loaded is None:
             look_before_loading(config, process)
-        prepared = prepare(config, loaded, tokenizer)
+        prepared = prepare(config, loaded, tokenizer, given)
         if loaded is not None:
             prepared.notes += notes_on(config.model)
         return _train(prepared, None, process, Watchers(console or Console(), callbacks, on_the_way))
 
 
+@shows(TrainConfig, RESUMABLE)
 def resume(
     folder: str | Path, *, console: Console | None = None, callbacks: Sequence[Callback] = (), on_the_way: bool = True,
-    **over: Any,
+    **over: Unpack[ResumeArguments],
 ) -> Result:  # fmt: skip
     """Go on with a run from its latest checkpoint, or from the start when it has none yet.
 
@@ -97,6 +128,11 @@ def resume(
     ``callbacks`` and ``on_the_way`` as in `train`.
     Raises TrainingError when there is no run, another process trains it, its rows have changed, or its checkpoint is
     damaged.
+
+    Example:
+        >>> result = veneer.train("tiny", data="rows.jsonl", output="runs/short", steps=2, console=quiet)
+        >>> veneer.resume("runs/short", steps=3, console=quiet).steps
+        3
     """
     run = RunFolder(folder)
     run.refuse_missing()
@@ -107,6 +143,7 @@ def resume(
                 f"{did_you_mean(name, RESUMABLE)}"
             )
     config = run.config(**over)
+    refuse_missing(config)
     check_writable(run.path)
     with run.held():
         run.tidy()
@@ -153,6 +190,9 @@ def _write_beginning(begun: Begun, state: State, *, new: bool) -> None:
         save_base(model, begun.prepared.tokenizer, folder.base)
     if (begun.with_adapter or own_base) and new:
         save_checkpoint(folder.checkpoints, model, begun.optimizer, state, begun.config.keep_checkpoints)
+    for name, rows in begun.prepared.given.items():
+        with atomic_file(name) as temporary:
+            write_rows(rows, temporary)
     begun.config.write(folder.config_file)
     for file, values in (
         (folder.rows_file, {**begun.prepared.facts(), "steps": begun.total}),
@@ -173,6 +213,7 @@ def _take_steps(
         recomputed(model, again),
         fused_passes(model),
         begun.loss.attention(),
+        trackers(config) as tracked,
     ):
         _introduce(progress, begun, state)
         callbacks: list[Callback] = [progress]
@@ -183,7 +224,7 @@ def _take_steps(
         run = Run(
             config, folder.path, folder.checkpoints, folder.best, model, begun.loss, begun.batches,
             begun.held_out if watchers.on_the_way else [], begun.optimizer, begun.total, metrics, stop,
-            begun.allocator, [*callbacks, *watchers.callbacks],
+            begun.allocator, [*callbacks, *tracked, *watchers.callbacks],
         )  # fmt: skip
         if not finished(run, state):
             train_loop(run, state)

@@ -169,12 +169,14 @@ class BudgetStudy(Study):
 
 def _parameters(run: dict[str, Any], lora: dict[str, Any]) -> int:
     """Of LoRA's matrices, without a head that is trained beside them."""
-    from veneer.models.load import generates_text, load
+    from veneer.models.checkpoint import Checkpoint
+    from veneer.models.load import load
     from veneer.updates.attach import attach
     from veneer.updates.config import LoRA
     from veneer.updates.trainable import trainable
 
-    model, _ = load(run["model"], labels=None if generates_text(run["model"]) else ["a", "b"])
+    checkpoint = Checkpoint(run["model"])
+    model, _ = load(checkpoint, labels=None if checkpoint.generates_text else ["a", "b"])
     attach(model, LoRA(**lora))
     return sum(row.parameters for row in trainable(model).rows if row.rank is not None)
 

@@ -114,8 +114,10 @@ def placed(model: nn.Module, matrices: str, rank: int) -> tuple[list[str], int]:
 
 def _model(run: dict[str, Any]) -> nn.Module:
     """The run's model, for its names and shapes."""
-    from veneer.models.load import generates_text, load
+    from veneer.models.checkpoint import Checkpoint
+    from veneer.models.load import load
 
-    labels = None if generates_text(run["model"]) else ["a", "b"]
-    model: nn.Module = load(run["model"], labels=labels)[0]
+    checkpoint = Checkpoint(run["model"])
+    labels = None if checkpoint.generates_text else ["a", "b"]
+    model: nn.Module = load(checkpoint, labels=labels)[0]
     return model

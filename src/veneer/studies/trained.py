@@ -47,11 +47,11 @@ def trained(options: dict[str, Any], runs: Path) -> tuple[Path, Row]:
 def _train(config: TrainConfig, folder: Path) -> Row:
     from rich.console import Console
 
+    from veneer.device import device_of, peak_memory
     from veneer.kernels.heap import own_heap
     from veneer.runs import train as runs
     from veneer.runs.folder import RunFolder
     from veneer.runs.prepare import prepare
-    from veneer.training.metrics import peak_memory
     from veneer.updates.trainable import trainable
 
     own_heap()
@@ -59,7 +59,7 @@ def _train(config: TrainConfig, folder: Path) -> Row:
     run = RunFolder(folder)
     result = runs.resume(folder, **how) if run.exists else runs.train(config=config, **how)
     # Of training, by whichever process; what is measured after it is in batches of its own.
-    memory = max(peak_memory(), *(record.get("peak_memory", 0) for record in run.metrics()))
+    memory = max(peak_memory(device_of(result.model)), *(record.get("peak_memory", 0) for record in run.metrics()))
     table = trainable(result.model)
     reached = quality(prepare(config, result.model, result.tokenizer))
     if not math.isfinite(reached["loss"]):
@@ -95,8 +95,8 @@ def quality(prepared: Prepared) -> Row:
 @contextmanager
 def timed(row: Row) -> Iterator[None]:
     """Put the seconds of the block and the peak memory after it into ``row``."""
-    from veneer.training.metrics import peak_memory
+    from veneer.device import CPU, peak_memory
 
     started = time.monotonic()
     yield
-    row |= {"seconds": round(time.monotonic() - started, 2), "peak_memory": peak_memory()}
+    row |= {"seconds": round(time.monotonic() - started, 2), "peak_memory": peak_memory(CPU)}

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from veneer.device import device_of, random_states, set_random_states
 from veneer.errors import AdapterFileError, TrainingError
 from veneer.files import atomic_folder
 from veneer.training.own_weights import restore_trained, trained_tensors, write_trained
@@ -35,7 +36,8 @@ def save_checkpoint(
     """Write the checkpoint of ``state.step`` into ``checkpoints``, then delete all but the ``keep`` latest."""
     with atomic_folder(checkpoints / f"step-{state.step:06d}") as folder:
         write_trained(model, folder / _part(model))
-        tensors: dict[str, Tensor | Streamed] = {f"random.{name}": value for name, value in _random_states().items()}
+        states = _random_states(device_of(model))
+        tensors: dict[str, Tensor | Streamed] = {f"random.{name}": value for name, value in states.items()}
         allocator = active_allocator(model)
         if allocator is not None:
             tensors |= {f"{_ALLOCATOR}{name}": value for name, value in allocator.state_dict().items()}
@@ -95,8 +97,9 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
                     optimizer.fill(parameter, name, file.reader(entry, field.dtype, _shape(field, parameter)))
                 else:
                     optimizer.state[parameter][name] = _like(file.tensor(entry), parameter)
-        random_states = {entry: file.tensor(entry) for entry in file.names if entry.startswith("random.")}
-        _set_random_states(random_states, fields.pop("random.python"))
+        names = [entry for entry in file.names if entry.startswith("random.")]
+        states = {entry.removeprefix("random."): file.tensor(entry) for entry in names}
+        _set_random_states(states, device_of(model), fields.pop("random.python"))
         return State(**fields)
     except (AdapterFileError, SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise TrainingError(
@@ -118,21 +121,17 @@ def _like(value: Tensor, parameter: Tensor) -> Tensor:
     return value.to(parameter.device) if value.shape == parameter.shape and value.dim() else value
 
 
-def _random_states() -> dict[str, Tensor]:
+def _random_states(device: torch.device) -> dict[str, Tensor]:
     _, keys, *rest = np.random.get_state(legacy=True)
-    states = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
+    states = {**random_states(device), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
     states["numpy.position"] = torch.tensor([float(value) for value in rest], dtype=torch.float64)
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
     return states
 
 
-def _set_random_states(tensors: dict[str, Tensor], python: list[Any]) -> None:
-    torch.set_rng_state(tensors["random.torch"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
-    position, has_gauss, gauss = tensors["random.numpy.position"].tolist()
-    keys = tensors["random.numpy"].numpy().astype(np.uint32)
+def _set_random_states(states: dict[str, Tensor], device: torch.device, python: list[Any]) -> None:
+    set_random_states(states, device)
+    position, has_gauss, gauss = states["numpy.position"].tolist()
+    keys = states["numpy"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, int(position), int(has_gauss), gauss))
     version, internal, gaussian = python
     random.setstate((version, tuple(internal), gaussian))

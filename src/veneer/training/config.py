@@ -90,6 +90,9 @@ class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
     )
     checkpoint_every: int = Field(default=100, ge=1, description="Steps between checkpoints, from which a run resumes.")
     keep_checkpoints: int = Field(default=2, ge=1, description="Latest checkpoints that are kept.")
+    log_to: list[Literal["mlflow", "wandb"]] = Field(
+        default=[], description="Also log to these: mlflow, wandb; each an extra to install (veneer[wandb])."
+    )
     seed: int = Field(
         default=0, ge=0, description="Seed of the split, the order of rows, the initial values and dropout."
     )

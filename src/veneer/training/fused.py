@@ -1,11 +1,15 @@
-"""A model's passes replaced, while it trains, by those that keep less for the backward pass or are done faster."""
+"""A model's passes replaced, while it trains, by those that keep less for the backward pass or are done faster.
+
+Replaced are the forward passes of this model's own modules, each an attribute of the module: another model of the
+process, of the same types or not, computes what it always does.
+"""
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -13,9 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import GELUTanh
 
-from veneer.frozen.weight import frozen_product, frozen_weight
-from veneer.kernels.dense import swift_products
-from veneer.kernels.elementwise import geglu, rms_norm, rotate, swiglu
+from veneer.frozen.weight import STORED, frozen_product, frozen_weight
+from veneer.kernels.dense import linear
+from veneer.kernels.operations.gates import differentiable_geglu as geglu
+from veneer.kernels.operations.gates import differentiable_swiglu as swiglu
+from veneer.kernels.operations.norm import differentiable_rms_norm as rms_norm
+from veneer.kernels.operations.rotation import differentiable_rotate as rotate
 from veneer.models.parts import (
     GATED_LAYERS,
     HALVED,
@@ -27,47 +34,77 @@ from veneer.models.parts import (
     is_silu,
     name_of,
 )
-from veneer.training.again import again_from, computed_again
+from veneer.training.recipes import Recipes, recipes_for
 from veneer.training.recompute import all_recomputed
+from veneer.updates.layers import AdaptedLinear
+from veneer.updates.product import drawn_seed
 
 _EXACT = (torch.float32, torch.float64)  # where a formula's operations need not be rounded one by one, as its own are
+_ROTATION = "apply_rotary_pos_emb"  # what the forward passes of attention call it, in all of transformers
+_LINEAR = (nn.Linear, *STORED.values())
+_Pass = Callable[[Any, Recipes, Tensor], Tensor]
 
 
 @contextmanager
-def fused_passes(model: nn.Module) -> Iterator[None]:
-    """Inside, the norms, gated layers and activations of the known types compute the same with less memory and fewer
-    passes, and frozen linear layers the same but for the last bits.
+def fused_passes(model: nn.Module, draw: Callable[[], int] = drawn_seed) -> Iterator[None]:
+    """Inside, the norms, gated layers, activations and rotations of the known types compute the same with less memory
+    and fewer passes, and frozen linear layers the same except for the last bits.
 
     A module of another type, one that is trained, or a gate of another activation keeps its own forward. Activation
-    checkpointing, where it is wanted, is to be on before.
+    checkpointing, where it is wanted, is to be on before. ``draw`` gives the seeds of dropout in adapted linear layers.
     """
     # A checkpointed layer keeps nothing, so there is nothing to keep less of.
     checkpointed = all_recomputed(model)
-    fused = [(module, forward) for module in model.modules() if (forward := _fused_forward(module)) is not None]
-    for module, forward in fused:
-        module.forward = forward
-    try:
-        with swift_products(), _rotations(), nullcontext() if checkpointed else computed_again():
-            yield
-    finally:
-        for module, _ in fused:
-            del module.forward  # the class's own stands again
+    with recipes_for(model) as recipes:
+        fused = list(_fused_forwards(model, recipes, draw))
+        for module, forward in fused:
+            module.forward = forward
+        try:
+            with nullcontext() if checkpointed else recipes.used():
+                yield
+        finally:
+            for module, _ in fused:
+                del module.forward  # the class's own is back
 
 
-def _fused_forward(module: Any) -> Callable[[Tensor], Tensor] | None:
-    if "forward" in module.__dict__:
-        return None  # somebody else's hook stands there
-    if type(module) is nn.Linear:
-        known: Callable[[Any, Tensor], Tensor] | None = _multiplied
-    else:
-        known = _pass_of(module)
-    if known is None or any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
-        return None
-    return lambda x: known(module, x)
+def _fused_forwards(
+    model: nn.Module, recipes: Recipes, draw: Callable[[], int]
+) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
+    """Each module that gets another forward pass, and that pass."""
+    rotated: dict[FunctionType, FunctionType] = {}
+    for module in model.modules():
+        if "forward" in module.__dict__:
+            continue  # somebody else's hook
+        own = _rotating_forward(module)
+        if own is not None:
+            if own not in rotated:
+                rotated[own] = _with_rotation(own)
+            yield module, MethodType(rotated[own], module)
+        elif type(module) is AdaptedLinear:
+            yield module, _adapted(module, draw)
+        elif (known := _pass_of(module)) is not None and not _is_trained(module):
+            yield module, _bound(known, module, recipes)
 
 
-def _pass_of(module: Any) -> Callable[[Any, Tensor], Tensor] | None:
-    """What computes the module's own formula in fewer passes, or keeping less; None where it is not known."""
+def _is_trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+
+
+def _bound(known: _Pass, module: nn.Module, recipes: Recipes) -> Callable[[Tensor], Tensor]:
+    return lambda x: known(module, recipes, x)
+
+
+def _adapted(module: AdaptedLinear, draw: Callable[[], int]) -> Callable[[Tensor], Tensor]:
+    return lambda x: AdaptedLinear.forward(module, x, linear, draw)
+
+
+def _pass_of(module: Any) -> _Pass | None:
+    """What computes the frozen module's own formula faster, in fewer passes, or keeping less; None where it is not
+    known."""
+    return _multiplied if type(module) in _LINEAR else _formula_of(module)
+
+
+def _formula_of(module: Any) -> _Pass | None:
     kind, name = type(module), name_of(module)
     if name in NORMS:
         return _normed
@@ -85,32 +122,33 @@ def _pass_of(module: Any) -> Callable[[Any, Tensor], Tensor] | None:
 def fused_types(model: nn.Module) -> dict[str, int]:
     """Type of module → how many of ``model`` compute in fewer passes, or keep less, while it trains, unless they are
     trained whole."""
-    inside = {id(activation_of(module)) for module in model.modules() if _pass_of(module) is _gated}
-    found = [
+    inside = {id(activation_of(module)) for module in model.modules() if _formula_of(module) is _gated}
+    names = [
         type(module).__name__
         for module in model.modules()
-        if (_pass_of(module) is not None and id(module) not in inside)
-        or (type(module).__module__ in ROTATING and type(module).__name__.endswith("Attention"))
+        if (_formula_of(module) is not None and id(module) not in inside) or _rotating_forward(module) is not None
     ]
-    return dict(Counter(found))
+    return dict(Counter(names))
 
 
-@contextmanager
-def _rotations() -> Iterator[None]:
-    """Inside, the attention of the known types rotates queries and keys in one pass each."""
-    there = [module for name, module in list(sys.modules.items()) if name in ROTATING]
-    before = [module.apply_rotary_pos_emb for module in there]
-    for module in there:
-        module.apply_rotary_pos_emb = _rotated  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        for module, function in zip(there, before, strict=True):
-            module.apply_rotary_pos_emb = function  # type: ignore[attr-defined]
+def _rotating_forward(module: nn.Module) -> FunctionType | None:
+    """The forward pass of its type, where that rotates queries and keys as one of the known modules of transformers."""
+    forward = type(module).forward
+    if not isinstance(forward, FunctionType) or forward.__globals__.get("__name__") not in ROTATING:
+        return None
+    return forward if _ROTATION in forward.__code__.co_names else None
+
+
+def _with_rotation(forward: FunctionType) -> FunctionType:
+    """The same function, in which one name means another one: queries and keys are rotated in one pass each."""
+    names = {**forward.__globals__, _ROTATION: _rotated}
+    derived = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
+    derived.__kwdefaults__ = forward.__kwdefaults__
+    return derived
 
 
 def _rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-    assert unsqueeze_dim == 1, "heads stand before tokens in all of them"
+    assert unsqueeze_dim == 1, "heads come before tokens in all of them"
     return _rotated_in_part(q, cos, sin), _rotated_in_part(k, cos, sin)
 
 
@@ -122,33 +160,33 @@ def _rotated_in_part(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([rotate(x[..., :dim], cos, sin), x[..., dim:]], dim=-1)
 
 
-def _multiplied(module: Any, x: Tensor) -> Tensor:
-    return frozen_product(x, frozen_weight(module), module.bias)
+def _multiplied(module: Any, recipes: Recipes, x: Tensor) -> Tensor:
+    return frozen_product(x, frozen_weight(module, linear), module.bias)
 
 
-def _normed(module: Any, x: Tensor) -> Tensor:
-    return again_from(lambda x: rms_norm(x, module.weight, module.variance_epsilon), x)
+def _normed(module: Any, recipes: Recipes, x: Tensor) -> Tensor:
+    return recipes.made(lambda x: rms_norm(x, module.weight, module.variance_epsilon), x)
 
 
-def _normed_beside_one(module: Any, x: Tensor) -> Tensor:
+def _normed_beside_one(module: Any, recipes: Recipes, x: Tensor) -> Tensor:
     if x.dtype != module.weight.dtype or x.dtype not in _EXACT:
         return type(module).forward(module, x)  # type: ignore[no-any-return]  # it rounds once, after the weight
     weight = 1 + module.weight
-    return again_from(lambda x: rms_norm(x, weight, module.eps), x)
+    return recipes.made(lambda x: rms_norm(x, weight, module.eps), x)
 
 
-def _centred(module: Any, x: Tensor) -> Tensor:
+def _centred(module: Any, recipes: Recipes, x: Tensor) -> Tensor:
     how = module.normalized_shape, module.weight, module.bias, module.eps
-    return again_from(lambda x: F.layer_norm(x, *how), x)
+    return recipes.made(lambda x: F.layer_norm(x, *how), x)
 
 
-def _activated(module: Any, x: Tensor) -> Tensor:
+def _activated(module: Any, recipes: Recipes, x: Tensor) -> Tensor:
     if x.dtype not in _EXACT:
         return type(module).forward(module, x)  # type: ignore[no-any-return]  # some of them round in every operation
-    return again_from(lambda x: F.gelu(x, approximate="tanh"), x)
+    return recipes.made(lambda x: F.gelu(x, approximate="tanh"), x)
 
 
-def _gated(module: Any, x: Tensor) -> Tensor:
+def _gated(module: Any, recipes: Recipes, x: Tensor) -> Tensor:
     """down(act(gate(x)) · up(x)), whose inner product would be as large as either of its factors, which are kept."""
     product = _gate_of(activation_of(module))
     assert product is not None
@@ -156,7 +194,7 @@ def _gated(module: Any, x: Tensor) -> Tensor:
         gate, up = module.gate_up_proj(x).chunk(2, dim=-1)
     else:
         gate, up = module.gate_proj(x), module.up_proj(x)
-    return module.down_proj(again_from(product, gate, up))  # type: ignore[no-any-return]
+    return module.down_proj(recipes.made(product, gate, up))  # type: ignore[no-any-return]
 
 
 def _gate_of(activation: Any) -> Callable[[Tensor, Tensor], Tensor] | None:

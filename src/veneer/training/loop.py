@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from veneer.data.labels import Tokens
+from veneer.device import device_of, peak_memory, synchronise
 from veneer.errors import DivergedError, TrainingError
 from veneer.training.batches import Batches
 from veneer.training.callbacks import Callback, EvaluationRecord, StepRecord
@@ -20,7 +21,7 @@ from veneer.training.checkpoint import save_best, save_checkpoint
 from veneer.training.config import TrainConfig
 from veneer.training.interrupt import StopRequest
 from veneer.training.loss import Loss
-from veneer.training.metrics import Metrics, peak_memory
+from veneer.training.metrics import Metrics
 from veneer.training.schedule import learning_rate
 from veneer.training.state import State, checkpoints_in
 from veneer.training.world import OneProcess, World
@@ -82,10 +83,13 @@ def _timed_step(run: Run, state: State) -> None:
     started, config = time.monotonic(), run.config
     rows = run.batches.rows(state.step)
     rate = learning_rate(state.step, run.total, config.learning_rate, config.schedule, config.warmup)
+    device = device_of(run.model)
     loss, norm = take_step(run, rows, rate)
+    synchronise(device)
     seconds, tokens = time.monotonic() - started, sum(len(row.ids) for row in rows)
     state.step, state.tokens, state.seconds = state.step + 1, state.tokens + tokens, state.seconds + seconds
-    record = StepRecord(state.step, run.total, loss, rate, norm, state.tokens, tokens / seconds, peak_memory())
+    peak = peak_memory(device)
+    record = StepRecord(state.step, run.total, loss, rate, norm, state.tokens, tokens / seconds, peak)
     fields = {name: value for name, value in asdict(record).items() if name != "total"}
     run.metrics.write(**fields, **_allocation(run))
     for callback in run.callbacks:

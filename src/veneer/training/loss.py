@@ -22,7 +22,7 @@ from veneer.training.packing import attention_by_rows_in, hidden_of_rows, packs
 from veneer.updates.layers import AdaptedLinear
 
 _CHUNK = 2**23  # logits of a chunk: 32 MB in fp32
-_ROWS = 8  # of a chunk that are normalised together: 1.5 MB for a vocabulary of 49,152
+ROWS_AT_ONCE = 8  # of a chunk that are normalised together: 1.5 MB for a vocabulary of 49,152
 
 
 class How(NamedTuple):
@@ -44,9 +44,10 @@ class Loss:
     """
 
     def __init__(
-        self, model: Any, pad: int, sample: Tokens, *, kind: str, smoothing: float = 0.0, how: How | None = None
-    ) -> None:
-        self._model, self._pad, self._smoothing = model, pad, smoothing
+        self, model: Any, pad: int, sample: Tokens, *, kind: str, smoothing: float = 0.0, how: How | None = None,
+        rows_at_once: int = ROWS_AT_ONCE,
+    ) -> None:  # fmt: skip
+        self._model, self._pad, self._smoothing, self._rows_at_once = model, pad, smoothing, rows_at_once
         if how is None:
             chunked = kind == "causal" and _head_makes_logits(model, collate([sample], pad))
             how = How(chunked, chunked and packs(model, sample))
@@ -63,7 +64,7 @@ class Loss:
         if self._packed:
             with self.attention():
                 hidden, labels = hidden_of_rows(self._model, rows)
-            return chunked_loss(hidden, self._model.get_output_embeddings(), labels, smoothing)
+            return self._of_hidden(hidden, labels, smoothing)
         batch = collate(rows, self._pad, classes=self.kind == "classification")
         batch = Batch(*(tensor.to(self._model.device) for tensor in batch))
         if self.kind == "classification":
@@ -78,9 +79,12 @@ class Loss:
         learned, labels = _learned(rows, batch.ids.device)
         if self._chunked:
             hidden = _hidden(self._model, batch)[:, :-1][learned]
-            return chunked_loss(hidden, self._model.get_output_embeddings(), labels, smoothing)
+            return self._of_hidden(hidden, labels, smoothing)
         logits = self._model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
         return _sum(logits[:, :-1][learned], labels, smoothing)
+
+    def _of_hidden(self, hidden: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+        return chunked_loss(hidden, self._model.get_output_embeddings(), labels, smoothing, self._rows_at_once)
 
     @torch.no_grad()
     def mean(self, rows: list[Tokens], batch_size: int) -> float:
@@ -116,23 +120,26 @@ def _learned(rows: list[Tokens], device: torch.device) -> tuple[tuple[Tensor, Te
     return (numbers, places), tokens
 
 
-def chunked_loss(hidden: Tensor, head: nn.Module, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+def chunked_loss(
+    hidden: Tensor, head: nn.Module, labels: Tensor, smoothing: float = 0.0, rows_at_once: int = ROWS_AT_ONCE
+) -> Tensor:
     """Σ cross-entropy of head(hidden) against labels, fp32 (); differentiable in hidden and the head's parameters.
 
     hidden (n, dim), labels (n,); head maps (m, dim) → (m, vocabulary), each row by itself, adapted or not. As much as
-    ``smoothing`` of each target is spread over the vocabulary.
+    ``smoothing`` of each target is spread over the vocabulary; ``rows_at_once`` of a chunk's logits are normalised
+    together.
     """
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
-    loss: Tensor = _ChunkedLoss.apply(head, labels, smoothing, hidden, *trained)  # type: ignore[no-untyped-call]
+    loss: Tensor = _ChunkedLoss.apply(head, labels, smoothing, rows_at_once, hidden, *trained)  # type: ignore[no-untyped-call]
     return loss
 
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, head: Any, labels: Tensor, smoothing: float, hidden: Tensor, *trained: Tensor
+        ctx: Any, head: Any, labels: Tensor, smoothing: float, rows_at_once: int, hidden: Tensor, *trained: Tensor
     ) -> Tensor:  # fmt: skip
-        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[3:]) if needed]
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[4:]) if needed]
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)  # a sum of many parts
         grads = [torch.zeros_like(parameter) for parameter in trained]
         grad_hidden = torch.empty_like(hidden) if 0 in wanted else None
@@ -144,7 +151,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 logits = head(chunk)
             # A linear head keeps no copy of its logits, so that they may be overwritten; another one might.
             own = logits.detach() if type(head) in (nn.Linear, StoredLinear, AdaptedLinear) else logits.detach().clone()
-            loss, grad_logits = _cross_entropy(own, labels[rows], smoothing)
+            loss, grad_logits = _cross_entropy(own, labels[rows], smoothing, rows_at_once)
             total += loss
             leaves = [chunk, *trained]
             found = (
@@ -166,19 +173,20 @@ class _ChunkedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = [tensor * grad.to(tensor.dtype) for tensor in ctx.saved_tensors]
-        return None, None, None, *(saved if ctx.has_hidden else [None, *saved])
+        return None, None, None, None, *(saved if ctx.has_hidden else [None, *saved])
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: float, rows_at_once: int) -> tuple[Tensor, Tensor]:
     """Σ −Σ target · log softmax(logits), fp64 (), and its gradient softmax(logits) − target, where the target is
     (1 − smoothing) · onehot(label) + smoothing / vocabulary.
 
-    The gradient takes the place of ``logits`` (n, vocabulary) where they are fp32. A few rows at a time, which stay in
-    the cache from pass to pass.
+    The gradient takes the place of ``logits`` (n, vocabulary) where they are fp32. ``rows_at_once``: a few,
+    which stay in the cache from pass to pass.
     """
     exact = logits.float()
     total = torch.zeros((), dtype=torch.float64, device=logits.device)
-    for block, places in zip(torch.split(exact, _ROWS), torch.split(labels[:, None], _ROWS), strict=True):
+    parts = torch.split(exact, rows_at_once), torch.split(labels[:, None], rows_at_once)
+    for block, places in zip(*parts, strict=True):
         picked, largest = block.gather(-1, places), block.amax(-1, keepdim=True)
         if smoothing:
             picked = picked.lerp(block.mean(-1, keepdim=True), smoothing)

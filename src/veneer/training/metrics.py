@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import resource
-import sys
 from contextlib import suppress
 from functools import cached_property
 from importlib.util import find_spec
@@ -70,18 +68,6 @@ def is_written(file: Path) -> bool:
     except OSError:
         return False
     return False
-
-
-def peak_memory() -> int:
-    """The largest resident memory of this process so far, in bytes."""
-    try:  # where the system tells it: the other counts that of the process which started this one, too
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        (line,) = (line for line in lines if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _tensorboard(folder: Path, first_step: int) -> Any:

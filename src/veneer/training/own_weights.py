@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from veneer.errors import TargetError
 from veneer.files import atomic_file, atomic_folder
 from veneer.frozen.weight import QuantisedLinear
-from veneer.models.load import quiet
+from veneer.models.library import quiet
 from veneer.updates.adapter_file import (
     active_tensors,
     copy_tensors,

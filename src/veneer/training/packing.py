@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from veneer.data.labels import IGNORE, Tokens
-from veneer.training.again import again_from
+from veneer.training.recipes import recipes_of
 
 _NAME = "veneer_rows"
 # What models pass to their attention that this one honours, or that changes nothing in it.
-_KNOWN = {"scaling", "dropout", "is_causal", "sliding_window", "row_lengths", "position_ids", "use_cache",
+_KNOWN = {"scaling", "dropout", "is_causal", "sliding_window", "row_lengths", "recipes", "position_ids", "use_cache",
           "output_attentions", "output_hidden_states", "cache_position", "return_dict"}  # fmt: skip
 
 
@@ -39,8 +39,9 @@ def hidden_of_rows(model: Any, rows: list[Tokens]) -> tuple[Tensor, Tensor]:
     learned = [(place, token) for place, token in enumerate(after) if token != IGNORE]
     places, labels = torch.tensor(learned, dtype=torch.long, device=device).view(-1, 2).unbind(1)
     states: Tensor = model.base_model(
-        input_ids=ids[None], position_ids=positions[None], row_lengths=lengths, use_cache=False
-    ).last_hidden_state
+        input_ids=ids[None], position_ids=positions[None], row_lengths=lengths, recipes=recipes_of(model),
+        use_cache=False,
+    ).last_hidden_state  # fmt: skip
     return states[0][places], labels
 
 
@@ -126,7 +127,13 @@ def attention_by_rows(
         outputs.append(y.transpose(1, 2).reshape(1, length * count, q.shape[1], v.shape[-1]))
     if len(outputs) == 1:
         return outputs[0], None
-    return again_from(lambda *parts: torch.cat(parts, 1), *outputs), None  # the parts are kept by what made them
+    recipes = options.get("recipes")
+    # Kept are the parts, by what made them.
+    return _joined(*outputs) if recipes is None else recipes.made(_joined, *outputs), None
+
+
+def _joined(*parts: Tensor) -> Tensor:
+    return torch.cat(parts, 1)
 
 
 def _batch(x: Tensor, count: int) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from veneer.device import CPU
 from veneer.errors import ConfigError
 from veneer.options import memory_size
 from veneer.training import eight_bit
@@ -310,7 +311,7 @@ class PagedAdamW(torch.optim.Optimizer):
 
 def _refuse_unpageable(parameter: Tensor) -> None:
     what = f"A parameter of shape {tuple(parameter.shape)}"
-    if parameter.device.type != "cpu":
+    if parameter.device.type != CPU:
         raise ConfigError(f"{what} is on {parameter.device}, but PagedAdamW pages on the CPU only; use torch's AdamW.")
     if not parameter.is_floating_point():
         raise ConfigError(f"{what} is {parameter.dtype}; PagedAdamW updates floating-point ones.")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from html import escape
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -31,6 +33,7 @@ class RunProgress:
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("training", total=total, completed=step, numbers="")
+        self._line = _NotebookLine() if console.is_jupyter else None
 
     def __enter__(self) -> RunProgress:
         self._bar.start()
@@ -47,15 +50,33 @@ class RunProgress:
         numbers = f"loss {record.loss:.3f}{self._held_out} · {speed:,.0f} tokens/s · {memory / 1e9:.1f} GB"
         self._bar.update(self._task, completed=step, numbers=numbers)
         first_step, started = self._first = self._first or (step - 1, time.monotonic())
-        if not self._console.is_terminal and (step % self._every == 0 or step == self._total):
-            taken = step - first_step - 1  # since the first step ended, from which time is counted
-            left = f" · {clock((time.monotonic() - started) / taken * (self._total - step))} left" if taken else ""
+        taken = step - first_step - 1  # since the first step ended, from which time is counted
+        left = f" · {clock((time.monotonic() - started) / taken * (self._total - step))} left" if taken else ""
+        if self._line is not None:
+            self._line.show(f"step {step}/{self._total}  {numbers}{left}")
+        elif not self._console.is_terminal and (step % self._every == 0 or step == self._total):
             self.note(f"step {step}/{self._total}  {numbers}{left}")
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
         self._held_out = f" · held-out {record.loss:.3f}"
         best = " (best so far)" if record.best and record.step else ""
         self.note(f"step {record.step}: held-out loss {record.loss:.4f}{best}")
+
+
+class _NotebookLine:
+    """One line of a notebook's output, replaced in place."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def show(self, text: str) -> None:
+        from IPython.display import HTML, display
+
+        line = HTML(f"<pre style='margin: 0'>{escape(text)}</pre>")
+        if self._handle is None:
+            self._handle = display(line, display_id=True)
+        else:
+            self._handle.update(line)
 
 
 def clock(seconds: float) -> str:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from veneer.arguments import folder_given, refuse_no_model, refuse_no_name
+from veneer.device import CPU
 from veneer.errors import AdapterFileError, ConfigError, TargetError, nearest
 from veneer.files import atomic_file, atomic_folder, write_text
 from veneer.updates.layers import NewRows, Pair, Triplets
@@ -32,6 +33,12 @@ def save(model: nn.Module, folder: str | Path, *, name: str | None = None, dtype
     PEFT loads an adapter that has targets; one of new_tokens or train_also alone it refuses.
     ``name``: which adapter; by default the one that is active. ``dtype``: fp32, bf16 or fp16; by default as trained.
     Raises AdapterFileError when the folder cannot be written to, or a value is too large for ``dtype``.
+
+    Example:
+        >>> model = veneer.attach(model, veneer.LoRA(rank=4))
+        >>> veneer.save(model, "my-adapter", dtype="bf16")
+        >>> sorted(os.listdir("my-adapter"))
+        ['adapter_config.json', 'adapter_model.safetensors']
     """
     refuse_no_model("save", model)
     path = folder_given("save", folder)
@@ -65,7 +72,7 @@ def write_adapter(model: nn.Module, folder: Path, name: str | None = None, dtype
     if folder.is_file():
         raise AdapterFileError(f"{folder} is a file; an adapter is saved as a folder.")
     to = _STORAGE.get(dtype or "")
-    tensors = {key: tensor.detach().to("cpu", to).contiguous() for key, tensor in adapter_tensors(model, name).items()}
+    tensors = {key: tensor.detach().to(CPU, to).contiguous() for key, tensor in adapter_tensors(model, name).items()}
     config = record.configs[name]
     rows = [path for path, update in updates_of(model, name).items() if isinstance(update, NewRows)]
     chosen = choose(model, config) if config.targets else []

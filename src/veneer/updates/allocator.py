@@ -75,19 +75,37 @@ class Allocator:
         )
 
     def ranks(self) -> dict[str, int]:
-        """Module name → how many of its triplets are in force."""
+        """Module name → how many of its triplets are in force.
+
+        Example:
+            >>> model = veneer.attach(model, veneer.AdaLoRA(targets=["q_proj"], target_rank=2, total_steps=100))
+            >>> veneer.allocator(model).ranks()
+            {'model.layers.0.self_attn.q_proj': 3, 'model.layers.1.self_attn.q_proj': 3}
+        """
         if self.fixed:
             return {path: update.rank for path, update in self.triplets.items()}
         return dict(zip(self.triplets, self.kept.sum(1).tolist(), strict=True))
 
     def importance(self) -> dict[str, float]:
-        """Module name → the sum of its triplets' scores; empty before the first step and once the ranks are fixed."""
+        """Module name → the sum of its triplets' scores; empty before the first step and once the ranks are fixed.
+
+        Example:
+            >>> model = veneer.attach(model, veneer.AdaLoRA(targets=["q_proj"], target_rank=2, total_steps=100))
+            >>> veneer.allocator(model).importance()  # before the first step
+            {}
+        """
         if self._importance is None or not self.step:
             return {}
         return dict(zip(self.triplets, self._importance.scores().sum(1).tolist(), strict=True))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that the next step depends on, beside the adapter's parameters and the optimizer's state."""
+        """All that the next step depends on, beside the adapter's parameters and the optimizer's state.
+
+        Example:
+            >>> model = veneer.attach(model, veneer.AdaLoRA(targets=["q_proj"], target_rank=2, total_steps=100))
+            >>> state = veneer.allocator(model).state_dict()
+            >>> veneer.allocator(model).load_state_dict(state)
+        """
         numbers = [self.step, self.schedule.first, self.schedule.last, self.fixed]
         state = {"progress": torch.tensor(numbers), "kept": self.kept.to(torch.uint8)}
         if self._importance is not None:

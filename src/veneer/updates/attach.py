@@ -77,6 +77,11 @@ def attach(model: M, config: LoRA | AdaLoRA, name: str = "default") -> M:
     Raises TargetError, with the model unchanged, when a name matches nothing, a module cannot be adapted, or an
     adapter of this name is attached already; ModelError when loftq needs weights that are not available; ConfigError
     for an AdaLoRA without total_steps or with an impossible budget; ArgumentError for arguments of another type.
+
+    Example:
+        >>> model = veneer.attach(model, veneer.LoRA(rank=4, targets=["q_proj", "v_proj"]))
+        >>> veneer.trainable(model).parameters
+        896
     """
     refuse_no_model("attach", model)
     if not isinstance(config, LoRA | AdaLoRA):
@@ -173,6 +178,12 @@ def remove(model: nn.Module, name: str = "default") -> None:
     """Take an adapter off. With the last one, the base's own modules stand in their places again, bit for bit.
 
     Raises TargetError when there is no such adapter, or LoftQ changed the base for it.
+
+    Example:
+        >>> model = veneer.attach(model, veneer.LoRA(), name="brief")
+        >>> veneer.remove(model, "brief")
+        >>> type(model.model.layers[0].mlp.up_proj).__name__
+        'Linear'
     """
     refuse_no_model("remove", model)
     refuse_no_name("remove", name)

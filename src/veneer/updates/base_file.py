@@ -10,7 +10,7 @@ from veneer.errors import ArgumentError, TargetError
 from veneer.files import atomic_folder
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models.bnb_file import write_folder
-from veneer.models.load import quiet
+from veneer.models.library import quiet
 from veneer.updates.layers import Adapted, training_dtype
 from veneer.updates.record import adapters_of, put, refuse_merged
 
@@ -21,6 +21,12 @@ def save_base(model: Any, tokenizer: Any, folder: str | Path) -> None:
     The model is then one that was loaded from there: an adapter that is saved names that folder as its base. Raises
     TargetError when the base is not kept in nf4 or fp4 or the adapters are merged, ModelError when transformers could
     not load what would be written, OSError when the folder cannot be written to.
+
+    Example:
+        >>> model, tokenizer = veneer.load("tiny", storage="nf4")
+        >>> model = veneer.attach(model, veneer.LoRA(init="loftq", loftq_iterations=3))
+        >>> veneer.save_base(model, tokenizer, "base")
+        >>> veneer.save(model, "adapter-of-base")
     """
     refuse_no_model("save_base", model)
     if not hasattr(tokenizer, "save_pretrained"):

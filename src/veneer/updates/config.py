@@ -57,6 +57,11 @@ class LoRA(UpdateOptions):
     """Low-rank adaptation (Hu et al., 2021, arXiv:2106.09685): h = W0 x + s · B A x with A (rank, in), B (out, rank).
 
     The scale s is alpha / rank, or alpha / √rank with ``rslora`` (Kalajdzievski, 2023, arXiv:2312.03732).
+
+    Example:
+        >>> lora = veneer.LoRA(rank=16, alpha=32, targets=["q_proj", "v_proj"], layers=[0, 1])
+        >>> lora.scale(rank=16, alpha=32)
+        2.0
     """
 
     rank: int = Field(
@@ -183,6 +188,10 @@ class AdaLoRA(AllocationOptions, UpdateOptions):
 
     P (out, rank), λ (rank, 1), Q (rank, in); triplets are taken away where they matter least. s is alpha / initial rank
     from the first step to the last.
+
+    Example:
+        >>> veneer.AdaLoRA(target_rank=4, total_steps=100).phases()  # 10 steps before ranks are taken, 50 after
+        (10, 50)
     """
 
     total_steps: int | None = Field(

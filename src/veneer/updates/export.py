@@ -33,6 +33,11 @@ def export(folder: str | Path, out: str | Path, *, padded: bool = True) -> None:
 
     Raises AdapterFileError when the folder holds no adapter, ``out`` is there already, or what is trained is more than
     low-rank updates: modules trained whole, or rows of an embedding.
+
+    Example:
+        >>> veneer.export("adapter", "plain")
+        >>> sorted(os.listdir("plain"))
+        ['adapter_config.json', 'adapter_model.safetensors']
     """
     folder, out = folder_given("export", folder), folder_given("export", out, "out")
     if out.exists() and (out.is_file() or any(out.iterdir())):

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from veneer.errors import ModelError
 from veneer.frozen.weight import frozen_weight
-from veneer.updates.product import Factors, adapted_product
+from veneer.kernels.dense import Multiply
+from veneer.updates.product import Factors, adapted_product, drawn_seed
 from veneer.updates.rows import Names, RowAdapters
 
 
@@ -167,9 +168,13 @@ class Adapted(nn.Module):
 
 
 class AdaptedLinear(Adapted):
-    """y = W0 x + b + Σ s · B A x over nn.Linear, GPT-2's Conv1D or a quantised linear layer."""
+    """y = W0 x + b + Σ s · B A x over nn.Linear, GPT-2's Conv1D or a quantised linear layer.
 
-    def forward(self, x: Tensor) -> Tensor:
+    ``multiply``: the product by a W0 in x's own type beside updates; nn.Linear's own by default, and the training
+    loop's, of other last bits, while it trains this layer. ``draw``: gives dropout's seeds.
+    """
+
+    def forward(self, x: Tensor, multiply: Multiply = F.linear, draw: Callable[[], int] = drawn_seed) -> Tensor:
         updates = self.by_rows(x.shape[:-1], x.device)
         low_rank = [
             update.factors()._replace(rows=rows)
@@ -177,7 +182,7 @@ class AdaptedLinear(Adapted):
             if isinstance(update, LowRank) and update.rank
         ]
         if low_rank:
-            y = adapted_product(x, frozen_weight(self.base), self.bias, low_rank)
+            y = adapted_product(x, frozen_weight(self.base, multiply), self.bias, low_rank, draw)
         else:
             y = self.base(x)
         for update, rows in updates:

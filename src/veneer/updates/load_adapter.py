@@ -30,6 +30,11 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
 
     Raises AdapterFileError, with the model unchanged, when the folder is damaged or made for another base: a tensor
     that is missing, one that has no place in this model, or one of the wrong shape.
+
+    Example:
+        >>> veneer.load_adapter(model, "adapter", trainable=True)
+        >>> veneer.trainable(model).parameters > 0
+        True
     """
     refuse_no_model("load_adapter", model)
     folder = folder_given("load_adapter", folder)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from veneer.arguments import refuse_no_model
+from veneer.device import META
 from veneer.errors import TargetError
 from veneer.frozen.weight import QuantisedLinear, frozen_weight
 from veneer.updates.attach import forget_adapters, save_adapter_only, save_whole_model
@@ -30,6 +31,11 @@ def merge(model: nn.Module, *, reversible: bool = True) -> None:
     otherwise they stay in memory for `unmerge`.
 
     Raises TargetError when no adapter is active or the adapters are merged already.
+
+    Example:
+        >>> veneer.load_adapter(model, "adapter")
+        >>> veneer.merge(model, reversible=False)
+        >>> model.save_pretrained("merged")
     """
     refuse_no_model("merge", model)
     record = adapters_of(model)
@@ -56,6 +62,14 @@ def unmerge(model: nn.Module) -> None:
     """Take the merged adapters out again: the base weights are the original bytes, the adapters are as they were.
 
     Raises TargetError when nothing is merged, or the merged weights were moved or converted since.
+
+    Example:
+        >>> veneer.load_adapter(model, "adapter")
+        >>> before = model.model.layers[0].mlp.up_proj.weight.clone()
+        >>> veneer.merge(model)
+        >>> veneer.unmerge(model)
+        >>> torch.equal(before, model.model.layers[0].mlp.up_proj.weight)
+        True
     """
     refuse_no_model("unmerge", model)
     record = adapters_of(model)
@@ -130,7 +144,7 @@ def _with_weight(base: nn.Module, weight: nn.Parameter) -> nn.Module:
     """A module like ``base`` with another weight (out, in), or as (in, out) for a Conv1D; a quantised one becomes the
     class that it was quantised from."""
     if isinstance(base, QuantisedLinear):
-        with torch.device("meta"):
+        with torch.device(META):
             sizes = base.out_features, base.in_features
             plain = Conv1D(*sizes) if base.transposed else nn.Linear(*sizes[::-1], bias=base.bias is not None)
         plain.weight, plain.bias = weight, base.bias

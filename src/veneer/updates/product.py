@@ -9,6 +9,7 @@ product's own input gradient. Saved for backward: x, which the layers that share
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from veneer.frozen.weight import FrozenWeight
-from veneer.kernels.operators import update_product, update_product_backward
+from veneer.kernels.operations.update import update_product, update_product_backward
+
+
+def drawn_seed() -> int:
+    """A seed of dropout, from torch's CPU generator."""
+    return int(torch.randint(2**62, ()))
 
 
 class Factors(NamedTuple):
@@ -30,29 +36,27 @@ class Factors(NamedTuple):
     rows: Tensor | None = None  # which rows of the flattened x (n, in) it is for, each once, int64; None: all
 
 
-def adapted_product(x: Tensor, frozen: FrozenWeight, bias: Tensor | None, updates: list[Factors]) -> Tensor:
+def adapted_product(
+    x: Tensor, frozen: FrozenWeight, bias: Tensor | None, updates: list[Factors], draw: Callable[[], int] = drawn_seed
+) -> Tensor:
     """x (…, in) → x W0ᵀ + b + Σ s · (dropout(x) Aᵀ) Bᵀ, (…, out), in x's type; differentiable in x and in every A, B
     and λ. Updates that name ``rows`` are added to these alone, so rows of one batch may have different adapters.
 
-    Neither W0 nor b gets a gradient. Dropout draws one seed from torch's CPU generator for each update, so a run
+    Neither W0 nor b gets a gradient. Dropout draws one seed for each update, from torch's CPU generator, so a run
     whose random state is restored drops the same elements, and checkpointed layers drop them again in the same way.
     """
     device = x.device.type
     if torch.is_autocast_enabled(device):
         # The function chooses its own types; autocast inside it would choose differently for forward and backward.
         with torch.autocast(device, enabled=False):
-            return adapted_product(x.to(torch.get_autocast_dtype(device)), frozen, bias, updates)
-    seeds = [_seed() if update.dropout else 0 for update in updates]
+            return adapted_product(x.to(torch.get_autocast_dtype(device)), frozen, bias, updates, draw)
+    seeds = [draw() if update.dropout else 0 for update in updates]
     recipe = [(update.scale, update.dropout, seed, update.rows) for update, seed in zip(updates, seeds, strict=True)]
     flat = [factor for update in updates for factor in (update.A, update.B, update.lam)]
     y: Tensor = _AdaptedProduct.apply(  # type: ignore[no-untyped-call]
         x.reshape(-1, x.shape[-1]), frozen, bias, recipe, *flat
     )
     return y.view(*x.shape[:-1], y.shape[-1])
-
-
-def _seed() -> int:
-    return int(torch.randint(2**62, ()))
 
 
 def _dropped(x: Tensor, probability: float, seed: int) -> Tensor:

@@ -49,6 +49,12 @@ def activate(model: nn.Module, *names: str) -> None:
 
     Raises TargetError, with the model unchanged, for a name that is not attached, and for adapters that cannot be
     summed: a module that one of them trains whole, or whose rows it replaces, takes no second update.
+
+    Example:
+        >>> for name in ("brief", "formal"):
+        ...     model = veneer.attach(model, veneer.LoRA(rank=2), name)
+        >>> veneer.activate(model, "brief", "formal")  # both, summed
+        >>> veneer.activate(model)  # none: the base
     """
     refuse_no_model("activate", model)
     record = adapters_of(model)
@@ -66,6 +72,11 @@ def allocator(model: nn.Module, name: str | None = None) -> Allocator:
     """What gives their ranks to the matrices of an AdaLoRA adapter: its budget, ranks, importance, and its state.
 
     ``name``: which adapter; by default the one that is active. Raises TargetError when it is no AdaLoRA adapter.
+
+    Example:
+        >>> model = veneer.attach(model, veneer.AdaLoRA(targets=["q_proj"], target_rank=2, total_steps=100))
+        >>> veneer.allocator(model)
+        Allocator(step 0, budget 6 triplets, ranks 3 to 3 of 2 matrices, ranks fixed at step 50)
     """
     refuse_no_model("allocator", model)
     if name is not None:
@@ -87,7 +98,16 @@ def active_allocator(model: nn.Module) -> Allocator | None:
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is its base."""
+    """Inside, the model is its base.
+
+    Example:
+        >>> veneer.load_adapter(model, "adapter")
+        >>> ids = tokenizer("hello", return_tensors="pt").input_ids
+        >>> with veneer.disabled(model):
+        ...     base = model(ids).logits
+        >>> torch.equal(base, model(ids).logits)
+        False
+    """
     refuse_no_model("disabled", model)
     active = adapters_of(model).active
     activate(model)

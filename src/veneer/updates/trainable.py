@@ -28,7 +28,15 @@ class Row:
 
 @dataclass(frozen=True, repr=False)
 class Trainable:
-    """The rows, the number of trained parameters, and that of the base; prints as a table."""
+    """The rows, the number of trained parameters, and that of the base; prints as a table.
+
+    Example:
+        >>> table = veneer.trainable(veneer.attach(model, veneer.LoRA(rank=2, targets=["q_proj"])))
+        >>> [(row.name, row.rank) for row in table.rows]
+        [('model.layers.0.self_attn.q_proj', 2), ('model.layers.1.self_attn.q_proj', 2)]
+        >>> f"{table.share:.2%}"
+        '0.85%'
+    """
 
     rows: list[Row]
     parameters: int
@@ -64,7 +72,14 @@ class Trainable:
 
 
 def trainable(model: nn.Module) -> Trainable:
-    """The trained parameters of the active adapters, or of the model itself when it has none attached."""
+    """The trained parameters of the active adapters, or of the model itself when it has none attached.
+
+    Example:
+        >>> print(veneer.trainable(veneer.attach(model, veneer.LoRA(rank=2, targets=["q_proj"]))))
+        module                               shape  rank  parameters
+        model.layers.*.self_attn.q_proj (×2)  32 × 32     2         256
+        256 of ... parameters are trained (... %)
+    """
     refuse_no_model("trainable", model)
     record = adapters_of(model)
     if not record.configs:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import tiny
 import veneer
 from veneer.frozen.compute import compute_line, compute_name
-from veneer.kernels.operators import serving, serving_line
+from veneer.kernels.serving import serving, serving_line
 from veneer.runs.folder import RunFolder
 
 pytestmark = pytest.mark.unit

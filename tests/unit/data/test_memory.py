@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veneer.data.memory import is_named, rows_of, write_rows
+from veneer.data.memory import rows_of, write_rows
 from veneer.data.read import read_rows
 from veneer.errors import DataError
 
@@ -28,7 +28,6 @@ ROWS = [{"prompt": "1 + 1 =", "completion": " 2"}, {"prompt": "é\n", "completio
 )
 def test_every_kind_gives_the_same_rows(data):
     assert [row.fields for row in rows_of(data)] == ROWS
-    assert not is_named(data)
 
 
 def test_a_path_a_list_of_paths_and_a_mixture(tmp_path):
@@ -37,9 +36,6 @@ def test_a_path_a_list_of_paths_and_a_mixture(tmp_path):
     assert [row.fields for row in rows_of(file)] == ROWS
     assert [row.fields for row in rows_of([str(file), file])] == ROWS * 2
     assert [row.fields for row in rows_of([file, pd.DataFrame(ROWS), ROWS])] == ROWS * 3
-    assert is_named(file)
-    assert is_named([str(file), file])
-    assert not is_named([file, ROWS])
 
 
 def test_missing_values_and_arrays_become_json(tmp_path):

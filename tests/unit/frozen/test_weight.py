@@ -17,12 +17,12 @@ import tiny
 import veneer
 from veneer.errors import ModelError, TargetError
 from veneer.frozen import blockwise
-from veneer.frozen.codebook import dynamic8, levels8
+from veneer.frozen.codebook import levels8
 from veneer.frozen.config import CODE_BITS
 from veneer.frozen.layers import quantise_linear_layers
 from veneer.frozen.weight import DenseWeight, QuantisedLinear, frozen_weight, int8_activations
-from veneer.kernels.backends import reference
-from veneer.kernels.operators import serving
+from veneer.kernels.operations.products_int8 import product4_int8
+from veneer.kernels.serving import serving
 
 pytestmark = pytest.mark.unit
 
@@ -223,16 +223,13 @@ def test_in_8_bits_a_few_rows_are_multiplied_nearly_the_same_and_many_the_same(s
     assert found.shape == exact.shape
     assert _close_but_not_equal(found, exact)
     # Of what is rounded, x and the table, by definition:
-    by_definition = few_token_product_by_definition(linear, few.view(8, 96)).view(exact.shape)
+    by_definition = few_row_product_by_definition(linear, few.view(8, 96)).view(exact.shape)
     torch.testing.assert_close(found, by_definition, rtol=1e-5, atol=1e-5)
 
 
-def few_token_product_by_definition(linear, x):
-    q = linear.quantised
-    levels, step = levels8(q.storage)
-    nested = (dynamic8(), q.nested_scales, q.offset)
-    y = reference.product4_int8(x, q.codes, levels, step, q.scales, *nested, q.block_size, 256, q.shape[0])
-    return y + linear.bias
+def few_row_product_by_definition(linear, x):
+    levels, step = levels8(linear.storage)
+    return product4_int8.definition(x, linear.quantised.coded, levels, step) + linear.bias
 
 
 def test_so_are_those_of_an_adapted_layer():

@@ -16,12 +16,12 @@ from veneer.generation import decoder as module
 from veneer.generation.decoder import Decoder, Unsupported
 from veneer.generation.generate import continuations
 from veneer.generation.stream import pieces
-from veneer.kernels import operators
-from veneer.kernels.backends import cpu
+from veneer.kernels.backends import backend_of, cpu, serve
+from veneer.kernels.extension import VARIANTS
 
 pytestmark = [
     pytest.mark.unit,
-    pytest.mark.skipif(not cpu.VARIANTS, reason="the C++ kernels were not built"),
+    pytest.mark.skipif(not VARIANTS, reason="the C++ kernels were not built"),
 ]
 KINDS = {
     "llama": (tf.LlamaConfig, {}),
@@ -64,13 +64,12 @@ def _agrees(model, prompts, tolerance=2e-5, steps=4):
             found = decoder.step([sequence[-1] for sequence in sequences], list(range(len(sequences))))
 
 
-@pytest.fixture(params=[*cpu.VARIANTS])
-def variant(request, monkeypatch):
-    monkeypatch.setenv(operators.VARIABLE, request.param)
-    operators._on_cpu.cache_clear()
+@pytest.fixture(params=[*VARIANTS])
+def variant(request):
+    before = backend_of("cpu")
+    serve("cpu", cpu.Cpu(request.param))
     yield request.param
-    monkeypatch.undo()
-    operators._on_cpu.cache_clear()
+    serve("cpu", before)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veneer.kernels.dense import base_linear, linear, swift_products
+from veneer.kernels.dense import linear
 
 pytestmark = pytest.mark.unit
 
@@ -33,13 +33,3 @@ def test_linear_equals_the_product_in_double_precision(rows, inner, out, turned,
 def test_other_types_keep_torchs_product(dtype):
     x, weight = torch.randn(5, 7, dtype=dtype), torch.randn(3, 7, dtype=dtype)
     assert torch.equal(linear(x, weight), F.linear(x, weight))
-
-
-def test_the_bases_product_has_the_bits_of_nn_linear_but_within_swift_products():
-    x, weight = torch.randn(300, 576), torch.randn(1536, 576)
-    assert torch.equal(base_linear(x, weight), F.linear(x, weight))
-    with swift_products():
-        with swift_products():
-            assert torch.equal(base_linear(x, weight), linear(x, weight))
-        assert torch.equal(base_linear(x, weight), linear(x, weight))
-    assert torch.equal(base_linear(x, weight), F.linear(x, weight))

@@ -9,12 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from veneer.kernels import operators
-from veneer.kernels.backends import cpu, reference
-from veneer.kernels.elementwise import geglu, rms_norm, rotate, swiglu
+from definitions import definitions
+from veneer.kernels.backends import cpu
+from veneer.kernels.extension import VARIANTS
+from veneer.kernels.operations import gates, norm, rotation
+from veneer.kernels.operations.gates import differentiable_geglu as geglu
+from veneer.kernels.operations.gates import differentiable_swiglu as swiglu
+from veneer.kernels.operations.norm import differentiable_rms_norm as rms_norm
+from veneer.kernels.operations.rotation import differentiable_rotate as rotate
 
 pytestmark = pytest.mark.unit
-every_variant = pytest.mark.parametrize("kernels", [pytest.param(cpu.Cpu(name), id=name) for name in cpu.VARIANTS])
+reference = definitions(gates, norm, rotation)
+every_variant = pytest.mark.parametrize("kernels", [pytest.param(cpu.Cpu(name), id=name) for name in VARIANTS])
 
 
 def _plain_norm(x, weight, eps):
@@ -113,13 +119,13 @@ def test_a_value_that_is_not_finite_or_huge_shows_in_its_own_place_alone(kernels
 def test_the_operators_keep_torchs_contracts():
     x, weight = torch.randn(3, 5, 16), torch.rand(16)
     inverse = reference.rms_norm(x, weight, 1e-5)[1]
-    torch.library.opcheck(operators.rms_norm, (x, weight, 1e-5))
-    torch.library.opcheck(operators.rms_norm_backward, (x, x, inverse, weight))
-    torch.library.opcheck(operators.swiglu, (x, x + 1))
-    torch.library.opcheck(operators.swiglu_backward, (x, x, x + 1))
-    torch.library.opcheck(operators.geglu, (x, x + 1))
-    torch.library.opcheck(operators.geglu_backward, (x, x, x + 1))
-    torch.library.opcheck(operators.rotate, (torch.randn(1, 2, 5, 8), *torch.randn(2, 1, 5, 8), False))
+    torch.library.opcheck(norm.rms_norm.operator, (x, weight, 1e-5))
+    torch.library.opcheck(norm.rms_norm_backward.operator, (x, x, inverse, weight))
+    torch.library.opcheck(gates.swiglu.operator, (x, x + 1))
+    torch.library.opcheck(gates.swiglu_backward.operator, (x, x, x + 1))
+    torch.library.opcheck(gates.geglu.operator, (x, x + 1))
+    torch.library.opcheck(gates.geglu_backward.operator, (x, x, x + 1))
+    torch.library.opcheck(rotation.rotate.operator, (torch.randn(1, 2, 5, 8), *torch.randn(2, 1, 5, 8), False))
 
 
 @every_variant
@@ -157,9 +163,9 @@ def test_gradients_in_half_precision_are_the_plain_ones():
     torch.manual_seed(0)
     weight, grad = torch.rand(64).bfloat16(), torch.randn(7, 64).bfloat16()
     found = []
-    for norm, gated in ((rms_norm, swiglu), (_plain_norm, lambda gate, up: F.silu(gate) * up)):
+    for normed, gated in ((rms_norm, swiglu), (_plain_norm, lambda gate, up: F.silu(gate) * up)):
         x = torch.randn(7, 64, generator=torch.Generator().manual_seed(1)).bfloat16().requires_grad_()
-        found.append(torch.autograd.grad(norm(x, weight, 1e-5) + gated(x, x * 2), x, grad)[0])
+        found.append(torch.autograd.grad(normed(x, weight, 1e-5) + gated(x, x * 2), x, grad)[0])
     torch.testing.assert_close(*found)
 
 

@@ -11,16 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veneer.kernels import heap
-from veneer.kernels.backends import cpu
+from veneer.kernels import extension, heap
 
-pytestmark = [pytest.mark.unit, pytest.mark.skipif(bool(cpu.MISSING), reason=f"no extension: {cpu.MISSING}")]
+pytestmark = [
+    pytest.mark.unit,
+    pytest.mark.skipif(bool(extension.MISSING), reason=f"no extension: {extension.MISSING}"),
+]
 
 MB = 2**20
 ROOM = 2**40
 
 
-if not cpu.MISSING:
+if not extension.MISSING:
     from veneer.kernels import _cpu
 
 
@@ -162,10 +164,12 @@ def test_where_there_is_no_room_it_says_so():
 
 _IN_A_PROCESS = """
 import os, threading, torch
-from veneer.kernels.heap import use_heap
+from veneer.kernels.heap import installed, use_heap
 before = torch.full((2**20,), 3.0)
+assert not installed()
 reason = use_heap()
 assert reason == "" == use_heap(), reason
+assert installed()
 one, two = torch.ones(2**20), torch.ones(2**20)
 assert two.data_ptr() - one.data_ptr() == one.nbytes, "with nothing between them"
 small = [torch.ones(8) for _ in range(100)]
@@ -256,3 +260,10 @@ def test_in_a_process_that_is_not_veneers_own_nothing_is_replaced(monkeypatch):
     for reason, used in (("", True), ("another allocator", False)):
         monkeypatch.setattr(heap, "use_heap", lambda reason=reason: reason)
         assert heap.own_heap() is used
+
+
+def test_asking_whether_it_is_installed_installs_nothing(monkeypatch):
+    monkeypatch.setattr(heap, "settled", lambda: True)
+    monkeypatch.setattr(heap, "use_heap", lambda: pytest.fail("it was installed"))
+    monkeypatch.setattr(heap, "_installed", False)
+    assert not heap.installed()

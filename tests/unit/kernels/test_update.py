@@ -7,11 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veneer.kernels import operators
-from veneer.kernels.backends import cpu, reference
+from definitions import definitions
+from veneer.kernels.backends import cpu
+from veneer.kernels.extension import VARIANTS
+from veneer.kernels.operations import update
 
 pytestmark = pytest.mark.unit
-every_variant = pytest.mark.parametrize("kernels", [pytest.param(cpu.Cpu(name), id=name) for name in cpu.VARIANTS])
+reference = definitions(update)
+every_variant = pytest.mark.parametrize("kernels", [pytest.param(cpu.Cpu(name), id=name) for name in VARIANTS])
 
 
 def _close(found, wanted, size):
@@ -99,11 +102,11 @@ def test_a_value_that_is_not_finite_shows_in_its_own_row_alone(kernels):
 
 def test_the_operators_keep_torchs_contracts():
     of = _drawn(5, 16, 24, 3, 0)
-    torch.library.opcheck(operators.update_product, (of["x"], of["A"], of["B"], 2.0, of["y"]))
+    torch.library.opcheck(update.update_product.operator, (of["x"], of["A"], of["B"], 2.0, of["y"]))
     low = of["x"] @ of["A"].T
     for grad_x in (of["grad_x"], None):
         arguments = (of["grad"], of["x"], low, of["A"], of["B"], 2.0, grad_x)
-        torch.library.opcheck(operators.update_product_backward, arguments)
+        torch.library.opcheck(update.update_product_backward.operator, arguments)
 
 
 @every_variant

@@ -19,7 +19,9 @@ from tokens import tokenizer
 from veneer.errors import ConfigError, ModelError
 from veneer.frozen.layers import storage_of
 from veneer.frozen.weight import QuantisedLinear
-from veneer.models.load import generates_text, load, quiet
+from veneer.models.checkpoint import Checkpoint
+from veneer.models.library import quiet
+from veneer.models.load import load
 
 pytestmark = pytest.mark.unit
 
@@ -102,7 +104,7 @@ def test_a_gguf_file(gguf):
     assert read("hello é").input_ids == made("hello é").input_ids
     assert (read.eos_token, read.pad_token, read.chat_template) == ("<|end|>", "<|end|>", made.chat_template)
     assert model.config.pad_token_id == made.eos_token_id
-    assert generates_text(path)
+    assert Checkpoint(path).generates_text
 
 
 def test_a_gguf_models_folder_gives_the_same_logits(gguf, tmp_path):
@@ -138,7 +140,7 @@ def test_a_hub_id_from_the_standard_cache(tiny_folder, tmp_path, monkeypatch):
 
 
 def test_an_encoder_as_a_classifier(tiny_encoder):
-    assert not generates_text(tiny_encoder)
+    assert not Checkpoint(tiny_encoder).generates_text
     model, _ = load(tiny_encoder, labels=["bad", "fair", "good"])
     assert type(model) is tf.BertForSequenceClassification
     assert model.config.id2label == {0: "bad", 1: "fair", 2: "good"}
@@ -177,7 +179,7 @@ def test_an_encoder_decoder(tmp_path):
     tf.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
     made.save_pretrained(tmp_path)
     assert type(load(tmp_path)[0]) is tf.T5ForConditionalGeneration
-    assert generates_text(tmp_path)
+    assert Checkpoint(tmp_path).generates_text
 
 
 def test_a_checkpoint_without_some_of_its_weights(copy):

@@ -148,6 +148,9 @@ def test_a_hub_that_cannot_be_reached_is_said_at_once(hub):
     _, use = hub
     use("http://127.0.0.1:9")  # nobody listens at the discard port
     assert hub_unreachable().startswith("The hub cannot be reached from here (")
+    use("http://hub:port")  # HF_ENDPOINT is the user's
+    assert hub_unreachable().startswith("The hub cannot be reached from here (Invalid")
+    use("http://127.0.0.1:9")
     with pytest.raises(ModelError, match=r"cached hub id\. The hub cannot be reached from here \(.*refused"):
         resolve("someone/tiny")
 

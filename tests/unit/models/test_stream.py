@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import subprocess
 import sys
@@ -11,31 +13,36 @@ import gguf
 import pytest
 import torch
 import transformers as tf
+from safetensors.torch import load_file, save_file
 
 import tiny
 from gguf_file import write_gguf
 from tokens import tokenizer
+from veneer.errors import ModelError
 from veneer.frozen.layers import quantise_linear_layers
-from veneer.kernels.operators import serving
+from veneer.kernels.serving import serving
+from veneer.models.checkpoint import CLASSES, Checkpoint
 from veneer.models.load import load
 from veneer.models.stream import stream
+from veneer.models.tensors import NotTensorByTensor
 
 pytestmark = pytest.mark.unit
 
 HOW = {"storage": "nf4", "block_size": 32, "double_quantisation": True}
-_AUTO = {"t5": tf.AutoModelForSeq2SeqLM, "bert": tf.AutoModelForSequenceClassification}
+_KIND = {"t5": "seq2seq", "bert": "classification"}
 
 
-def _streamed(name, folder):
-    auto = _AUTO.get(name, tf.AutoModelForCausalLM)
-    return stream(auto, tf.AutoConfig.from_pretrained(folder), folder, torch.float32, HOW)
+def _streamed(name, path):
+    """The model of a folder or GGUF file, and its linear layers in nf4."""
+    checkpoint = Checkpoint(path)
+    return stream(checkpoint, _KIND.get(name, "causal"), copy.deepcopy(checkpoint.config), torch.float32, HOW)
 
 
 @pytest.mark.parametrize("name", tiny.ARCHITECTURES)
 def test_a_streamed_model_is_the_one_that_was_loaded_whole_and_quantised(name, tmp_path):
     tiny.build(name).save_pretrained(tmp_path, max_shard_size="30KB")
     ours = _streamed(name, tmp_path)
-    wanted = _AUTO.get(name, tf.AutoModelForCausalLM).from_pretrained(tmp_path)
+    wanted = CLASSES[_KIND.get(name, "causal")].from_pretrained(tmp_path)
     quantise_linear_layers(wanted, **HOW)
     ours.eval()
     a, b = ours.state_dict(), wanted.state_dict()
@@ -64,6 +71,102 @@ def test_a_checkpoint_that_lacks_a_head_is_loaded_whole(tiny_encoder):
     quantise_linear_layers(wanted, **HOW)
     inputs = {"input_ids": torch.tensor([[5, 6, 7]])}
     assert torch.equal(tiny.logits(model, inputs), tiny.logits(wanted, inputs))
+
+
+def _reason(folder, **config):
+    """Why what is in the folder is no model's own tensors one by one; its config says ``config`` besides."""
+    checkpoint = Checkpoint(folder)
+    changed = copy.deepcopy(checkpoint.config)
+    changed.update(config)
+    with pytest.raises(NotTensorByTensor) as reason:
+        stream(checkpoint, _KIND.get(changed.model_type, "causal"), changed, torch.float32, HOW)
+    return str(reason.value)
+
+
+def test_why_a_checkpoint_is_loaded_whole_is_said(tiny_folder, tiny_encoder, tmp_path):
+    others = "it has other names, such as embeddings.LayerNorm.bias where its model has bert.embeddings.LayerNorm.bias"
+    assert _reason(tiny_encoder) == others
+    load(tiny_encoder, labels=["bad", "good"])[0].save_pretrained(tmp_path / "classifier")
+    tensors = load_file(tmp_path / "classifier" / "model.safetensors")
+    headless = {name: tensor for name, tensor in tensors.items() if "classifier" not in name}
+    save_file(headless, tmp_path / "classifier" / "model.safetensors", metadata={"format": "pt"})
+    assert _reason(tmp_path / "classifier") == "it lacks classifier.bias, classifier.weight"
+    assert _reason(tiny_folder, num_hidden_layers=1).startswith(
+        "its model has no place for model.layers.1.input_layernorm.weight, model.layers.1.mlp.down_proj.weight, "
+    )
+    shapes = (
+        "its model has another shape for model.layers.0.mlp.down_proj.weight, model.layers.0.mlp.gate_proj.weight, "
+    )
+    assert _reason(tiny_folder, intermediate_size=96).startswith(shapes)
+    tf.MixtralForCausalLM(
+        tf.MixtralConfig(
+            vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=2, num_local_experts=2,
+        )
+    ).save_pretrained(tmp_path / "mixture")  # fmt: skip
+    assert _reason(tmp_path / "mixture") == "its tensors are joined or turned as they are read"
+    (tmp_path / "mixture" / "model.safetensors").unlink()
+    assert _reason(tmp_path / "mixture") == "it has no safetensors file"
+
+
+def test_why_a_gguf_file_is_loaded_whole_is_said(tmp_path, monkeypatch):
+    write_gguf(tmp_path / "tiny.gguf", _llama(), tokenizer())
+    monkeypatch.setitem(gguf.MODEL_ARCH_NAMES, gguf.MODEL_ARCH.LLAMA, "renamed")
+    assert _reason(tmp_path / "tiny.gguf") == "gguf has no names for the tensors of a llama"
+    real = gguf.GGUFReader.__init__
+
+    def swapped(self, *arguments):
+        real(self, *arguments)
+        self.byte_order = "S"
+
+    monkeypatch.setattr(gguf.GGUFReader, "__init__", swapped)
+    assert _reason(tmp_path / "tiny.gguf") == "it is a GGUF file of the other byte order"
+
+
+def test_the_reason_is_a_note_of_the_checkpoint(tiny_encoder, tiny_folder):
+    checkpoint = Checkpoint(tiny_encoder)
+    load(checkpoint, "nf4", labels=["bad", "good"])
+    assert len(checkpoint.notes) == 1
+    said = "was loaded whole before it was quantised: it has other names, such as embeddings.LayerNorm.bias where its"
+    assert checkpoint.notes[0].startswith(f"{tiny_encoder} {said}")
+    checkpoint = Checkpoint(tiny_folder)
+    load(checkpoint, "nf4")
+    assert checkpoint.notes == []
+
+
+@pytest.mark.parametrize("ours", ["quantise", "linear_layers", "_require_one_to_one", "_tensors", "_fill", "_finished"])
+def test_a_fault_of_ours_is_raised_as_it_is(tiny_folder, monkeypatch, ours):
+    """It was no reason to load the whole model in fp32 without a word."""
+
+    def fault(*_, **__):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(f"veneer.models.stream.{ours}", fault)
+    with pytest.raises(RuntimeError, match=r"^a fault of ours$"):
+        load(tiny_folder, "nf4")
+
+
+@pytest.mark.parametrize("damage", ["cut", "index", "shard", "config"])
+def test_a_damaged_file_is_refused_in_the_same_words_whole_and_streamed(tmp_path, damage):
+    tiny.build("llama").save_pretrained(tmp_path, max_shard_size="30KB")
+    tokenizer().save_pretrained(tmp_path)
+    shard, index = sorted(tmp_path.glob("*-of-*.safetensors"))[1], tmp_path / "model.safetensors.index.json"
+    if damage == "cut":
+        shard.write_bytes(shard.read_bytes()[:-100])
+    elif damage == "index":
+        index.write_text("{")
+    elif damage == "shard":
+        shard.unlink()
+    else:
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_act": "none-such"}))
+    refusals = []
+    for storage in ("fp32", "nf4"):
+        with pytest.raises(ModelError, match=r" cannot be read as a model: \S") as refusal:
+            load(tmp_path, storage)
+        refusals.append(str(refusal.value))
+    if damage != "shard":  # of which transformers says that the hub has no such file
+        assert refusals[0] == refusals[1]
 
 
 def test_the_generation_config_comes_along(tmp_path):
@@ -101,8 +204,7 @@ def test_a_streamed_gguf_file_is_the_one_that_was_loaded_whole_and_quantised(kin
     """Queries and keys turned back, a head that is tied or not, whatever the file keeps its matrices in."""
     torch.manual_seed(0)
     write_gguf(tmp_path / "tiny.gguf", _llama(tied), tokenizer(), kind)
-    config = tf.AutoConfig.from_pretrained(tmp_path, gguf_file="tiny.gguf")
-    ours = stream(tf.AutoModelForCausalLM, config, tmp_path / "tiny.gguf", torch.float32, HOW).eval()
+    ours = _streamed("llama", tmp_path / "tiny.gguf").eval()
     wanted = tf.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf", dtype=torch.float32)
     quantise_linear_layers(wanted, **HOW)
     a, b = ours.state_dict(), wanted.state_dict()
@@ -118,13 +220,15 @@ def test_an_architecture_whose_tensors_gguf_joins_is_loaded_whole(tmp_path):
     write_gguf(tmp_path / "tiny.gguf", _llama(), tokenizer())
     whole = (tmp_path / "tiny.gguf").read_bytes()
     (tmp_path / "other.gguf").write_bytes(whole.replace(b"llama", b"bloom"))
-    config = tf.AutoConfig.from_pretrained(tmp_path, gguf_file="tiny.gguf")
-    assert stream(tf.AutoModelForCausalLM, config, tmp_path / "other.gguf", torch.float32, HOW) is None
+    config = Checkpoint(tmp_path / "tiny.gguf").config
+    with pytest.raises(NotTensorByTensor, match=r"^a GGUF file of bloom has tensors that are split or joined"):
+        stream(Checkpoint(tmp_path / "other.gguf"), "causal", config, torch.float32, HOW)
 
 
 _MEASURE = """
-import sys, torch, transformers
+import sys, torch
 from pathlib import Path
+from veneer.models.checkpoint import Checkpoint
 from veneer.models.stream import stream
 def high_water():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -134,10 +238,10 @@ warm = torch.randn(64, 64) @ torch.randn(64, 64)
 paths = [Path(path) for path in sys.argv[1:]]
 how = {"storage": "nf4", "block_size": 64, "double_quantisation": True}
 for path in paths:
-    where = (path.parent, {"gguf_file": path.name}) if path.is_file() else (path, {})
-    config = transformers.AutoConfig.from_pretrained(where[0], **where[1])
+    checkpoint = Checkpoint(path)
+    config = checkpoint.config
     before = high_water()
-    model = stream(transformers.AutoModelForCausalLM, config, path, torch.float32, how)
+    model = stream(checkpoint, "causal", config, torch.float32, how)
 print(high_water() - before, sum(tensor.nbytes for tensor in model.state_dict().values()))
 """
 

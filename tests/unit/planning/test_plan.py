@@ -16,9 +16,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
 import veneer
+from veneer import host_memory
 from veneer.commands import plan as verb
 from veneer.data.labels import Tokens
 from veneer.errors import ConfigError, ModelError
+from veneer.kernels import heap
 from veneer.planning import machine as machines
 from veneer.planning import sizes as planned_sizes
 from veneer.planning.config import ASKED, PlanOptions
@@ -88,6 +90,14 @@ def test_the_pages_of_a_file_in_another_type_are_told_but_not_needed(config_alon
     assert full.needed == full.peak, "of a model that is trained no page is the file's"
 
 
+def test_planning_installs_no_heap_and_asks_whether_there_is_one(config_alone, monkeypatch):
+    monkeypatch.setattr(heap, "settled", lambda: True)
+    monkeypatch.setattr(heap, "use_heap", lambda: pytest.fail("it was installed"))
+    for installed in (False, True):
+        monkeypatch.setattr(heap, "installed", lambda installed=installed: installed)
+        assert ("heap's holes" in _plan_of(config_alone).terms) is not installed
+
+
 def test_states_of_the_optimizer():
     def states(**options):
         return optimizer_states(TrainConfig(model="m", data="d", output="o", **options), 10**6)
@@ -146,6 +156,16 @@ def test_memory_is_kept_to_by_the_fewest_layers(config_alone):
     assert none.mapped > 0
     assert predicted(asked, MACHINE, none.needed).recomputed == 0, "pages of the base's file need not fit"
     assert predicted(asked, MACHINE, 1).recomputed == 2, "nothing fits: the one that takes least"
+
+
+@pytest.mark.parametrize("kind", [KeyError, AttributeError, NameError, TypeError])
+def test_a_fault_of_ours_is_no_model_that_cannot_be_planned(config_alone, monkeypatch, kind):
+    def fault(*_, **__):
+        raise kind("a fault of ours")
+
+    monkeypatch.setattr("veneer.planning.fit.plan", fault)
+    with pytest.raises(kind, match="a fault of ours"):
+        predicted(PlanOptions(model=config_alone), MACHINE, 10**9)
 
 
 def test_models_are_found_by_all_their_names(config_alone):
@@ -246,6 +266,52 @@ def test_what_does_not_fit_comes_with_changes_that_do(config_alone, veneer_comma
 
 
 @pytest.mark.usefixtures("as_measured")
+def test_what_fits_is_never_said_to_take_more_than_the_limit(config_alone, veneer_command):
+    """The peak includes pages of the base's file, which the system drops: what is needed fits, and is printed."""
+    asked = ("plan", config_alone, "--batch-size", "4", "--max-length", "32")
+    plan_ = json.loads(veneer_command(*asked, "--json").out)
+    assert plan_["needed"] < plan_["peak"]
+    memory = (plan_["needed"] + plan_["peak"]) // 2
+    lines = veneer_command(*asked, "--memory", f"{memory}B").out.splitlines()
+    assert f"It fits: {amount(plan_['needed'])} of {amount(memory)}." in lines
+    assert any(line.startswith(f"The other {amount(plan_['peak'] - plan_['needed'])} of the peak") for line in lines)
+    within = veneer_command(*asked, "--memory", f"{plan_['peak']}B").out
+    assert f"It fits: {amount(plan_['peak'])} of {amount(plan_['peak'])}." in within
+    assert "The other" not in within
+
+
+@pytest.mark.usefixtures("as_measured")
+def test_a_plan_is_asked_for_in_python_as_on_the_command_line(config_alone, veneer_command):
+    answer = verb.plan(Path(config_alone), batch_size=4, max_length=32, memory="2GB")
+    asked = ("plan", config_alone, "--batch-size", "4", "--max-length", "32", "--memory", "2GB", "--json")
+    assert answer.as_json() == json.loads(veneer_command(*asked).out)
+    assert repr(answer).startswith(f"Answer(Plan({config_alone!r}: peak {amount(answer.plan.peak)}, ")
+    assert repr(answer).endswith(". It fits: " + f"{amount(answer.plan.peak)} of 2.00 GB.)")
+    assert len(repr(answer.plan)) < len(config_alone) + 100
+    html = replace(answer.plan, model="<b>")._repr_html_()
+    assert "<b>" not in html
+    assert "&lt;b&gt;" in html
+    assert amount(answer.plan.terms["base, dense"]) in html
+    assert "It fits" in answer._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "said"),
+    [
+        (3, {}, "plan takes a model's name or path (str or pathlib.Path), not the int 3."),
+        (None, {}, "plan takes a model's name or path (str or pathlib.Path), not None."),
+        ("m", {"ranks": 3}, "PlanOptions has no option 'ranks'. Did you mean 'rank'?"),
+        ("m", {"batch_size": "many"}, "batch_size = 'many' is not valid"),
+        ("./none/there", {}, "There is no model at"),
+    ],
+)
+def test_a_wrong_type_or_value_is_one_sentence(model, options, said):
+    with pytest.raises(veneer.VeneerError) as refused:
+        verb.plan(model, **options)
+    assert said in str(refused.value)
+
+
+@pytest.mark.usefixtures("as_measured")
 def test_an_encoder_is_planned_as_the_classifier_that_train_makes_of_it(tiny_encoder, veneer_command):
     asked = ("plan", tiny_encoder, "--batch-size", "16", "--max-length", "128", "--memory", "402MB", "--json")
     told = json.loads(veneer_command(*asked).out)
@@ -293,10 +359,10 @@ def test_every_flag_is_an_option():
 def test_the_control_group_bounds_the_memory(tmp_path):
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("300\n")
-    assert machines._left(tmp_path) == 700
+    assert host_memory._left(tmp_path) == 700
     (tmp_path / "memory.max").write_text("max\n")
-    assert machines._left(tmp_path) > 2**60
-    assert 0 < machines.usable_memory() < 2**60
+    assert host_memory._left(tmp_path) > 2**60
+    assert 0 < host_memory.usable_host_memory() < 2**60
 
 
 @pytest.mark.parametrize(
@@ -313,14 +379,14 @@ def test_of_a_control_group_the_pages_of_files_are_available(limit, used, stat, 
     """In a group of 1000 a process has 300 and 200 of a mapped file; 100 more are of files that were read."""
     (tmp_path / limit).write_text("1000\n")
     (tmp_path / used).write_text("600\n")
-    assert machines._left(tmp_path) == 400, "a group that does not tell"
+    assert host_memory._left(tmp_path) == 400, "a group that does not tell"
     (tmp_path / "memory.stat").write_text(stat)
-    assert machines._left(tmp_path) == 700
-    monkeypatch.setattr(machines, "control_groups", lambda _: [tmp_path / "none", tmp_path])
-    monkeypatch.setattr(machines, "_available", lambda: 10**6)
-    monkeypatch.setattr(machines, "resident_memory", lambda: 500)
-    monkeypatch.setattr(machines, "file_memory", lambda: 200)
-    assert machines.usable_memory() == 1000
+    assert host_memory._left(tmp_path) == 700
+    monkeypatch.setattr(host_memory, "control_groups", lambda _: [tmp_path / "none", tmp_path])
+    monkeypatch.setattr(host_memory, "_available", lambda: 10**6)
+    monkeypatch.setattr(host_memory, "resident_memory", lambda: 500)
+    monkeypatch.setattr(host_memory, "file_memory", lambda: 200)
+    assert host_memory.usable_host_memory() == 1000
 
 
 def test_a_tokenizer_of_more_words_than_the_measured_one_takes_more():
@@ -361,10 +427,10 @@ from veneer.threads import settle
 settle()
 from veneer.training.config import TrainConfig
 import veneer.runs.memory  # as the command does
-from veneer.training.metrics import peak_memory
+from veneer.host_memory import peak_host_memory
 from veneer.runs.prepare import prepare
 prepare(TrainConfig(model=sys.argv[1], storage="bf16", data=sys.argv[2], output=sys.argv[3], held_out=0))
-print(peak_memory())
+print(peak_host_memory())
 """
 
 

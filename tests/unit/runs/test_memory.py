@@ -17,14 +17,15 @@ from transformers import AutoTokenizer
 
 import tiny
 import veneer
-from veneer.errors import TargetError, TrainingError
+from veneer.errors import ModelError, TargetError, TrainingError
 from veneer.frozen.weight import QuantisedLinear
+from veneer.host_memory import mapped_memory
 from veneer.models import load, source
 from veneer.models.bnb_file import write_folder
 from veneer.planning import empty
 from veneer.planning.config import PlanOptions
 from veneer.planning.empty import base_of
-from veneer.planning.machine import Machine, mapped_memory
+from veneer.planning.machine import Machine
 from veneer.planning.plan import plan
 from veneer.runs import memory as planned
 from veneer.runs import train as run
@@ -129,8 +130,8 @@ def test_recomputing_changes_no_bit_of_the_result(options, tmp_path, monkeypatch
 
 
 def test_a_model_that_is_too_large_is_not_even_loaded(options, monkeypatch):
-    monkeypatch.setattr(planned, "_files", lambda name: 10**15)
-    monkeypatch.setattr(planned, "usable_memory", lambda: 10**6)
+    monkeypatch.setattr(planned.Checkpoint, "weight_bytes", lambda checkpoint: 10**15)
+    monkeypatch.setattr(planned, "usable_memory", lambda _: 10**6)
     monkeypatch.setattr(run, "prepare", lambda *arguments: pytest.fail("it was loaded"))
     with pytest.raises(TrainingError, match="would take"):
         _train(options)
@@ -149,13 +150,13 @@ def test_a_model_that_is_too_large_is_not_even_fetched(options, tiny_folder, tmp
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     monkeypatch.setattr(source, "hub_unreachable", lambda: "")
-    monkeypatch.setattr(planned, "usable_memory", lambda: 10**6)
+    monkeypatch.setattr(planned, "usable_memory", lambda _: 10**6)
     with pytest.raises(TrainingError, match="would take"):
         _train({**options, "model": "somebody/large"})
 
 
 def test_a_model_that_cannot_be_planned_is_loaded(looking_at_values, options, monkeypatch):
-    monkeypatch.setattr(planned, "_files", lambda name: 10**15)
+    monkeypatch.setattr(planned.Checkpoint, "weight_bytes", lambda checkpoint: 10**15)
     config = TrainConfig(**{**options, "model": looking_at_values, "task": "classification"})
     _look(config)
     with pytest.raises(TargetError, match="q_porj"):  # what the user can mend is still told
@@ -310,7 +311,7 @@ def test_pages_that_need_not_fit_are_spoken_of_where_the_rest_does(tiny_folder):
 def test_what_would_fit_is_found_without_looking_for_the_base_again(options, tiny_encoder, monkeypatch):
     model, tokenizer = veneer.load(tiny_encoder, labels=["yes", "no"])
     model.name_or_path = "nobody/nothing"
-    monkeypatch.setattr(empty, "read_config", lambda name: pytest.fail("it was looked for"))
+    monkeypatch.setattr(empty, "checkpoint_of", lambda name: pytest.fail("it was looked for"))
     monkeypatch.setattr(planned.Process, "at", lambda _: Machine({}, 0.0, 0, 0))
     monkeypatch.setattr(planned, "limit_of", lambda *_: 500_000)
     del options["model"]
@@ -320,7 +321,7 @@ def test_what_would_fit_is_found_without_looking_for_the_base_again(options, tin
 
 def test_what_cannot_be_foreseen_is_said_and_no_reason_to_stop(options, monkeypatch):
     def fails(*arguments, **more):
-        raise RuntimeError("no such shape")
+        raise ModelError("no such shape")
 
     monkeypatch.setattr(planned, "predicted", fails)
     _, shown = _train(options)

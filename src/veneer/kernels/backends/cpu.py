@@ -1,43 +1,52 @@
-"""The operations in C++ (csrc/): checks tensors, and hands their addresses to the extension.
-
-The extension has no OpenMP runtime of its own. Two in one process, both spinning for work, cost milliseconds a call; it
-uses the one that torch has loaded, and as many threads as torch does.
-"""
+"""The operations in C++ (csrc/): checks tensors, and passes their addresses to the extension."""
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from veneer.kernels.backends import reference
-from veneer.kernels.backends.reference import GROUP, stride8
+from veneer.kernels.backends.reference import FEW, Reference
+from veneer.kernels.coded import CodedWeight, Levels
+from veneer.kernels.extension import VARIANTS
+from veneer.kernels.operation import Kernel
+from veneer.kernels.operations import gates, norm, products, products_int8, quantise, rotation, update
+from veneer.kernels.operations.products_int8 import GROUP, stride8
+
+if VARIANTS:
+    from veneer.kernels import _cpu
 
 _LONGEST = 24  # rank of an update that these multiply by
 _HALVES = {torch.float32: False, torch.bfloat16: True}  # what a kernel writes, and whether it rounds
 
-# torch loads its runtime for all to see; where a build of it does not, its symbols are made visible here.
-for _runtime in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")):
-    ctypes.CDLL(str(_runtime), mode=ctypes.RTLD_GLOBAL)
 
-try:
-    from veneer.kernels import _cpu
-
-    VARIANTS = tuple(_cpu.variants())  # the fastest last
-    MISSING = ""
-except ImportError as error:
-    VARIANTS = ()
-    MISSING = "they were not built" if isinstance(error, ModuleNotFoundError) else str(error)
-
-
-class Cpu:
-    """The operations of reference.py by one variant, of those in VARIANTS."""
+class Cpu(Reference):
+    """The operations by one variant, of those in VARIANTS. What the C++ does not compute, other types and some layouts,
+    the definitions do."""
 
     def __init__(self, variant: str) -> None:
         self.name = variant
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        return (
+            quantise.quantise4.by(self.quantise4),
+            quantise.quantise8.by(self.quantise8),
+            quantise.nearest8.by(self.nearest8),
+            products.dequantise.by(self.dequantise),
+            products.coded_product.by(self.coded_product),
+            products_int8.product4_int8.by(self.product4_int8),
+            products_int8.product8_int8.by(self.product8_int8),
+            norm.rms_norm.by(self.rms_norm),
+            norm.rms_norm_backward.by(self.rms_norm_backward),
+            gates.swiglu.by(self.swiglu),
+            gates.swiglu_backward.by(self.swiglu_backward),
+            gates.geglu.by(self.geglu),
+            gates.geglu_backward.by(self.geglu_backward),
+            rotation.rotate.by(self.rotate),
+            update.update_product.by(self.update_product),
+            update.update_product_backward.by(self.update_product_backward),
+        )
 
     def quantise4(self, weight: Tensor, boundaries: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:
         check("weight", weight, torch.float32, weight.numel())
@@ -67,90 +76,46 @@ class Cpu:
     def nearest8(self, values: Tensor, boundaries: Tensor) -> Tensor:
         check("values", values, torch.float32, values.numel())
         check("boundaries", boundaries, torch.float32, 255)
-        found = torch.empty(values.shape, dtype=torch.uint8)
+        codes = torch.empty(values.shape, dtype=torch.uint8)
         _cpu.nearest8(
-            self.name, values.data_ptr(), values.numel(), boundaries.data_ptr(), found.data_ptr(),
+            self.name, values.data_ptr(), values.numel(), boundaries.data_ptr(), codes.data_ptr(),
             torch.get_num_threads(),
         )  # fmt: skip
-        return found
+        return codes
 
-    def dequantise4(
-        self, codes: Tensor, table: Tensor, scales: Tensor, nested_table: Tensor | None, nested_scales: Tensor | None,
-        offset: Tensor | None, block: int, nested_block: int, first: int, out: Tensor,
-    ) -> None:  # fmt: skip
-        weight = weight_addresses(
-            first * out.shape[1] + out.numel(), codes, table, scales, nested_table, nested_scales, offset, block,
-            nested_block,
-        )  # fmt: skip
-        self._dequantise(_cpu.dequantise4, weight, first, out)
-
-    def dequantise8(
-        self, codes: Tensor, scales: Tensor, nested_table: Tensor | None, nested_scales: Tensor | None,
-        offset: Tensor | None, block: int, nested_block: int, first: int, out: Tensor,
-    ) -> None:  # fmt: skip
-        elements = first * out.shape[1] + out.numel()
-        weight = int8_addresses(elements, codes, scales, nested_table, nested_scales, offset, block, nested_block)
-        self._dequantise(_cpu.dequantise8, weight, first, out)
-
-    def _dequantise(self, kernel: Callable[..., None], weight: tuple[int, ...], first: int, out: Tensor) -> None:
+    def dequantise(self, weight: CodedWeight, first: int, out: Tensor) -> None:
         into = out if out.dtype in _HALVES and out.is_contiguous() else torch.empty(out.shape)
         start = first * out.shape[1]
+        stop = start + out.numel()
+        kernel: Callable[..., None] = _cpu.dequantise8 if weight.table is None else _cpu.dequantise4
         kernel(
-            self.name, *weight, start, start + out.numel(), into.data_ptr(), _HALVES[into.dtype],
+            self.name, *coded_addresses(weight, stop), start, stop, into.data_ptr(), _HALVES[into.dtype],
             torch.get_num_threads(),
         )  # fmt: skip
         if into is not out:
             out.copy_(into)
 
-    def product4(
-        self, x: Tensor, codes: Tensor, table: Tensor, scales: Tensor, nested_table: Tensor | None,
-        nested_scales: Tensor | None, offset: Tensor | None, block: int, nested_block: int, rows: int,
-    ) -> Tensor:  # fmt: skip
-        weight = weight_addresses(
-            rows * x.shape[1], codes, table, scales, nested_table, nested_scales, offset, block, nested_block
-        )  # fmt: skip
-        return self._product(_cpu.product4, x, weight, rows)
-
-    def product8(
-        self, x: Tensor, codes: Tensor, scales: Tensor, nested_table: Tensor | None, nested_scales: Tensor | None,
-        offset: Tensor | None, block: int, nested_block: int, rows: int,
-    ) -> Tensor:  # fmt: skip
-        elements = rows * x.shape[1]
-        weight = int8_addresses(elements, codes, scales, nested_table, nested_scales, offset, block, nested_block)
-        return self._product(_cpu.product8, x, weight, rows)
-
-    def _product(self, kernel: Callable[..., None], x: Tensor, weight: tuple[int, ...], rows: int) -> Tensor:
-        tokens, columns = x.shape
-        _check_tokens(tokens)
-        check("x", x := x.contiguous(), torch.float32, x.numel())
+    def coded_product(self, x: Tensor, weight: CodedWeight) -> Tensor:
+        rows, columns = weight.rows, weight.columns
+        addresses = coded_addresses(weight, rows * columns)
+        tokens = _tokens_of(x := x.contiguous(), columns)
         y = torch.empty(tokens, rows)
-        kernel(self.name, x.data_ptr(), tokens, *weight, rows, columns, y.data_ptr(), torch.get_num_threads())
+        kernel: Callable[..., None] = _cpu.product8 if weight.table is None else _cpu.product4
+        kernel(self.name, x.data_ptr(), tokens, *addresses, rows, columns, y.data_ptr(), torch.get_num_threads())
         return y
 
-    def product4_int8(
-        self, x: Tensor, codes: Tensor, levels: Tensor, step: float, scales: Tensor, nested_table: Tensor | None,
-        nested_scales: Tensor | None, offset: Tensor | None, block: int, nested_block: int, rows: int,
-    ) -> Tensor:  # fmt: skip
-        weight = (codes, levels, step, scales, nested_table, nested_scales, offset, block, nested_block)
-        return self.prepared_int8(*weight, rows, x.shape[1])(x)
+    def product4_int8(self, x: Tensor, weight: CodedWeight, levels: Tensor, step: float) -> Tensor:
+        return self.prepared_int8(weight, Levels(levels, step))(x)
 
-    def prepared_int8(
-        self, codes: Tensor, levels: Tensor, step: float, scales: Tensor, nested_table: Tensor | None,
-        nested_scales: Tensor | None, offset: Tensor | None, block: int, nested_block: int, rows: int, columns: int,
-    ) -> Callable[[Tensor], Tensor]:  # fmt: skip
-        """product4_int8 of one weight, checked once: x (tokens, columns) → (tokens, rows). Of a small weight the checks
-        would take longer than the product."""
-        check_groups(columns)
-        check("codes", codes, torch.uint8, (rows * columns + 1) // 2)
-        check("levels", levels, torch.int8, 16)
-        of_blocks = _scales(rows * columns, scales, nested_table, nested_scales, offset, block, nested_block)
-        kept = (codes, levels, scales, nested_table, nested_scales, offset)  # alive as long as their addresses are used
-        addresses = (codes.data_ptr(), levels.data_ptr(), step, *of_blocks, rows, columns)
+    def prepared_int8(self, weight: CodedWeight, levels: Levels) -> Callable[[Tensor], Tensor]:
+        rows, columns = weight.rows, weight.columns
+        check_levels(levels, columns)
+        check("codes", weight.codes, torch.uint8, (rows * columns + 1) // 2)
+        scales = _scales(weight, rows * columns)
+        addresses = (weight.codes.data_ptr(), levels.values.data_ptr(), levels.step, *scales, rows, columns)
 
-        def product(x: Tensor, _: object = kept) -> Tensor:
-            tokens = x.shape[0]
-            _check_tokens(tokens)
-            check("x", x := x.contiguous(), torch.float32, tokens * columns)
+        def product(x: Tensor, _: object = (weight, levels)) -> Tensor:  # alive as long as their addresses are used
+            tokens = _tokens_of(x := x.contiguous(), columns)
             y = torch.empty(tokens, rows)
             _cpu.product4_int8(self.name, x.data_ptr(), tokens, *addresses, y.data_ptr(), torch.get_num_threads())
             return y
@@ -158,10 +123,9 @@ class Cpu:
         return product
 
     def product8_int8(self, x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
-        tokens, columns = x.shape
-        _check_tokens(tokens)
+        columns = x.shape[1]
+        tokens = _tokens_of(x := x.contiguous(), columns)
         check_groups(columns)
-        check("x", x := x.contiguous(), torch.float32, x.numel())
         check("codes", codes, torch.uint8, len(scales) * 2 * stride8(columns))
         check("scales", scales, torch.float32, 0)
         y = torch.empty(tokens, len(scales))
@@ -173,7 +137,7 @@ class Cpu:
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         if not _fp32(x, weight):
-            return reference.rms_norm(x, weight, eps)
+            return norm.rms_norm.definition(x, weight, eps)
         x, weight = x.contiguous(), weight.contiguous()
         check("weight", weight, torch.float32, x.shape[-1])
         y, inverse = torch.empty_like(x), x.new_empty(*x.shape[:-1], 1)
@@ -185,7 +149,7 @@ class Cpu:
 
     def rms_norm_backward(self, grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
         if not _fp32(grad, x, inverse, weight):
-            return reference.rms_norm_backward(grad, x, inverse, weight)
+            return norm.rms_norm_backward.definition(grad, x, inverse, weight)
         grad, x, inverse, weight = (tensor.contiguous() for tensor in (grad, x, inverse, weight))
         for name, tensor, least in (("grad", grad, x.numel()), ("x", x, inverse.numel() * x.shape[-1])):
             check(name, tensor, torch.float32, least)
@@ -199,19 +163,19 @@ class Cpu:
         return out
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
-        return self._gated(gate, up, False) if _fp32(gate, up) else reference.swiglu(gate, up)
+        return self._gated(gate, up, False) if _fp32(gate, up) else gates.swiglu.definition(gate, up)
 
     def geglu(self, gate: Tensor, up: Tensor) -> Tensor:
-        return self._gated(gate, up, True) if _fp32(gate, up) else reference.geglu(gate, up)
+        return self._gated(gate, up, True) if _fp32(gate, up) else gates.geglu.definition(gate, up)
 
     def swiglu_backward(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
         if not _fp32(grad, gate, up):
-            return reference.swiglu_backward(grad, gate, up)
+            return gates.swiglu_backward.definition(grad, gate, up)
         return self._gated_backward(grad, gate, up, False)
 
     def geglu_backward(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
         if not _fp32(grad, gate, up):
-            return reference.geglu_backward(grad, gate, up)
+            return gates.geglu_backward.definition(grad, gate, up)
         return self._gated_backward(grad, gate, up, True)
 
     def _gated(self, gate: Tensor, up: Tensor, gelu: bool) -> Tensor:
@@ -236,7 +200,7 @@ class Cpu:
 
     def update_product(self, x: Tensor, A: Tensor, B: Tensor, scale: float, y: Tensor) -> Tensor:
         if not (_short(A) and _fp32(x, A, B, y) and y.is_contiguous()):
-            return reference.update_product(x, A, B, scale, y)
+            return update.update_product.definition(x, A, B, scale, y)
         x, A, B = x.contiguous(), A.contiguous(), B.contiguous()
         (tokens, into), (rank, out) = x.shape, B.shape[::-1]
         _check_update(tokens, into, out, rank, x, A, B)
@@ -252,7 +216,7 @@ class Cpu:
         self, grad: Tensor, x: Tensor, low: Tensor, A: Tensor, B: Tensor, scale: float, grad_x: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         if not (_short(A) and _fp32(grad, x, low, A, B) and (grad_x is None or grad_x.is_contiguous())):
-            return reference.update_product_backward(grad, x, low, A, B, scale, grad_x)
+            return update.update_product_backward.definition(grad, x, low, A, B, scale, grad_x)
         grad, x, low, A, B = (tensor.contiguous() for tensor in (grad, x, low, A, B))
         (tokens, into), (rank, out) = x.shape, B.shape[::-1]
         _check_update(tokens, into, out, rank, x, A, B)
@@ -270,7 +234,7 @@ class Cpu:
 
     def rotate(self, x: Tensor, cosines: Tensor, sines: Tensor, transposed: bool) -> Tensor:
         if not _fp32(x, cosines, sines):
-            return reference.rotate(x, cosines, sines, transposed)
+            return rotation.rotate.definition(x, cosines, sines, transposed)
         batch, heads, tokens, dim = x.shape
         x = x if x.stride(3) == 1 else x.contiguous()
         cosines, sines = cosines.contiguous(), sines.contiguous()
@@ -300,32 +264,21 @@ def _check_update(tokens: int, into: int, out: int, rank: int, x: Tensor, A: Ten
         check(name, tensor, torch.float32, least)
 
 
-def weight_addresses(
-    elements: int, codes: Tensor, table: Tensor, scales: Tensor, nested_table: Tensor | None,
-    nested_scales: Tensor | None, offset: Tensor | None, block: int, nested_block: int,
-) -> tuple[int, int, int, int, int, int, int, int]:  # fmt: skip
-    """A weight of at least ``elements``, as the extension takes it. Raises ValueError when a tensor is not as it must
-    be, for nothing behind this looks again."""
-    check("codes", codes, torch.uint8, (elements + 1) // 2)
-    check("table", table, torch.float32, 16)
-    of_blocks = _scales(elements, scales, nested_table, nested_scales, offset, block, nested_block)
-    return codes.data_ptr(), table.data_ptr(), *of_blocks
+def coded_addresses(weight: CodedWeight, elements: int) -> tuple[int, ...]:
+    """A weight of at least ``elements``, as the extension takes it: codes, in 4 bits the table, scales, nested table,
+    nested scales, offset, block, and the power of two of the nested block. Raises ValueError when a tensor is not as it
+    must be, because nothing behind this looks again."""
+    if weight.table is None:
+        check("codes", weight.codes, torch.uint8, elements)
+        return weight.codes.data_ptr(), *_scales(weight, elements)
+    check("codes", weight.codes, torch.uint8, (elements + 1) // 2)
+    check("table", weight.table, torch.float32, 16)
+    return weight.codes.data_ptr(), weight.table.data_ptr(), *_scales(weight, elements)
 
 
-def int8_addresses(
-    elements: int, codes: Tensor, scales: Tensor, nested_table: Tensor | None, nested_scales: Tensor | None,
-    offset: Tensor | None, block: int, nested_block: int,
-) -> tuple[int, int, int, int, int, int, int]:  # fmt: skip
-    """`weight_addresses` of int8 storage."""
-    check("codes", codes, torch.uint8, elements)
-    return codes.data_ptr(), *_scales(elements, scales, nested_table, nested_scales, offset, block, nested_block)
-
-
-def _scales(
-    elements: int, scales: Tensor, nested_table: Tensor | None, nested_scales: Tensor | None, offset: Tensor | None,
-    block: int, nested_block: int,
-) -> tuple[int, int, int, int, int, int]:  # fmt: skip
-    """The scales of at least ``elements``, and the block."""
+def _scales(weight: CodedWeight, elements: int) -> tuple[int, int, int, int, int, int]:
+    """The scales of at least ``elements``, and the blocks."""
+    scales, nested_table, nested_scales, offset, block, nested_block = weight[2:8]
     _check_block(block)
     blocks = -(-elements // block)
     if nested_table is None or nested_scales is None or offset is None:
@@ -344,16 +297,25 @@ def _scales(
 
 
 def check(name: str, tensor: Tensor, dtype: torch.dtype, least: int) -> None:
-    if tensor.dtype != dtype or tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.numel() < least:
+    if tensor.dtype != dtype or not tensor.is_cpu or not tensor.is_contiguous() or tensor.numel() < least:
         raise ValueError(
             f"{name} must be {dtype}, contiguous, on the CPU and of at least {least} elements, "
             f"not {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}."
         )
 
 
-def _check_tokens(tokens: int) -> None:
-    if not 1 <= tokens <= 8:
-        raise ValueError(f"The few-token product takes 1 to 8 rows of x, not {tokens}.")
+def _tokens_of(x: Tensor, columns: int) -> int:
+    """The rows of ``x`` (tokens, columns), which a product of few rows takes."""
+    tokens = x.shape[0]
+    if not 1 <= tokens <= FEW:
+        raise ValueError(f"The few-token product takes 1 to {FEW} rows of x, not {tokens}.")
+    check("x", x, torch.float32, tokens * columns)
+    return tokens
+
+
+def check_levels(levels: Levels, columns: int) -> None:
+    check_groups(columns)
+    check("levels", levels.values, torch.int8, 16)
 
 
 def check_groups(columns: int) -> None:

@@ -1,0 +1,32 @@
+"""train and resume as Python calls them: in a notebook a run ends with its report and a link to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+from rich.console import Console
+
+from veneer.commands.report import report
+from veneer.runs import train as runs
+from veneer.runs.finish import Result
+
+_Run = TypeVar("_Run", bound=Callable[..., Result])
+
+
+def _ending_with_its_report(run: _Run) -> _Run:
+    @wraps(run)
+    def wrapper(*arguments: Any, **options: Any) -> Result:
+        result = run(*arguments, **options)
+        if (options.get("console") or Console()).is_jupyter:
+            from IPython.display import FileLink, display
+
+            display(FileLink(str(report(result.folder)), result_html_prefix="Report: "))
+        return result
+
+    return cast(_Run, wrapper)
+
+
+train = _ending_with_its_report(runs.train)
+resume = _ending_with_its_report(runs.resume)

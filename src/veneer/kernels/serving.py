@@ -1,0 +1,34 @@
+"""Which kernels serve which type of device on this machine; any other type is served by the definitions."""
+
+from __future__ import annotations
+
+from veneer.device import CPU
+from veneer.kernels.backends import Backend, backend_of, serve
+from veneer.kernels.backends.cpu import Cpu
+from veneer.kernels.backends.reference import Reference
+from veneer.kernels.extension import CHOSEN, MISSING, REFERENCE, VARIABLE
+
+
+def serving(device_type: str = CPU) -> str:
+    """The name of the kernels that serve a type of device."""
+    return backend_of(device_type).name
+
+
+def cpu_kernels() -> Cpu | None:
+    """The C++ kernels that serve on this machine's CPU, if they do."""
+    kernels = backend_of(CPU)
+    return kernels if isinstance(kernels, Cpu) else None
+
+
+def serving_line() -> str:
+    """What serves on this machine's CPU, and why if it is not the C++, in a few words."""
+    if cpu_kernels() is not None:
+        return f"C++, {serving()}"
+    return f"plain PyTorch ({MISSING or f'{VARIABLE}={serving()}'})"
+
+
+def _on_cpu() -> Backend:
+    return Reference() if CHOSEN == REFERENCE else Cpu(CHOSEN)
+
+
+serve(CPU, _on_cpu())

@@ -1,0 +1,152 @@
+"""What a source resolves to, looked up once: where its files are, of which kind, and what is in them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+
+from veneer.errors import ConfigError, ModelError
+from veneer.frozen.layers import DTYPES
+from veneer.models import converted
+from veneer.models.bnb_file import is_bitsandbytes
+from veneer.models.gguf_file import GgufFile
+from veneer.models.library import call_library, no_model, quiet
+from veneer.models.packaged import PACKAGED_MODELS
+from veneer.models.source import resolve
+from veneer.models.tensors import SafetensorsFolder, Tensors
+
+Task = Literal["auto", "causal", "seq2seq", "classification"]
+CLASSES = {
+    "causal": transformers.AutoModelForCausalLM,
+    "seq2seq": transformers.AutoModelForSeq2SeqLM,
+    "classification": transformers.AutoModelForSequenceClassification,
+}
+
+
+class Checkpoint:
+    """A model on this disk, or on the hub: what `load` takes, and whatever asks about a model before it is loaded.
+
+    ``called``: what a person calls it. ``name``: under which others find the same base again. ``kind``: "folder",
+    "gguf", or "converted" for a GGUF file that the cache holds as a folder. ``notes``: what a person may want to know
+    of how it was loaded, as sentences.
+
+    Only the config is read, when it is first asked for; of a hub id no weights are fetched before they are needed.
+    Raises ModelError when there is no such model or it is damaged.
+    """
+
+    def __init__(self, source: str | Path) -> None:
+        self.called = str(source)
+        self._place, self.name = resolve(source, config_alone=True)
+        self.notes: list[str] = []
+        self.cache = converted.folder_of(self._place) if self._place.is_file() else None  # what it is converted to
+        self.kind: Literal["folder", "gguf", "converted"] = "folder"
+        if self.cache is not None:
+            self.kind = "converted" if self.cache.is_dir() else "gguf"
+
+    @cached_property
+    def path(self) -> Path:
+        """Its folder, or its GGUF file, weights and tokenizer in it: what a hub id lacks is fetched now."""
+        if self.cache is not None:
+            return self.cache if self.kind == "converted" else self._place
+        on_this_disk = self.name == str(self._place) or self.name in PACKAGED_MODELS
+        return self._place if on_this_disk else resolve(self.name)[0]
+
+    @cached_property
+    def config(self) -> Any:
+        """transformers' config of it. It is this checkpoint's own: copy it before you change it."""
+        place = self._place if self.cache is None else self.path
+        with quiet():
+            return call_library(transformers.AutoConfig.from_pretrained, no_model(self.name), **_pretrained(place))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights, as the config says; fp32 for a GGUF file and where it says nothing."""
+        said = getattr(self.config, "dtype", None) if self.kind == "folder" else None
+        return next((dtype for dtype in DTYPES.values() if dtype is said), torch.float32)
+
+    @property
+    def is_bitsandbytes(self) -> bool:
+        """Whether bitsandbytes keeps it in 4 bits. Raises ModelError for one in 8 bits, which cannot be read."""
+        return self.kind == "folder" and is_bitsandbytes(self.config, self.name)
+
+    @property
+    def generates_text(self) -> bool:
+        """Whether it is a language model, as a GGUF file is and the config of another says; an encoder or a classifier
+        is none."""
+        return self.kind != "folder" or _of_a_language_model(self.config)
+
+    def task(self, asked: Task = "auto", labels: list[str] | None = None) -> str:
+        """causal, seq2seq or classification: as ``asked`` for, or as labels and config say.
+
+        Raises ModelError for "auto" where it generates no text and there are no labels, ConfigError for another task.
+        """
+        if asked not in ("auto", *CLASSES):
+            raise ConfigError(f"task = {asked!r} is not one of auto, {', '.join(CLASSES)}.")
+        if asked != "auto":
+            return asked
+        architecture = (getattr(self.config, "architectures", None) or [""])[0]
+        if labels or architecture.endswith("ForSequenceClassification"):
+            return "classification"
+        if getattr(self.config, "is_encoder_decoder", False):
+            return "seq2seq"
+        if not _of_a_language_model(self.config):
+            raise ModelError(
+                f"{self.name} is a {architecture}, which generates no text; give the names of its classes (labels) to "
+                f"train it as a classifier."
+            )
+        return "causal"
+
+    def pretrained(self) -> dict[str, Path | str]:
+        """The arguments by which transformers' ``from_pretrained`` finds it."""
+        return _pretrained(self.path)
+
+    def tensors(self) -> Tensors:
+        """Its tensors, one at a time. Raises NotTensorByTensor where they are not the model's own, ModelError for a
+        damaged file."""
+        return GgufFile(self.path, self.name) if self.kind == "gguf" else self.safetensors()
+
+    def safetensors(self) -> SafetensorsFolder:
+        """The tensors of a folder, which can be mapped, too."""
+        return SafetensorsFolder(self.path, self.name)
+
+    def tokenizer(self) -> Any:
+        """A tokenizer of its own for each call. Raises ModelError when there is none, or none with words in it."""
+        refusal = f"{self.name} has no tokenizer that can be read (tokenizer.json)"
+        with quiet():
+            made = call_library(transformers.AutoTokenizer.from_pretrained, refusal, **self.pretrained())
+        if set(made.get_vocab()) <= set(made.all_special_tokens):  # one without words, made up by transformers
+            raise ModelError(f"{self.name} has no tokenizer: save one beside the model with tokenizer.save_pretrained.")
+        return made
+
+    def generation_config(self) -> Any | None:
+        """transformers' options of generation that come with it, if there are any."""
+        folder = self.path.parent if self.kind == "gguf" else self.path
+        if not (folder / "generation_config.json").is_file():
+            return None
+        return call_library(transformers.GenerationConfig.from_pretrained, no_model(self.name), folder)
+
+    def weight_bytes(self) -> int:
+        """Bytes of the weights on this disk; 0 where they are still to be fetched from the hub."""
+        if self._place.is_file():
+            return self._place.stat().st_size
+        return sum(file.stat().st_size for file in self._place.glob("*.safetensors"))
+
+
+def checkpoint_of(source: str | Path | Checkpoint) -> Checkpoint:
+    """``source`` itself where it is resolved already."""
+    return source if isinstance(source, Checkpoint) else Checkpoint(source)
+
+
+def _pretrained(path: Path) -> dict[str, Path | str]:
+    if path.is_dir():
+        return {"pretrained_model_name_or_path": path}
+    return {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+
+
+def _of_a_language_model(config: Any) -> bool:
+    architectures = getattr(config, "architectures", None)
+    return not architectures or architectures[0].endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))

@@ -1,0 +1,315 @@
+"""The options that train, resume, evaluate and plan take by name, as type checkers read them. No torch here.
+
+Written by tests/arguments_file.py from the option classes, where each option is declared; do not edit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+
+class Needed(TypedDict):
+    """What every run needs."""
+
+    data: Any
+    """Rows: .jsonl, .json, .csv, .tsv, .parquet, a datasets folder or name, bbc-topics."""
+    output: str | Path
+    """Run folder to make: adapter, checkpoints, metrics."""
+
+
+class TrainArguments(Needed, total=False):
+    """The options of `veneer.train`."""
+
+    block_size: int
+    """Weights of a quantised storage that share a scale: 32, 64, … 4096."""
+    double_quantisation: bool
+    """Keep the scales of a quantised storage in 8 bits, too."""
+    initial_rank: int | None
+    """AdaLoRA: rank of every matrix at the start. Default: 1.5 times the target."""
+    target_rank: float
+    """AdaLoRA: mean rank of the matrices at the end."""
+    budget: float | str | None
+    """AdaLoRA: the end in other words than target_rank: parameters of the update (0.3M), or their share of the
+    model's (0.1%)."""
+    tinit: float
+    """AdaLoRA: steps before ranks are taken: a share of all below 1, else a number."""
+    tfinal: float
+    """AdaLoRA: steps after the ranks are fixed: a share of all below 1, else a number."""
+    delta_t: int
+    """AdaLoRA: steps between two allocations of the budget."""
+    beta1: float
+    """AdaLoRA: smoothing of the sensitivity."""
+    beta2: float
+    """AdaLoRA: smoothing of the uncertainty."""
+    orthogonality: float
+    """AdaLoRA: weight of the pull of P and Q towards orthogonality."""
+    orthogonality_form: Literal["squared", "mean-norm"]
+    """AdaLoRA: the sum of squared norms, as in the paper, or the mean of norms, as in peft."""
+    sensitivity: Literal["before", "after"]
+    """AdaLoRA: the gradient is multiplied by the weights of before the optimizer's step, as in the paper, or of
+    after it, as in peft."""
+    alpha: float | None
+    """Scale of the update: alpha / rank multiplies it. Default: twice the rank (AdaLoRA: the initial rank)."""
+    dropout: float
+    """Share of the update's inputs that are dropped while training."""
+    targets: str | list[str]
+    """Modules to adapt: 'all-linear' (every linear layer but the output head), names matched by their ending
+    (q_proj,v_proj), or one regular expression over whole module names."""
+    exclude: str | list[str]
+    """Modules not to adapt, among those that targets choose; names by ending or one regex."""
+    layers: int | list[int]
+    """Adapt only these layers (block numbers from 0). Default: all."""
+    train_also: str | list[str]
+    """Modules trained whole beside the update, by their name's ending (a new head, say)."""
+    new_tokens: int | list[int]
+    """Token ids whose embedding rows are trained while the rest of the vocabulary stays frozen."""
+    rank: int
+    """Rank of the update; r(in + out) parameters for each adapted matrix."""
+    rank_pattern: dict[str, int]
+    """Other ranks for some modules: a name's ending, or a regex for it → rank."""
+    alpha_pattern: dict[str, float]
+    """Other alphas for some modules: a name's ending, or a regex for it → alpha."""
+    rslora: bool
+    """Scale by alpha / √rank instead of alpha / rank."""
+    init: Literal["kaiming", "gaussian", "loftq"]
+    """How A starts, B being zero: Kaiming-uniform, as most libraries do, or the paper's Gaussian. Or loftq: A and
+    B start from what quantising the base lost."""
+    loftq_iterations: int
+    """Iterations of init loftq; from the second on the base's codes change, and are saved, too."""
+    held_out: float | str | Path
+    """Rows kept from training to measure on: a share, a number of rows, or a file. 0: none."""
+    method: Literal["lora", "adalora", "full", "bias", "head"]
+    """What is trained: an update of one rank for all, or of ranks given out by importance; or the model's own
+    weights: all, its biases, or its head."""
+    storage: Literal["fp32", "bf16", "fp16", "nf4", "fp4", "int4", "int8"]
+    """How the frozen base is kept."""
+    task: Literal["auto", "causal", "seq2seq", "classification"]
+    """What the model is trained to do; auto asks its checkpoint."""
+    template: Literal["auto", "chat", "plain"]
+    """Chat template for conversations only (auto), or for prompt and completion too (chat)."""
+    learn: Literal["answer", "all"]
+    """Tokens that are learned: the answer's, or all."""
+    max_length: int
+    """Tokens of a row; longer rows are cut, and counted."""
+    steps: int | None
+    """Optimizer steps. Default: as many as the epochs take."""
+    epochs: float
+    """Times through the rows, when steps is not given."""
+    batch_size: int
+    """Rows in an optimizer step."""
+    micro_batch_size: int | None
+    """Rows in one pass, to save memory; does not change the result. Default: batch_size."""
+    learning_rate: float
+    """Highest learning rate of AdamW."""
+    schedule: Literal["constant", "linear", "cosine"]
+    """Learning rate after warm-up."""
+    warmup: float
+    """Steps of warm-up: a share of all below 1, else a number."""
+    weight_decay: float
+    """Decoupled weight decay of AdamW."""
+    optimizer: Literal["adamw", "paged-adamw"]
+    """AdamW, or the same with its states in a file of which a part is in memory."""
+    optimizer_memory: int | str
+    """States of paged-adamw in memory at a time; does not change the result."""
+    optimizer_bits: Literal[32, 8]
+    """Bits of each state of paged-adamw; 8 takes a quarter of the room and changes the result a bit."""
+    label_smoothing: float
+    """Share of each target that is spread over the vocabulary, or the classes."""
+    clip: float
+    """Largest norm of the gradient; 0 does not clip."""
+    gradient_checkpointing: bool
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    memory: int | str | None
+    """Memory that the run may take (24GB): as few layers are recomputed as fit it. Default: what the machine has
+    available."""
+    check_memory: bool
+    """Refuse a run that clearly cannot fit the memory, before it starts."""
+    evaluate_every: int
+    """Steps between held-out evaluations; 0: at the end only."""
+    patience: int
+    """Stop after this many evaluations in a row without a better held-out loss; 0: never."""
+    checkpoint_every: int
+    """Steps between checkpoints, from which a run resumes."""
+    keep_checkpoints: int
+    """Latest checkpoints that are kept."""
+    log_to: Literal["mlflow", "wandb"] | list[Literal["mlflow", "wandb"]]
+    """Also log to these: mlflow, wandb; each an extra to install (veneer[wandb])."""
+    seed: int
+    """Seed of the split, the order of rows, the initial values and dropout."""
+
+
+class ResumeArguments(TypedDict, total=False):
+    """The options of `veneer.resume`."""
+
+    steps: int | None
+    """Optimizer steps. Default: as many as the epochs take."""
+    epochs: float
+    """Times through the rows, when steps is not given."""
+    learning_rate: float
+    """Highest learning rate of AdamW."""
+    schedule: Literal["constant", "linear", "cosine"]
+    """Learning rate after warm-up."""
+    warmup: float
+    """Steps of warm-up: a share of all below 1, else a number."""
+    weight_decay: float
+    """Decoupled weight decay of AdamW."""
+    clip: float
+    """Largest norm of the gradient; 0 does not clip."""
+    micro_batch_size: int | None
+    """Rows in one pass, to save memory; does not change the result. Default: batch_size."""
+    gradient_checkpointing: bool
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    evaluate_every: int
+    """Steps between held-out evaluations; 0: at the end only."""
+    patience: int
+    """Stop after this many evaluations in a row without a better held-out loss; 0: never."""
+    checkpoint_every: int
+    """Steps between checkpoints, from which a run resumes."""
+    keep_checkpoints: int
+    """Latest checkpoints that are kept."""
+    optimizer: Literal["adamw", "paged-adamw"]
+    """AdamW, or the same with its states in a file of which a part is in memory."""
+    optimizer_memory: int | str
+    """States of paged-adamw in memory at a time; does not change the result."""
+    memory: int | str | None
+    """Memory that the run may take (24GB): as few layers are recomputed as fit it. Default: what the machine has
+    available."""
+    check_memory: bool
+    """Refuse a run that clearly cannot fit the memory, before it starts."""
+
+
+class EvaluateArguments(TypedDict, total=False):
+    """The options of `veneer.evaluate`."""
+
+    data: Any
+    """Other rows to measure on. Default: the run's held-out rows."""
+    exact_match: bool
+    """Also compare greedy answers with the right ones, letter by letter; slow."""
+    batch_size: int
+    """Rows in one pass."""
+    examples: int
+    """Keep what base and adapter answer to this many of the rows; 0: none."""
+
+
+class PlanArguments(TypedDict, total=False):
+    """The options of `veneer.plan`."""
+
+    block_size: int
+    """Weights of a quantised storage that share a scale: 32, 64, … 4096."""
+    double_quantisation: bool
+    """Keep the scales of a quantised storage in 8 bits, too."""
+    initial_rank: int | None
+    """AdaLoRA: rank of every matrix at the start. Default: 1.5 times the target."""
+    target_rank: float
+    """AdaLoRA: mean rank of the matrices at the end."""
+    budget: float | str | None
+    """AdaLoRA: the end in other words than target_rank: parameters of the update (0.3M), or their share of the
+    model's (0.1%)."""
+    tinit: float
+    """AdaLoRA: steps before ranks are taken: a share of all below 1, else a number."""
+    tfinal: float
+    """AdaLoRA: steps after the ranks are fixed: a share of all below 1, else a number."""
+    delta_t: int
+    """AdaLoRA: steps between two allocations of the budget."""
+    beta1: float
+    """AdaLoRA: smoothing of the sensitivity."""
+    beta2: float
+    """AdaLoRA: smoothing of the uncertainty."""
+    orthogonality: float
+    """AdaLoRA: weight of the pull of P and Q towards orthogonality."""
+    orthogonality_form: Literal["squared", "mean-norm"]
+    """AdaLoRA: the sum of squared norms, as in the paper, or the mean of norms, as in peft."""
+    sensitivity: Literal["before", "after"]
+    """AdaLoRA: the gradient is multiplied by the weights of before the optimizer's step, as in the paper, or of
+    after it, as in peft."""
+    alpha: float | None
+    """Scale of the update: alpha / rank multiplies it. Default: twice the rank (AdaLoRA: the initial rank)."""
+    dropout: float
+    """Share of the update's inputs that are dropped while training."""
+    targets: str | list[str]
+    """Modules to adapt: 'all-linear' (every linear layer but the output head), names matched by their ending
+    (q_proj,v_proj), or one regular expression over whole module names."""
+    exclude: str | list[str]
+    """Modules not to adapt, among those that targets choose; names by ending or one regex."""
+    layers: int | list[int]
+    """Adapt only these layers (block numbers from 0). Default: all."""
+    train_also: str | list[str]
+    """Modules trained whole beside the update, by their name's ending (a new head, say)."""
+    new_tokens: int | list[int]
+    """Token ids whose embedding rows are trained while the rest of the vocabulary stays frozen."""
+    rank: int
+    """Rank of the update; r(in + out) parameters for each adapted matrix."""
+    rank_pattern: dict[str, int]
+    """Other ranks for some modules: a name's ending, or a regex for it → rank."""
+    alpha_pattern: dict[str, float]
+    """Other alphas for some modules: a name's ending, or a regex for it → alpha."""
+    rslora: bool
+    """Scale by alpha / √rank instead of alpha / rank."""
+    init: Literal["kaiming", "gaussian", "loftq"]
+    """How A starts, B being zero: Kaiming-uniform, as most libraries do, or the paper's Gaussian. Or loftq: A and
+    B start from what quantising the base lost."""
+    loftq_iterations: int
+    """Iterations of init loftq; from the second on the base's codes change, and are saved, too."""
+    held_out: float | str | Path
+    """Rows kept from training to measure on: a share, a number of rows, or a file. 0: none."""
+    method: Literal["lora", "adalora", "full", "bias", "head"]
+    """What is trained: an update of one rank for all, or of ranks given out by importance; or the model's own
+    weights: all, its biases, or its head."""
+    storage: Literal["fp32", "bf16", "fp16", "nf4", "fp4", "int4", "int8"]
+    """How the frozen base is kept."""
+    task: Literal["auto", "causal", "seq2seq", "classification"]
+    """What the model is trained to do; auto asks its checkpoint."""
+    template: Literal["auto", "chat", "plain"]
+    """Chat template for conversations only (auto), or for prompt and completion too (chat)."""
+    learn: Literal["answer", "all"]
+    """Tokens that are learned: the answer's, or all."""
+    max_length: int
+    """Tokens of a row; longer rows are cut, and counted."""
+    steps: int | None
+    """Optimizer steps. Default: as many as the epochs take."""
+    epochs: float
+    """Times through the rows, when steps is not given."""
+    batch_size: int
+    """Rows in an optimizer step."""
+    micro_batch_size: int | None
+    """Rows in one pass, to save memory; does not change the result. Default: batch_size."""
+    learning_rate: float
+    """Highest learning rate of AdamW."""
+    schedule: Literal["constant", "linear", "cosine"]
+    """Learning rate after warm-up."""
+    warmup: float
+    """Steps of warm-up: a share of all below 1, else a number."""
+    weight_decay: float
+    """Decoupled weight decay of AdamW."""
+    optimizer: Literal["adamw", "paged-adamw"]
+    """AdamW, or the same with its states in a file of which a part is in memory."""
+    optimizer_memory: int | str
+    """States of paged-adamw in memory at a time; does not change the result."""
+    optimizer_bits: Literal[32, 8]
+    """Bits of each state of paged-adamw; 8 takes a quarter of the room and changes the result a bit."""
+    label_smoothing: float
+    """Share of each target that is spread over the vocabulary, or the classes."""
+    clip: float
+    """Largest norm of the gradient; 0 does not clip."""
+    gradient_checkpointing: bool
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    memory: int | str | None
+    """Memory that the run may take (24GB): as few layers are recomputed as fit it. Default: what the machine has
+    available."""
+    check_memory: bool
+    """Refuse a run that clearly cannot fit the memory, before it starts."""
+    evaluate_every: int
+    """Steps between held-out evaluations; 0: at the end only."""
+    patience: int
+    """Stop after this many evaluations in a row without a better held-out loss; 0: never."""
+    checkpoint_every: int
+    """Steps between checkpoints, from which a run resumes."""
+    keep_checkpoints: int
+    """Latest checkpoints that are kept."""
+    log_to: Literal["mlflow", "wandb"] | list[Literal["mlflow", "wandb"]]
+    """Also log to these: mlflow, wandb; each an extra to install (veneer[wandb])."""
+    seed: int
+    """Seed of the split, the order of rows, the initial values and dropout."""
+    device: Literal["cpu", "cuda"]
+    """Where the run would be; of a GPU memory alone is told."""

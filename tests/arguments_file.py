@@ -1,0 +1,88 @@
+"""Writes src/veneer/runs/arguments.py from the options: python tests/arguments_file.py. A test compares the two."""
+
+from __future__ import annotations
+
+import textwrap
+import types
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from veneer.evaluation.config import EvaluateOptions
+from veneer.planning.config import PlanOptions
+from veneer.runs.train import RESUMABLE
+from veneer.training.config import TrainConfig
+
+FILE = Path(__file__).parents[1] / "src" / "veneer" / "runs" / "arguments.py"
+HEAD = '''"""The options that train, resume, evaluate and plan take by name, as type checkers read them. No torch here.
+
+Written by tests/arguments_file.py from the option classes, where each option is declared; do not edit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+'''
+# What an option takes in Python, where that is more than its own type.
+WIDER = {
+    "data": "Any",
+    "output": "str | Path",
+    "held_out": "float | str | Path",
+    "memory": "int | str | None",
+    "optimizer_memory": "int | str",
+    "budget": "float | str | None",
+}
+
+
+def text_of(kind: Any) -> str:
+    """A field's type as it is written; one item where a list is meant is a list of one."""
+    if get_origin(kind) is Literal:
+        return f"Literal[{', '.join(repr(value) for value in get_args(kind))}]".replace("'", '"')
+    if get_origin(kind) in (Union, types.UnionType):
+        return " | ".join(text_of(part) for part in get_args(kind))
+    if get_origin(kind) is list:
+        (item,) = get_args(kind)
+        return f"{text_of(item)} | list[{text_of(item)}]"
+    if kind is type(None):
+        return "None"
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
+
+
+def type_of(name: str, field: FieldInfo) -> str:
+    return WIDER.get(name) or " | ".join(dict.fromkeys(text_of(field.annotation).split(" | ")))
+
+
+def _keys(fields: dict[str, FieldInfo]) -> str:
+    lines = []
+    for name, field in fields.items():
+        lines += [f"    {name}: {type_of(name, field)}"]
+        about = textwrap.wrap(f'"""{field.description}"""', 110)
+        lines += [f"    {line}" for line in about]
+    return "\n".join(lines) + "\n"
+
+
+def _class(name: str, about: str, fields: dict[str, FieldInfo], base: str = "TypedDict", total: bool = False) -> str:
+    head = f"class {name}({base}{'' if total else ', total=False'}):"
+    return f'\n\n{head}\n    """{about}"""\n\n{_keys(fields)}'
+
+
+def written() -> str:
+    """The whole file."""
+    run = {name: field for name, field in TrainConfig.model_fields.items() if name != "model"}
+    needed = {name: field for name, field in run.items() if field.is_required()}
+    free = {name: field for name, field in run.items() if not field.is_required()}
+    plan = {name: field for name, field in PlanOptions.model_fields.items() if name not in ("model", *needed)}
+    return (
+        HEAD
+        + _class("Needed", "What every run needs.", needed, total=True)
+        + _class("TrainArguments", "The options of `veneer.train`.", free, base="Needed")
+        + _class("ResumeArguments", "The options of `veneer.resume`.", {name: run[name] for name in RESUMABLE})
+        + _class("EvaluateArguments", "The options of `veneer.evaluate`.", dict(EvaluateOptions.model_fields))
+        + _class("PlanArguments", "The options of `veneer.plan`.", plan)
+    )
+
+
+if __name__ == "__main__":
+    FILE.write_text(written(), encoding="utf-8")

@@ -1,0 +1,116 @@
+"""device.py alone names devices; a run asks its model's device and opens no other."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import tiny
+import veneer
+from veneer import device
+from veneer.training.checkpoint import State, load_checkpoint, save_checkpoint
+
+pytestmark = pytest.mark.unit
+PACKAGE = Path(device.__file__).parent
+TYPES = {"cpu", "cuda", "mps", "xpu", "meta"}
+OTHERS = {"control_groups.py", "threads.py"}  # where "cpu" is a control group's controller
+
+
+def _named(tree):
+    """The lines that name a device: its type in quotes, alone or with a number, or torch's module for it."""
+    for node in ast.walk(tree):
+        quoted = isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.partition(":")[0]
+        of_torch = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch"
+        if quoted in TYPES or (of_torch and node.attr in {*TYPES, "accelerator"}):
+            yield node.lineno
+
+
+def test_no_other_file_names_a_device():
+    files = [file for file in PACKAGE.rglob("*.py") if file.name not in {"device.py", *OTHERS}]
+    named = [
+        f"{file.relative_to(PACKAGE)}:{line}"
+        for file in files
+        for line in _named(ast.parse(file.read_text(encoding="utf-8")))
+    ]
+    assert named == []
+
+
+def test_the_search_sees_each_way_to_name_one():
+    code = 'x.to("cpu"); torch.cuda.is_available(); f"cuda:0"; y = {"a": "cuda:1"}; torch.mps; "a cpu"; x.cpu'
+    assert len(list(_named(ast.parse(code)))) == 5
+
+
+def test_it_loads_no_torch():
+    code = "import sys, veneer.device, veneer.planning.config; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_a_cpu_has_the_process_memory():
+    model = nn.Linear(2, 2)
+    assert device.device_of(model) == torch.device("cpu")
+    assert device.is_present("cpu")
+    assert 10**7 < device.peak_memory("cpu") < 2**60
+    assert 10**7 < device.usable_memory(torch.device("cpu")) < 2**60
+    device.synchronise(torch.device("cpu"))
+
+
+class _Gpu:
+    """torch's module of a GPU, in which a test sees what was asked of it."""
+
+    def __init__(self):
+        self.state, self.asked = torch.arange(4, dtype=torch.uint8), []
+
+    def __getattr__(self, name):
+        answers = {
+            "is_available": True, "mem_get_info": (700, 1000), "memory_reserved": 50, "max_memory_allocated": 40,
+            "synchronize": None, "get_rng_state": self.state,
+        }  # fmt: skip
+        return lambda *arguments: (self.asked.append((name, *arguments)), answers.get(name))[1]
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    module = _Gpu()
+    monkeypatch.setattr(torch, "get_device_module", lambda of: {"cuda": module}[of])
+    return module
+
+
+def test_a_gpu_is_asked_for_its_own(gpu):
+    first = torch.device("cuda", 0)
+    assert device.is_present("cuda")
+    assert device.usable_memory(first) == 750
+    assert device.usable_memory("cuda") == 750
+    assert device.peak_memory(first) == 40
+    device.synchronise(first)
+    states = device.random_states(first)
+    assert set(states) == {"torch", "cuda"}
+    device.set_random_states(states, first)
+    assert [asked[0] for asked in gpu.asked[-3:]] == ["synchronize", "get_rng_state", "set_rng_state"]
+    assert gpu.asked[-1][1:] == (gpu.state, first)
+
+
+def test_work_on_the_cpu_opens_no_gpu(gpu):
+    states = device.random_states("cpu")
+    assert set(states) == {"torch"}
+    before = torch.rand(3)
+    device.set_random_states({**states, "cuda": gpu.state}, torch.device("cpu"))  # of a run that began on a GPU
+    assert torch.equal(torch.rand(3), before)
+    assert gpu.asked == []
+
+
+def test_a_checkpoint_of_a_run_on_the_cpu_asks_no_gpu_of_the_host(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("get_rng_state", "set_rng_state"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: pytest.fail("the GPU was opened"))
+    model = veneer.attach(tiny.build("llama"), veneer.LoRA(rank=2))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    save_checkpoint(tmp_path, model, optimizer, State(step=3), 1)
+    drawn = torch.rand(3)
+    assert load_checkpoint(tmp_path / "step-000003", model, optimizer).step == 3
+    assert torch.equal(torch.rand(3), drawn)
