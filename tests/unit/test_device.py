@@ -32,7 +32,8 @@ def _named(tree):
 
 
 def test_no_other_file_names_a_device():
-    files = [file for file in PACKAGE.rglob("*.py") if file.name not in {"device.py", *OTHERS}]
+    types = PACKAGE / "runs" / "arguments.py"  # written from the options, whose device is one of device.py's
+    files = [file for file in PACKAGE.rglob("*.py") if file.name not in {"device.py", *OTHERS} and file != types]
     named = [
         f"{file.relative_to(PACKAGE)}:{line}"
         for file in files

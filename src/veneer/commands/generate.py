@@ -11,7 +11,7 @@ from veneer.data.formats import Example
 from veneer.errors import ConfigError
 from veneer.frozen.weight import int8_activations
 from veneer.generation.config import GenerateOptions
-from veneer.generation.likelihood import choose
+from veneer.generation.likelihood import likeliest
 from veneer.generation.stream import pieces
 from veneer.runs.opened import Opened, open_named
 from veneer.updates.record import disabled
@@ -66,7 +66,7 @@ def _said(
     renderer, prompt = opened.renderer, messages[-1]["content"]
     if renderer.classes:
         with disabled(opened.model) if side == "base" else nullcontext():
-            yield from choose(opened.model, renderer, [Example(_ASKED, prompt=prompt)], list(renderer.classes), 1)
+            yield from likeliest(opened.model, renderer, [Example(_ASKED, prompt=prompt)], list(renderer.classes), 1)
         return
     chat = opened.chat if options.template == "auto" else options.template == "chat"
     ids = renderer.turn(messages) if chat else renderer.prompt(Example(_ASKED, prompt=prompt, answer="a"))

@@ -13,7 +13,7 @@ from veneer.data.formats import Example
 from veneer.data.labels import Renderer
 from veneer.evaluation.answers import Answered
 from veneer.generation.generate import exact_matches
-from veneer.generation.likelihood import accuracy, choices_of, choose
+from veneer.generation.likelihood import accuracy, choices_of, likeliest
 from veneer.notebook import html_table
 from veneer.runs.opened import as_it_was
 from veneer.training.loss import Loss
@@ -113,7 +113,7 @@ def measure(
     model.eval()
     rows, _ = renderer.all(examples)
     loss = Loss(model, renderer.pad, rows[0], kind=renderer.kind).mean(rows, batch_size)
-    chosen = choose(model, renderer, examples, choices, batch_size) if choices else None
+    chosen = likeliest(model, renderer, examples, choices, batch_size) if choices else None
     matched = exact_matches(model, renderer, examples, batch_size) if exact else None
     return Scores(
         loss,

@@ -45,8 +45,8 @@ def generate(
         >>> question = [{"role": "user", "content": "What is the capital of France?"}]
         >>> veneer.generate(model, tokenizer, question, max_new_tokens=12)
         'The capital of France is Paris.'
-        >>> veneer.generate(model, tokenizer, ["One, two,", "A, B,"], max_new_tokens=2)
-        [' three,', ' C,']
+        >>> veneer.generate(model, tokenizer, ["A, B,"], max_new_tokens=2)
+        [' C,']
     """
     asked = _asked("generate", model, max_new_tokens, temperature, seed)
     renderer = renderer_for("generate", model, tokenizer)
@@ -63,9 +63,9 @@ def stream(
 
     Example:
         >>> model, tokenizer = veneer.load("smollm2-135m-instruct")
-        >>> for piece in veneer.stream(model, tokenizer, "One, two,", max_new_tokens=2):
+        >>> for piece in veneer.stream(model, tokenizer, "A, B,", max_new_tokens=2):
         ...     print(piece)
-         three
+         C
         ,
     """
     asked = _asked("stream", model, max_new_tokens, temperature, seed)
@@ -118,7 +118,7 @@ def exact_matches(model: Any, renderer: Renderer, examples: list[Example], batch
         part = order[start : start + batch_size]
         longest = max(len(renderer.encode(answers[i])) for i in part)
         # Two tokens more than the longest answer show that a continuation does not end where it should.
-        room = max(1, renderer.max_length - longest - 2)  # of a prompt longer than that, its end is kept
+        room = max(1, renderer.max_length - longest - 2)  # the end of a longer prompt is kept
         said = continuations(model, renderer, [prompts[i][-room:] for i in part], max_new_tokens=longest + 2)
         for i, text in zip(part, said, strict=True):
             matches[i] = text.strip() == answers[i]

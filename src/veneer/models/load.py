@@ -15,7 +15,7 @@ from veneer.frozen.layers import DTYPES, HEADS, compute_in, quantise_linear_laye
 from veneer.models import converted
 from veneer.models.checkpoint import CLASSES, Checkpoint, Task, checkpoint_of
 from veneer.models.library import call_library, no_model, quiet, some_of
-from veneer.models.stream import stream, stream_quantised
+from veneer.models.stream import stream_quantised, streamed
 from veneer.models.tensors import NotTensorByTensor
 
 STORAGES = (*DTYPES, *CODE_BITS)
@@ -110,7 +110,7 @@ def _kept_model(checkpoint: Checkpoint, kind: str, config: Any, how: dict[str, A
     if how["storage"] not in CODE_BITS:
         return _whole_model(checkpoint, kind, config, dtype)
     try:
-        return stream(checkpoint, kind, copy.deepcopy(config), dtype, how)
+        return streamed(checkpoint, kind, copy.deepcopy(config), dtype, how)
     except NotTensorByTensor as reason:
         checkpoint.notes.append(f"{checkpoint.name} was loaded whole before it was quantised: {reason}.")
     model = _whole_model(checkpoint, kind, config, dtype)

@@ -28,7 +28,7 @@ from veneer.models.library import call_library, no_model, some_of
 from veneer.models.tensors import NotTensorByTensor, Tensors
 
 
-def stream(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype, how: dict[str, Any]) -> Any:
+def streamed(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype, how: dict[str, Any]) -> Any:
     """The model of a folder or GGUF file, its linear layers quantised as ``how`` says (see `quantise`), the rest in
     ``dtype``. ``kind``: of `CLASSES`.
 

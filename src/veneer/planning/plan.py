@@ -20,7 +20,7 @@ from veneer.planning.config import PlanOptions
 from veneer.planning.empty import Base, base_of
 from veneer.planning.ledger import SHORT, Stretch
 from veneer.planning.machine import Machine
-from veneer.planning.step import Step, Weights, take_step
+from veneer.planning.step import Step, Weights, trace_step
 from veneer.training.config import TrainConfig
 from veneer.training.eight_bit import state_bytes
 from veneer.training.loss import How, tokens_gone_through
@@ -103,7 +103,7 @@ def plan(
     steps = config.steps or steps
     passes, largest, count = _passes(config, base, rows, how is not None and how.packed)
     update = config.method if config.trains_own_weights else config.update(steps or _MANY_STEPS)
-    step = take_step(
+    step = trace_step(
         base, update, largest, recomputed=recomputed, how=how, smoothing=config.label_smoothing, on_cpu=on_cpu
     )  # fmt: skip
     loading, read = _loading(base, step.weights, machine, on_cpu)

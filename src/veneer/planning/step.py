@@ -57,7 +57,7 @@ class Step:
     stretches: list[Stretch]
 
 
-def take_step(
+def trace_step(
     base: Base, update: LoRA | AdaLoRA | str, rows: Sequence[Tokens], *, recomputed: int | None = 0,
     how: How | None = None, smoothing: float = 0.0, on_cpu: bool = True,
 ) -> Step:  # fmt: skip

@@ -48,10 +48,12 @@ class Chart:
             (first_x, first), (last_x, last) = one.points[0], one.points[-1]
             low_x, low = min(one.points, key=lambda point: point[1])
             high_x, high = max(one.points, key=lambda point: point[1])
-            said = f"{shown(first)} at {shown(first_x)}"
+            said = f"{displayed(first)} at {displayed(first_x)}"
             if len(one.points) > 1:
-                said += f" to {shown(last)} at {shown(last_x)}"
-                said += f", lowest {shown(low)} at {shown(low_x)}, highest {shown(high)} at {shown(high_x)}"
+                said += f" to {displayed(last)} at {displayed(last_x)}"
+                said += (
+                    f", lowest {displayed(low)} at {displayed(low_x)}, highest {displayed(high)} at {displayed(high_x)}"
+                )
             parts.append(f"{one.name}: {said}")
         return f"{self.title}, {self.y} by {self.x}. {'; '.join(parts)}."
 
@@ -72,10 +74,10 @@ class Chart:
         few = {x for one in self.columns if len(one.points) <= _TABLE_ROWS for x, _ in one.points}
         kept = [x for left, x in enumerate(reversed(values)) if left % every == 0 or x in few][::-1]
         columns = [dict(one.points) for one in self.columns]
-        return [[shown(x), *(shown(column[x]) if x in column else "" for column in columns)] for x in kept]
+        return [[displayed(x), *(displayed(column[x]) if x in column else "" for column in columns)] for x in kept]
 
 
-def shown(value: Any) -> str:
+def displayed(value: Any) -> str:
     """A number in at most five digits, nothing for none, and anything else as it is."""
     if value is None:
         return ""

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from veneer import __version__
-from veneer.reporting.charts import Chart, shown
+from veneer.reporting.charts import Chart, displayed
 
 ASSETS = Path(__file__).parent / "assets"
 LIBRARY = ASSETS / "echarts" / "echarts.common.min.js"
@@ -43,7 +43,7 @@ def _environment() -> Environment:
     )  # fmt: skip
     # What is no number stops here: JSON has none, and the page's script would find nothing at all.
     found.policies["json.dumps_kwargs"] = {"allow_nan": False, "ensure_ascii": False}
-    found.filters["shown"] = shown
+    found.filters["shown"] = displayed
     # Ours, and free of what would end the element; a test looks.
     found.globals["asset"] = lambda name: Markup((ASSETS / name).read_text(encoding="utf-8"))
     found.globals["library"] = Markup(LIBRARY.read_text(encoding="utf-8"))

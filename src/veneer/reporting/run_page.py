@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from veneer.reporting.charts import gigabytes, run_charts, shown
+from veneer.reporting.charts import displayed, gigabytes, run_charts
 from veneer.reporting.heatmap import NO_LAYER, RankMap, ranks_of
 from veneer.reporting.loading import recipes
 from veneer.reporting.page import render
@@ -84,7 +84,7 @@ def _pairs(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _rows(run: RunHistory) -> list[tuple[str, str]]:
     titles = {"shape": "shape", "train": "trained on", "held_out": "held out", "classes": "classes"}
-    return [(title, shown(run.rows[name])) for name, title in titles.items() if run.rows.get(name)]
+    return [(title, displayed(run.rows[name])) for name, title in titles.items() if run.rows.get(name)]
 
 
 def _text(value: Any) -> str:
@@ -169,7 +169,7 @@ def _scores(evaluation: dict[str, Any]) -> list[list[str]]:
     for name, title in _MEASURES.items():
         values = [evaluation.get(side, {}).get(name) for side in ("base", "adapter")]
         if None not in values:
-            rows.append([title, *(f"{100 * value:.1f} %" if name in _SHARES else shown(value) for value in values)])
+            rows.append([title, *(f"{100 * value:.1f} %" if name in _SHARES else displayed(value) for value in values)])
     return rows
 
 

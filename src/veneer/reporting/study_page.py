@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from veneer.errors import DataError
-from veneer.reporting.charts import Chart, Series, X, shown
+from veneer.reporting.charts import Chart, Series, X, displayed
 from veneer.reporting.page import picture, render
 from veneer.reporting.table import CSV_NAME, JSON_NAME, KEY, read_table
 
@@ -90,7 +90,7 @@ def _chart(name: str, y: str, rows: list[Row], compared: list[str]) -> Chart | N
             for of, its in groups.items()
         ]
     note = "Means; the small marks are the rows, as of several seeds." if len(series) > len(groups) else ""
-    categories = tuple(map(shown, order)) if as_text else ()
+    categories = tuple(map(displayed, order)) if as_text else ()
     return Chart(_identifier(name), name, x, y, tuple(series), kind, note, categories=categories)
 
 
@@ -121,7 +121,7 @@ def _points(rows: list[Row], x: str, y: str, order: list[Any], as_text: bool, *,
     for row in rows:
         found.setdefault(row[x], []).append(row[y])
     return [
-        (shown(at) if as_text else at, value)
+        (displayed(at) if as_text else at, value)
         for at in order
         if at in found
         for value in ([fmean(found[at])] if mean else found[at])
@@ -143,7 +143,7 @@ def _says_what(rows: Iterable[Row], name: str) -> bool:
 
 
 def _cell(value: Any) -> str:
-    text = shown(value)
+    text = displayed(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 

@@ -312,4 +312,4 @@ class PlanArguments(TypedDict, total=False):
     seed: int
     """Seed of the split, the order of rows, the initial values and dropout."""
     device: Literal["cpu", "cuda"]
-    """Where the run would be; of a GPU memory alone is told."""
+    """Device to plan for. A GPU's plan is of memory only."""

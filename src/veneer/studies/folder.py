@@ -57,7 +57,7 @@ def read_study_rows(folder: Path, study: Study | type[Study]) -> list[Row]:
     return rows
 
 
-def write_rows(folder: Path, study: Study | type[Study], rows: list[Row]) -> None:
+def write_study_rows(folder: Path, study: Study | type[Study], rows: list[Row]) -> None:
     """All rows, atomically."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns_of(study), lineterminator="\n")

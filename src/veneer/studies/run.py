@@ -13,7 +13,7 @@ from pathlib import Path
 from veneer.errors import ConfigError, DivergedError, TrainingError, did_you_mean
 from veneer.files import locked
 from veneer.studies.config import StudyOptions
-from veneer.studies.folder import read_study_rows, write_rows, write_study
+from veneer.studies.folder import read_study_rows, write_study, write_study_rows
 from veneer.studies.kinds import STUDIES
 from veneer.studies.study import Job, Row, Study
 from veneer.studies.work import DIVERGED
@@ -61,7 +61,7 @@ def _all_rows(study: Study, folder: Path, say: Callable[[str], None]) -> list[Ro
                 say(str(found))
                 continue
             rows += found
-            write_rows(folder, study, rows)
+            write_study_rows(folder, study, rows)
             write_study(folder, study, _own(study, rows), "", [])
             say(f"{job}: {_said(found)}")
     if diverged:

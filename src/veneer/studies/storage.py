@@ -56,13 +56,13 @@ class StorageStudy(Study):
 
     @classmethod
     def work(cls, what: str, options: dict[str, Any], runs: Path) -> list[Row]:
-        from veneer.training.metrics import read_metrics
+        from veneer.runs.folder import RunFolder
 
         row: Row = dict.fromkeys(cls.columns) | {"storage": options["storage"], "what": what}
         if what == "kept":
             return [row | _kept(options["run"], STORAGES[options["storage"]])]
         folder, measured = trained(options["run"], runs)
-        steps = [record for record in read_metrics(folder) if "loss" in record]
+        steps = [record for record in RunFolder(folder).metrics() if "loss" in record]
         seconds = (record["tokens_per_second"] for record in steps)
         return [row | measured | {"tokens_per_second": round(statistics.harmonic_mean(seconds), 1)}]
 

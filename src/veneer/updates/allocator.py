@@ -22,7 +22,7 @@ from veneer.notebook import html_table
 from veneer.updates.budget import Schedule, sizes_of
 from veneer.updates.config import AdaLoRA
 from veneer.updates.cut import cut
-from veneer.updates.importance import LAM, Importance, Stack, most_important, orthogonality, parts_of, stacks_of
+from veneer.updates.importance import LAM, Importance, Stack, most_important, orthogonality, parts_of, stacks_by_shape
 from veneer.updates.layers import Triplets
 
 
@@ -46,7 +46,7 @@ class Allocator:
         self.deviation: Tensor | None = None
         # Which of the triplets that are there are in force, (matrices, initial rank); the others' λ were set to zero.
         self.kept = torch.ones(len(triplets), config.initial_rank or 0, dtype=torch.bool)
-        self._stacks = stacks_of(list(triplets.values()))  # as long as the ranks stay
+        self._stacks = stacks_by_shape(list(triplets.values()))  # as long as the ranks stay
         self._importance: Importance | None = None  # while triplets are still taken
         self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
         self._acting = False  # between the two hooks of a step that counts
@@ -146,7 +146,7 @@ class Allocator:
             if not bool(rows.all()):
                 cut(update, rows, optimizer)
         self.kept, self.fixed, self._importance = kept, True, None
-        self._stacks = stacks_of(list(self.triplets.values()))
+        self._stacks = stacks_by_shape(list(self.triplets.values()))
 
     def prepare(self) -> None:
         """Take the memory of the importance now. Later, between the first step's activations, its long-lived pieces

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from veneer.errors import ConfigError
-from veneer.updates.config import AdaLoRA, amount
+from veneer.updates.config import AdaLoRA, budget_amount
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def resolved(config: AdaLoRA, shapes: Sequence[tuple[int, int]], model_parameter
     count, size = len(shapes), sum(sizes_of(shapes))
     least = 1
     if config.budget is not None:
-        number, share = amount(config.budget)
+        number, share = budget_amount(config.budget)
         target = int(number * model_parameters if share else number)
         mean, least, said = target / size, min(sizes_of(shapes)), f"budget = {config.budget}"
     else:

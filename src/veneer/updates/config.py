@@ -165,7 +165,7 @@ class AllocationOptions(Options):
     @classmethod
     def _budget_is_an_amount(cls, value: Any) -> str | None:
         if value is not None:
-            amount(str(value))
+            budget_amount(str(value))
         return None if value is None else str(value)
 
     @model_validator(mode="after")
@@ -225,7 +225,7 @@ class AdaLoRA(AllocationOptions, UpdateOptions):
         return first, self.total_steps - final
 
 
-def amount(text: str) -> tuple[float, bool]:
+def budget_amount(text: str) -> tuple[float, bool]:
     """A number and whether it is a share: "0.3M" → (300000, False), "0.1%" or "0.001" → (0.001, True).
 
     Raises ValueError for anything else.

@@ -38,7 +38,7 @@ def parts_of(triplets: Sequence[Triplets], what: Callable[[Tensor], Tensor] = Te
     return [what(part) for update in triplets for part in (update.lam, update.P, update.Q)]
 
 
-def stacks_of(triplets: Sequence[Triplets]) -> list[Stack]:
+def stacks_by_shape(triplets: Sequence[Triplets]) -> list[Stack]:
     """The parts grouped by kind and shape, in stacks of at most `_LARGEST`; a matrix of rank 0 has none."""
     groups: dict[tuple[int, int, int], list[int]] = {}
     for number, part in enumerate(parts_of(triplets)):

@@ -35,7 +35,7 @@ class Trainable:
         >>> [(row.name, row.rank) for row in table.rows]
         [('model.layers.0.self_attn.q_proj', 2), ('model.layers.1.self_attn.q_proj', 2)]
         >>> f"{table.share:.2%}"
-        '0.85%'
+        '0.79%'
     """
 
     rows: list[Row]

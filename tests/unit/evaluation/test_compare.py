@@ -14,7 +14,7 @@ import veneer
 from veneer.data.formats import Example
 from veneer.data.labels import Renderer
 from veneer.evaluation.compare import Comparison, Scores, compare, measure
-from veneer.generation.likelihood import choose
+from veneer.generation.likelihood import likeliest
 from veneer.runs.opened import open_run
 from veneer.training.loss import Loss
 
@@ -41,7 +41,7 @@ def test_the_base_is_the_base_and_the_adapter_the_adapter(prepared):
         loss = Loss(other, renderer.pad, tokens[0], kind="causal").mean(tokens, 4)
         assert scores.loss == pytest.approx(loss, rel=1e-5)
         assert scores.perplexity == pytest.approx(math.exp(loss), rel=1e-4)
-        chosen = choose(other, renderer, rows, [" no", " yes"], 16)
+        chosen = likeliest(other, renderer, rows, [" no", " yes"], 16)
         right = [answer == row.answer for answer, row in zip(chosen, rows, strict=True)]
         assert scores.choice_accuracy == sum(right) / len(rows)
         assert scores.exact_match is None

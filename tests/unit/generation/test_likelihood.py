@@ -11,7 +11,7 @@ from tokens import tokenizer
 from veneer.data.formats import Example
 from veneer.data.labels import IGNORE, Renderer
 from veneer.generation import likelihood
-from veneer.generation.likelihood import MOST_CHOICES, accuracy, choices_of, choose
+from veneer.generation.likelihood import MOST_CHOICES, accuracy, choices_of, likeliest
 from veneer.training.loss import Loss
 
 pytestmark = pytest.mark.unit
@@ -65,7 +65,7 @@ def test_the_likeliest_choice(kind, choices, size, request):
     wanted = [
         choices[max(range(len(choices)), key=lambda i: _plain(model, renderer, prompt, plain[i]))] for prompt in PROMPTS
     ]
-    assert choose(model, renderer, _examples(), choices, size) == wanted
+    assert likeliest(model, renderer, _examples(), choices, size) == wanted
     if kind == "causal" and len(choices) == 4:
         assert len(set(wanted)) > 1, "or it could not be told from a constant"
 
@@ -73,13 +73,13 @@ def test_the_likeliest_choice(kind, choices, size, request):
 def test_a_model_that_forms_all_logits_chooses_alike(causal, monkeypatch):
     model, renderer = causal
     choices, plain = ["a", "b", "c", "d"], model.forward
-    wanted = choose(model, renderer, _examples(), choices, 4)
+    wanted = likeliest(model, renderer, _examples(), choices, 4)
 
     def forward(input_ids, attention_mask, use_cache):
         return plain(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
 
     monkeypatch.setattr(model, "forward", forward)
-    assert choose(model, renderer, _examples(), choices, 4) == wanted
+    assert likeliest(model, renderer, _examples(), choices, 4) == wanted
 
 
 def test_a_long_prompt_keeps_its_end(causal):
@@ -87,7 +87,7 @@ def test_a_long_prompt_keeps_its_end(causal):
     short = Renderer(renderer.tokenizer, max_length=4)
     cut = [Example("d", prompt=prompt[-3:], answer="a") for prompt in PROMPTS]
     choices = ["a", "b", "c", "d"]
-    assert choose(model, short, _examples(), choices, 4) == choose(model, renderer, cut, choices, 4)
+    assert likeliest(model, short, _examples(), choices, 4) == likeliest(model, renderer, cut, choices, 4)
 
 
 def test_a_classifiers_choice_does_not_depend_on_the_label(tiny_encoder):
@@ -100,7 +100,7 @@ def test_a_classifiers_choice_does_not_depend_on_the_label(tiny_encoder):
             ("bad", "good")[int(model(torch.tensor([made(prompt).input_ids])).logits.argmax())] for prompt in PROMPTS
         ]
     for answers in (("bad", "good"), ("good",), ("",)):
-        assert choose(model, renderer, _examples(answers), ["bad", "good"], 3) == wanted
+        assert likeliest(model, renderer, _examples(answers), ["bad", "good"], 3) == wanted
 
 
 @pytest.mark.parametrize("right", [" no", " no way"])
@@ -116,7 +116,7 @@ def test_a_label_that_begins_another_is_chosen_by_its_end(right, tiny_folder):
         loss([learned]).backward()
         optimizer.step()
     asked = [Example("d", prompt="so?", answer=right)]
-    assert choose(model, renderer, asked, [" no", " no way"], 4) == [right]
+    assert likeliest(model, renderer, asked, [" no", " no way"], 4) == [right]
 
 
 def test_choices_have_the_tokens_that_are_trained():

@@ -23,7 +23,7 @@ from veneer.frozen.layers import quantise_linear_layers
 from veneer.kernels.serving import serving
 from veneer.models.checkpoint import CLASSES, Checkpoint
 from veneer.models.load import load
-from veneer.models.stream import stream
+from veneer.models.stream import streamed
 from veneer.models.tensors import NotTensorByTensor
 
 pytestmark = pytest.mark.unit
@@ -35,7 +35,7 @@ _KIND = {"t5": "seq2seq", "bert": "classification"}
 def _streamed(name, path):
     """The model of a folder or GGUF file, and its linear layers in nf4."""
     checkpoint = Checkpoint(path)
-    return stream(checkpoint, _KIND.get(name, "causal"), copy.deepcopy(checkpoint.config), torch.float32, HOW)
+    return streamed(checkpoint, _KIND.get(name, "causal"), copy.deepcopy(checkpoint.config), torch.float32, HOW)
 
 
 @pytest.mark.parametrize("name", tiny.ARCHITECTURES)
@@ -79,7 +79,7 @@ def _reason(folder, **config):
     changed = copy.deepcopy(checkpoint.config)
     changed.update(config)
     with pytest.raises(NotTensorByTensor) as reason:
-        stream(checkpoint, _KIND.get(changed.model_type, "causal"), changed, torch.float32, HOW)
+        streamed(checkpoint, _KIND.get(changed.model_type, "causal"), changed, torch.float32, HOW)
     return str(reason.value)
 
 
@@ -222,14 +222,14 @@ def test_an_architecture_whose_tensors_gguf_joins_is_loaded_whole(tmp_path):
     (tmp_path / "other.gguf").write_bytes(whole.replace(b"llama", b"bloom"))
     config = Checkpoint(tmp_path / "tiny.gguf").config
     with pytest.raises(NotTensorByTensor, match=r"^a GGUF file of bloom has tensors that are split or joined"):
-        stream(Checkpoint(tmp_path / "other.gguf"), "causal", config, torch.float32, HOW)
+        streamed(Checkpoint(tmp_path / "other.gguf"), "causal", config, torch.float32, HOW)
 
 
 _MEASURE = """
 import sys, torch
 from pathlib import Path
 from veneer.models.checkpoint import Checkpoint
-from veneer.models.stream import stream
+from veneer.models.stream import streamed
 def high_water():
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
@@ -241,7 +241,7 @@ for path in paths:
     checkpoint = Checkpoint(path)
     config = checkpoint.config
     before = high_water()
-    model = stream(checkpoint, "causal", config, torch.float32, how)
+    model = streamed(checkpoint, "causal", config, torch.float32, how)
 print(high_water() - before, sum(tensor.nbytes for tensor in model.state_dict().values()))
 """
 

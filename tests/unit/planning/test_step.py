@@ -20,7 +20,7 @@ from veneer.planning import empty, repeat
 from veneer.planning import ledger as ledgers
 from veneer.planning.empty import Base, empty_model, no_values
 from veneer.planning.ledger import Ledger
-from veneer.planning.step import _how, take_step
+from veneer.planning.step import _how, trace_step
 from veneer.training.fused import fused_passes
 from veneer.training.loss import Loss, chunked_loss
 from veneer.training.recompute import keeping_layers, recomputed
@@ -92,7 +92,7 @@ LORA, ADALORA = veneer.LoRA(rank=3), veneer.AdaLoRA(target_rank=2, total_steps=1
 def test_without_values_as_much_is_made_as_with_them(name, update):
     base = _base(name)
     real, how, _ = _real(name, base, update, 0)
-    step = take_step(base, update, _rows(base.kind), how=how)
+    step = trace_step(base, update, _rows(base.kind), how=how)
     assert _live(step.stretches) == pytest.approx(_live(real), rel=0.01)
 
 
@@ -101,10 +101,10 @@ def test_without_values_as_much_is_made_as_with_them(name, update):
 def test_with_dropout(name, update, count):
     base, update, rows = _base(name), update.model_copy(update={"dropout": 0.1}), _rows(_base(name).kind)
     real, how, _ = _real(name, base, update, count)
-    step = take_step(base, update, rows, recomputed=count, how=how)
+    step = trace_step(base, update, rows, recomputed=count, how=how)
     assert _live(step.stretches) == pytest.approx(_live(real), rel=0.01)
     if name == "llama":  # in the others the most is there where nothing is dropped
-        without = take_step(base, update.model_copy(update={"dropout": 0.0}), rows, recomputed=count, how=how)
+        without = trace_step(base, update.model_copy(update={"dropout": 0.0}), rows, recomputed=count, how=how)
         assert _live(step.stretches) > _live(without.stretches)
 
 
@@ -136,7 +136,7 @@ def test_while_a_step_is_planned_another_thread_drops_as_before(monkeypatch):
     look()
     begin = Ledger.begin
     monkeypatch.setattr(Ledger, "begin", look_aside)
-    take_step(_base("llama"), veneer.LoRA(rank=3, dropout=0.1), _rows())
+    trace_step(_base("llama"), veneer.LoRA(rank=3, dropout=0.1), _rows())
     assert len(outputs) > 4
     for hidden, blocks in zip(outputs[2::2], outputs[3::2], strict=True):
         assert torch.equal(hidden, outputs[0])
@@ -145,7 +145,7 @@ def test_while_a_step_is_planned_another_thread_drops_as_before(monkeypatch):
 
 def test_dropout_draws_a_mask_forward_and_two_backward():
     base, rows = _base("llama"), _rows()
-    step = take_step(base, veneer.LoRA(rank=3, dropout=0.1), rows)
+    step = trace_step(base, veneer.LoRA(rank=3, dropout=0.1), rows)
     drawn = [one for stretch in step.stretches for one in stretch.operations if one.kind == "random"]
     # Of seven products in each of two layers; the input of the first three has no gradient.
     assert len(drawn) == 3 * 7 * 2 - 3
@@ -156,7 +156,7 @@ def test_dropout_draws_a_mask_forward_and_two_backward():
 def test_over_other_storages(name, storage):
     base, update = _base(name, storage), veneer.LoRA(rank=3)
     real, how, model = _real(name, base, update, 0)
-    step = take_step(base, update, _rows(), how=how)
+    step = trace_step(base, update, _rows(), how=how)
     assert _live(step.stretches) == pytest.approx(_live(real), rel=0.02)
     held = {t.untyped_storage().data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers()) if t.numel()}
     weights = step.weights
@@ -176,7 +176,7 @@ def test_what_has_no_fake_result_is_an_exception_and_no_log(monkeypatch):
 def test_mixtures_of_experts(name, storage):
     base = _base(name, storage)
     real, how, _ = _real(name, base, LORA, 0)
-    step = take_step(base, LORA, _rows(), how=how)
+    step = trace_step(base, LORA, _rows(), how=how)
     assert _live(step.stretches) == pytest.approx(_live(real), rel=0.02)
 
 
@@ -185,7 +185,7 @@ def test_of_experts_products_are_counted_by_the_tokens_that_each_gets(update, mo
     """Together that is every token num_experts_per_tok times, however many experts there are."""
     base = _base("olmoe")
     monkeypatch.setattr(ledgers, "_PRODUCTS", {"_grouped_mm"})
-    experts = take_step(base, update, _rows())
+    experts = trace_step(base, update, _rows())
     own = sum(one.flops for stretch in experts.stretches for one in stretch.operations if one.kind == "products")
     # Gate, up and down, forward and to the input, and to the weights where these are trained; in two layers.
     passes = 3 if update == "full" else 2
@@ -216,9 +216,9 @@ def test_layers_that_are_left_out_do_as_their_neighbours(name, count, monkeypatc
     base.config.num_hidden_layers = 14
     if getattr(base.config, "layer_types", None):
         base.config.layer_types = ["sliding_attention"] * 14
-    few = take_step(base, veneer.LoRA(rank=3), _rows(), recomputed=count)
+    few = trace_step(base, veneer.LoRA(rank=3), _rows(), recomputed=count)
     monkeypatch.setattr(repeat, "SHOWN", 100)
-    whole = take_step(base, veneer.LoRA(rank=3), _rows(), recomputed=count)
+    whole = trace_step(base, veneer.LoRA(rank=3), _rows(), recomputed=count)
     assert [(stretch.name, stretch.layer) for stretch in few.stretches] == [
         (stretch.name, stretch.layer) for stretch in whole.stretches
     ]
@@ -230,7 +230,7 @@ def test_layers_that_are_left_out_do_as_their_neighbours(name, count, monkeypatc
 def test_each_layer_more_that_is_recomputed_takes_less():
     base, update, rows = _base("llama"), veneer.LoRA(rank=3), _rows(lengths=(40, 40))
     base.config.num_hidden_layers = 4
-    peaks = [_live(take_step(base, update, rows, recomputed=count).stretches) for count in (0, 1, 2, 3, 4)]
+    peaks = [_live(trace_step(base, update, rows, recomputed=count).stretches) for count in (0, 1, 2, 3, 4)]
     assert peaks == sorted(peaks, reverse=True)
     assert len(set(peaks)) == 5
 
@@ -261,7 +261,7 @@ def test_what_a_llama_layer_keeps():
     d, k, f, r, n, heads = 32, 16, 48, 3, sum(LENGTHS), 4
     base = _base("mistral")  # no biases
     base.config.num_hidden_layers = 12
-    step = take_step(base, veneer.LoRA(rank=r), _rows())
+    step = trace_step(base, veneer.LoRA(rank=r), _rows())
     (forward,) = (s for s in step.stretches if s.name == "forward" and s.layer == 6)
     sizes = {}
     for stretch in step.stretches:
@@ -283,7 +283,7 @@ def test_what_a_llama_layer_keeps():
 def test_the_gradients_stay(layers):
     base = _base("llama")
     base.config.num_hidden_layers = layers
-    step = take_step(base, LORA, _rows())
+    step = trace_step(base, LORA, _rows())
     taken = {event.block: event.size for stretch in step.stretches for event in stretch.events if event.size}
     gone = {event.block for stretch in step.stretches for event in stretch.events if not event.size}
     stay = sum(size for block, size in taken.items() if block not in gone)
@@ -294,6 +294,6 @@ def test_the_gradients_stay(layers):
 def test_a_classifier_of_a_language_models_kind_can_be_foreseen():
     """transformers gives it a cache, which begins with empty tensors."""
     base = _base("llama")._replace(kind="classification")
-    step = take_step(base, LORA, _rows("classification"))
+    step = trace_step(base, LORA, _rows("classification"))
     taken = {event.block for stretch in step.stretches for event in stretch.events if event.size}
     assert {event.block for stretch in step.stretches for event in stretch.events} == taken

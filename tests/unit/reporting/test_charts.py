@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from veneer.reporting.charts import Chart, Series, run_charts, shown, smoothed
+from veneer.reporting.charts import Chart, Series, displayed, run_charts, smoothed
 from veneer.runs.history import RunHistory
 
 pytestmark = pytest.mark.unit
@@ -26,9 +26,9 @@ def test_a_long_table_keeps_every_point_of_a_short_curve():
     held_out = Series("held-out rows", [(x, x / 7) for x in range(0, 2001, 50)])
     chart = Chart("loss", "Loss", "step", "nats", (Series("training", [(x, 1.0) for x in range(1, 2001)]), held_out))
     rows = chart.table()
-    assert [row[0] for row in rows if row[2]] == [shown(x) for x, _ in held_out.points]
+    assert [row[0] for row in rows if row[2]] == [displayed(x) for x, _ in held_out.points]
     assert len(rows) < 200 + len(held_out.points)
-    assert [row[0] for row in rows] == [shown(x) for x in sorted(int(row[0].replace(",", "")) for row in rows)]
+    assert [row[0] for row in rows] == [displayed(x) for x in sorted(int(row[0].replace(",", "")) for row in rows)]
 
 
 def test_the_sentence_says_where_a_curve_begins_ends_and_turns():
@@ -45,7 +45,7 @@ def test_a_running_mean_of_what_there_is_so_far():
     [(3, "3"), (1234567, "1,234,567"), (0.000123456, "0.00012346"), (2.0, "2"), (True, "True"), ("a", "a"), (None, "")],
 )
 def test_a_number_as_it_is_shown(value, text):
-    assert shown(value) == text
+    assert displayed(value) == text
 
 
 def test_losses_far_apart_have_a_logarithmic_axis(run_folder):

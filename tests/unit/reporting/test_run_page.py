@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import veneer
 from page_reader import Page
 from veneer.commands.report import report
-from veneer.reporting.charts import shown
+from veneer.reporting.charts import displayed
 from veneer.reporting.page import ASSETS, LIBRARY
 from veneer.reporting.run_page import run_page
 from veneer.runs.folder import RunFolder
@@ -86,7 +86,7 @@ def test_the_tables_hold_the_same_numbers(measured_run):
     (table,) = (t for t in page.section("curves").all("table") if t.rows()[0][:2] == ["step", "training"])
     rows = table.rows()
     assert rows[0] == ["step", "training", "training, mean of 5 steps", "held-out rows"]
-    losses = {record["step"]: shown(record["loss"]) for record in records if "loss" in record}
+    losses = {record["step"]: displayed(record["loss"]) for record in records if "loss" in record}
     assert {int(row[0]): row[1] for row in rows[1:] if row[1]} == losses
 
 
@@ -96,7 +96,7 @@ def test_before_and_after_with_examples(measured_run):
     (table,) = section.all("table")
     rows = {row[0]: row[1:] for row in table.rows()}
     assert rows["choice accuracy"] == [f"{100 * found[side]['choice_accuracy']:.1f} %" for side in ("base", "adapter")]
-    assert rows["loss (mean of a learned token, nats)"][1] == shown(found["adapter"]["loss"])
+    assert rows["loss (mean of a learned token, nats)"][1] == displayed(found["adapter"]["loss"])
     assert len(section.all("article")) == len(found["examples"]) == 3
     for article, example in zip(section.all("article"), found["examples"], strict=True):
         texts = [block.whole_text() for block in article.all("pre")]

@@ -17,7 +17,8 @@ _TRAIN = """
 import io, os, signal, sys, time
 from rich.console import Console
 import veneer.files
-from veneer.training import loop, run
+from veneer.runs import train as run
+from veneer.training import loop
 
 kill_at_flush = int(sys.argv[4])
 flush, flushed = veneer.files._flush, 0

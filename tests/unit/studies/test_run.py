@@ -18,7 +18,7 @@ from veneer.errors import ConfigError, DataError, DivergedError, TrainingError
 from veneer.files import locked
 from veneer.studies import run
 from veneer.studies.config import StudyOptions
-from veneer.studies.folder import columns_of, read_study_rows, write_rows
+from veneer.studies.folder import columns_of, read_study_rows, write_study_rows
 from veneer.studies.kinds import STUDIES
 from veneer.studies.rank import RankStudy
 from veneer.studies.run import in_a_process, run_study
@@ -159,7 +159,7 @@ def test_two_processes_are_not_at_one_study(counting, tmp_path):
 
 def test_a_folder_of_another_study_is_refused(counting, tmp_path):
     rows = [dict.fromkeys(columns_of(RankStudy)) | {"run": "a", "rank": 1}]
-    write_rows(tmp_path / "s", RankStudy, rows)
+    write_study_rows(tmp_path / "s", RankStudy, rows)
     with pytest.raises(DataError, match=r"has the columns run, how, rank, .* not those of the study counting"):
         _study(tmp_path / "s")
     assert read_study_rows(tmp_path / "s", RankStudy) == rows
@@ -190,7 +190,7 @@ def test_a_key_is_of_all_that_defines_a_run():
 
 @pytest.mark.parametrize("key", ["8082631e5967", "123456789012", "00000000000a"])
 def test_a_key_that_looks_like_a_number_is_read_back_as_it_is(tmp_path, key):
-    write_rows(tmp_path, CountingStudy, [dict.fromkeys(MEASURED) | {"run": key, "number": 7, "loss": 0.5}])
+    write_study_rows(tmp_path, CountingStudy, [dict.fromkeys(MEASURED) | {"run": key, "number": 7, "loss": 0.5}])
     (row,) = read_study_rows(tmp_path, CountingStudy)
     assert (row["run"], row["number"], row["loss"], row["accuracy"]) == (key, 7, 0.5, None)
 

@@ -70,7 +70,7 @@ def _config(**options):
 
 def test_a_config_survives_its_file(tmp_path):
     config = _config(targets=["q_proj"], rank_pattern={"q_proj": 4}, learning_rate=3e-4, held_out="x.jsonl")
-    config.write(tmp_path)
+    config.write(tmp_path / "config.yaml")
     assert TrainConfig.read(tmp_path / "config.yaml") == config
     assert TrainConfig.read(tmp_path / "config.yaml", rank=2).rank == 2
     assert config.update(1).rank_pattern == {"q_proj": 4}
