@@ -16,7 +16,7 @@ _LONGEST = 64  # tokens of an answer
 
 @dataclass(frozen=True)
 class Answered:
-    """A row and both answers: of a classifier the likeliest class, else greedy text, cut where it is long."""
+    """A row and both answers: a classifier's likeliest class, else greedy text, cut where it is long."""
 
     where: str
     prompt: str
@@ -35,7 +35,7 @@ def spread(examples: list[Example], count: int) -> list[Example]:
 def answered(
     model: Any, renderer: Renderer, examples: list[Example], batch_size: int, *, base: Any | None = None
 ) -> list[Answered]:
-    """Of those ``examples`` that ask for an answer, what the model says without and with its active adapters; or what
+    """What the model says to those ``examples`` that ask for an answer, without and with its active adapters; or what
     ``base`` says and then ``model``, where the one is trained into the other."""
     asked = [example for example in examples if example.messages or example.prompt is not None]
     with as_it_was(model, base) as untrained:
@@ -50,7 +50,7 @@ def answered(
 def _answers(model: Any, renderer: Renderer, examples: list[Example], batch_size: int) -> list[str]:
     if renderer.classes:
         return likeliest(model, renderer, examples, list(renderer.classes), batch_size)
-    room = max(1, renderer.max_length - _LONGEST)  # of a prompt longer than that, its end is kept
+    room = max(1, renderer.max_length - _LONGEST)  # the end of a longer prompt is kept
     prompts = [renderer.prompt(example)[-room:] for example in examples]
     said: list[str] = []
     for start in range(0, len(prompts), batch_size):

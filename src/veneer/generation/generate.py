@@ -118,7 +118,7 @@ def exact_matches(model: Any, renderer: Renderer, examples: list[Example], batch
         part = order[start : start + batch_size]
         longest = max(len(renderer.encode(answers[i])) for i in part)
         # Two tokens more than the longest answer show that a continuation does not end where it should.
-        room = max(1, renderer.max_length - longest - 2)  # of a prompt longer than that, its end is kept
+        room = max(1, renderer.max_length - longest - 2)  # the end of a longer prompt is kept
         said = continuations(model, renderer, [prompts[i][-room:] for i in part], max_new_tokens=longest + 2)
         for i, text in zip(part, said, strict=True):
             matches[i] = text.strip() == answers[i]

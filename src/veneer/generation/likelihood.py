@@ -58,12 +58,12 @@ def _rows(renderer: Renderer, examples: list[Example], choices: list[str]) -> li
     scored = whole if ambiguous else bare
     if renderer.seq2seq:
         return [Tokens(row.ids[-limit:], answer, "") for row, answer in zip(rows, scored, strict=True)]
-    found = []
+    cut = []
     for row, answer in zip(rows, scored, strict=True):
         start = next(i for i, label in enumerate(row.labels) if label != IGNORE)
-        ids = [*row.ids[:start], *answer][-limit:]  # of a long prompt the end is kept
-        found.append(Tokens(ids, [IGNORE] * (len(ids) - len(answer)) + answer, ""))
-    return found
+        ids = [*row.ids[:start], *answer][-limit:]  # the end of a long prompt is kept
+        cut.append(Tokens(ids, [IGNORE] * (len(ids) - len(answer)) + answer, ""))
+    return cut
 
 
 def _one_begins_another(answers: list[list[int]]) -> bool:
@@ -78,7 +78,7 @@ def accuracy(chosen: list[str], examples: list[Example]) -> float:
 
 
 def _first_token(model: Any, renderer: Renderer, asked: list[Tokens], rows: list[Tokens], size: int) -> Tensor:
-    """(rows,) logits of the last token of ``rows``: one pass for ``asked``, a row of each prompt, tells all of them."""
+    """(rows,) logits of the last token of ``rows``: one pass for ``asked``, a row of each prompt, gives all of them."""
     scores = torch.empty(len(asked), len(rows) // len(asked))
     answers = torch.tensor([row.ids[-1] for row in rows]).view(scores.shape)
     order = sorted(range(len(asked)), key=lambda i: len(asked[i].ids))

@@ -28,13 +28,9 @@ def test_from_python(finished_run):
     comparison = evaluate(finished_run, examples=0)
     assert comparison.as_json() == json.loads((finished_run / "evaluation.json").read_text())
     assert (comparison.rows, comparison.examples) == (16, [])
-    with pytest.raises(
-        veneer.VeneerError, match=r"EvaluateOptions has no option 'exmples'\. Did you mean 'examples'\?"
-    ):
+    with pytest.raises(veneer.VeneerError, match=r"has no option 'exmples'\. Did you mean 'examples'\?"):
         evaluate(str(finished_run), exmples=0)
-    with pytest.raises(
-        veneer.VeneerError, match=r"^evaluate takes a path \(str or pathlib.Path\) as run, not the int 3"
-    ):
+    with pytest.raises(veneer.VeneerError, match=r"^evaluate takes a path .* as run, not the int 3"):
         evaluate(3)
 
 

@@ -16,6 +16,7 @@ from veneer.frozen.layers import quantise_linear_layers
 from veneer.generation import batched, decoder
 from veneer.generation.batched import BatchedLane, WholeLane
 from veneer.generation.session import Session
+from veneer.kernels import decode
 from veneer.kernels.backends import cpu
 
 pytestmark = pytest.mark.unit
@@ -281,3 +282,17 @@ def test_what_a_session_refuses():
     veneer.merge(model)
     with pytest.raises(veneer.VeneerError, match="merged into its weights"):
         session.add([1], adapter="a")
+
+
+@KERNELS
+def test_a_step_of_the_kernels_is_one_call_for_all_with_the_same_adapters(monkeypatch):
+    model = _with_adapters(_llama())
+    session = Session(model, Renderer(tokenizer()))
+    for adapter in ("a", None, "a", "a", None):
+        session.add(PROMPTS[0], adapter=adapter, max_new_tokens=4)
+    session.step()
+    calls: list[int] = []
+    step = decode.Decoder.step
+    monkeypatch.setattr(decode.Decoder, "step", lambda self, x, *more: calls.append(len(x)) or step(self, x, *more))
+    session.step()
+    assert calls == [3, 2]
