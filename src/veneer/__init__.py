@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from veneer.commands.evaluate import evaluate as evaluate
+    from veneer.commands.plan import plan as plan
     from veneer.commands.train import resume as resume
     from veneer.commands.train import train as train
     from veneer.errors import VeneerError as VeneerError
@@ -43,8 +45,10 @@ _HOME = {
     "disabled": "veneer.updates.record",
     "remove": "veneer.updates.attach",
     "trainable": "veneer.updates.trainable",
+    "plan": "veneer.commands.plan",
     "train": "veneer.commands.train",
     "resume": "veneer.commands.train",
+    "evaluate": "veneer.commands.evaluate",
     "generate": "veneer.generation.generate",
     "stream": "veneer.generation.generate",
     "save": "veneer.updates.adapter_file",
