@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from veneer.commands.evaluate import evaluate as evaluate
     from veneer.commands.plan import plan as plan
     from veneer.commands.train import resume as resume
     from veneer.commands.train import train as train
@@ -47,6 +48,7 @@ _HOME = {
     "plan": "veneer.commands.plan",
     "train": "veneer.commands.train",
     "resume": "veneer.commands.train",
+    "evaluate": "veneer.commands.evaluate",
     "generate": "veneer.generation.generate",
     "stream": "veneer.generation.generate",
     "save": "veneer.updates.adapter_file",

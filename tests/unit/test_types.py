@@ -16,6 +16,8 @@ import pytest
 
 import arguments_file
 import veneer
+from veneer.evaluation.config import EvaluateOptions
+from veneer.planning.config import PlanOptions
 from veneer.runs.train import RESUMABLE
 from veneer.training.config import TrainConfig
 
@@ -32,6 +34,8 @@ from torch import nn
 from typing_extensions import assert_type
 
 import veneer
+from veneer.commands.plan import Answer
+from veneer.evaluation.compare import Comparison
 from veneer.runs.finish import Result
 from veneer.updates.allocator import Allocator
 from veneer.updates.trainable import Trainable
@@ -71,6 +75,14 @@ veneer.train("m", data="rows.jsonl", output="run", rnak=8)  # refused
 veneer.train("m", data="rows.jsonl", output="run", schedule="cosin")  # refused
 assert_type(veneer.resume("run", steps=300), Result)
 veneer.resume("run", rank=4)  # refused
+assert_type(veneer.evaluate("run", data="rows.jsonl", exact_match=True), Comparison)
+veneer.evaluate("run", exact=True)  # refused
+assert_type(veneer.plan("m", storage="nf4", device="cuda", memory="24GB"), Answer)
+veneer.plan("m", storage="nf5")  # refused
+assert_type(veneer.generate(model, tokenizer, "one"), str)
+assert_type(veneer.generate(model, tokenizer, ["one", "two"]), list[str])
+for piece in veneer.stream(model, tokenizer, "one"):
+    assert_type(piece, str)
 """
 
 
@@ -139,11 +151,16 @@ def test_the_arguments_are_the_options():
 
 
 def test_help_lists_every_option_with_its_type_default_and_description():
-    for function, names in ((veneer.train, set(TrainConfig.model_fields) - {"model"}), (veneer.resume, set(RESUMABLE))):
+    for function, options, names in (
+        (veneer.train, TrainConfig, set(TrainConfig.model_fields) - {"model"}),
+        (veneer.resume, TrainConfig, set(RESUMABLE)),
+        (veneer.evaluate, EvaluateOptions, set(EvaluateOptions.model_fields)),
+        (veneer.plan, PlanOptions, set(PlanOptions.model_fields) - {"model", "data", "output"}),
+    ):
         parameters = inspect.signature(function).parameters
         assert names <= set(parameters)
         for name in names:
-            field = TrainConfig.model_fields[name]
+            field = options.model_fields[name]
             assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
             assert parameters[name].annotation == field.annotation
             assert f"\n    {name}: {field.description}" in function.__doc__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from veneer.arguments import folder_given
 from veneer.data.formats import to_examples
@@ -15,12 +15,19 @@ from veneer.evaluation.answers import answered, spread
 from veneer.evaluation.compare import Comparison, compare
 from veneer.evaluation.config import EvaluateOptions
 from veneer.files import write_text
+from veneer.options import shows
 from veneer.runs.folder import RunFolder
 from veneer.runs.opened import Opened, base_of_run, open_named, open_run
 from veneer.runs.prepare import Prepared
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-def evaluate(run: str | Path, **options: Any) -> Comparison:
+    from veneer.runs.arguments import EvaluateArguments
+
+
+@shows(EvaluateOptions, EvaluateOptions.model_fields)
+def evaluate(run: str | Path, **options: Unpack[EvaluateArguments]) -> Comparison:
     """Measure a finished run's base and adapter on its held-out rows, or on others; the figures are written to its
     evaluation.json, too.
 
@@ -29,7 +36,10 @@ def evaluate(run: str | Path, **options: Any) -> Comparison:
     is no finished run.
 
     Example:
-        >>> comparison = evaluate("runs/first", data="rows.jsonl", examples=0)
+        >>> result = veneer.train(
+        ...     "tiny", data="rows.jsonl", output="runs/seen", steps=20, learning_rate=1e-2, console=quiet
+        ... )
+        >>> comparison = veneer.evaluate("runs/seen", data="rows.jsonl", examples=0)
         >>> comparison.adapter.loss < comparison.base.loss
         True
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,12 +13,18 @@ from veneer.arguments import described
 from veneer.device import CPU, usable_memory
 from veneer.errors import ArgumentError
 from veneer.notebook import html_table
+from veneer.options import shows
 from veneer.planning.changes import Change
 from veneer.planning.config import PlanOptions
 from veneer.planning.fit import predicted, what_would_fit
 from veneer.planning.machine import measured, remembered
 from veneer.planning.plan import NO_MACHINE, Plan, base_asked, limit_of
 from veneer.units import amount, duration
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from veneer.runs.arguments import PlanArguments
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,7 +97,8 @@ class Answer:
         return lines
 
 
-def plan(model: str | os.PathLike[str], **options: Any) -> Answer:
+@shows(PlanOptions, [name for name in PlanOptions.model_fields if name not in ("model", "data", "output")])
+def plan(model: str | os.PathLike[str], **options: Unpack[PlanArguments]) -> Answer:
     """Whether a training run over ``model`` fits the memory, how long it takes, and what would fit if it does not.
 
     ``model``: a name, folder or GGUF file, of which the config alone is read. ``options``: those of `veneer.train`, and
@@ -102,11 +109,11 @@ def plan(model: str | os.PathLike[str], **options: Any) -> Answer:
     another type, and ModelError for one that is not found or cannot be planned.
 
     Example:
-        >>> answer = veneer.plan("tiny", batch_size=4, max_length=32, memory="2GB")
-        >>> answer.fits
+        >>> answer = veneer.plan("tiny", batch_size=8, max_length=64, memory="2GB")
+        >>> answer.fits, answer.limit
+        (True, 2000000000)
+        >>> 0 < answer.plan.needed <= answer.plan.peak
         True
-        >>> answer.plan
-        Plan('tiny': peak ... MB, ... MB needed, ... a step)
     """
     if not isinstance(model, str | os.PathLike):
         raise ArgumentError(f"plan takes a model's name or path (str or pathlib.Path), not {described(model)}.")

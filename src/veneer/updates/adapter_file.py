@@ -181,14 +181,14 @@ def read_tensors(folder: Path, name: str = WEIGHTS_NAME) -> dict[str, Tensor]:
     return tensors
 
 
-def mismatches(found: dict[str, Tensor], own: dict[str, Tensor], ignorable: set[str]) -> list[str]:
+def mismatches(tensors: dict[str, Tensor], own: dict[str, Tensor], ignorable: set[str]) -> list[str]:
     """What is wrong with a file's tensors, a clause for each kind of fault."""
-    missing = [key for key in own if key not in found]
-    surplus = [key for key in found if key not in own and key not in ignorable]
+    missing = [key for key in own if key not in tensors]
+    surplus = [key for key in tensors if key not in own and key not in ignorable]
     shapes = [
-        f"{key} is {tuple(found[key].shape)} in the file and {tuple(own[key].shape)} here"
+        f"{key} is {tuple(tensors[key].shape)} in the file and {tuple(own[key].shape)} here"
         for key in own
-        if key in found and found[key].shape != own[key].shape
+        if key in tensors and tensors[key].shape != own[key].shape
     ]
     problems = []
     if missing:

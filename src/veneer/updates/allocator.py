@@ -285,17 +285,17 @@ _LIVE: weakref.WeakSet[Allocator] = weakref.WeakSet()
 def _before_step(
     optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    found = _concerned(optimizer)
+    allocators = _concerned(optimizer)
     closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-    for allocator in found:
+    for allocator in allocators:
         allocator._acting = False
         if closure is None:
             with torch.no_grad():
                 allocator.before_step(optimizer)
-    if closure is None or not found:
+    if closure is None or not allocators:
         return None
     # The gradients of this step come into being inside it, in the closure.
-    return args[:1], {**kwargs, "closure": _then(closure, found, optimizer)}
+    return args[:1], {**kwargs, "closure": _then(closure, allocators, optimizer)}
 
 
 def _then(

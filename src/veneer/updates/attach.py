@@ -293,9 +293,9 @@ def _trained_whole(model: nn.Module, config: LoRA | AdaLoRA) -> dict[str, nn.Mod
     missing = [target for target in config.train_also if not matching_suffix(target, modules)]
     if missing:
         raise TargetError(no_such_modules(missing, modules, "train_also"))
-    found = {path: modules[path] for target in config.train_also for path in matching_suffix(target, modules)}
-    for path, module in found.items():
-        outer = next((other for other in found if path.startswith(f"{other}.")), None)
+    whole = {path: modules[path] for target in config.train_also for path in matching_suffix(target, modules)}
+    for path, module in whole.items():
+        outer = next((other for other in whole if path.startswith(f"{other}.")), None)
         if outer is not None:
             raise TargetError(f"train_also names {path}, and {outer} that holds it; name one of them.")
         if isinstance(module, nn.ModuleList | nn.ModuleDict):
@@ -305,7 +305,7 @@ def _trained_whole(model: nn.Module, config: LoRA | AdaLoRA) -> dict[str, nn.Mod
             )
         if any(isinstance(inner, QuantisedLinear) for inner in module.modules()):
             raise TargetError(f"train_also names {path}, which is kept in codes and cannot be trained whole.")
-    return found
+    return whole
 
 
 def _new_token_modules(model: nn.Module, config: LoRA | AdaLoRA, taken: set[str]) -> dict[str, nn.Embedding]:
@@ -327,8 +327,10 @@ def _new_token_modules(model: nn.Module, config: LoRA | AdaLoRA, taken: set[str]
         raise TargetError(f"new_tokens names a token twice: {config.new_tokens}.")
     head = output_head(model)
     tied = head if head is not None and getattr(head, "weight", None) is embedding.weight else None
-    found = {path: m for path, m in modules_of(model).items() if m is embedding or (tied is not None and m is tied)}
-    both = sorted(set(found) & taken)
+    tied_modules = {
+        path: m for path, m in modules_of(model).items() if m is embedding or (tied is not None and m is tied)
+    }
+    both = sorted(set(tied_modules) & taken)
     if both:
         raise TargetError(f"{', '.join(both)} is adapted or trained whole and holds new_tokens too; choose one.")
-    return found  # type: ignore[return-value]  # a tied head has the embedding's weight, which is all that is used
+    return tied_modules  # type: ignore[return-value]  # a tied head has the embedding's weight, which is all that is used

@@ -67,7 +67,7 @@ def _in_memory(
         del optimizer.state[parameter]
         warnings.warn(
             f"{type(optimizer).__name__} keeps its states in a form that cannot be cut with their parameters; those of "
-            f"the smaller ones start anew.",
+            f"the smaller ones start from zero.",
             stacklevel=2,
         )
 
@@ -77,12 +77,12 @@ def _smaller(
 ) -> dict[str, Any] | None:
     """The states in their smaller shapes; None when one is neither a number nor laid out as its parameter (or, like
     Adafactor's, with some of its dimensions reduced to 1)."""
-    found: dict[str, Any] = {}
+    states: dict[str, Any] = {}
     for name, value in state.items():
         if not isinstance(value, Tensor) or value.numel() == 1:
-            found[name] = value
+            states[name] = value
         elif value.dim() == len(shape) and all(a in (b, 1) for a, b in zip(value.shape, shape, strict=True)):
-            found[name] = select(value) if value.shape[dim] == shape[dim] else value
+            states[name] = select(value) if value.shape[dim] == shape[dim] else value
         else:
             return None
-    return found
+    return states

@@ -76,13 +76,13 @@ def _updates(folder: Path) -> dict[str, tuple[Tensor, Tensor, bool]]:
     parts: dict[str, dict[str, Tensor]] = {}
     embeddings, others = set(), []
     for key, tensor in tensors.items():
-        found = _PART.fullmatch(key)
-        if found is None:
+        key_parts = _PART.fullmatch(key)
+        if key_parts is None:
             others.append(key)
             continue
-        parts.setdefault(found["path"], {})[found["part"]] = tensor
-        if found["embedding"]:
-            embeddings.add(found["path"])
+        parts.setdefault(key_parts["path"], {})[key_parts["part"]] = tensor
+        if key_parts["embedding"]:
+            embeddings.add(key_parts["path"])
     # PEFT writes an adapted embedding's own frozen weight beside it.
     others = [key for key in others if key.removeprefix("base_model.model.").removesuffix(".weight") not in embeddings]
     if others or not parts:

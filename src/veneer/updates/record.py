@@ -148,11 +148,11 @@ def put(model: nn.Module, path: str, module: nn.Module, holders: Holders | None 
 
 def holders_of(model: nn.Module) -> Holders:
     """The modules that hold each module, with its name there; named_children would leave out a second name."""
-    found: Holders = {}
+    holders: Holders = {}
     for parent in model.modules():
         for child, held in parent._modules.items():
-            found.setdefault(id(held), []).append((parent, child))
-    return found
+            holders.setdefault(id(held), []).append((parent, child))
+    return holders
 
 
 def updates_of(model: nn.Module, name: str) -> dict[str, nn.Module]:
