@@ -77,7 +77,7 @@ def plan(model: str | None, run_yaml: Path | None, as_json: bool, **options: Any
         others = [f"--{name.replace('_', '-')}" for name in given(options) if name != "rank"]
         if others:
             raise ConfigError(
-                f"Without a MODEL plan tells what Llama's sizes take, to which {', '.join(others)} "
+                f"Without a MODEL, plan prints what Llama's sizes take, to which {', '.join(others)} "
                 f"{'does' if len(others) == 1 else 'do'} nothing; name the MODEL that is meant."
             )
         found: Answer | Sizes = sizes(PlanOptions(model="", **given(options)).rank)
@@ -184,7 +184,7 @@ def chat(source: str, **options: Any) -> None:
 def merge(run: str, out: Path, **options: Any) -> None:
     """Write base and adapter as one transformers model to the folder OUT, tokenizer included.
 
-    In nf4 or fp4 it is a bitsandbytes checkpoint; how far that moves its predictions is told.
+    In nf4 or fp4 it is a bitsandbytes checkpoint; the command prints how far that moves its predictions.
     """
     from veneer.commands.merge import merge_to
 
@@ -251,7 +251,7 @@ def inspect(source: str, as_json: bool, **options: Any) -> None:
 @click.argument("source", metavar="RUN|STUDY", type=click.Path(path_type=Path))
 @flags(ReportOptions)
 def report(source: Path, **options: Any) -> None:
-    """Write what a run was asked for and what it measured, or what a study found, as a page to open in a browser.
+    """Write what a run was asked for and what it measured, or the findings of a study, as a page to open in a browser.
 
     The page needs no network and no other file. A run in progress has one, too, of what there is so far.
     """
@@ -276,9 +276,9 @@ def watch(run: Path) -> None:
 @click.argument("kind", metavar="KIND")
 @flags(StudyOptions, first=("model", "data", "output", "seeds", "steps"))
 def study(kind: str, **options: Any) -> None:
-    """Train and measure what KIND compares, and write the rows, a plot and what was found to a folder.
+    """Train and measure what KIND compares, and write the rows, a plot and the findings to a folder.
 
-    KIND is rank, matrices, methods, storage, budget or spectrum. A run whose row is there is not run again.
+    KIND is rank, matrices, methods, storage, budget or spectrum. A run that has its row is not repeated.
 
     \b
     veneer study rank --data rows.jsonl --seeds 0,1,2 --steps 200

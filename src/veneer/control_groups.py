@@ -10,10 +10,10 @@ _OWN = Path("/proc/self/cgroup")
 
 def control_groups(controller: str) -> list[Path]:
     """The folders of the group that this process is in, as far as ``controller`` (memory, cpu) is concerned, and of its
-    parents, whose limits hold for it, too; some of them may not be there, or may have no limits.
+    parents, whose limits hold for it, too; some of them may not exist, or may have no limits.
 
     Version 1 has a tree of folders for each controller, version 2 one for all. The roots are always among them: in a
-    container its own group is mounted there, and the path that the system tells may be the host's.
+    container its own group is mounted there, and the path that the system reports may be the host's.
     """
     found = []
     for line in _lines():

@@ -10,7 +10,7 @@ from typing import Any
 
 
 def environment(threads: int) -> dict[str, Any]:
-    """Name → what was there; ``threads``: of torch, whose own number this does not ask for."""
+    """Name → version or value. ``threads``: torch's, which are not asked for here."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -22,7 +22,7 @@ def environment(threads: int) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
+    """The processor's name, where the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -9,7 +9,7 @@ import difflib
 import reprlib
 from collections.abc import Iterable
 
-# Of a long list or mapping only the first items are formatted: the rows of a data set are many.
+# Only the first items of a long list or mapping are formatted: a data set has many rows.
 _small = reprlib.Repr()
 _small.maxlist = _small.maxtuple = _small.maxset = _small.maxfrozenset = _small.maxdict = 8
 _small.maxstring = _small.maxother = _small.maxlong = 100

@@ -36,7 +36,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """A temporary folder to fill; it takes ``path``'s place, replacing what stood there, when the block ends well."""
+    """A temporary folder to fill; it takes ``path``'s place, replacing the old one, when the block ends well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")

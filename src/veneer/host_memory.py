@@ -62,7 +62,7 @@ def _cache(stat: Path, before: str) -> int:
 
 
 def resident_memory() -> int:
-    """Of this process, in bytes; 0 where the system does not say."""
+    """This process's resident memory in bytes; 0 where the system does not say."""
     return _status("VmRSS:")
 
 
@@ -76,12 +76,12 @@ def peak_host_memory() -> int:
 
 
 def file_memory() -> int:
-    """Of the files that this process has mapped, what is in memory, in bytes."""
+    """Bytes in memory of the files that this process has mapped."""
     return _status("RssFile:")
 
 
 def anonymous_memory() -> int:
-    """Of this process, what is no file's, in bytes."""
+    """Bytes of this process's memory that belong to no file."""
     return resident_memory() - file_memory()
 
 

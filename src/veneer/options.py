@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from veneer.errors import ArgumentError, ConfigError, did_you_mean, shown
 
-# What peft, transformers, trl and mlx-lm call an option → what it is called here. Of several names, those that the
-# refusing class has are given.
+# What peft, transformers, trl and mlx-lm call an option → what it is called here. Where there are several names, the
+# message gives those that the refusing class has.
 ELSEWHERE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("r", "lora_r", "lora_rank"), ("rank", "initial_rank")),
     **dict.fromkeys(("init_r", "initial_r"), ("initial_rank",)),
@@ -151,7 +151,7 @@ def unknown_options(names: list[str], options: type[Options]) -> list[str]:
 
 
 def named_here(name: str, known: Iterable[str]) -> str | None:
-    """Of an option's name in another library: "is rank", with those of the ``known`` names that it has here.
+    """What an option of another library is called here: "is rank", naming those of the ``known`` names that fit.
 
     None when no other library is known to call it so, or when none of ``known`` is meant.
     """

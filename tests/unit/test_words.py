@@ -1,4 +1,4 @@
-"""The documents, and the sources that are listed here, are written in the words of the project's glossary.
+"""The documents and the sources of the package are written in the words of the project's glossary.
 
 CONTRIBUTING.md has the glossary. In a document prose is read: code blocks, tables made by benchmarks/tables.py and what
 programs print are not the page's own words. In a source the string literals, docstrings and comments are read.
@@ -17,8 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Folders of src/veneer, each with all below it, whose text is checked; "" is the whole package.
-SOURCE_FOLDERS: tuple[str, ...] = ()
+SOURCES = sorted((ROOT / "src" / "veneer").rglob("*.py"))
 
 # What is not written → what is.
 WORDS: dict[str, str] = {
@@ -93,13 +92,6 @@ def refused(name: str, texts: Iterable[Text]) -> list[str]:
     return [f"{name}:{line}: {words!r} → {instead}" for line, _, words, instead in sorted(matches)]
 
 
-def sources(folders: Iterable[str]) -> list[Path]:
-    package = ROOT / "src" / "veneer"
-    folders = list(folders)
-    assert [folder for folder in folders if not (package / folder).is_dir()] == [], "no such folder in src/veneer"
-    return sorted({file for folder in folders for file in (package / folder).rglob("*.py")})
-
-
 @pytest.mark.unit
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
 def test_a_document_is_in_the_words_of_the_glossary(page):
@@ -111,7 +103,7 @@ def test_a_document_is_in_the_words_of_the_glossary(page):
 def test_the_sources_are_in_the_words_of_the_glossary():
     problems = [
         problem
-        for file in sources(SOURCE_FOLDERS)
+        for file in SOURCES
         for problem in refused(str(file.relative_to(ROOT)), words_of_source(file.read_text(encoding="utf-8")))
     ]
     assert problems == [], "\n".join(problems)

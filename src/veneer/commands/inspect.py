@@ -168,7 +168,7 @@ def _rows(source: str, options: InspectOptions) -> Found:
 
 
 def _marked(examples: Examples, renderer: Renderer, rows: int) -> tuple[dict[str, Any], list[Text | str]]:
-    """The first rows with the learned part told apart, and what becomes of all rows."""
+    """The first rows with the learned part marked, and what becomes of all rows."""
     kept, report = renderer.all(examples.items)
     longest = max(len(row.ids) for row in kept)
     values: dict[str, Any] = {

@@ -38,7 +38,7 @@ def watch(path: str | Path, console: Console | None = None) -> None:
             raise DataError(_absent(path))
         console.print(screen(RunHistory.read(path, tail), console.width))
         return
-    quiet = 0  # looks in a row that found nobody training it
+    quiet = 0  # checks in a row at which nobody was training it
     with Live(console=console, auto_refresh=False, transient=False) as live:
         while quiet < 2:  # one may fall between two files of a run that begins
             there = RunFolder(path).exists
@@ -129,7 +129,7 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def _heights(values: Sequence[float], columns: int, most: int) -> list[int]:
-    """Of at most ``columns`` columns, from 1 to ``most``."""
+    """The heights, from 1 to ``most``, of at most ``columns`` columns."""
     columns = min(columns, len(values))
     edges = [round(i * len(values) / columns) for i in range(columns + 1)]
     means = [fmean(values[edges[i] : edges[i + 1]]) for i in range(columns)]

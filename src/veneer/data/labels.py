@@ -233,8 +233,8 @@ class Renderer:
 def _rendered(tokenizer: Any, messages: tuple[dict[str, Any], ...], example: Example) -> Iterator[tuple[str, bool]]:
     """The conversation in the model's chat template, cut where an assistant's answer begins and ends.
 
-    A template renders a whole conversation; that the text of its first messages begins the text of all of them is
-    what tells the answers apart, and is checked.
+    A template renders a whole conversation. The answers can be located only if the text of the first messages begins
+    the text of all of them; that is checked.
     """
     if not tokenizer.chat_template:
         raise DataError(_no_template(tokenizer, example))
@@ -246,8 +246,8 @@ def _rendered(tokenizer: Any, messages: tuple[dict[str, Any], ...], example: Exa
         before, after = render(number, True), render(number + 1, False)
         if not (before.startswith(done) and after.startswith(before)):
             raise DataError(
-                f"{example.where}: the chat template of {tokenizer.name_or_path} changes what stands before message "
-                f"{number + 1} once others follow, so what is learned cannot be told apart; split the conversation."
+                f"{example.where}: the chat template of {tokenizer.name_or_path} changes the text before message "
+                f"{number + 1} once others follow, so the learned part cannot be located; split the conversation."
             )
         answer, rest = _through_end_token(after[len(before) :], tokenizer)
         if message["content"]:

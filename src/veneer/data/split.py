@@ -15,7 +15,7 @@ _NO_SUM = r"(?:(?![\d+*/<>=-])[\W_])+"
 def split(examples: list[Example], held_out: float, seed: int) -> tuple[list[Example], list[Example]]:
     """(training, held-out) examples, each in their first order; the same for the same seed.
 
-    ``held_out``: a share of the rows when below 1, else a number of them. Rows that are the same but for case,
+    ``held_out``: a share of the rows when below 1, else a number of them. Rows that differ only in case,
     numbers, punctuation or a "Re:" go to one side together, so the sides may differ by a few rows from that.
 
     Raises DataError when a side would be empty.

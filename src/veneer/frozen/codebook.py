@@ -35,7 +35,7 @@ def codebook(storage: str) -> Tensor:
 def levels8(storage: str) -> tuple[Tensor, float]:
     """The codebook of a 4-bit ``storage`` in 8 bits: int8 (16,), and the step that multiplies them.
 
-    Of the steps 1/64 … 1/127 it is the one with the smallest rounding error: 0.3 % of NF4, 0.2 % of FP4, none of INT4.
+    The step is the one of 1/64 … 1/127 with the smallest rounding error: 0.3 % for NF4, 0.2 % for FP4, none for INT4.
     """
     values = codebook(storage).double()
     errors = [float(((values * n).round() / n - values).square().mean()) for n in range(64, 128)]

@@ -11,7 +11,7 @@ class CodedWeight(NamedTuple):
     """A weight (rows, columns) in codes with a scale for each ``block`` of elements in row-major order
     (arXiv:2305.14314, section 3). Blocks run on over row ends; the last one may be short.
 
-    In 4 bits, two codes share a byte, the first in the high half, and ``table`` says what a code stands for. Of int8
+    In 4 bits, two codes share a byte, the first in the high half, and ``table`` says what a code stands for. In int8
     storage a code takes a byte and stands for (code − 127) / 127, and there is no table. A block's scale is fp32, or
     nested: ``nested_table[scale] · nested_scales[block // nested_block] + offset``.
 

@@ -19,7 +19,7 @@ class Packaged:
     inside: str
 
     def path(self) -> Path | None:
-        """Where it lies, or None when the package is not installed. Nothing of the package is imported."""
+        """Its path, or None when the package is not installed. Nothing of the package is imported."""
         spec = find_spec(self.package)
         for folder in spec.submodule_search_locations or [] if spec else []:
             path = Path(folder) / self.inside

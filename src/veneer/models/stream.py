@@ -108,7 +108,7 @@ def _empty(kind: str, config: Any, dtype: torch.dtype, name: str) -> Any:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint holds of the model, less what is in quantised layers but for their bias."""
+    """What a checkpoint holds of the model, quantised layers' codes and scales left out, but not their bias."""
     inside = {
         f"{name}.{buffer}"
         for name, m in model.named_modules()
@@ -139,7 +139,7 @@ def _require_one_to_one(model: Any, tensors: Tensors) -> None:
 
 def made_anew(model: Any) -> set[str]:
     """Names of the tensors that a checkpoint has in other pieces, such as a mixture's experts one by one: they are
-    joined or turned as they are read, and so lie in memory of their own, not in the mapped file."""
+    joined or turned as they are read, and so take memory of their own, outside the mapped file."""
     patterns = [
         ".*".join(map(re.escape, re.split(r"\\1|\*", pattern)))  # a group that was matched, or any number
         for conversion in _conversions(model) for pattern in conversion.target_patterns
@@ -148,8 +148,8 @@ def made_anew(model: Any) -> set[str]:
 
 
 def is_read_whole(config: Any) -> bool:
-    """Whether checkpoints of this kind have tensors in other pieces, so that a model is there whole before its layers
-    are quantised."""
+    """Whether checkpoints of this kind have tensors in other pieces, so that the whole model is in memory before its
+    layers are quantised."""
     return bool(_joining(get_checkpoint_conversion_mapping(config.model_type) or []))
 
 

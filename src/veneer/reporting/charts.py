@@ -1,5 +1,5 @@
-"""What is drawn, as plain values: the page's script draws it, its tables show the same numbers, and a screen reader is
-told the sentence."""
+"""What is drawn, as plain values: the page's script draws it, its tables show the same numbers, and a screen reader
+reads the sentence."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Chart:
         return sorted(found, key=self.categories.index if self.categories else float)
 
     def table(self) -> list[list[str]]:
-        """Rows of x and each series' value there; of series of very many, some at equal distances and the last."""
+        """Rows of x and each series' value there; a series of very many has some at equal distances and the last."""
         values = self.x_values
         every = -(-len(values) // _TABLE_ROWS)
         few = {x for one in self.columns if len(one.points) <= _TABLE_ROWS for x, _ in one.points}
@@ -111,7 +111,7 @@ def run_charts(run: RunHistory) -> list[Chart]:
 def _loss_chart(run: RunHistory) -> Chart:
     series = tuple(_losses(run))
     values = [value for one in series for _, value in one.points]
-    # Of a base that had it all to learn, the first losses would press the others flat.
+    # The first losses of a base that had everything to learn would press the others flat.
     log = bool(values) and 0 < _FAR_APART * min(values) < max(values)
     return Chart("loss", "Loss", "step", "mean loss of a learned token, nats", series, log=log)
 

@@ -40,7 +40,7 @@ class RankMap:
 
     @classmethod
     def of(cls, ranks: dict[str, int]) -> RankMap:
-        """Of module names and their ranks, in their order."""
+        """The map of module names and their ranks, in their order."""
         kinds = _kinds(list(ranks))
         cells = {(_layer(path), kinds[path]): rank for path, rank in ranks.items()}
         return cls(sorted({layer for layer, _ in cells}), list(dict.fromkeys(kinds.values())), cells)
@@ -99,8 +99,8 @@ def _layer(path: str) -> int:
 
 
 def _kinds(paths: list[str]) -> dict[str, str]:
-    """Module name → the shortest end of it, its layer's number left out, that tells it from the others of its layer:
-    c_proj, or mlp.c_proj, or all of it where an encoder and a decoder have the same."""
+    """Module name → the shortest end of it, without its layer's number, that no other module of its layer has: c_proj,
+    or mlp.c_proj, or all of it where an encoder and a decoder have the same."""
     within = {path: _within_layer(path) for path in paths}
     found: dict[str, str] = {}
     for length in range(1, max(map(len, within.values())) + 1):

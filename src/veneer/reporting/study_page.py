@@ -15,7 +15,7 @@ from veneer.reporting.table import CSV_NAME, JSON_NAME, KEY, read_table
 
 _SEED = "seed"  # the column that runs are repeated over
 _FEW = 20  # values of x that stand as categories, side by side, however far apart
-_MOST = 40  # values of x that can be told apart
+_MOST = 40  # values of x that a reader can distinguish
 _LONGEST = 60  # letters of a value in the table
 Row = dict[str, Any]
 
@@ -50,10 +50,9 @@ def study_page(path: Path) -> str:
 def study_charts(head: list[str], rows: list[Row], meanings: dict[str, str]) -> list[Chart]:
     """A chart for each column that was measured.
 
-    Of the columns before the seed those of names and whole numbers say what was compared: the one of most values among
-    the rows with a measurement is x (of equally many, numbers before names), and of the others those that make a
-    difference between rows of equal x name the series. Each point is the mean of the rows that are left, as of several
-    seeds.
+    The columns of names and whole numbers before the seed say what was compared. The one with the most values among
+    the rows with a measurement is x (numbers before names where two have equally many); the others that differ between
+    rows of equal x name the series. Each point is the mean of the rows that remain, such as those of several seeds.
     """
     if _SEED not in head:
         return []

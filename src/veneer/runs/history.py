@@ -27,7 +27,7 @@ class MetricsTail:
         self._inode: int | None = None
         self._offset = 0
         self.records: list[dict[str, Any]] = []
-        self.rest = b""  # of a line without its end: it is being written, or a kill cut it short
+        self.rest = b""  # a line without its end: it is being written, or a kill cut it short
         self.damaged = 0  # lines
 
     def read(self) -> list[dict[str, Any]]:
@@ -59,7 +59,7 @@ class MetricsTail:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """None for a line that is no record: of a step all that is counted on is there, and a number."""
+    """None for a line that is no record; a step's record has a number for every key that readers count on."""
     try:
         record = json.loads(line, parse_constant=_no_number)
     except ValueError:
@@ -154,7 +154,7 @@ class RunHistory:
         ]
 
     def seconds_left(self) -> float | None:
-        """Of the steps that remain, at the pace of the latest ones; evaluations come on top."""
+        """How long the remaining steps take at the pace of the latest ones; evaluations come on top."""
         if self.total is None or not self.steps:
             return None
         return max(0, self.total - self.step) * fmean(self.seconds()[-_RECENT:])

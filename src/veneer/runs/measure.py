@@ -1,9 +1,9 @@
 """Run as a program: measure the machine by training a small model of Llama's kind; print what a `Machine` is made of.
 
-The runtime: what a run on rows of many lengths took beyond what is foreseen of its tensors, which is the memory of
-Python, torch, transformers, the tokenizer, the kernels and the plan itself; and what loading it took. The rates: of
-each kind of operation the work over the time in steps over 4 bits, where the operations wait for memory and for one
-another as they do in any step; and where products in 16 bits are faster than in 32, in steps over 16 bits, too.
+The runtime: what a run on rows of many lengths took beyond what is predicted for its tensors, which is the memory of
+Python, torch, transformers, the tokenizer, the kernels and the plan itself; and what loading it took. The rates: each
+kind of operation's work over its time in steps over a base in 4 bits, where the operations wait for memory and for one
+another as they do in any step; and in steps over 16 bits, too, where products in 16 bits are faster than in 32.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as place:
         _save(Path(place, "model"))
-        # In another process: the most memory that there was can be asked once, and making a model takes some, too.
+        # In another process: a process has one peak of its memory, and making a model takes some, too.
         done = subprocess.run([sys.executable, "-m", __spec__.name, place], stdout=subprocess.PIPE, check=True)
         runtime = _beyond(Path(place), trained=True)
     rates, operation = _rates()
@@ -52,8 +52,8 @@ def main() -> None:
 
 
 def _beyond(place: Path, trained: bool) -> int:
-    """Bytes that a run takes beyond what is foreseen of it; or one that has only loaded its model, in another type than
-    the file's, so that all of that is read."""
+    """Bytes that a run takes beyond what is predicted for it; or that loading its model does, in another type than the
+    file's, so that the whole file is read."""
     from rich.console import Console
 
     from veneer.device import CPU, peak_memory
@@ -95,7 +95,7 @@ def _save(folder: Path) -> None:
 
 
 def words(count: int) -> list[str]:
-    """Of 256 characters and all pairs of them, which a tokenizer merges, as many as said: words of a vocabulary."""
+    """The first ``count`` words of a vocabulary: 256 characters and all pairs of them, which a tokenizer merges."""
     characters = [chr(0x4E00 + number) for number in range(256)]
     pairs = map("".join, itertools.product(characters, repeat=2))
     return [*characters, *itertools.islice(pairs, count - len(characters))]
@@ -140,7 +140,7 @@ def _watched(step: Callable[[Any], None]) -> Any:
 
 
 def _rates_of(watches: Sequence[Any]) -> dict[str, float]:
-    """Of steps that do the same work."""
+    """Kind of operation → its rate in steps that do the same work."""
     work = watches[0].work
     return {kind: work[kind] / statistics.median(watch.seconds[kind] for watch in watches) for kind in work}
 
@@ -188,7 +188,7 @@ def _stopwatch() -> Any:
     from veneer.planning.ledger import cost
 
     class Stopwatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        """Adds up the work and the seconds of the operations within it, but for small ones, and counts all."""
+        """Adds up the work and the seconds of the operations within it, except small ones, and counts all."""
 
         def __init__(self) -> None:
             super().__init__()  # type: ignore[no-untyped-call]

@@ -43,8 +43,8 @@ _AFTERWARDS = 110 * 10**6
 
 @dataclass(frozen=True)
 class Process:
-    """What this process takes without the run, measured before anything of the run is there but a model that came
-    loaded."""
+    """What this process takes without the run, measured before the run has made anything; a model that came loaded is
+    not counted."""
 
     machine: Machine | None  # as it was measured, if it was
     resident: int  # bytes beside the model, with what reading rows and planning will add
@@ -181,7 +181,7 @@ def refusal(config: TrainConfig, process: Process, plan: Plan, limit: int, known
 
 
 def mapped_parts(model: torch.nn.Module) -> tuple[str, ...]:
-    """`Base.mapped` of a model that is there: the parts of the frozen weights of which most is mapped."""
+    """`Base.mapped` of a loaded model: the parts of the frozen weights of which most is mapped."""
     parts: dict[str, list[Tensor]] = {"codes": [], "scales": [], "dense": []}
     for module in model.modules():
         coded = isinstance(module, QuantisedLinear)
@@ -199,9 +199,9 @@ def mapped_parts(model: torch.nn.Module) -> tuple[str, ...]:
 def generous(model: Any, loss: Loss, rows: list[Tokens]) -> float:
     """Bytes that no step on these rows takes, by the model's sizes alone; without a bound where they are not known.
 
-    Of each token forty times the hidden state in each layer, where Llama's kind keeps about twelve, attention's weights
-    four times, as a model would have them that forms them, and of each trained number gradient, moments and AdaLoRA's
-    two averages.
+    It counts forty hidden states for each token in each layer, where Llama's kind keeps about twelve; attention's
+    weights four times, as in a model that forms them; and gradient, moments and AdaLoRA's two averages for each trained
+    number.
     """
     sizes = (getattr(model.config, name, None) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
     known = [number for number in sizes if isinstance(number, int)]

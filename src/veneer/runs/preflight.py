@@ -48,9 +48,9 @@ def check_disk(
 
     A checkpoint holds each trained parameter in fp32 and the ``states``, AdamW's moments, of so many bytes; one more is
     being written while the kept ones stand; the best and the final adapter come on top, each beside the one it
-    replaces. ``paged``: the states lie there as well while the run goes on. ``allocating``: AdaLoRA's importance, two
-    numbers for each parameter, is in the checkpoints as well. ``model_bytes``: of a model that is the result instead of
-    an adapter.
+    replaces. ``paged``: the states are on this disk as well while the run goes on. ``allocating``: AdaLoRA's
+    importance, two numbers for each parameter, is in the checkpoints as well. ``model_bytes``: of a model that is the
+    result instead of an adapter.
     """
     weights = 4 * parameters
     checkpoint = (3 if allocating else 1) * weights + states

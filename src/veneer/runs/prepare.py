@@ -92,7 +92,7 @@ def _rows(source: str, given: dict[str, list[Row]]) -> list[Row]:
 
 
 class TokenOptions(Protocol):
-    """Of a run, or of whoever shows what a run would learn."""
+    """The options that rendering reads: a run's, or those of `veneer inspect`, which shows what a run would learn."""
 
     @property
     def template(self) -> str: ...

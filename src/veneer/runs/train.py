@@ -1,4 +1,4 @@
-"""A run from its options to its folder, told from top to bottom; and a run that goes on where it stopped."""
+"""A run from its options to its folder, from top to bottom; and a run that goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ RESUMABLE = (
 
 @dataclass(frozen=True)
 class Watchers:
-    """Who is told of a run while it trains, and whether held-out rows are measured on the way."""
+    """What a run reports to while it trains, and whether held-out rows are measured on the way."""
 
     console: Console
     callbacks: Sequence[Callback] = ()

@@ -47,7 +47,7 @@ def over_ray(address: str, jobs: list[Job], runs: Path) -> Iterator[tuple[Job, l
             try:
                 found = ray.get(done)
             except ray.exceptions.RayError as error:
-                # Of a job that refuses, what it said; of a worker that is killed again and again, Ray's first line.
+                # What a job said that refuses; Ray's first line where a worker is killed again and again.
                 said = getattr(error, "cause", None) or str(error).strip().splitlines()[0]
                 if not isinstance(said, DivergedError):
                     raise TrainingError(f"{job} failed: {said}") from None

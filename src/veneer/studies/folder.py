@@ -11,7 +11,7 @@ study.json is one object:
     name, title       "rank", and its question
     model, data       what was studied
     options           every option of ``veneer study``, ray and output left out
-    finished          whether all rows are there
+    finished          whether all rows exist
     columns           column of runs.csv → what it means
     runs              the keys (column run) of the rows that these options made; the file may hold others
     findings          a paragraph of plain text
@@ -67,7 +67,7 @@ def write_study_rows(folder: Path, study: Study | type[Study], rows: list[Row]) 
 
 
 def write_study(folder: Path, study: Study, rows: list[Row], findings: str, plots: list[str]) -> None:
-    """study.json, and summary.md where something was found."""
+    """study.json, and summary.md where there are findings."""
     options = study.options.model_dump(exclude={"ray", "output"})
     said: dict[str, Any] = {
         "name": study.name, "title": study.title, "model": options["model"], "data": options["data"],

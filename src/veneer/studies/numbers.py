@@ -1,4 +1,4 @@
-"""Means, spreads and standard errors of rows, and how they are told."""
+"""Means, spreads and standard errors of rows, and how they are written."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Metric:
         return f"{100 * value:.1f}" if self.column == "accuracy" else f"{value:.3f}"
 
     def standard_error(self, groups: list[list[float]], held_out: int) -> float:
-        """Of one group's mean, by the spread that all groups have in common: with few seeds a single group's own is
-        chance.
+        """The standard error of one group's mean, by the spread that all groups have in common: with few seeds a single
+        group's own is chance.
 
-        With one seed, of a share over so many held-out rows; NaN of a loss.
+        With one seed: that of a share over so many held-out rows, and NaN for a loss.
         """
         spreads = [statistics.variance(values) for values in groups if len(values) > 1]
         if spreads:
@@ -69,7 +69,7 @@ class Metric:
 
     @property
     def title(self) -> str:
-        """Of an axis."""
+        """The title of an axis."""
         return f"{self.name}, %" if self.column == "accuracy" else self.name
 
     @property

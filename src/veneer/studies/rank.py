@@ -1,8 +1,8 @@
 """Which rank is enough: separately trained ranks, and one high-rank run cut to every smaller one.
 
 The update ΔW = s · B A of the highest rank is cut to its r largest singular values (Eckart and Young, 1936: the nearest
-matrix of rank r), all matrices alike. That costs one training; whether it tells what separate trainings would is what
-the study shows.
+matrix of rank r), all matrices alike. That costs one training; the study shows whether it predicts what separate
+trainings reach.
 """
 
 from __future__ import annotations

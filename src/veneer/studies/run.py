@@ -24,7 +24,7 @@ _KILLED = 137  # a shell's exit code for a process that was killed, as some cont
 
 
 def run_study(name: str, options: StudyOptions, say: Callable[[str], None] = print) -> Path:
-    """Run what is missing of a study, draw it and write what was found; its folder.
+    """Run what is missing of a study, draw it and write its findings; its folder.
 
     A row is written when its job is done, so a study that is stopped goes on where it was. A run that diverges leaves
     no row; the others are done before the study ends with what it said. Raises ConfigError for a study that does not
@@ -49,7 +49,7 @@ def run_study(name: str, options: StudyOptions, say: Callable[[str], None] = pri
 
 
 def _all_rows(study: Study, folder: Path, say: Callable[[str], None]) -> list[Row]:
-    """Those of all jobs; what is missing is run, and written when it is there."""
+    """The rows of all jobs; a job without rows is run, and its rows are written when it is done."""
     rows, ray = read_study_rows(folder, study), study.options.ray
     diverged: dict[str, DivergedError] = {}
     while missing := _missing(study, rows, diverged):

@@ -94,9 +94,10 @@ class SpectrumStudy(Study):
                 said.append(f"There is no gain in {own.column} of which a part could keep a share.")
                 continue
             said.append(
-                f"Of the gain in {own.column} the part of rank r of every matrix's change, on the base alone, keeps "
+                f"On the base alone, the part of rank r of every matrix's change keeps this share of the gain in "
+                f"{own.column}: "
                 + ", ".join(f"{100 * kept[rank]:.0f} % (r {rank})" for rank in sorted(kept))
-                + (f": nine tenths from rank {enough} on." if enough else ".")
+                + (f"; nine tenths from rank {enough} on." if enough else ".")
             )
         energy = {rank: _mean(its, "share") for rank, its in grouped(by["part"], lambda row: row["rank"]).items()}
         needed = [row["rank"] for row in by["matrix"]]

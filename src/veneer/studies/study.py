@@ -27,7 +27,7 @@ def key_of(values: Any) -> str:
 class Job:
     """Work for one process: ``what`` of the study's kinds of work, and all that defines it, as JSON values.
 
-    Two jobs of a study with the same key are the same; one whose rows are there is not run again.
+    Two jobs of a study with the same key are the same; one that has its rows is not run again.
     """
 
     study: str
@@ -47,8 +47,8 @@ class Job:
 
 
 def located(model: str, data: str) -> dict[str, Any]:
-    """A run's ``model`` and ``data``: what lies on this machine by its full path, and under ``content`` a digest of it
-    as it is now, since the same name may hold something else tomorrow."""
+    """A run's ``model`` and ``data``: what is on this machine by its full path, and under ``content`` a digest of it as
+    it is now, since the same name may hold something else tomorrow."""
     sources = {"model": model, "data": data}
     paths = {name: Path(text).expanduser() for name, text in sources.items() if text != BBC_TOPICS}
     paths = {name: path for name, path in paths.items() if path.exists()}
@@ -59,7 +59,7 @@ def located(model: str, data: str) -> dict[str, Any]:
 
 
 def _digest(path: Path, *, whole: bool) -> str:
-    """Of a file of rows, which is read whole anyway, by its bytes; else by the files' names, sizes and dates."""
+    """A digest of a file of rows, which is read whole anyway; else of the names, sizes and dates of the files."""
     if whole and path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()
     files = sorted(file for file in (path, *path.rglob("*")) if file.is_file())
@@ -68,7 +68,7 @@ def _digest(path: Path, *, whole: bool) -> str:
 
 
 class Study(ABC):
-    """A question, the jobs that answer it, and how the answer is told and drawn."""
+    """A question, the jobs that answer it, and how the answer is written and drawn."""
 
     name: ClassVar[str]
     title: ClassVar[str]  # the question, for a page's head
@@ -80,11 +80,11 @@ class Study(ABC):
 
     @abstractmethod
     def jobs(self, rows: list[Row]) -> list[Job]:
-        """The jobs that can be run now that ``rows`` are there, those that gave them included."""
+        """The jobs that can be run once ``rows`` exist, those that gave them included."""
 
     @abstractmethod
     def findings(self, rows: list[Row]) -> str:
-        """A paragraph of what was found, written from the numbers; ``rows`` are those of all jobs."""
+        """A paragraph of findings, written from the numbers; ``rows`` are those of all jobs."""
 
     @abstractmethod
     def draw(self, rows: list[Row], folder: Path) -> list[str]:
@@ -93,7 +93,7 @@ class Study(ABC):
     @classmethod
     @abstractmethod
     def work(cls, what: str, options: dict[str, Any], runs: Path) -> list[Row]:
-        """Do a job, in a process of its own: the rows without their ``run``. Trained runs lie in ``runs``."""
+        """Do a job, in a process of its own: the rows without their ``run``. Trained runs are in ``runs``."""
 
     @property
     def size(self) -> str:

@@ -58,7 +58,7 @@ def _train(config: TrainConfig, folder: Path) -> Row:
     how: dict[str, Any] = {"console": Console(file=io.StringIO()), "on_the_way": False}  # more is measured below
     run = RunFolder(folder)
     result = runs.resume(folder, **how) if run.exists else runs.train(config=config, **how)
-    # Of training, by whichever process; what is measured after it is in batches of its own.
+    # Training's peak, in whichever process it was; what is measured after it is in batches of its own.
     memory = max(peak_memory(device_of(result.model)), *(record.get("peak_memory", 0) for record in run.metrics()))
     table = trainable(result.model)
     reached = quality(prepare(config, result.model, result.tokenizer))

@@ -112,12 +112,12 @@ def _part(model: nn.Module) -> str:
 
 
 def _shape(field: Field, parameter: Tensor) -> torch.Size:
-    """Of a field in a file: a moment's is its parameter's; codes and scales are in a row."""
+    """A field's shape in a file: a moment has its parameter's; codes and scales are in a row."""
     return parameter.shape if field.name in MOMENTS else torch.Size([field.count(parameter.numel())])
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:
-    # Adam's step counter stays on the CPU as a scalar; the moments lie with their parameter.
+    # Adam's step counter stays on the CPU as a scalar; the moments are with their parameter.
     return value.to(parameter.device) if value.shape == parameter.shape and value.dim() else value
 
 

@@ -22,7 +22,7 @@ class Metrics:
         kept = [record for record in read_metrics(file) if step and record["step"] <= step]  # step 0 is measured again
         write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self._path.open("a", encoding="utf-8")
-        with suppress(OSError):  # a file system without locks: then `is_written` cannot tell
+        with suppress(OSError):  # a file system without locks: then `is_written` cannot know
             fcntl.flock(self._file, fcntl.LOCK_SH)
         self._at = board, step + 1
 

@@ -1,6 +1,6 @@
 """Training a model's own weights: all of them, its biases, or its head. Nothing is wrapped.
 
-Of a run, checkpoints and best/ hold what is trained, and at its end model/ is a transformers folder.
+A run's checkpoints and best/ hold what is trained, and at its end model/ is a transformers folder.
 """
 
 from __future__ import annotations

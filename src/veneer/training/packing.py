@@ -75,7 +75,7 @@ def packs(model: Any, sample: Tokens) -> bool:
     try:
         with attention_by_rows_in(model):
             found, _ = hidden_of_rows(model, rows)
-        # Two passes tell what four rows have alone: two are of one length, and one begins as another does.
+        # Two passes show what four rows have alone: two are of one length, and one begins as another does.
         of_six = _states(model, [ids])[0, :-1]
         of_three = _states(model, [parts[1], parts[2]])[:, :-1]
         wanted = torch.cat([of_six[:4], *of_three, of_six])

@@ -1,10 +1,10 @@
 """AdamW whose moments live in pages of a scratch file, so that they need not fit in memory.
 
 Its steps are those of ``torch.optim.AdamW``, to the last bit: each page's part of the parameters goes through torch's
-own function. Only where the moments lie is different. In 8 bits they are expanded before that function and coded anew
-after it.
+own function. Only the place of the moments is different. In 8 bits they are expanded before that function and coded
+again after it.
 
-On a GPU the pages would lie in unified memory (QLoRA, Dettmers et al. 2023, §3): another `Pages` with the same
+On a GPU the pages would be in unified memory (QLoRA, Dettmers et al. 2023, §3): another `Pages` with the same
 ``visit``, chosen in `PagedAdamW._lay_out` by the parameters' device. There is none yet: a GPU's are refused.
 """
 
@@ -50,7 +50,7 @@ class Field(NamedTuple):
 
 
 def _fields(bits: int, dtype: torch.dtype) -> tuple[Field, ...]:
-    """Of a parameter of ``dtype``, in the order in which they lie in a page."""
+    """The fields of a parameter of ``dtype``, in their order in a page."""
     if bits == 32:
         return tuple(Field(name, dtype) for name in MOMENTS)
     kept = (("codes", torch.uint8, 1), ("scales", torch.float32, eight_bit.BLOCK))
@@ -58,14 +58,14 @@ def _fields(bits: int, dtype: torch.dtype) -> tuple[Field, ...]:
 
 
 class _Piece(NamedTuple):
-    """Elements of one parameter, in the order in which they lie in memory, whose moments lie in one page."""
+    """Elements of one parameter, in their order in memory, whose moments are in one page."""
 
     parameter: Tensor
     group: int  # its place in param_groups
     start: int  # elements
     stop: int
     page: int
-    offset: int  # bytes into the page, where its fields lie one after the other
+    offset: int  # bytes into the page, where its fields follow one another
     fields: tuple[Field, ...]
 
     def kept(self, page: Tensor, name: str) -> Tensor:
@@ -95,8 +95,8 @@ class PagedAdamW(torch.optim.Optimizer):
     """Decoupled weight decay Adam (Loshchilov & Hutter 2019) with its moments in pages on the disk.
 
     ``params``: parameters or groups, as for ``torch.optim.AdamW``; floating point, on the CPU, without gaps in memory.
-    ``folder``: where the scratch file lies; it takes the moments' size, twice the parameters' bytes, and is gone when
-    the optimizer is. ``resident``: bytes, or text such as "256MB", of moments in memory at a time. ``page_size``:
+    ``folder``: of the scratch file, which takes the moments' size, twice the parameters' bytes, and is gone when the
+    optimizer is. ``resident``: bytes, or text such as "256MB", of moments in memory at a time. ``page_size``:
     bytes, a multiple of 64 KiB; by default as large as the budget allows, up to 4 MiB. ``fused``: which of torch's two
     CPU loops takes the step; it equals ``torch.optim.AdamW`` with the same ``fused``, bit for bit. ``bits``: 32, or 8
     for moments in a quarter of the room, which are then not AdamW's but near (see eight_bit.py).
@@ -195,7 +195,7 @@ class PagedAdamW(torch.optim.Optimizer):
                 piece.keep(page, name, moment)
 
     def _visit(self, pieces: Iterable[_Piece]) -> Iterator[tuple[Tensor, list[_Piece]]]:
-        """Pages in turn, each with those of ``pieces``, given in order, that lie in it."""
+        """Pages in turn, each with those of ``pieces``, given in order, that are in it."""
         by_page = {page: list(its) for page, its in itertools.groupby(pieces, key=lambda piece: piece.page)}
         assert self._pages is not None
         for number, page in self._pages.visit(list(by_page)):
@@ -208,9 +208,9 @@ class PagedAdamW(torch.optim.Optimizer):
     def parts(self, parameter: Tensor, name: str) -> Iterator[Tensor]:
         """A field in order, a part of at most a page at a time, each 1-D.
 
-        The order is that of the parameter's elements, of codes and scales that in which the elements lie in memory.
-        A part is the page itself, to be used before the next is asked for. Of a moment of a parameter whose elements
-        lie in another order (a transposed one), it is one copy of the whole.
+        The order is that of the parameter's elements; codes and scales are in the elements' order in memory. A part is
+        the page itself, to be used before the next is asked for. A moment of a parameter whose elements have another
+        order in memory (a transposed one) is one part, a copy of the whole.
         """
         if not self._in_order(parameter):
             yield self.moment(parameter, name).reshape(-1)
@@ -331,12 +331,12 @@ def _laid_out_as(parameter: Tensor) -> Tensor:
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    """All elements as they lie in memory, (n,); of a tensor without gaps."""
+    """All elements of a tensor without gaps, in their order in memory, (n,)."""
     return tensor.detach().as_strided((tensor.numel(),), (1,))
 
 
 def _fitting(fields: tuple[Field, ...], room: int, cut: int) -> int:
-    """The largest multiple of ``cut`` elements whose fields lie in ``room`` bytes."""
+    """The largest multiple of ``cut`` elements whose fields fit in ``room`` bytes."""
     elements = int(room / sum(field.dtype.itemsize / field.block for field in fields)) // cut * cut
     while elements and sum(field.bytes(elements) for field in fields) > room:
         elements -= cut

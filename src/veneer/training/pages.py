@@ -29,7 +29,7 @@ class Pages:
     pages that the budget has room for stay once they have come. The others pass through what is left: a step takes
     all pages in turn, and then the ones that were used last are those that are needed last.
 
-    The file has no name in ``folder``, so no killed run leaves one, and none can be taken for a checkpoint; its room
+    The file has no name in ``folder``, so no killed run leaves one, and none can be mistaken for a checkpoint; its room
     on the disk is taken at once, and given back when this object goes.
 
     Raises OSError when the disk has no room, TrainingError where the system cannot page by request.

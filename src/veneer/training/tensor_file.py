@@ -45,7 +45,7 @@ def write_streamed(tensors: dict[str, Tensor | Streamed], path: Path) -> None:
 
 
 class TensorFile:
-    """A safetensors file of which parts are read into memory that is there already.
+    """A safetensors file whose tensors can be read in parts into existing memory.
 
     Raises safetensors.SafetensorError or OSError when the file is damaged or cut short.
     """

@@ -36,7 +36,7 @@ class World(Protocol):
 
 
 class OneProcess:
-    """The world of a run in one process: all micro-batches are its own, and every sum is there already."""
+    """The world of a run in one process: all micro-batches are its own, and every sum is complete."""
 
     rank = 0
     size = 1

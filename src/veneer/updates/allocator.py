@@ -44,7 +44,7 @@ class Allocator:
         self.step = 0
         self.fixed = False  # whether the triplets that remain are the final ones
         self.deviation: Tensor | None = None
-        # Which of the triplets that are there are in force, (matrices, initial rank); the others' λ were set to zero.
+        # Which of the existing triplets are in force, (matrices, initial rank); the others' λ were set to zero.
         self.kept = torch.ones(len(triplets), config.initial_rank or 0, dtype=torch.bool)
         self._stacks = stacks_by_shape(list(triplets.values()))  # as long as the ranks stay
         self._importance: Importance | None = None  # while triplets are still taken
@@ -172,7 +172,7 @@ class Allocator:
             for parameter in (update.P, update.Q) if update.rank else ():
                 if parameter.grad is None:  # of a matrix that this step's rows did not reach
                     parameter.grad = torch.zeros_like(parameter)
-        # Of a loss scaler that leaves unscaling to a fused optimizer: it has multiplied the gradients that are there.
+        # Where a loss scaler leaves unscaling to a fused optimizer, it has multiplied the gradients by this.
         scale = getattr(optimizer, "grad_scale", None)
         self._go_through(
             parts_of(updates), parts_of(updates, _gradient), scale,

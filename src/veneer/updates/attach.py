@@ -175,7 +175,7 @@ def _first_record(model: nn.Module, iterations: int) -> Adapters:
 
 
 def remove(model: nn.Module, name: str = "default") -> None:
-    """Take an adapter off. With the last one, the base's own modules stand in their places again, bit for bit.
+    """Take an adapter off. With the last one, the base's own modules are back in their places, bit for bit.
 
     Raises TargetError when there is no such adapter, or LoftQ changed the base for it.
 

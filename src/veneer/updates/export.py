@@ -31,8 +31,8 @@ def export(folder: str | Path, out: str | Path, *, padded: bool = True) -> None:
     ``padded``: every module has the largest rank that one of them needs, filled with zeros, which every loader takes.
     Otherwise each has its own, in a ``rank_pattern``, which PEFT reads and vLLM and llama.cpp do not.
 
-    Raises AdapterFileError when the folder holds no adapter, ``out`` is there already, or what is trained is more than
-    low-rank updates: modules trained whole, or rows of an embedding.
+    Raises AdapterFileError when the folder holds no adapter, ``out`` exists and is not an empty folder, or what is
+    trained is more than low-rank updates: modules trained whole, or rows of an embedding.
 
     Example:
         >>> veneer.export("adapter", "plain")

@@ -34,7 +34,7 @@ class Stack(NamedTuple):
 
 
 def parts_of(triplets: Sequence[Triplets], what: Callable[[Tensor], Tensor] = Tensor.detach) -> list[Tensor]:
-    """Of all matrices λ, P and Q, or ``what`` of each (its gradient, a moment)."""
+    """λ, P and Q of all matrices, or ``what`` of each (its gradient, a moment)."""
     return [what(part) for update in triplets for part in (update.lam, update.P, update.Q)]
 
 

@@ -91,7 +91,7 @@ def unmerge(model: nn.Module) -> None:
 
 
 def _type_and_place(module: nn.Module) -> str:
-    """Of a module's weight: the wrapper's, or the plain one's that stands for it."""
+    """Type and device of a module's weight: the wrapper's, or that of the plain module in its place."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         weight = next(module.parameters())

@@ -61,7 +61,7 @@ def _lora_fields(config: LoRA) -> dict[str, Any]:
         "rank_pattern": config.rank_pattern,
         "alpha_pattern": config.alpha_pattern,
         "use_rslora": config.rslora,
-        # Of loftq, too: the base is unchanged, and peft, told so, would look for the quantising itself.
+        # LoftQ's, too: the base is unchanged, and peft would itself quantise it if the field said loftq.
         "init_lora_weights": config.init if config.init == "gaussian" else True,
     }
 
@@ -172,7 +172,7 @@ def _shared(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
 def peft_call(config: object) -> str:
     """The call that makes here what an object of peft's config classes describes: veneer.LoRA(rank=8, alpha=8).
 
-    Of the options that have another default here, or are none of the defaults.
+    It gives the options that differ from the defaults here.
     """
     kind = AdaLoRA if "ADALORA" in str(getattr(config, "peft_type", "")) else LoRA
     own = {"r"} if kind is AdaLoRA else set()  # AdaLoraConfig has LoRA's r, of which it makes no use
@@ -187,14 +187,14 @@ def peft_call(config: object) -> str:
 
 
 def kept_triplets(folder: Path) -> dict[str, list[bool]]:
-    """Module name → which of its first triplets an AdaLoRA folder's tensors are; empty when they are all there."""
+    """Module name → which of its first triplets an AdaLoRA folder's tensors are; empty when none is left out."""
     pattern = read_fields(folder).get("rank_pattern") or {}
     # PEFT writes the adapter's name after lora_E, or leaves it out, by its version.
     return {key.partition(".lora_E")[0]: flags for key, flags in pattern.items()}
 
 
 def read_fields(folder: Path) -> dict[str, Any]:
-    """The fields of a PEFT folder's config as they stand there. Raises AdapterFileError."""
+    """The fields of a PEFT folder's config, unchanged. Raises AdapterFileError."""
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise AdapterFileError(_no_config(folder))

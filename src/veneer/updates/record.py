@@ -27,11 +27,11 @@ class Adapters:
 
     configs: dict[str, LoRA | AdaLoRA] = field(default_factory=dict)
     active: tuple[str, ...] = ()
-    # Of the AdaLoRA adapters: what gives their ranks to the matrices while they are trained.
+    # What gives AdaLoRA adapters' ranks to the matrices while they are trained.
     allocators: dict[str, Allocator] = field(default_factory=dict)
     # The base parameters that required a gradient before the first attach, to give back after the last remove.
     was_trainable: set[str] = field(default_factory=set)
-    # While merged: the wrappers that the merged modules stand in for, by name, and whether the config said "tied".
+    # While merged: the wrappers that the merged modules replace, by name, and whether the config said "tied".
     merged: dict[str, nn.Module] = field(default_factory=dict)
     was_tied: bool | None = None
     # Iterations of LoftQ that changed the base's codes, until the changed base is saved.
@@ -138,7 +138,7 @@ def row_adapters(model: nn.Module, names: list[Names], width: int) -> Iterator[N
 def put(model: nn.Module, path: str, module: nn.Module, holders: Holders | None = None) -> None:
     """Make ``module`` stand wherever the one that ``path`` names stands: some models hold one module in two places.
 
-    ``holders``: of a model in which many are put, found once.
+    ``holders``: `holders_of` the model, listed once where many are put.
     """
     there = model.get_submodule(path)
     for parent, child in (holders_of(model) if holders is None else holders)[id(there)]:

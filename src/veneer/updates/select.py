@@ -71,7 +71,7 @@ def choose(model: nn.Module, config: LoRA | AdaLoRA) -> list[Chosen]:
         names = _matching(config.targets, modules, "targets")
     inside_whole = {name for name in names if any(name == w or name.startswith(f"{w}.") for w in whole)}
     if config.targets != "all-linear" and inside_whole:
-        raise TargetError(f"{_listed(inside_whole)} stands in both targets and train_also; name it in one of them.")
+        raise TargetError(f"{_listed(inside_whole)} is in both targets and train_also; name it in one of them.")
     names = [name for name in names if name not in excluded and name not in inside_whole]
     names = _in_layers(names, config.layers, modules)
     for name in names:

@@ -114,7 +114,7 @@ def test_a_template_without_end_token_gets_one():
 
 def test_a_template_that_rewrites_what_came_before_is_refused():
     made = tokenizer(chat="{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    with pytest.raises(DataError, match=r"d:7: the chat template of tiny changes what stands before message 3"):
+    with pytest.raises(DataError, match=r"d:7: the chat template of tiny changes the text before message 3"):
         Renderer(made).one(Example("d:7", messages=TALK))
 
 

@@ -257,7 +257,7 @@ def test_train_also_trains_a_copy_and_a_head_is_trained_by_itself():
     tiny.train_steps(model, inputs)
     veneer.remove(model)
     assert tiny.same_state(model, before)
-    _refused(r"q_proj stands in both targets and train_also", tiny.build("llama"), targets=["q_proj"], layers=[0],
+    _refused(r"q_proj is in both targets and train_also", tiny.build("llama"), targets=["q_proj"], layers=[0],
              train_also=["layers.0.self_attn.q_proj"])  # fmt: skip
 
 
