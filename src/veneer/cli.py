@@ -80,16 +80,16 @@ def plan(model: str | None, run_yaml: Path | None, as_json: bool, **options: Any
                 f"Without a MODEL, plan prints what Llama's sizes take, to which {', '.join(others)} "
                 f"{'does' if len(others) == 1 else 'do'} nothing; name the MODEL that is meant."
             )
-        found: Answer | Sizes = sizes(PlanOptions(model="", **given(options)).rank)
+        prediction: Answer | Sizes = sizes(PlanOptions(model="", **given(options)).rank)
     else:
         if run_yaml is None and model.endswith((".yaml", ".yml")):
             run_yaml, model = Path(model), None
         values = {**(read_yaml(run_yaml) if run_yaml else {}), **given({"model": model, **options})}
-        found = answer(PlanOptions(**values))
+        prediction = answer(PlanOptions(**values))
     if as_json:
-        _print_json(found.as_json())
+        _print_json(prediction.as_json())
     else:
-        found.show(Console())
+        prediction.show(Console())
 
 
 @cli.command(short_help="Train an adapter; a run folder comes out.")
@@ -238,13 +238,13 @@ def inspect(source: str, as_json: bool, **options: Any) -> None:
     """
     from veneer.commands.inspect import inspect_source
 
-    found = inspect_source(source, InspectOptions(**given(options)))
+    inspected = inspect_source(source, InspectOptions(**given(options)))
     if as_json:
-        _print_json(found.as_json())
+        _print_json(inspected.as_json())
     else:
         from rich.console import Console
 
-        found.show(Console())
+        inspected.show(Console())
 
 
 @cli.command(short_help="One self-contained HTML page of a run or a study.")

@@ -15,14 +15,14 @@ def control_groups(controller: str) -> list[Path]:
     Version 1 has a tree of folders for each controller, version 2 one for all. The roots are always among them: in a
     container its own group is mounted there, and the path that the system reports may be the host's.
     """
-    found = []
+    folders = []
     for line in _lines():
         _, controllers, path = line.split(":", 2)  # those of a tree of version 1; none: the one of version 2
         root = _ROOT / controller if controllers else _ROOT
         if not controllers or controller in controllers.split(","):
             here = root / path.lstrip("/")
-            found += [folder for folder in (here, *here.parents) if folder.is_relative_to(root)]
-    return list(dict.fromkeys([*found, _ROOT / controller, _ROOT]))
+            folders += [folder for folder in (here, *here.parents) if folder.is_relative_to(root)]
+    return list(dict.fromkeys([*folders, _ROOT / controller, _ROOT]))
 
 
 def _lines() -> list[str]:

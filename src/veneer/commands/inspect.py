@@ -37,8 +37,8 @@ _DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was found, as JSON values, and as lines for a person."""
+class Inspected:
+    """What the command shows of a source, as JSON values, and as lines for a person."""
 
     values: dict[str, Any]
     lines: list[Text | str]
@@ -51,7 +51,7 @@ class Found:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def inspect_source(source: str, options: InspectOptions) -> Found:
+def inspect_source(source: str, options: InspectOptions) -> Inspected:
     """Look at ``source`` by what it is: a run, an adapter folder, rows, else a model."""
     path = Path(source)
     if options.png is not None and not (path / ADAPTER_CONFIG).is_file():
@@ -74,7 +74,7 @@ def _holds_rows(path: Path) -> bool:
     )
 
 
-def _run(path: Path) -> Found:
+def _run(path: Path) -> Inspected:
     run = RunFolder(path)
     config, records = run.config(), run.metrics()
     steps = [record for record in records if "loss" in record]
@@ -91,10 +91,10 @@ def _run(path: Path) -> Found:
         *(f"{name:<24}{value}" for name, value in changed.items()),
         *(f"held-out loss after step {step}: {loss:.4f}" for step, loss in held_out),
     ]
-    return Found(values, lines)
+    return Inspected(values, lines)
 
 
-def _adapter(path: Path, png: str | None) -> Found:
+def _adapter(path: Path, png: str | None) -> Inspected:
     config, tensors = from_peft(path), read_tensors(path)
     shapes = {key: tuple(tensor.shape) for key, tensor in sorted(tensors.items())}
     ranks = ranks_of(shapes)
@@ -119,10 +119,10 @@ def _adapter(path: Path, png: str | None) -> Found:
         if png is not None:
             drawn.write_png(png, said)
             lines.append(f"heat map written to {png}")
-    return Found(values, lines)
+    return Inspected(values, lines)
 
 
-def _model(source: str) -> Found:
+def _model(source: str) -> Inspected:
     model, tokenizer = load(source)
     modules = modules_of(model)
     heads = sorted(head_names(model, modules))
@@ -145,10 +145,10 @@ def _model(source: str) -> Found:
         f"fused while it trains: {', '.join(f'{number} {name}' for name, number in fused.items()) or 'nothing'}",
         f"generates by {by}",
     ]
-    return Found(values, lines)
+    return Inspected(values, lines)
 
 
-def _rows(source: str, options: InspectOptions) -> Found:
+def _rows(source: str, options: InspectOptions) -> Inspected:
     rows = read_rows(source)
     examples = to_examples(rows)
     values: dict[str, Any] = {
@@ -159,12 +159,12 @@ def _rows(source: str, options: InspectOptions) -> Found:
         lines.append(f"columns not used: {', '.join(examples.unused)}")
     if options.model is None:
         lines.append("Give --model M to see its tokens, and which of them are learned.")
-        return Found(values, lines)
+        return Inspected(values, lines)
     model, tokenizer = load(options.model)
     if type(model).__name__.endswith("ForSequenceClassification"):
         raise DataError(f"{options.model} is a classifier: of a row it learns the label, and no token.")
-    marked, told = _marked(examples, renderer_of(model, tokenizer, options), options.rows)
-    return Found({**values, **marked}, [*lines, *told])
+    marked, row_lines = _marked(examples, renderer_of(model, tokenizer, options), options.rows)
+    return Inspected({**values, **marked}, [*lines, *row_lines])
 
 
 def _marked(examples: Examples, renderer: Renderer, rows: int) -> tuple[dict[str, Any], list[Text | str]]:

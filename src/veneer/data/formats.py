@@ -47,7 +47,7 @@ class Examples:
 def recognise(rows: list[Row]) -> str:
     """The name of the shape that the rows have, judged by the columns of the first.
 
-    Raises DataError, showing the columns found and what each shape needs, when none fits or several do.
+    Raises DataError, showing the columns given and what each shape needs, when none fits or several do.
     """
     columns = list(rows[0].fields)
     fitting = [name for name, (needed, _) in SHAPES.items() if set(needed) <= set(columns)]
@@ -56,14 +56,16 @@ def recognise(rows: list[Row]) -> str:
     if len(fitting) == 1:
         return fitting[0]
     needs = "; ".join(f"{name} needs {' and '.join(needed)}" for name, (needed, _) in SHAPES.items())
-    found = f"{rows[0].where} has the columns {', '.join(columns) or '(none)'}"
+    columns_given = f"{rows[0].where} has the columns {', '.join(columns) or '(none)'}"
     if fitting:
-        raise DataError(f"{found}, which fit several shapes: {', '.join(fitting)}. Keep the columns of one ({needs}).")
+        raise DataError(
+            f"{columns_given}, which fit several shapes: {', '.join(fitting)}. Keep the columns of one ({needs})."
+        )
     wanted = {column for needed, _ in SHAPES.values() for column in needed}
     absent = wanted - set(columns)
     close = [f"{column} → {near[0]}" for column in columns if (near := nearest(column, absent, 1))]
     hint = f" Perhaps rename {', '.join(close)}." if close else ""
-    raise DataError(f"{found}, which fit no shape. {needs}.{hint}")
+    raise DataError(f"{columns_given}, which fit no shape. {needs}.{hint}")
 
 
 def to_examples(rows: list[Row]) -> Examples:

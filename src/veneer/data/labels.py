@@ -47,14 +47,14 @@ class Report:
 
     def sentences(self, max_length: int) -> list[str]:
         """One sentence for each thing the user should know; none when all rows went through whole."""
-        told = []
+        sentences = []
         if self.cut:
-            told.append(f"{_rows(self.cut)} longer than max_length = {max_length} tokens: cut at the end.")
+            sentences.append(f"{_rows(self.cut)} longer than max_length = {max_length} tokens: cut at the end.")
         if self.left_out:
-            told.append(
+            sentences.append(
                 f"{_rows(self.left_out)} left out, because no token to learn remains within max_length = {max_length}."
             )
-        return told
+        return sentences
 
 
 @dataclass(frozen=True)

@@ -45,12 +45,12 @@ def is_bitsandbytes(config: Any, name: str) -> bool:
 
 def quantised_weights(keys: Iterable[str]) -> dict[str, set[str]]:
     """The name of each weight that is kept in codes → the keys beside it that describe it."""
-    found: dict[str, set[str]] = {}
+    parts: dict[str, set[str]] = {}
     for key in keys:
         weight, dot, part = key.partition(".weight.")
         if dot and (part in _PARTS or part.startswith(_STATE)):
-            found.setdefault(f"{weight}.weight", set()).add(part)
-    return found
+            parts.setdefault(f"{weight}.weight", set()).add(part)
+    return parts
 
 
 def read_weight(name: str, parts: set[str], read: Callable[[str], Tensor]) -> Quantised:
@@ -72,10 +72,10 @@ def read_weight(name: str, parts: set[str], read: Callable[[str], Tensor]) -> Qu
         raise ModelError(f"{name}.quant_map is not the table of {kind}: its codes stand for unknown values.")
     codes = read(name).reshape(-1).view(torch.uint8)
     scales = read(f"{name}.absmax").reshape(-1)
-    found = Quantised(kind, block_size, shape, codes, scales)
+    weight = Quantised(kind, block_size, shape, codes, scales)
     _same_count(name, "codes", len(codes), (shape[0] * shape[1] + 1) // 2)
-    _same_count(f"{name}.absmax", "scales", len(scales), found.blocks)
-    return _with_nested(found, name, read, *nested) if nested else _in_fp32(found)
+    _same_count(f"{name}.absmax", "scales", len(scales), weight.blocks)
+    return _with_nested(weight, name, read, *nested) if nested else _in_fp32(weight)
 
 
 def _state(name: str, tensor: Tensor, kind: str) -> tuple[tuple[int, int], int, tuple[int, float] | None]:
@@ -110,13 +110,13 @@ def _in_fp32(q: Quantised) -> Quantised:
     return Quantised(q.storage, q.block_size, q.shape, q.codes, q.scales.float())
 
 
-def _same_table(found: Tensor, wanted: Tensor, tolerance: float) -> bool:
-    return found.shape == wanted.shape and torch.allclose(found.float(), wanted, rtol=0, atol=tolerance)
+def _same_table(table: Tensor, wanted: Tensor, tolerance: float) -> bool:
+    return table.shape == wanted.shape and torch.allclose(table.float(), wanted, rtol=0, atol=tolerance)
 
 
-def _same_count(name: str, what: str, found: int, wanted: int) -> None:
-    if found != wanted:
-        raise ModelError(f"{name} has {found} bytes or {what} where its shape and block size need {wanted}.")
+def _same_count(name: str, what: str, count: int, wanted: int) -> None:
+    if count != wanted:
+        raise ModelError(f"{name} has {count} bytes or {what} where its shape and block size need {wanted}.")
 
 
 def weight_tensors(layer: QuantisedLinear, name: str, dtype: torch.dtype) -> dict[str, Tensor]:

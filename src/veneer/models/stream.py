@@ -137,7 +137,7 @@ def _require_one_to_one(model: Any, tensors: Tensors) -> None:
         raise NotTensorByTensor(f"its model has another shape for {some_of(reshaped)}")
 
 
-def made_anew(model: Any) -> set[str]:
+def reassembled_names(model: Any) -> set[str]:
     """Names of the tensors that a checkpoint has in other pieces, such as a mixture's experts one by one: they are
     joined or turned as they are read, and so take memory of their own, outside the mapped file."""
     patterns = [

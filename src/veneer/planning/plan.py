@@ -206,12 +206,12 @@ def _scratch(base: Base, largest: int) -> int:
 def _pages(base: Base, weights: Weights) -> int:
     """Bytes of the file's pages that tensors with memory of their own were made from: they stay as long as other
     tensors are pages of that file."""
-    return weights.anew + weights.whole if "dense" in base.mapped else 0
+    return weights.reassembled + weights.whole if "dense" in base.mapped else 0
 
 
 def _mapped(base: Base, weights: Weights) -> int:
     """Bytes of the file's pages that are in memory, the base's and those beside it."""
-    own = weights.frozen_anew if "dense" in base.mapped else 0
+    own = weights.frozen_reassembled if "dense" in base.mapped else 0
     mapped: int = sum(getattr(weights, part) for part in base.mapped)
     return mapped - own + _pages(base, weights)
 

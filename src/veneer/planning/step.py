@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from veneer.data.labels import Tokens
 from veneer.frozen.weight import QuantisedLinear
-from veneer.models.stream import made_anew
+from veneer.models.stream import reassembled_names
 from veneer.planning.empty import Base, empty_model, no_values
 from veneer.planning.ledger import Ledger, Stretch, Times
 from veneer.planning.repeat import Kinds, repeated
@@ -43,8 +43,8 @@ class Weights(NamedTuple):
     importance: int  # AdaLoRA's
     parameters: int  # that are trained
     largest: int  # tensor of the base, as it is read
-    anew: int  # what the file has in other pieces, in the file's type: none of it is the file's pages
-    frozen_anew: int  # the part of dense that was made of it
+    reassembled: int  # what the file has in other pieces, in the file's type: none of it is the file's pages
+    frozen_reassembled: int  # the part of dense that was made of it
     whole: int  # matrices in codes, in the type of all else, as they are loaded where the file has other pieces
 
 
@@ -90,12 +90,12 @@ def _begun(base: Base, update: LoRA | AdaLoRA | str, on_cpu: bool, times: Times)
     """The model in training mode, with its adapters, and what it takes before the first step."""
     model = empty_model(base, on_cpu, times)
     before = _distinct(model)
-    anew = [model.get_parameter(name) for name in made_anew(model)]
+    reassembled = [model.get_parameter(name) for name in reassembled_names(model)]
     if isinstance(update, str):
         train_own_weights(model, update)
     else:
         attach(model, _without_values(update))
-    weights = _weights(model, before, anew, base.dense)
+    weights = _weights(model, before, reassembled, base.dense)
     model.train()
     return model, weights
 
@@ -171,7 +171,7 @@ def _distinct(model: nn.Module) -> dict[int, Tensor]:
     return {tensor.untyped_storage()._cdata: tensor for tensor in (*model.parameters(), *model.buffers())}
 
 
-def _weights(model: Any, base: dict[int, Tensor], anew: list[Tensor], dense: torch.dtype) -> Weights:
+def _weights(model: Any, base: dict[int, Tensor], reassembled: list[Tensor], dense: torch.dtype) -> Weights:
     codes = scales = whole = 0
     for module in model.modules():
         if isinstance(module, QuantisedLinear):
@@ -185,8 +185,8 @@ def _weights(model: Any, base: dict[int, Tensor], anew: list[Tensor], dense: tor
     return Weights(
         codes, scales, frozen - codes - scales, held, 2 * held if allocator is not None else 0,
         sum(tensor.numel() for tensor in trained.values()), max(tensor.nbytes for tensor in base.values()),
-        dense.itemsize * sum(tensor.numel() for tensor in anew),
-        sum(tensor.nbytes for tensor in anew if not tensor.requires_grad), whole if anew else 0,
+        dense.itemsize * sum(tensor.numel() for tensor in reassembled),
+        sum(tensor.nbytes for tensor in reassembled if not tensor.requires_grad), whole if reassembled else 0,
     )  # fmt: skip
 
 

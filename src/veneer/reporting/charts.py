@@ -64,8 +64,8 @@ class Chart:
 
     @property
     def x_values(self) -> list[X]:
-        found = dict.fromkeys(x for one in self.columns for x, _ in one.points)
-        return sorted(found, key=self.categories.index if self.categories else float)
+        xs = dict.fromkeys(x for one in self.columns for x, _ in one.points)
+        return sorted(xs, key=self.categories.index if self.categories else float)
 
     def table(self) -> list[list[str]]:
         """Rows of x and each series' value there; a series of very many has some at equal distances and the last."""

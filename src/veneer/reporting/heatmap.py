@@ -102,7 +102,7 @@ def _kinds(paths: list[str]) -> dict[str, str]:
     """Module name → the shortest end of it, without its layer's number, that no other module of its layer has: c_proj,
     or mlp.c_proj, or all of it where an encoder and a decoder have the same."""
     within = {path: _within_layer(path) for path in paths}
-    found: dict[str, str] = {}
+    kinds: dict[str, str] = {}
     for length in range(1, max(map(len, within.values())) + 1):
         ends = {path: ".".join(filter(None, parts[-length:])) for path, parts in within.items()}
         seen: dict[tuple[int, str], list[str]] = {}
@@ -110,9 +110,9 @@ def _kinds(paths: list[str]) -> dict[str, str]:
             seen.setdefault((_layer(path), end), []).append(path)
         clashing = {end for (_, end), those in seen.items() if len(those) > 1}
         for path, end in ends.items():
-            if path not in found and end not in clashing:
-                found[path] = end
-    return found
+            if path not in kinds and end not in clashing:
+                kinds[path] = end
+    return kinds
 
 
 def _within_layer(path: str) -> list[str]:

@@ -37,14 +37,14 @@ def picture(path: Path) -> str:
 
 @cache
 def _environment() -> Environment:
-    found = Environment(
+    environment = Environment(
         loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     # What is no number stops here: JSON has none, and the page's script would find nothing at all.
-    found.policies["json.dumps_kwargs"] = {"allow_nan": False, "ensure_ascii": False}
-    found.filters["shown"] = displayed
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "ensure_ascii": False}
+    environment.filters["shown"] = displayed
     # Ours, and free of what would end the element; a test looks.
-    found.globals["asset"] = lambda name: Markup((ASSETS / name).read_text(encoding="utf-8"))
-    found.globals["library"] = Markup(LIBRARY.read_text(encoding="utf-8"))
-    return found
+    environment.globals["asset"] = lambda name: Markup((ASSETS / name).read_text(encoding="utf-8"))
+    environment.globals["library"] = Markup(LIBRARY.read_text(encoding="utf-8"))
+    return environment

@@ -116,14 +116,14 @@ def _order(rows: list[Row], x: str) -> list[Any]:
 
 
 def _points(rows: list[Row], x: str, y: str, order: list[Any], as_text: bool, *, mean: bool) -> list[tuple[X, float]]:
-    found: dict[Any, list[float]] = {}
+    values: dict[Any, list[float]] = {}
     for row in rows:
-        found.setdefault(row[x], []).append(row[y])
+        values.setdefault(row[x], []).append(row[y])
     return [
         (displayed(at) if as_text else at, value)
         for at in order
-        if at in found
-        for value in ([fmean(found[at])] if mean else found[at])
+        if at in values
+        for value in ([fmean(values[at])] if mean else values[at])
     ]
 
 
@@ -149,9 +149,9 @@ def _cell(value: Any) -> str:
 def _study(path: Path) -> dict[str, Any]:
     file = path / JSON_NAME
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        study = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read as JSON: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(study, dict):
         raise DataError(f"{file} is not a study's: it holds no JSON object.")
-    return found
+    return study

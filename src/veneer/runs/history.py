@@ -38,9 +38,9 @@ class MetricsTail:
             self._forget(None)
             return self.records
         with file:
-            found = os.fstat(file.fileno())
-            if found.st_ino != self._inode or found.st_size < self._offset:
-                self._forget(found.st_ino)
+            status = os.fstat(file.fileno())
+            if status.st_ino != self._inode or status.st_size < self._offset:
+                self._forget(status.st_ino)
             file.seek(self._offset)
             new = file.read()
         self._offset += len(new)
@@ -97,7 +97,7 @@ class RunHistory:
         folder, tail = RunFolder(path), tail or MetricsTail(path)
         written = is_written(folder.metrics_file)  # before the records, so that an ended run's are complete
         records = tail.read()
-        notes = _told(tail, written)
+        notes = _damage_notes(tail, written)
         files = {
             name: _json(file, notes)
             for name, file in (
@@ -185,7 +185,7 @@ class RunHistory:
         return next((record for record in reversed(self.held_out) if str(record["step"]) == number), None)
 
 
-def _told(tail: MetricsTail, written: bool) -> list[str]:
+def _damage_notes(tail: MetricsTail, written: bool) -> list[str]:
     notes = []
     if tail.damaged:
         lines = "1 line" if tail.damaged == 1 else f"{tail.damaged} lines"
@@ -199,13 +199,13 @@ def _told(tail: MetricsTail, written: bool) -> list[str]:
 
 def _json(path: Path, notes: list[str]) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         notes.append(f"{path.name} could not be read ({error}), and what it held is missing here.")
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         notes.append(f"{path.name} holds no JSON object, and is left out.")
         return {}
-    return found
+    return content

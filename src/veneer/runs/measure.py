@@ -81,8 +81,8 @@ def _beyond(place: Path, trained: bool) -> int:
     from veneer.planning.machine import Machine
     from veneer.planning.plan import plan
 
-    foreseen = plan(PlanOptions(**options), Machine({}, 0.0, 0, 0))
-    return peak - (foreseen.training if trained else foreseen.loading)
+    predicted = plan(PlanOptions(**options), Machine({}, 0.0, 0, 0))
+    return peak - (predicted.training if trained else predicted.loading)
 
 
 def _save(folder: Path) -> None:
@@ -198,19 +198,19 @@ def _stopwatch() -> Any:
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             started = time.perf_counter()
-            found = func(*args, **(kwargs or {}))
+            result = func(*args, **(kwargs or {}))
             taken = time.perf_counter() - started
             if not func.is_view:
                 given, made = (
                     [leaf for leaf in tree_leaves(leaves) if isinstance(leaf, Tensor)]
-                    for leaves in ((args, kwargs), found)
+                    for leaves in ((args, kwargs), result)
                 )
                 one = cost(func, given, made)
                 self.count += 1
                 if one.moved >= _LARGE:
                     self.work[one.kind] = self.work.get(one.kind, 0.0) + (one.flops or one.moved)
                     self.seconds[one.kind] = self.seconds.get(one.kind, 0.0) + taken
-            return found
+            return result
 
     return Stopwatch()
 

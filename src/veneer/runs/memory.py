@@ -22,7 +22,7 @@ from veneer.frozen.layers import DTYPES, storage_of
 from veneer.frozen.weight import QuantisedLinear
 from veneer.host_memory import anonymous_memory, mapped_memory, resident_memory, return_memory
 from veneer.models.checkpoint import Checkpoint
-from veneer.models.stream import made_anew
+from veneer.models.stream import reassembled_names
 from veneer.planning.empty import Base
 from veneer.planning.fit import predicted, short, what_would_fit
 from veneer.planning.machine import Machine, remembered
@@ -187,7 +187,7 @@ def mapped_parts(model: torch.nn.Module) -> tuple[str, ...]:
         coded = isinstance(module, QuantisedLinear)
         for name, tensor in module.named_buffers(recurse=False):
             parts["dense" if not coded else "codes" if name == "codes" else "scales"].append(tensor)
-    own = made_anew(model)
+    own = reassembled_names(model)
     parts["dense"] += [
         weight for name, weight in model.named_parameters() if name not in own and not weight.requires_grad
     ]

@@ -99,14 +99,14 @@ class BudgetStudy(Study):
 
     def findings(self, rows: list[Row]) -> str:
         metric = self._metric(rows)
-        told, ahead = [], {}
+        clauses, ahead = [], {}
         groups: list[list[float]] = []
         for budget in self.budgets:
             its = {method: self.measured(rows, budget, method) for method in METHODS}
             values = {method: metric.values(own) for method, own in its.items()}
             groups += values.values()
             parameters = statistics.mean(row["parameters"] for row in its["LoRA"])
-            told.append(
+            clauses.append(
                 f"{budget} ({parameters:,.0f} parameters): "
                 + ", ".join(
                     f"{method} {metric.shown(values[method])} (rate {its[method][0]['learning_rate']:g})"
@@ -121,7 +121,7 @@ class BudgetStudy(Study):
         largest = max(ahead, key=lambda budget: ahead[budget])
         return (
             f"{self.size}, {metric.name}. "
-            + "; ".join(told)
+            + "; ".join(clauses)
             + f". AdaLoRA is ahead at {len(better)} of {len(ahead)} budgets"
             + (f" ({', '.join(better)}), most at {largest}" if better else "")
             + f". The difference is larger than one standard error of it ({metric.margin(error)}) at: "
@@ -145,12 +145,12 @@ class BudgetStudy(Study):
         """Both methods over the budgets, on one plot's axes."""
         metric = self._metric(rows)
         for method, mark, shift in (("LoRA", "o-", -0.05), ("AdaLoRA", "s--", 0.05)):
-            found = {
+            values = {
                 place: metric.values(its)
                 for place, budget in enumerate(self.budgets)
                 if (its := self.measured(rows, budget, method))
             }
-            errorbars(axes, found, method, metric.factor, mark=mark, shift=shift)
+            errorbars(axes, values, method, metric.factor, mark=mark, shift=shift)
         axes.set_xticks(range(len(self.budgets)), list(self.budgets))
         axes.set_xlabel("budget: the parameters of LoRA")
         axes.set_ylabel(metric.title)

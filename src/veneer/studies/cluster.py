@@ -43,16 +43,16 @@ def over_ray(address: str, jobs: list[Job], runs: Path) -> Iterator[tuple[Job, l
         while doing:
             (done, *_), _ = ray.wait(list(doing))
             job = doing.pop(done)
-            found: list[Row] | DivergedError
+            outcome: list[Row] | DivergedError
             try:
-                found = ray.get(done)
+                outcome = ray.get(done)
             except ray.exceptions.RayError as error:
                 # What a job said that refuses; Ray's first line where a worker is killed again and again.
                 said = getattr(error, "cause", None) or str(error).strip().splitlines()[0]
                 if not isinstance(said, DivergedError):
                     raise TrainingError(f"{job} failed: {said}") from None
-                found = DivergedError(f"{job} failed: {said}")
-            yield job, found
+                outcome = DivergedError(f"{job} failed: {said}")
+            yield job, outcome
     finally:
         if began:
             ray.shutdown()

@@ -96,19 +96,19 @@ def placed(model: nn.Module, matrices: str, rank: int) -> tuple[list[str], int]:
     from veneer.updates.select import choose
 
     sizes = {chosen.name: sum(weight_shape(chosen.module)) for chosen in choose(model, LoRA())}
-    found = {
+    by_role = {
         role: [name for name in sizes if any(name == end or name.endswith(f".{end}") for end in ends)]
         for role, ends in _ATTENTION.items()
     }
-    missing = [role for role, names in found.items() if not names]
+    missing = [role for role, names in by_role.items() if not names]
     if missing:
         one = next((name.split(".")[-1] for name in sizes if name.endswith(_IN_ONE)), None)
         why = f"its {one} holds several in one" if one else "its names for them are not known"
         raise TargetError(f"The study needs the matrices q, k, v and o of each layer apart, and of this model {why}.")
-    attention = {name for names in found.values() for name in names}
+    attention = {name for names in by_role.values() for name in names}
     # Layers of no block (a pooler) are none of the MLP's.
-    found["m"] = [name for name in sizes if name not in attention and any(part.isdigit() for part in name.split("."))]
-    names, budget = ([name for role in CHOICES[which] for name in found[role]] for which in (matrices, BUDGET))
+    by_role["m"] = [name for name in sizes if name not in attention and any(part.isdigit() for part in name.split("."))]
+    names, budget = ([name for role in CHOICES[which] for name in by_role[role]] for which in (matrices, BUDGET))
     return names, max(1, round(rank * sum(sizes[name] for name in budget) / sum(sizes[name] for name in names)))
 
 

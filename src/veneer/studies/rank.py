@@ -75,8 +75,8 @@ class RankStudy(Study):
         )
         cuts = {rank: metric.values(its) for rank, its in sorted(by_how.get("cut", {}).items())}
         if cuts:
-            told = ", ".join(f"rank {rank} {metric.shown(its)}" for rank, its in cuts.items())
-            said += f" Rank {max(self.ranks)} cut by SVD: {told}{self._trusted(cuts, means, error)}."
+            results = ", ".join(f"rank {rank} {metric.shown(its)}" for rank, its in cuts.items())
+            said += f" Rank {max(self.ranks)} cut by SVD: {results}{self._trusted(cuts, means, error)}."
         return said
 
     def _trusted(self, cuts: dict[int, list[float]], means: dict[int, float], error: float) -> str:

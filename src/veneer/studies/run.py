@@ -55,15 +55,15 @@ def _all_rows(study: Study, folder: Path, say: Callable[[str], None]) -> list[Ro
     while missing := _missing(study, rows, diverged):
         say(f"{study.name}: {len(missing)} run{'s' if len(missing) > 1 else ''} to do; {folder} has {len(rows)} rows")
         doing = _over_ray(ray, missing, folder.parent / RUNS) if ray else _one_by_one(missing, folder)
-        for job, found in doing:
-            if isinstance(found, DivergedError):
-                diverged[job.key] = found
-                say(str(found))
+        for job, outcome in doing:
+            if isinstance(outcome, DivergedError):
+                diverged[job.key] = outcome
+                say(str(outcome))
                 continue
-            rows += found
+            rows += outcome
             write_study_rows(folder, study, rows)
             write_study(folder, study, _own(study, rows), "", [])
-            say(f"{job}: {_said(found)}")
+            say(f"{job}: {_said(outcome)}")
     if diverged:
         (first, *more) = diverged.values()
         also = f" So did {len(more)} more." if more else ""

@@ -232,14 +232,14 @@ def _overlaps(which: str, pair: list[dict[str, Any]], runs: Path) -> list[Row]:
             spans["b"].append((sides[0][0], sides[1][0]))
             spans["a"].append(tuple(_right_vectors(tensors[f"{name}A.weight"]) for tensors in (one, other)))
         most = min(min(len(tensors[f"{name}A.weight"]) for name in names) for tensors in (one, other))
-        found = []
+        rows = []
         for number in [number for number in DIRECTIONS if number <= most]:
             own: Row = {"rank": number}
             for side, pairs in spans.items():
                 own[f"phi_{side}"] = statistics.mean(overlap(*pair, number) for pair in pairs)
                 own[f"random_{side}"] = statistics.mean(number / len(pair[0]) for pair in pairs)
-            found.append(own)
-    return [row | {"parameters": None} | own for own in found]
+            rows.append(own)
+    return [row | {"parameters": None} | own for own in rows]
 
 
 def _right_vectors(A: Any) -> Any:

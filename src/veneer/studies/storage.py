@@ -74,11 +74,11 @@ class StorageStudy(Study):
         values = {storage: metric.values(its) for storage, its in by["trained"].items()}
         error = metric.standard_error(list(values.values()), self.options.held_out) * 2**0.5
         kept = {storage: its[0] for storage, its in by["kept"].items()}
-        told = []
+        sentences = []
         for storage, its in by["trained"].items():
             own = kept[storage]
             perplexity = "" if own["perplexity"] is None else f", perplexity {own['perplexity']:.2f}"
-            told.append(
+            sentences.append(
                 f"{storage}: {own['bits']:.3f} bits, error {own['error']:.2g}{perplexity}; trained "
                 f"{metric.shown(values[storage])}, {max(row['peak_memory'] for row in its) / 1e9:.2f} GB, "
                 f"{statistics.mean(row['tokens_per_second'] for row in its):.0f} tokens/s"
@@ -89,7 +89,7 @@ class StorageStudy(Study):
         worse = [s for s in four if not metric.within(means[s], means["16-bit"], error)]
         return (
             f"{self.size}, {metric.name}. "
-            + ". ".join(told)
+            + ". ".join(sentences)
             + f". In 4 bits the error grows in the order {', '.join(order)}. "
             f"Worse than 16-bit by more than one standard error of a difference ({metric.margin(error)}) "
             f"after training: {', '.join(worse) or 'none'}."

@@ -52,10 +52,10 @@ def located(model: str, data: str) -> dict[str, Any]:
     sources = {"model": model, "data": data}
     paths = {name: Path(text).expanduser() for name, text in sources.items() if text != BBC_TOPICS}
     paths = {name: path for name, path in paths.items() if path.exists()}
-    found: dict[str, Any] = sources | {name: str(path.resolve()) for name, path in paths.items()}
+    location: dict[str, Any] = sources | {name: str(path.resolve()) for name, path in paths.items()}
     if paths:
-        found["content"] = {name: _digest(path, whole=name == "data") for name, path in paths.items()}
-    return found
+        location["content"] = {name: _digest(path, whole=name == "data") for name, path in paths.items()}
+    return location
 
 
 def _digest(path: Path, *, whole: bool) -> str:

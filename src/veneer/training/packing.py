@@ -74,13 +74,13 @@ def packs(model: Any, sample: Tokens) -> bool:
     rows = [Tokens(part, [IGNORE, *part[1:]], "") for part in parts]
     try:
         with attention_by_rows_in(model):
-            found, _ = hidden_of_rows(model, rows)
+            packed, _ = hidden_of_rows(model, rows)
         # Two passes show what four rows have alone: two are of one length, and one begins as another does.
         of_six = _states(model, [ids])[0, :-1]
         of_three = _states(model, [parts[1], parts[2]])[:, :-1]
         wanted = torch.cat([of_six[:4], *of_three, of_six])
         scale = float(wanted.abs().max())
-        return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=1e-3, atol=1e-3 * scale)
+        return packed.shape == wanted.shape and torch.allclose(packed, wanted, rtol=1e-3, atol=1e-3 * scale)
     except (
         AttributeError,
         TypeError,

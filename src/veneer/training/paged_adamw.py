@@ -234,11 +234,11 @@ class PagedAdamW(torch.optim.Optimizer):
 
     def moment(self, parameter: Tensor, name: str) -> Tensor:
         """A copy of a whole moment, in the parameter's shape and strides."""
-        found = torch.empty_like(parameter, requires_grad=False)
+        moment = torch.empty_like(parameter, requires_grad=False)
         for page, pieces in self._visit(self._pieces[parameter]):
             for piece in pieces:
-                _flat(found)[piece.start : piece.stop] = piece.moment(page, name)
-        return found
+                _flat(moment)[piece.start : piece.stop] = piece.moment(page, name)
+        return moment
 
     def _set(self, parameter: Tensor, name: str, value: Tensor) -> None:
         laid_out = torch.empty_like(parameter, requires_grad=False).copy_(value)
@@ -272,12 +272,12 @@ class PagedAdamW(torch.optim.Optimizer):
 
         It gathers all of them in memory; `parts` does not.
         """
-        found = super().state_dict()
+        state = super().state_dict()
         for number, parameter in enumerate(self._pieces):
-            if number in found["state"]:
+            if number in state["state"]:
                 kept = {field.name: self._whole(parameter, field) for field in self.fields(parameter)}
-                found["state"][number] = {**found["state"][number], **kept}
-        return found
+                state["state"][number] = {**state["state"][number], **kept}
+        return state
 
     def _whole(self, parameter: Tensor, field: Field) -> Tensor:
         if field.name in MOMENTS:

@@ -61,8 +61,8 @@ class TensorFile:
     def tensor(self, name: str) -> Tensor:
         """A whole tensor. Raises KeyError for an unknown name."""
         with safe_open(self._path, framework="pt") as whole:
-            found: Tensor = whole.get_tensor(name)
-        return found
+            tensor: Tensor = whole.get_tensor(name)
+        return tensor
 
     def reader(self, name: str, dtype: torch.dtype, shape: torch.Size) -> Callable[[Tensor], None]:
         """What fills the 1-D contiguous tensors that it is called with, one after the other, with the elements.
