@@ -4,7 +4,7 @@
 
 The packaged SmolLM2-135M, fp32, rank 12 (target 8) on all linear layers, 8 × 128 tokens of BBC articles. The three take
 their steps in turn in one process, so that a slow minute of the machine slows all of them; the peak memory is that of
-processes of their own. Who goes first, second and last is drawn anew each time. Run it on an idle machine.
+processes of their own. Who goes first, second and last is drawn at random each time. Run it on an idle machine.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python benchmarks/gpu.py            every size and way that the GPU has room for
     python benchmarks/gpu.py 7B 65B     these sizes
 
-Weights are random and made where they lie, a tensor at a time; all else is what a run does: LoRA of rank 8 on all
-linear layers, a row of 512 tokens, every layer recomputed, AdamW. Told are the most that torch's tensors took at a
-time, and what the GPU had in use in the end: with what torch's allocator keeps, and CUDA itself. Before that a small
-model in nf4 takes a step on either, and both must come to the same.
+Weights are random and made on the GPU, a tensor at a time; all else is what a run does: LoRA of rank 8 on all linear
+layers, a row of 512 tokens, every layer recomputed, AdamW. Printed are the most that torch's tensors took at a time,
+and what the GPU had in use in the end: with what torch's allocator keeps, and CUDA itself. Before that a small model in
+nf4 takes a step on either, and both must come to the same.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def main() -> None:
     small = in_a_process(__file__, "--run", "small")
     print(f"A step over nf4: loss {small['loss']:.1e}, gradients {small['gradients']:.1e} from the CPU's")
     assert max(small.values()) < _TOLERANCE
-    foreseen, found = sizes().plans, {}
-    print("Tensors, in use, foreseen:")
+    predicted, found = sizes().plans, {}
+    print("Tensors, in use, predicted:")
     for size in sys.argv[1:] or SIZES:
         for way in WAYS:
-            made = foreseen[size][way]
+            made = predicted[size][way]
             if made.training > room:
                 continue
             took = in_a_process(__file__, "--run", size, way)

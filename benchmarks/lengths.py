@@ -37,9 +37,9 @@ def main() -> None:
     load_before = os.getloadavg()[0]
     result: dict[str, Any] = {"lengths": {}, "sizes": {}}
     for length in LENGTHS:
-        result["lengths"][length] = _told(in_a_process(__file__, "135M", str(TOKENS // length), str(length)))
+        result["lengths"][length] = _printed(in_a_process(__file__, "135M", str(TOKENS // length), str(length)))
     for name in SHAPES:
-        result["sizes"][name] = _told(in_a_process(__file__, name, "8", "128"))
+        result["sizes"][name] = _printed(in_a_process(__file__, name, "8", "128"))
     result["load_before"], result["versions"] = load_before, versions()
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
     _draw(result)
@@ -47,7 +47,7 @@ def main() -> None:
     print(f"Plots in {PLOTS.relative_to(Path.cwd())}. Load before the run: {load_before:.2f}.")
 
 
-def _told(found: dict[str, Any]) -> dict[str, Any]:
+def _printed(found: dict[str, Any]) -> dict[str, Any]:
     print(found, file=sys.stderr)
     return found
 

@@ -1,4 +1,4 @@
-"""What `veneer plan` foresees of a run, against what `veneer.train` takes: peak memory and time of a step.
+"""What `veneer plan` predicts of a run, against what `veneer.train` takes: peak memory and time of a step.
 
     make bench
 
@@ -6,7 +6,7 @@ Five architectures of 50M to 100M parameters with random weights, over methods, 
 checkpointing, each in a process of its own: the largest memory the system has seen of it (VmHWM), and the median of
 its steps but the first. Rows are of words from all over the vocabulary, so that of an embedding that is mapped from
 its file all is read, as the plan takes it to be. All of it is done twice, for a machine's speed changes from minute to
-minute, by a fifth on a virtual one: the rates are measured, then the runs taken, and what is told of a run is the mean
+minute, by a fifth on a virtual one: the rates are measured, then the runs taken, and a run's numbers are the means
 of both rounds. Names of runs as arguments measure these alone, with the rates that are known. Run it on an idle
 machine.
 """
@@ -88,13 +88,13 @@ def main() -> None:
 
 
 def _round(wanted: list[str], folder: str, afresh: bool) -> dict[str, dict[str, float]]:
-    """Run → what was measured and foreseen, by rates that are measured before the runs."""
+    """Run → what was measured and predicted, by rates that are measured before the runs."""
     from veneer.planning.machine import measured
 
     machine, found = measured(afresh=afresh), {}
     for run in wanted:
         took = in_a_process(__file__, "--run", folder, run)
-        made = _foreseen(run, folder, machine)
+        made = _predicted(run, folder, machine)
         found[run] = {
             "measured": took["peak"], "foreseen": made.peak, "memory_ratio": made.peak / took["peak"],
             "seconds": took["seconds"], "seconds_foreseen": made.step_seconds,
@@ -152,7 +152,7 @@ def _options(run: str, folder: str) -> dict[str, Any]:
     return {**options, "micro_batch_size": part} if part else options
 
 
-def _foreseen(run: str, folder: str, machine: Any) -> Any:
+def _predicted(run: str, folder: str, machine: Any) -> Any:
     from veneer.planning.config import PlanOptions
     from veneer.planning.plan import plan
 
@@ -165,18 +165,19 @@ def _measure(folder: str, run: str) -> dict[str, Any]:
     from veneer.runs import memory as planned
     from veneer.runs.folder import RunFolder
     from veneer.runs.measure import words
+    from veneer.runs.train import train
 
-    again, foreseen = RUNS[run][5], planned.foreseen
-    planned._generous = lambda *_: math.inf  # the plan before the first step, where layers may be recomputed yet
+    again, predicted = RUNS[run][5], planned.predicted
+    planned.generous = lambda *_: math.inf  # the plan before the first step, where layers may be recomputed yet
     if again not in (0, 99):
-        planned.foreseen = lambda *known, **more: replace(foreseen(*known, **more), recomputed=again)
+        planned.predicted = lambda *known, **more: replace(predicted(*known, **more), recomputed=again)
     rows, length = RUNS[run][3:5]
     with tempfile.TemporaryDirectory() as place:
         known, draw = words(49152)[1:], random.Random(0)
         texts = [" ".join(draw.choices(known, k=length - 1)) for _ in range(rows * STEPS)]
         data = Path(place, "rows.jsonl")
         data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        result = planned.train(
+        result = train(
             **_options(run, folder), data=str(data), output=str(Path(place, "run")), held_out=0, check_memory=False
         )
         steps = [record for record in RunFolder(result.folder).metrics() if "tokens_per_second" in record]
@@ -186,7 +187,7 @@ def _measure(folder: str, run: str) -> dict[str, Any]:
 
 
 def _draw(runs: dict[str, Any]) -> None:
-    """Measured against foreseen, memory and time, with the bounds."""
+    """Measured against predicted, memory and time, with the bounds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -194,7 +195,7 @@ def _draw(runs: dict[str, Any]) -> None:
 
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
     marks = {"llama": "o", "gpt2": "s", "gemma": "^", "phi": "D", "olmoe": "v"}
-    for panel, (measured, foreseen), unit, scale, (low, high) in zip(
+    for panel, (measured, predicted), unit, scale, (low, high) in zip(
         panels, (("measured", "foreseen"), ("seconds", "seconds_foreseen")), ("GB", "s"), (1e9, 1.0),
         (MEMORY, TIME), strict=True,
     ):  # fmt: skip
@@ -202,7 +203,7 @@ def _draw(runs: dict[str, Any]) -> None:
             mine = [found for run, found in runs.items() if run.startswith(f"{name}-")]
             panel.scatter(
                 [one[measured] / scale for one in mine],
-                [one[foreseen] / scale for one in mine],
+                [one[predicted] / scale for one in mine],
                 marker=mark,
                 label=name,
             )
@@ -211,7 +212,7 @@ def _draw(runs: dict[str, Any]) -> None:
         panel.plot(ends, ends, color="black", linewidth=0.8)
         panel.fill_between(ends, [low * end for end in ends], [high * end for end in ends], alpha=0.15, color="grey")
         panel.set_xlabel(f"measured ({unit})")
-        panel.set_ylabel(f"foreseen ({unit})")
+        panel.set_ylabel(f"predicted ({unit})")
     panels[0].set_title("Peak memory of a run; grey: −2 % to +5 %")
     panels[1].set_title("Time of a step; grey: ±15 %")
     panels[0].legend()

@@ -1,8 +1,8 @@
-"""The memory that `train` foresees of runs on real rows, of another length in each step, against what they take.
+"""The memory that `train` predicts for runs on real rows, of another length in each step, against what they take.
 
     make bench
 
-The packaged model on the packaged headlines, with the default options but for what is compared: the peak of plan.json
+The packaged model on the packaged headlines, with the default options except what is compared: the peak of plan.json
 beside the largest memory the system has seen of the process by its first, its 20th and its last step (metrics.jsonl).
 Every 20 steps the held-out rows are measured. benchmarks/plan.py has rows of one length; here a process has the chance
 to grow.
@@ -38,7 +38,7 @@ def _measure(name: str) -> dict[str, int]:
     from rich.console import Console
 
     from veneer.runs.folder import RunFolder
-    from veneer.runs.memory import train
+    from veneer.runs.train import train
 
     with tempfile.TemporaryDirectory() as place:
         result = train(
@@ -46,8 +46,8 @@ def _measure(name: str) -> dict[str, int]:
             evaluate_every=20, console=Console(file=io.StringIO()), **RUNS[name],
         )  # fmt: skip
         peaks = [record["peak_memory"] for record in RunFolder(result.folder).metrics() if "peak_memory" in record]
-        foreseen = json.loads((result.folder / "plan.json").read_text(encoding="utf-8"))["peak"]
-    return {"first": peaks[0], "later": peaks[19], "last": peaks[-1], "foreseen": foreseen}
+        predicted = json.loads((result.folder / "plan.json").read_text(encoding="utf-8"))["peak"]
+    return {"first": peaks[0], "later": peaks[19], "last": peaks[-1], "foreseen": predicted}
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def _measure_steps(who: str, what: str, folder: str) -> dict[str, Any]:
             value.backward()
             optimizer.step()
             losses.append(value.item())
-            del value  # its graph, kept alive, would lie between the next step's activations (both sides)
+            del value  # its graph, kept alive, would be in memory between the next step's activations (both sides)
             if number >= WARM:
                 seconds += time.perf_counter() - started
     return {

@@ -24,7 +24,7 @@ from tables import tell
 import veneer
 from veneer.data.labels import IGNORE, Tokens
 from veneer.frozen.layers import linear_layers
-from veneer.studies.storage import bits_and_error, keep
+from veneer.studies.storage import bits_and_error, kept_in
 from veneer.training.loss import Loss
 
 ARTICLES, LENGTH = 12, 256
@@ -52,7 +52,7 @@ def main() -> None:
         bits, error = bits_and_error(minilm, how)
         found = {"bits": bits, "relative_squared_error": error}
         for which, model in (("packaged", smollm2), ("off_grid", dithered)):
-            kept = keep(model, how)
+            kept = kept_in(model, how)
             found[f"perplexity_{which}"] = math.exp(Loss(kept, 0, rows[0], kind="causal").mean(rows, 4))
         result[name] = found
         print(name, found, file=sys.stderr)
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _dithered(model: Any) -> Any:
-    """Each weight of the linear layers moved, uniformly, by up to half a step of the grid on which it lies."""
+    """Each weight of the linear layers moved, uniformly, by up to half a step of its grid."""
     torch.manual_seed(0)
     for name in linear_layers(model):
         weight = model.get_submodule(name).weight

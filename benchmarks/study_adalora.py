@@ -25,7 +25,7 @@ from typing import Any
 
 from veneer.studies.budget import METHODS, TUNING_SEED, BudgetStudy
 from veneer.studies.config import StudyOptions
-from veneer.studies.plots import new_figure, save
+from veneer.studies.plots import new_figure, save_figure
 from veneer.studies.run import in_a_process
 from veneer.studies.study import Job, Row
 
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def _study(task: str, small: bool) -> BudgetStudy:
-    """Its rows are those of the CSV: a job's key is of the task's name, wherever its rows lie."""
+    """Its rows are those of the CSV: a job's key is of the task's name, wherever its rows are."""
     rates, seeds, steps = ([], SEEDS[:1], 40) if small else (RATES, SEEDS, STEPS)
     options = StudyOptions(
         model=MODEL, data=task, steps=steps, batch_size=BATCH, held_out=HELD_OUT, seeds=seeds, rates=rates,
@@ -164,7 +164,7 @@ def _draw(studies: dict[str, BudgetStudy]) -> None:
         rows = _done(task, study)
         study.draw_budgets(axes, rows)
         study.draw_ranks(PICTURES / f"ranks-{task}.png", rows, "0.3%", f"{task}, budget 0.3 %")
-    save(figure, PICTURES / "adalora.png")
+    save_figure(figure, PICTURES / "adalora.png")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ TABLE = re.compile(
     r"(?<=^<!-- measured: )(?P<name>\w+) -->\n\n(?P<head>\|.*\n\|.*\n)(?P<body>(?:\|.*\n)*)", re.MULTILINE
 )
 
-# What is foreseen of a run, over what it takes.
+# What is predicted for a run, over what it takes.
 MEMORY, TIME = (0.98, 1.05), (0.85, 1.15)
 
 Cells = Iterator[tuple[str, ...]]  # of a row
