@@ -295,7 +295,7 @@ def test_spectrum(studied, tiny_folder, tiny_encoder, kind):
         assert 0 <= row["phi_a"] <= 1
         assert 0 <= row["phi_b"] <= 1
         assert row["name"] in ("ranks 2 and 4 of one seed", "rank 4 of two seeds")
-    assert "on the base alone, keeps" in found or "no gain in accuracy" in found
+    assert "keeps this share of the gain in" in found or "no gain in accuracy" in found
     assert "φ of rank 4 of two seeds" in found
 
 
