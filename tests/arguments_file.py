@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 import types
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -40,6 +40,8 @@ def text_of(kind: Any) -> str:
     """A field's type as it is written; one item where a list is meant is a list of one."""
     if get_origin(kind) is Literal:
         return f"Literal[{', '.join(repr(value) for value in get_args(kind))}]".replace("'", '"')
+    if get_origin(kind) is Annotated:
+        return text_of(get_args(kind)[0])
     if get_origin(kind) in (Union, types.UnionType):
         return " | ".join(text_of(part) for part in get_args(kind))
     if get_origin(kind) is list:

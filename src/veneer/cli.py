@@ -102,7 +102,7 @@ def train(run_yaml: Path | None, resume: Path | None, **options: Any) -> None:
     Options come from flags, from RUN.yaml (the same names, with _ for -), or both; a flag wins.
 
     \b
-    veneer train --model smollm2-135m-instruct --data bbc-topics --steps 100 --learning-rate 1e-3 --output runs/bbc
+    veneer train --model smollm2-135m-instruct --data bbc-topics --steps 100 --output runs/bbc
     veneer train runs/bbc/config.yaml --rank 16 --output runs/bbc-r16
     veneer train --resume runs/bbc
     """
@@ -272,13 +272,13 @@ def watch(run: Path) -> None:
     show(run)
 
 
-@cli.command(short_help="Measure a trade-off: rank, matrices, methods, storage, budget or spectrum.")
+@cli.command(short_help="Measure a trade-off: learning rate, rank, matrices, methods, storage, budget or spectrum.")
 @click.argument("kind", metavar="KIND")
 @flags(StudyOptions, first=("model", "data", "output", "seeds", "steps"))
 def study(kind: str, **options: Any) -> None:
     """Train and measure what KIND compares, and write the rows, a plot and the findings to a folder.
 
-    KIND is rank, matrices, methods, storage, budget or spectrum. A run that has its row is not repeated.
+    KIND is learning-rate, rank, matrices, methods, storage, budget or spectrum. A run that has its row is not repeated.
 
     \b
     veneer study rank --data rows.jsonl --seeds 0,1,2 --steps 200

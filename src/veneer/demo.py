@@ -18,7 +18,7 @@ from veneer.training.config import TrainConfig
 MODEL = "smollm2-135m-instruct"
 _OPTIONS: dict[str, Any] = {
     "model": MODEL, "data": BBC_TOPICS, "held_out": 400, "steps": 100, "batch_size": 16, "rank": 8,
-    "learning_rate": 1e-3, "evaluate_every": 0,
+    "evaluate_every": 0,
 }  # fmt: skip
 _SHOWN = 3
 

@@ -125,13 +125,22 @@ def _explain(error: ValidationError, options: type[Options]) -> str:
     clauses = [f"Needed and not given: {', '.join(needed)}."] if needed else []
     unknown = [str(problem["loc"][-1]) for problem in problems if problem["type"] == "extra_forbidden"]
     clauses += unknown_options(unknown, options)
+    invalid: dict[tuple[str, str], list[str]] = {}  # option and value → why not, for each type that it may have
     for problem in problems:
-        name = ".".join(str(part) for part in problem["loc"]) or options.__name__
         if problem["type"] == "value_error":
             clauses.append(f"{problem['msg'].removeprefix('Value error, ')}")
         elif problem["type"] not in ("missing", "extra_forbidden"):
-            clauses.append(f"{options.__name__}: {name} = {shown(problem['input'])} is not valid: {problem['msg']}.")
+            name = ".".join(str(part) for part in problem["loc"] if not _is_type(part)) or options.__name__
+            invalid.setdefault((name, shown(problem["input"])), []).append(problem["msg"])
+    for (name, value), reasons in invalid.items():
+        why = ", or ".join([reasons[0], *(reason.removeprefix("Input should be ") for reason in reasons[1:])])
+        clauses.append(f"{options.__name__}: {name} = {value} is not valid: {why}.")
     return " ".join(clauses)
+
+
+def _is_type(part: int | str) -> bool:
+    """Whether a part of pydantic's place of a problem is one of the types that an option may have."""
+    return str(part) in ("float", "int", "str", "bool") or str(part).startswith(("literal[", "constrained-"))
 
 
 def unknown_options(names: list[str], options: type[Options]) -> list[str]:

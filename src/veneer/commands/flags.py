@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 from pydantic.fields import FieldInfo
@@ -103,8 +103,11 @@ def _metavar(kind: Any) -> str:
         return "NAME=VALUE,…"
     if any(get_origin(part) is list for part in parts):
         return "A,B,…"
-    return {int: "N", float: "X"}.get(parts[0], "TEXT")
+    name = {int: "N", float: "X"}.get(parts[0], "TEXT")
+    return f"{name}|auto" if any(get_origin(part) is Literal and "auto" in get_args(part) for part in parts) else name
 
 
 def _parts(kind: Any) -> tuple[Any, ...]:
-    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    """The types that an option may have, without the limits of their values."""
+    parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    return tuple(get_args(part)[0] if get_origin(part) is Annotated else part for part in parts)

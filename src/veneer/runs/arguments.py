@@ -94,14 +94,14 @@ class TrainArguments(Needed, total=False):
     """Tokens of a row; longer rows are cut, and counted."""
     steps: int | None
     """Optimizer steps. Default: as many as the epochs take."""
-    epochs: float
-    """Times through the rows, when steps is not given."""
+    epochs: float | Literal["auto"]
+    """Times through the rows, when steps is not given; auto: once, and more often through few rows."""
     batch_size: int
     """Rows in an optimizer step."""
     micro_batch_size: int | None
     """Rows in one pass, to save memory; does not change the result. Default: batch_size."""
-    learning_rate: float
-    """Highest learning rate of AdamW."""
+    learning_rate: float | Literal["auto"]
+    """Highest learning rate of AdamW; auto: by the method and the model's width."""
     schedule: Literal["constant", "linear", "cosine"]
     """Learning rate after warm-up."""
     warmup: float
@@ -125,10 +125,12 @@ class TrainArguments(Needed, total=False):
     available."""
     check_memory: bool
     """Refuse a run that clearly cannot fit the memory, before it starts."""
-    evaluate_every: int
-    """Steps between held-out evaluations; 0: at the end only."""
-    patience: int
-    """Stop after this many evaluations in a row without a better held-out loss; 0: never."""
+    evaluate_every: int | Literal["auto"]
+    """Steps between held-out evaluations; 0: at the end only; auto: 50, or an epoch of few rows, or more where
+    many rows are held out."""
+    patience: int | Literal["auto"]
+    """Stop after this many evaluations in a row without a better held-out loss; 0: never; auto: 3 where auto
+    chose several epochs, else never."""
     checkpoint_every: int
     """Steps between checkpoints, from which a run resumes."""
     keep_checkpoints: int
@@ -144,10 +146,10 @@ class ResumeArguments(TypedDict, total=False):
 
     steps: int | None
     """Optimizer steps. Default: as many as the epochs take."""
-    epochs: float
-    """Times through the rows, when steps is not given."""
-    learning_rate: float
-    """Highest learning rate of AdamW."""
+    epochs: float | Literal["auto"]
+    """Times through the rows, when steps is not given; auto: once, and more often through few rows."""
+    learning_rate: float | Literal["auto"]
+    """Highest learning rate of AdamW; auto: by the method and the model's width."""
     schedule: Literal["constant", "linear", "cosine"]
     """Learning rate after warm-up."""
     warmup: float
@@ -160,10 +162,12 @@ class ResumeArguments(TypedDict, total=False):
     """Rows in one pass, to save memory; does not change the result. Default: batch_size."""
     gradient_checkpointing: bool
     """Recompute activations in the backward pass: less memory, about a third slower."""
-    evaluate_every: int
-    """Steps between held-out evaluations; 0: at the end only."""
-    patience: int
-    """Stop after this many evaluations in a row without a better held-out loss; 0: never."""
+    evaluate_every: int | Literal["auto"]
+    """Steps between held-out evaluations; 0: at the end only; auto: 50, or an epoch of few rows, or more where
+    many rows are held out."""
+    patience: int | Literal["auto"]
+    """Stop after this many evaluations in a row without a better held-out loss; 0: never; auto: 3 where auto
+    chose several epochs, else never."""
     checkpoint_every: int
     """Steps between checkpoints, from which a run resumes."""
     keep_checkpoints: int
@@ -268,14 +272,14 @@ class PlanArguments(TypedDict, total=False):
     """Tokens of a row; longer rows are cut, and counted."""
     steps: int | None
     """Optimizer steps. Default: as many as the epochs take."""
-    epochs: float
-    """Times through the rows, when steps is not given."""
+    epochs: float | Literal["auto"]
+    """Times through the rows, when steps is not given; auto: once, and more often through few rows."""
     batch_size: int
     """Rows in an optimizer step."""
     micro_batch_size: int | None
     """Rows in one pass, to save memory; does not change the result. Default: batch_size."""
-    learning_rate: float
-    """Highest learning rate of AdamW."""
+    learning_rate: float | Literal["auto"]
+    """Highest learning rate of AdamW; auto: by the method and the model's width."""
     schedule: Literal["constant", "linear", "cosine"]
     """Learning rate after warm-up."""
     warmup: float
@@ -299,10 +303,12 @@ class PlanArguments(TypedDict, total=False):
     available."""
     check_memory: bool
     """Refuse a run that clearly cannot fit the memory, before it starts."""
-    evaluate_every: int
-    """Steps between held-out evaluations; 0: at the end only."""
-    patience: int
-    """Stop after this many evaluations in a row without a better held-out loss; 0: never."""
+    evaluate_every: int | Literal["auto"]
+    """Steps between held-out evaluations; 0: at the end only; auto: 50, or an epoch of few rows, or more where
+    many rows are held out."""
+    patience: int | Literal["auto"]
+    """Stop after this many evaluations in a row without a better held-out loss; 0: never; auto: 3 where auto
+    chose several epochs, else never."""
     checkpoint_every: int
     """Steps between checkpoints, from which a run resumes."""
     keep_checkpoints: int

@@ -21,8 +21,9 @@ from veneer.models.source import resolve
 from veneer.runs.folder import RunFolder
 from veneer.runs.preflight import check_disk
 from veneer.runs.prepare import Prepared
+from veneer.training.automatic import Size, automatic
 from veneer.training.batches import Batches
-from veneer.training.config import TrainConfig
+from veneer.training.config import RunConfig, TrainConfig
 from veneer.training.eight_bit import state_bytes
 from veneer.training.loss import Loss, tokens_gone_through
 from veneer.training.own_weights import train_own_weights, trained_tensors
@@ -39,6 +40,8 @@ class Begun:
     """A run that is ready for its first step, with nothing of it written yet."""
 
     prepared: Prepared
+    config: RunConfig  # what was asked, with the numbers that auto stands for
+    chosen: dict[str, Any]  # those numbers
     folder: RunFolder
     rows: list[Tokens]
     held_out: list[Tokens]
@@ -50,10 +53,6 @@ class Begun:
     allocator: Allocator | None
     optimizer: torch.optim.Optimizer
     loss: Loss
-
-    @property
-    def config(self) -> TrainConfig:
-        return self.prepared.config
 
     @property
     def model(self) -> Any:
@@ -77,11 +76,14 @@ class Begun:
 
 def begin(prepared: Prepared) -> Begun:
     """Raises what the rows, the targets, the disk or the options make impossible, as VeneerError."""
-    config, model, folder = prepared.config, prepared.model, RunFolder(prepared.config.output)
+    asked, model, folder = prepared.config, prepared.model, RunFolder(prepared.config.output)
     rows, report = prepared.renderer.all(prepared.train)
     held_out, more = prepared.renderer.all(prepared.held_out) if prepared.held_out else ([], None)
-    torch.manual_seed(config.seed)
-    batches = Batches(rows, config.batch_size, config.seed)
+    torch.manual_seed(asked.seed)
+    batches = Batches(rows, asked.batch_size, asked.seed)
+    chosen = automatic(asked, Size(_width(model), batches.per_epoch, len(held_out)))
+    chosen |= {name: number for name, number in folder.chosen().items() if name in chosen}  # a run that goes on
+    config = RunConfig.of(asked, chosen)
     total = config.steps or max(1, math.ceil(config.epochs * batches.per_epoch))
     with_adapter = bool(adapters_of(model).configs)
     if not with_adapter:
@@ -97,7 +99,8 @@ def begin(prepared: Prepared) -> Begun:
     loss = Loss(model, renderer.pad, rows[0], kind=renderer.kind, smoothing=config.label_smoothing)
     reports = [report] if more is None else [report, more]
     return Begun(
-        prepared, folder, rows, held_out, reports, batches, total, with_adapter, trained, allocator, optimizer, loss
+        prepared, config, chosen, folder, rows, held_out, reports, batches, total, with_adapter, trained, allocator,
+        optimizer, loss,
     )  # fmt: skip
 
 
@@ -131,6 +134,12 @@ def notes_on(name: str) -> list[str]:
     except ModelError:
         return [f"{name} is no name that load finds, so this run can be neither resumed nor evaluated from its folder."]
     return []
+
+
+def _width(model: Any) -> int:
+    """The width of the hidden states; the embedding's where the config does not say it."""
+    width = getattr(model.config.get_text_config(), "hidden_size", None)
+    return int(width or model.get_input_embeddings().weight.shape[1])
 
 
 def _let_train(model: Any, config: TrainConfig, total: int, folder: RunFolder) -> None:
@@ -178,7 +187,7 @@ def _check_disk(
     )  # fmt: skip
 
 
-def _optimizer(config: TrainConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
+def _optimizer(config: RunConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
     """Either takes the same steps, to the last bit, except with states in 8 bits."""
     rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "paged-adamw":

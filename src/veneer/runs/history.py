@@ -143,7 +143,8 @@ class RunHistory:
         """As the loop judges it, by the last checkpoint, which is written when it ends: patience is counted there."""
         saved = self.folder.latest_checkpoint()
         state = _json(saved / "state.json", []) if saved else {}
-        return self.total is None or self.step >= self.total or 0 < self.config.patience <= state.get("worse", 0)
+        patience = self.rows.get("chosen", {}).get("patience", self.config.patience)
+        return self.total is None or self.step >= self.total or 0 < patience <= state.get("worse", 0)
 
     def seconds(self) -> list[float]:
         """What each step took. Metrics hold its speed, and the tokens of all steps so far."""

@@ -26,6 +26,7 @@ from veneer.runs.memory import Outlook, PlanAfterFirstStep, Process, look_before
 from veneer.runs.preflight import check_new_run, check_writable
 from veneer.runs.prepare import Prepared, prepare, take_given
 from veneer.threads import said
+from veneer.training.automatic import sentence
 from veneer.training.callbacks import Callback
 from veneer.training.checkpoint import forget_lost_best, load_checkpoint, save_checkpoint
 from veneer.training.config import TrainConfig
@@ -193,9 +194,9 @@ def _write_beginning(begun: Begun, state: State, *, new: bool) -> None:
     for name, rows in begun.prepared.given.items():
         with atomic_file(name) as temporary:
             write_rows(rows, temporary)
-    begun.config.write(folder.config_file)
+    begun.prepared.config.write(folder.config_file)
     for file, values in (
-        (folder.rows_file, {**begun.prepared.facts(), "steps": begun.total}),
+        (folder.rows_file, {**begun.prepared.facts(), "steps": begun.total, "chosen": begun.chosen}),
         (folder.environment_file, environment(torch.get_num_threads())),
     ):
         write_text(file, json.dumps(values, indent=2) + "\n")
@@ -235,11 +236,13 @@ def _introduce(progress: RunProgress, begun: Begun, state: State) -> None:
     counts = f"{len(begun.rows):,} rows to train on, {len(begun.held_out):,} held out"
     progress.note(f"{config.model}, {config.storage}: {str(begun.trained).splitlines()[-1]}")
     progress.note(f"{counts}; {begun.total:,} steps of {config.batch_size}")
+    if chosen := sentence(config, begun.chosen):
+        progress.note(chosen)
     if state.step:
         progress.note(f"Resumed after step {state.step}.")
-    reported = [sentence for report in begun.reports for sentence in report.sentences(prepared.renderer.max_length)]
-    for sentence in said() + prepared.notes + reported:
-        progress.note(sentence)
+    reported = [line for report in begun.reports for line in report.sentences(prepared.renderer.max_length)]
+    for note in said() + prepared.notes + reported:
+        progress.note(note)
 
 
 @contextmanager

@@ -8,16 +8,16 @@ from __future__ import annotations
 import json
 import statistics
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from veneer.errors import DivergedError, TrainingError
 from veneer.studies.config import StudyOptions
 from veneer.studies.numbers import Metric
 from veneer.studies.plots import errorbars, new_figure, save_figure
 from veneer.studies.study import MEASURED, Job, Row, Study
-from veneer.studies.trained import trained
+from veneer.studies.trained import rate_taken, trained
 
-METHODS = {"LoRA": 1.0, "AdaLoRA": 4.0}  # and the factor on LoRA's learning rate where it is not tuned
+METHODS = ("LoRA", "AdaLoRA")
 TUNING_SEED = 100
 _RANKS = (1, 2, 4)
 
@@ -42,7 +42,7 @@ class BudgetStudy(Study):
         ranks = options.ranks or list(_RANKS)
         self.budgets = budgets or {f"rank {rank}": {"rank": rank} for rank in ranks}
 
-    def job(self, budget: str, method: str, rate: float, seed: int) -> Job:
+    def job(self, budget: str, method: str, rate: float | Literal["auto"], seed: int) -> Job:
         run = self.run(seed, learning_rate=rate)
         options = {"budget": budget, "method": method, "lora": self.budgets[budget], "run": run}
         return Job(self.name, "trained", options)
@@ -58,11 +58,11 @@ class BudgetStudy(Study):
                     jobs += [self.job(budget, method, rate, seed) for seed in self.options.seeds]
         return jobs
 
-    def rate(self, rows: list[Row], budget: str, method: str) -> float | None:
+    def rate(self, rows: list[Row], budget: str, method: str) -> float | Literal["auto"] | None:
         """The best rate on the tuning seed, of equal ones the first; None before all rates were tried there. Raises
         TrainingError where the runs of all diverged."""
         if not self.options.rates:
-            return METHODS[method] * self.options.learning_rate
+            return self.rate_for(method.lower())
         by_run = {row["run"]: row for row in rows}
         tried = [by_run.get(self.job(budget, method, rate, TUNING_SEED).key) for rate in self.options.rates]
         done = [row for row in tried if row is not None]
@@ -86,16 +86,22 @@ class BudgetStudy(Study):
         run = {**options["run"], **options["lora"]}
         if options["method"] == "AdaLoRA":
             run = {**options["run"], "method": "adalora", "budget": str(_parameters(run, options["lora"]))}
-        own = {name: options[name] for name in ("budget", "method")} | {"learning_rate": run["learning_rate"]}
+        own = {name: options[name] for name in ("budget", "method")}
         own |= {"tuning": int(run["seed"] == TUNING_SEED), "ranks": None}
         try:
             folder, measured = trained(run, runs)
         except DivergedError:
             if not own["tuning"]:
                 raise
-            return [own | dict.fromkeys(MEASURED) | {"seed": run["seed"]}]  # the rate is none to choose
+            none = dict.fromkeys(MEASURED)  # the rate is none to choose
+            return [own | none | {"learning_rate": run["learning_rate"], "seed": run["seed"]}]
         ranks, parameters = _ranks(folder / "adapter")
-        return [own | measured | {"parameters": parameters, "ranks": json.dumps(ranks)}]
+        return [
+            own
+            | {"learning_rate": rate_taken(folder)}
+            | measured
+            | {"parameters": parameters, "ranks": json.dumps(ranks)}
+        ]
 
     def findings(self, rows: list[Row]) -> str:
         metric = self._metric(rows)

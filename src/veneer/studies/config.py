@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from veneer.errors import shown
 from veneer.options import Options
+from veneer.training.config import Positive
 
 
 class StudyOptions(Options):
@@ -23,14 +24,18 @@ class StudyOptions(Options):
     steps: int = Field(default=100, ge=1, description="Optimizer steps of a run.")
     batch_size: int = Field(default=16, ge=1, description="Rows in an optimizer step.")
     held_out: int = Field(default=400, ge=1, description="Rows kept from training to measure on.")
-    learning_rate: float = Field(
-        default=1e-3,
-        gt=0,
-        description="Highest learning rate of LoRA; other methods have it times a factor of their own.",
+    learning_rate: Positive | Literal["auto"] = Field(
+        default="auto",
+        description="Highest learning rate of LoRA; other methods have it times a factor of their own. auto: as in "
+        "train.",
     )
     rates: list[float] = Field(
         default=[],
-        description="budget: learning rates to choose from, for each method and budget, on a seed of its own.",
+        description="budget: learning rates to choose from, for each method and budget, on a seed of its own; "
+        "learning-rate: those to compare. Default: around the one that auto chooses.",
+    )
+    methods: list[Literal["lora", "adalora", "full", "bias", "head"]] = Field(
+        default=["lora"], min_length=1, description="learning-rate: the methods whose rates are compared."
     )
     ranks: list[int] = Field(
         default=[], description="Ranks to compare. Default: 1,2,4,8,16,32; of budget: 1,2,4; of spectrum: LoRA's, 4,16."
@@ -41,10 +46,10 @@ class StudyOptions(Options):
         description="Spread the runs over this Ray cluster: its address, auto, or local for a new one here.",
     )
 
-    @field_validator("seeds", "ranks", "rates")
+    @field_validator("seeds", "ranks", "rates", "methods")
     @classmethod
     def _each_once(cls, values: list[Any]) -> list[Any]:
-        if any(value < 0 for value in values) or len(set(values)) < len(values):
+        if any(not isinstance(value, str) and value < 0 for value in values) or len(set(values)) < len(values):
             raise ValueError(f"{shown(values)} holds a value twice, or one below zero.")
         return values
 

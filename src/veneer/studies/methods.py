@@ -10,17 +10,15 @@ from veneer.errors import TargetError
 from veneer.studies.numbers import Metric, grouped
 from veneer.studies.plots import new_figure, save_figure
 from veneer.studies.study import MEASURED, Job, Row, Study
-from veneer.studies.trained import trained
+from veneer.studies.trained import rate_taken, trained
 
-# Method → its options, and the factor on LoRA's learning rate: of rates tried on a seed that is none of a study's, the
-# best for MiniLM, which are about the usual ones; for AdaLoRA 4 to 16 was best (docs/adalora.md).
-METHODS: dict[str, tuple[dict[str, Any], float]] = {
-    "full": ({"method": "full"}, 0.05),
-    "LoRA": ({}, 1.0),
-    "AdaLoRA": ({"method": "adalora"}, 4.0),
-    "QLoRA": ({"storage": "nf4"}, 1.0),
-    "biases": ({"method": "bias"}, 4.0),
-    "head": ({"method": "head"}, 16.0),
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"method": "full"},
+    "LoRA": {"method": "lora"},
+    "AdaLoRA": {"method": "adalora"},
+    "QLoRA": {"method": "lora", "storage": "nf4"},
+    "biases": {"method": "bias"},
+    "head": {"method": "head"},
 }
 _RANKED = {"LoRA": "rank", "QLoRA": "rank", "AdaLoRA": "target_rank"}
 
@@ -31,9 +29,9 @@ class MethodsStudy(Study):
     columns: ClassVar = {"method": "full, LoRA, AdaLoRA, QLoRA, biases, or head", "learning_rate": "highest one"}
 
     def run_of(self, method: str, seed: int) -> dict[str, Any]:
-        options, factor = METHODS[method]
+        options = METHODS[method]
         ranked = {_RANKED[method]: self.options.rank} if method in _RANKED else {}
-        return self.run(seed, **{**options, **ranked, "learning_rate": factor * self.options.learning_rate})
+        return self.run(seed, **options, **ranked, learning_rate=self.rate_for(options["method"]))
 
     def jobs(self, rows: list[Row]) -> list[Job]:
         return [
@@ -44,13 +42,15 @@ class MethodsStudy(Study):
 
     @classmethod
     def work(cls, what: str, options: dict[str, Any], runs: Path) -> list[Row]:
-        row = {"method": options["method"], "learning_rate": options["run"]["learning_rate"]}
+        row = {"method": options["method"]}
         try:
-            return [row | trained(options["run"], runs)[1]]
+            folder, measured = trained(options["run"], runs)
+            return [row | {"learning_rate": rate_taken(folder)} | measured]
         except TargetError:
             if options["method"] != "biases":
                 raise
-            return [row | dict.fromkeys(MEASURED) | {"seed": options["run"]["seed"]}]  # a model without any
+            none = dict.fromkeys(("learning_rate", *MEASURED))  # a model without any biases
+            return [row | none | {"seed": options["run"]["seed"]}]
 
     def findings(self, rows: list[Row]) -> str:
         there = [row for row in rows if row["loss"] is not None]

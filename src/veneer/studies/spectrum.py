@@ -14,7 +14,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
-from veneer.studies.methods import METHODS
 from veneer.studies.numbers import Metric, grouped
 from veneer.studies.plots import errorbars, new_figure, save_figure
 from veneer.studies.study import Job, Row, Study
@@ -48,9 +47,7 @@ class SpectrumStudy(Study):
         return self.options.ranks or list(LORA_RANKS)
 
     def jobs(self, rows: list[Row]) -> list[Job]:
-        options, factor = METHODS["full"]
-        rate = factor * self.options.learning_rate
-        full = [self.run(seed, **options, learning_rate=rate) for seed in self.options.seeds]
+        full = [self.run(seed, method="full", learning_rate=self.rate_for("full")) for seed in self.options.seeds]
         lora = {(seed, rank): self.run(seed, rank=rank) for seed in self.options.seeds for rank in self.ranks}
         jobs = [Job(self.name, "full", {"run": run}) for run in full]
         jobs += [Job(self.name, "LoRA", {"rank": rank, "run": run}) for (_, rank), run in lora.items()]

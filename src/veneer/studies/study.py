@@ -10,10 +10,11 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from veneer.data.bbc import BBC_TOPICS
 from veneer.studies.config import StudyOptions
+from veneer.training.automatic import RATES
 
 Row = dict[str, Any]  # column → number, text, or None
 
@@ -100,6 +101,11 @@ class Study(ABC):
         """How much was run, to begin the findings with."""
         seeds = len(self.options.seeds)
         return f"{seeds} seed{'s' if seeds > 1 else ''} of {self.options.steps} steps"
+
+    def rate_for(self, method: str) -> float | Literal["auto"]:
+        """The learning rate of a run: what is given for LoRA, times the factor of ``method``; or auto."""
+        given = self.options.learning_rate
+        return given if given == "auto" else float(f"{given * RATES[method] / RATES['lora']:.3g}")
 
     def run(self, seed: int, **over: Any) -> dict[str, Any]:
         """The options of a training run, as `work.run_config` takes them."""

@@ -44,6 +44,14 @@ def trained(options: dict[str, Any], runs: Path) -> tuple[Path, Row]:
     return folder, row
 
 
+def rate_taken(folder: Path) -> float:
+    """The highest learning rate of the run in ``folder``."""
+    from veneer.runs.folder import RunFolder
+
+    run = RunFolder(folder)
+    return float(run.chosen().get("learning_rate") or run.config().learning_rate)
+
+
 def _train(config: TrainConfig, folder: Path) -> Row:
     from rich.console import Console
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -14,6 +14,9 @@ from veneer.files import write_text
 from veneer.frozen.config import BlockwiseOptions, Storage
 from veneer.options import Options, memory_size
 from veneer.updates.config import AdaLoRA, AllocationOptions, LoRA, UpdateOptions
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
 
 
 class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
@@ -44,14 +47,19 @@ class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
     max_length: int = Field(default=1024, ge=2, description="Tokens of a row; longer rows are cut, and counted.")
 
     steps: int | None = Field(default=None, ge=1, description="Optimizer steps. Default: as many as the epochs take.")
-    epochs: float = Field(default=1.0, gt=0, description="Times through the rows, when steps is not given.")
+    epochs: Positive | Literal["auto"] = Field(
+        default="auto",
+        description="Times through the rows, when steps is not given; auto: once, and more often through few rows.",
+    )
     batch_size: int = Field(default=16, ge=1, description="Rows in an optimizer step.")
     micro_batch_size: int | None = Field(
         default=None,
         ge=1,
         description="Rows in one pass, to save memory; does not change the result. Default: batch_size.",
     )
-    learning_rate: float = Field(default=2e-4, gt=0, description="Highest learning rate of AdamW.")
+    learning_rate: Positive | Literal["auto"] = Field(
+        default="auto", description="Highest learning rate of AdamW; auto: by the method and the model's width."
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="linear", description="Learning rate after warm-up."
     )
@@ -82,11 +90,15 @@ class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
     check_memory: bool = Field(
         default=True, description="Refuse a run that clearly cannot fit the memory, before it starts."
     )
-    evaluate_every: int = Field(default=50, ge=0, description="Steps between held-out evaluations; 0: at the end only.")
-    patience: int = Field(
-        default=0,
-        ge=0,
-        description="Stop after this many evaluations in a row without a better held-out loss; 0: never.",
+    evaluate_every: Count | Literal["auto"] = Field(
+        default="auto",
+        description="Steps between held-out evaluations; 0: at the end only; auto: 50, or an epoch of few rows, or "
+        "more where many rows are held out.",
+    )
+    patience: Count | Literal["auto"] = Field(
+        default="auto",
+        description="Stop after this many evaluations in a row without a better held-out loss; 0: never; auto: 3 where "
+        "auto chose several epochs, else never.",
     )
     checkpoint_every: int = Field(default=100, ge=1, description="Steps between checkpoints, from which a run resumes.")
     keep_checkpoints: int = Field(default=2, ge=1, description="Latest checkpoints that are kept.")
@@ -211,3 +223,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} does not hold options as 'name: value' lines.")
     return {str(name): value for name, value in values.items()}
+
+
+class RunConfig(TrainConfig):
+    """The options of a run that has begun: numbers where ``auto`` was asked for."""
+
+    epochs: Positive
+    learning_rate: Positive
+    evaluate_every: Count
+    patience: Count
+
+    @classmethod
+    def of(cls, config: TrainConfig, chosen: dict[str, Any]) -> RunConfig:
+        """``config`` with the numbers that were chosen for its ``auto`` options; others of them are not looked at."""
+        return cls(
+            **config.changed(), **{name: number for name, number in chosen.items() if getattr(config, name) == "auto"}
+        )

@@ -18,7 +18,7 @@ from veneer.errors import DivergedError, TrainingError
 from veneer.training.batches import Batches
 from veneer.training.callbacks import Callback, EvaluationRecord, StepRecord
 from veneer.training.checkpoint import save_best, save_checkpoint
-from veneer.training.config import TrainConfig
+from veneer.training.config import RunConfig
 from veneer.training.interrupt import StopRequest
 from veneer.training.loss import Loss
 from veneer.training.metrics import Metrics
@@ -38,7 +38,7 @@ class Interrupted(TrainingError):
 class Run:
     """The parts of a run, put together."""
 
-    config: TrainConfig
+    config: RunConfig
     folder: Path  # the run's, named in messages
     checkpoints: Path
     best: Path

@@ -79,7 +79,7 @@ def test_a_flag_wins_over_yaml_and_yaml_over_the_default(yaml_file, veneer_comma
     path = yaml_file(rank=4, learning_rate=3e-3, rslora=True)
     assert veneer_command("train", path, "--rank", 2, "--no-rslora").code == 0
     config = TrainConfig.read(tmp_path / "run" / "config.yaml")
-    assert (config.rank, config.learning_rate, config.rslora, config.epochs) == (2, 3e-3, False, 1.0)
+    assert (config.rank, config.learning_rate, config.rslora, config.seed) == (2, 3e-3, False, 0)
     # A run's own config starts another run.
     done = veneer_command("train", tmp_path / "run" / "config.yaml", "--output", tmp_path / "again")
     assert done.code == 0
@@ -138,7 +138,10 @@ def test_yaml_files_that_are_none(refused, tmp_path):
         (["--rank", "abc"], "TrainConfig: rank = 'abc' is not valid: Input should be a valid integer"),
         (["--rank", "0"], "TrainConfig: rank = '0' is not valid: Input should be greater than or equal to 1."),
         (["--rank", "4.5"], "TrainConfig: rank = '4.5' is not valid: Input should be a valid integer"),
-        (["--learning-rate", "-1"], "TrainConfig: learning_rate = '-1' is not valid: Input should be greater than 0."),
+        (
+            ["--learning-rate", "-1"],
+            "TrainConfig: learning_rate = '-1' is not valid: Input should be greater than 0, or 'auto'.",
+        ),
         (["--dropout", "1"], "TrainConfig: dropout = '1' is not valid: Input should be less than 1."),
         (["--rank-pattern", "q_proj"], "--rank-pattern 'q_proj' is not of the form name=value,name=value."),
         (["--rank-pattern", "q_proj=many"], "TrainConfig: rank_pattern.q_proj = 'many' is not valid: Input should be"),

@@ -20,6 +20,7 @@ from veneer.studies.budget import TUNING_SEED, BudgetStudy
 from veneer.studies.config import StudyOptions
 from veneer.studies.folder import read_study_rows
 from veneer.studies.kinds import STUDIES
+from veneer.studies.learning_rate import LearningRateStudy
 from veneer.studies.matrices import CHOICES, placed
 from veneer.studies.methods import MethodsStudy
 from veneer.studies.numbers import Metric
@@ -30,6 +31,7 @@ from veneer.studies.storage import STORAGES, StorageStudy, bits_and_error
 from veneer.studies.study import MEASURED, key_of, located
 from veneer.studies.trained import trained
 from veneer.studies.work import work
+from veneer.training.automatic import rate_of
 from veneer.updates.select import modules_of
 
 pytestmark = pytest.mark.unit
@@ -165,7 +167,7 @@ def test_methods(studied, tiny_folder, tiny_encoder, tmp_path):
     assert list(by) == ["full", "LoRA", "AdaLoRA", "QLoRA", "biases", "head"]
     assert by["full"]["parameters"] > by["head"]["parameters"] > 0
     assert by["LoRA"]["parameters"] == by["QLoRA"]["parameters"] == pytest.approx(by["AdaLoRA"]["parameters"], rel=0.2)
-    assert by["full"]["learning_rate"] == pytest.approx(0.05 * by["LoRA"]["learning_rate"])
+    assert by["full"]["learning_rate"] == pytest.approx(0.1 * by["LoRA"]["learning_rate"])
     assert by["biases"]["loss"] is None, "a Llama has none"
     assert found.endswith("This model's layers have no biases.")
     rows, found = (
@@ -184,6 +186,26 @@ def _run(model: Path, tmp_path: Path) -> dict[str, object]:
         "model": str(model), "data": str(tmp_path / "rows.jsonl"), "steps": 2, "batch_size": 8, "held_out": 16,
         "learning_rate": 1e-2, "evaluate_every": 0, "seed": 0,
     }  # fmt: skip
+
+
+def test_learning_rate(studied, tiny_folder):
+    rows, findings = studied(
+        "learning-rate", tiny_folder, rates=[1e-3, 1e30], methods=["lora", "full"], learning_rate="auto", seeds=[0, 1]
+    )
+    by = {(row["method"], row["chosen"], row["learning_rate"]): row for row in rows if row["seed"] == 0}
+    autos = {method: rate_of(method, 32, 6) for method in ("lora", "full")}
+    given = [("given", 1e-3), ("given", 1e30)]
+    assert list(by) == [(m, *rate) for m in ("lora", "full") for rate in (("auto", autos[m]), *given)]
+    assert by["full", "given", 1e30]["loss"] is None
+    assert "lora, held-out accuracy: 0.001 " in findings, findings
+    assert "The best is " in findings
+    assert "Diverged: 1e+30." in findings
+
+
+def test_the_rates_to_compare_are_around_autos():
+    study = LearningRateStudy(StudyOptions(methods=["adalora"]))
+    assert study.rates("adalora") == ["auto", 0.0009, 0.003, 0.009, 0.09]
+    assert {job.options["run"]["learning_rate"] for job in study.jobs([])} == set(study.rates("adalora"))
 
 
 def test_storage(studied, tiny_folder):
@@ -407,7 +429,7 @@ def test_the_held_out_loss_is_measured_once(tiny_folder, rows_file, tmp_path):
 
 
 def test_every_study_of_the_command_is_there():
-    assert list(STUDIES) == ["rank", "matrices", "methods", "storage", "budget", "spectrum"]
+    assert list(STUDIES) == ["learning-rate", "rank", "matrices", "methods", "storage", "budget", "spectrum"]
     assert all(study.title.endswith("?") for study in STUDIES.values())
     assert {StorageStudy, SpectrumStudy} <= set(STUDIES.values())
 

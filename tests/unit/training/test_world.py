@@ -13,7 +13,8 @@ import tiny
 import veneer
 from veneer.data.labels import Tokens
 from veneer.training import loop
-from veneer.training.config import TrainConfig
+from veneer.training.automatic import Size, automatic
+from veneer.training.config import RunConfig, TrainConfig
 from veneer.training.loss import Loss
 from veneer.training.own_weights import trained_tensors
 from veneer.training.state import State
@@ -55,7 +56,8 @@ class _OfTwo:
 
 
 def _run(model, world, **parts):
-    config = TrainConfig(model="m", data="d", output="o", batch_size=4, micro_batch_size=1)
+    asked = TrainConfig(model="m", data="d", output="o", batch_size=4, micro_batch_size=1)
+    config = RunConfig.of(asked, automatic(asked, Size(64, 1, 0)))
     optimizer = torch.optim.AdamW([p for p in trained_tensors(model).values() if p.requires_grad], 1e-2)
     names = ("folder", "checkpoints", "best", "batches", "held_out", "metrics", "stop")
     parts = {**dict.fromkeys(names), "total": 1, **parts}

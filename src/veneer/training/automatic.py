@@ -1,0 +1,68 @@
+"""What ``auto`` stands for in a run: its learning rate, its epochs, and when it is measured and stopped. No torch here.
+
+The numbers are measured ones: docs/studies/learning-rate.md has the runs they come from, and what they gain.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from veneer.training.config import TrainConfig
+
+# Method → the highest learning rate, up to WIDTH and SHORT: full fine-tuning's is a tenth of LoRA's, whatever the rank.
+RATES = {"lora": 3e-3, "adalora": 3e-2, "full": 3e-4, "bias": 3e-3, "head": 1e-1}
+WIDTH = 576  # of SmolLM2's hidden states, the widest that was measured; a wider model has a rate lower by as much
+SHORT = 100  # steps; a run of four times as many has half the rate
+STEPS = 60  # that a run has at least, in as many epochs as that takes …
+EPOCHS = 10  # … but no more than these
+PATIENCE = 3  # evaluations without a better held-out loss, in a run whose epochs are repeated
+EVALUATE = 50  # steps between evaluations, where no epoch ends before
+
+
+class Size(NamedTuple):
+    """What the automatic options depend on besides the options themselves."""
+
+    width: int  # of the model's hidden states
+    per_epoch: int  # optimizer steps
+    held_out: int  # rows
+
+
+def automatic(config: TrainConfig, size: Size) -> dict[str, Any]:
+    """Option → its number, for each option of ``config`` that is ``auto``.
+
+    Example:
+        >>> config = TrainConfig(model="tiny", data="rows.jsonl", output="runs/first", held_out=16)
+        >>> automatic(config, Size(width=576, per_epoch=12, held_out=16))
+        {'learning_rate': 0.003, 'epochs': 5, 'evaluate_every': 12, 'patience': 3}
+    """
+    epochs = min(EPOCHS, math.ceil(STEPS / size.per_epoch)) if config.epochs == "auto" else config.epochs
+    total = config.steps or epochs * size.per_epoch
+    repeated = config.steps is None and config.epochs == "auto" and epochs > 1 and size.held_out > 0
+    # Measuring a row takes a third of the time of training on it: at most a sixth of the run's time is measuring.
+    every = max(math.ceil(2 * size.held_out / config.batch_size), min(EVALUATE, size.per_epoch))
+    numbers: dict[str, Any] = {
+        "learning_rate": rate_of(config.method, size.width, total),
+        "epochs": epochs,
+        "evaluate_every": every if total > size.per_epoch else max(every, EVALUATE),
+        "patience": PATIENCE if repeated else 0,
+    }
+    return {name: number for name, number in numbers.items() if getattr(config, name) == "auto"}
+
+
+def rate_of(method: str, width: int, steps: float) -> float:
+    """The highest learning rate of a method, to two digits, for a model whose hidden states are ``width`` wide.
+
+    Example:
+        >>> rate_of("lora", 576, 100), rate_of("full", 576, 100), rate_of("lora", 4096, 100), rate_of("lora", 576, 400)
+        (0.003, 0.0003, 0.00042, 0.0015)
+    """
+    return float(f"{RATES[method] * min(1.0, WIDTH / width) * min(1.0, (SHORT / steps) ** 0.5):.2g}")
+
+
+def sentence(config: TrainConfig, chosen: dict[str, Any]) -> str:
+    """What was chosen for ``config`` and changes its run, as it is printed; or nothing."""
+    idle = {"epochs"} if config.steps else set()
+    idle |= set() if chosen.get("patience") else {"evaluate_every", "patience"}
+    numbers = [f"{name} {number:g}" for name, number in chosen.items() if name not in idle]
+    return f"Chosen by auto: {', '.join(numbers)}." if numbers else ""
