@@ -13,7 +13,7 @@ from veneer.studies.study import MEASURED, Job, Row, Study
 from veneer.studies.trained import rate_taken, trained
 from veneer.training.automatic import RATES
 
-# Of the rate that auto has for a model as narrow as the packaged ones, where it is the middle of them.
+# Times the rate that auto has for a model as narrow as the packaged ones, where it is the middle of them.
 _FACTORS = (0.03, 0.1, 0.3, 3.0)
 
 
