@@ -232,12 +232,11 @@ def _take_steps(
 
 def _introduce(progress: RunProgress, begun: Begun, state: State) -> None:
     config, prepared = begun.config, begun.prepared
-    counts = f"{len(begun.rows):,} rows to train on, {len(begun.held_out):,} held out"
     progress.note(f"{config.model}, {config.storage}: {str(begun.trained).splitlines()[-1]}")
-    progress.note(f"{counts}; {begun.total:,} steps of {config.batch_size}")
+    progress.note(begun.steps.counts())
     if state.step:
         progress.note(f"Resumed after step {state.step}.")
-    reported = [sentence for report in begun.reports for sentence in report.sentences(prepared.renderer.max_length)]
+    reported = begun.steps.sentences(prepared.renderer.max_length)
     for sentence in said() + prepared.notes + reported:
         progress.note(sentence)
 
