@@ -31,6 +31,7 @@ class HostLoad:
         (number, busy, own), (_, busy_before, own_before) = now, self._before
         seconds = time.monotonic() - self._began
         others = busy - busy_before - (own - own_before)
+        others -= number / _ticks()  # for a count is behind by up to a tick
         return number * seconds - others < _ENOUGH * min(cores, number) * seconds
 
 
@@ -47,4 +48,9 @@ def _counted() -> tuple[int, float, float] | None:
     if not counts:
         return None
     own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return len(counts), ticks / os.sysconf("SC_CLK_TCK"), sum(used.ru_utime + used.ru_stime for used in own)
+    return len(counts), ticks / _ticks(), sum(used.ru_utime + used.ru_stime for used in own)
+
+
+def _ticks() -> int:
+    """The system's counts of a second."""
+    return os.sysconf("SC_CLK_TCK")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_MOST_DIGITS = 9  # after the point, beyond the usual ones: more than show a single byte
+_MOST_DIGITS = 7  # beyond the usual ones, by which GB show a single byte
 
 
 def amount(size: int, more_digits: int = 0) -> str:

@@ -119,12 +119,17 @@ def _save(folder: Path) -> None:
 
     from veneer.planning.plan import WORDS
 
-    draw, known = random.Random(0), words(_SIZES["vocab_size"])
-    lengths = [_TOKENS] * 2 * _ROWS + [draw.randrange(8, _TOKENS) for _ in range((_LENGTHS - 2) * _ROWS)]
-    texts = (" ".join(draw.choices(known[1:], k=length - 1)) for length in lengths)  # an end comes behind them
+    draw, known = random.Random(1), words(_SIZES["vocab_size"])
+    texts = (" ".join(draw.choices(known[1:], k=length - 1)) for length in _lengths())  # an end comes behind them
     Path(folder, _DATA).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     LlamaForCausalLM(LlamaConfig(**_SIZES)).save_pretrained(folder / "model")
     tokenizer_of(words(WORDS)).save_pretrained(folder / "model")  # what it takes depends on their number
+
+
+def _lengths() -> list[int]:
+    """Tokens of each row."""
+    draw = random.Random(0)
+    return [_TOKENS] * 2 * _ROWS + [draw.randrange(8, _TOKENS) for _ in range((_LENGTHS - 2) * _ROWS)]
 
 
 def words(count: int) -> list[str]:

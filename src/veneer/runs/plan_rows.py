@@ -1,5 +1,5 @@
-"""The rows of a run, planned before its model is loaded: they are read, rendered and put into steps as a run does it, by
-the tokenizer and the config alone."""
+"""The rows of a run that is planned before its model is loaded: they are read, rendered and put into steps as a run
+does, by the tokenizer and the config alone."""
 
 from __future__ import annotations
 

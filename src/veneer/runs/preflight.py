@@ -60,8 +60,8 @@ def check_disk(
     if free < needed:
         has, writes = compared(free, needed)
         raise TrainingError(
-            f"The disk of {folder} has {has} free, but the run will write {writes}; free some, lower keep_checkpoints or "
-            f"rank, or choose another output."
+            f"The disk of {folder} has {has} free, but the run will write {writes}; free some, lower keep_checkpoints "
+            f"or rank, or choose another output."
         )
 
 
