@@ -102,6 +102,8 @@ def plan(
         plan(PlanOptions(model="smollm2-135m-instruct", storage="nf4", batch_size=8), NO_MACHINE).needed
     """
     base = base_asked(config) if base is None else base
+    if config.method == "full":
+        base = base._replace(mapped=())  # a trained weight is no page of the file
     on_cpu = getattr(config, "device", CPU) == CPU
     rows = _longest(config, base) if rows is None else rows
     if recomputed is None and not config.gradient_checkpointing:
