@@ -224,7 +224,7 @@ def sentences(config: TrainConfig, plan: Plan, limit: int) -> tuple[str, ...]:
     if plan.peak > limit >= plan.needed:
         lines.append(f"{amount(plan.peak - plan.needed)} of it are pages of the base's file, which need not fit.")
     elif plan.needed > limit:
-        lines.append(f"{needed} must fit, which is more than is available: the run may end for want of memory.")
+        lines.append(f"{needed} of it must fit, which is more than is available: the run may run out of memory.")
     if plan.recomputed and not config.gradient_checkpointing:
         lines.append(
             f"Activations of {plan.recomputed} of {plan.layers} layers will be recomputed (gradient checkpointing)."

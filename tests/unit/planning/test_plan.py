@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -505,3 +506,18 @@ def test_operations_in_16_bits_take_their_own_rate_and_without_one_fp32s(kind, f
     for more, seconds in (({}, fp32), ({f"{kind}{SHORT}": 4 * RATES[kind]}, fp32 / 4)):
         found, _ = _time(step, 1, replace(MACHINE, rates=RATES | more, operation=0.0))
         assert found == pytest.approx(seconds)
+
+
+@pytest.mark.usefixtures("as_measured")
+@pytest.mark.parametrize("less", [0, 1, 4_000, 60_000])
+def test_fitting_is_never_printed_beside_a_larger_number_nor_the_opposite_beside_the_same(less, config_alone):
+    size = {"batch_size": 8, "max_length": 64}
+    needed = verb.plan(config_alone, **size, memory="8GB").plan.needed
+    answer = verb.plan(config_alone, **size, memory=needed - less, gradient_checkpointing=False)
+    said = re.fullmatch(r"It (fits|does not fit): ([\d,.]+) .B of ([\d,.]+) .B\.", answer.lines()[0])
+    verdict, one, other = said.groups()
+    printed, limit = (float(number.replace(",", "")) for number in (one, other))
+    assert (verdict == "fits") == (printed <= limit) == answer.fits
+    for change, size in zip(answer.changes, answer._sizes()[2:], strict=True):
+        assert change.plan.needed <= answer.limit
+        assert float(size.split()[0].replace(",", "")) <= limit

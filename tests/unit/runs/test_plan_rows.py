@@ -144,7 +144,7 @@ def test_what_is_printed_of_the_rows(tiny_folder, tmp_path, veneer_command):
     lines = done.out.splitlines()
     assert done.code == 0, done.err
     assert "24 rows to train on, 6 held out; 6 steps of 4." in lines
-    assert "Columns not used (prompt-completion rows): source." in lines
+    assert "Columns not used (prompt/completion rows): source." in lines
     assert any("longer than max_length = 30 tokens: cut at the end." in line for line in lines)
     assert any(line.startswith("The largest step, of ") for line in lines)
     assert any(line.startswith("The run of 6 steps: ") for line in lines)
