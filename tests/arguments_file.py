@@ -75,7 +75,7 @@ def written() -> str:
     run = {name: field for name, field in TrainConfig.model_fields.items() if name != "model"}
     needed = {name: field for name, field in run.items() if field.is_required()}
     free = {name: field for name, field in run.items() if not field.is_required()}
-    plan = {name: field for name, field in PlanOptions.model_fields.items() if name not in ("model", *needed)}
+    plan = {name: field for name, field in PlanOptions.model_fields.items() if name not in ("model", "output")}
     return (
         HEAD
         + _class("Needed", "What every run needs.", needed, total=True)

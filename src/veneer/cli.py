@@ -56,13 +56,13 @@ def cli() -> None:
 @flags(PlanOptions, only=ASKED)
 @_JSON
 def plan(model: str | None, run_yaml: Path | None, as_json: bool, **options: Any) -> None:
-    """The memory and the time of a training run over MODEL, from its config alone: no weights are read.
+    """The memory and the time of a training run over MODEL, on the rows of --data: no weights are read.
 
-    RUN.yaml and flags are those of train; a flag wins. MODEL may be a RUN.yaml, which names its own. Without a MODEL:
-    what Llama's sizes take, with --rank.
+    Without rows each is assumed to have --max-length tokens. RUN.yaml and flags are those of train; a flag wins. MODEL
+    may be a RUN.yaml, which names its own. Without a MODEL: what Llama's sizes take, with --rank.
 
     \b
-    veneer plan smollm2-135m-instruct --storage nf4 --batch-size 8 --memory 2GB
+    veneer plan smollm2-135m-instruct --data rows.jsonl --storage nf4 --memory 2GB
     veneer plan path/to/model runs/first/config.yaml
     """
     from rich.console import Console

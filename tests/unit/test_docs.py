@@ -107,7 +107,7 @@ def real_model_from_a_folder(request, monkeypatch):
 def machine_as_if_measured(monkeypatch):
     """Measuring takes a minute; tests/unit/planning does it, and what a page shows of it is any number."""
     rates = {kind: 1e11 if kind in ("products", "attention") else 1e10 for kind in KINDS}
-    monkeypatch.setattr("veneer.commands.plan.measured", lambda: Machine(rates, 1e-6, 4 * 10**8, 4 * 10**8))
+    monkeypatch.setattr("veneer.commands.plan.measured", lambda **_: Machine(rates, 1e-6, 4 * 10**8, 4 * 10**8))
 
 
 @pytest.mark.parametrize("page", _pages())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from veneer.arguments import described
+from veneer.data.labels import longest_row
 from veneer.device import CPU, usable_memory
 from veneer.errors import ArgumentError
 from veneer.notebook import html_table
@@ -17,9 +18,13 @@ from veneer.options import shows
 from veneer.planning.changes import Change
 from veneer.planning.config import PlanOptions
 from veneer.planning.fit import predicted, what_would_fit
-from veneer.planning.machine import measured, remembered
+from veneer.planning.machine import Machine, measured, remembered
 from veneer.planning.plan import NO_MACHINE, Plan, base_asked, limit_of
-from veneer.units import amount, duration
+from veneer.runs.memory import Process
+from veneer.runs.plan_rows import PlanRows, rows_of_plan
+from veneer.runs.prepare import take_given
+from veneer.runs.rows import Given
+from veneer.units import amount, compared, duration
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -29,15 +34,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Answer:
-    """A plan, the memory in bytes that it is compared with, and the changes that would fit where it does not."""
+    """A plan, the memory in bytes that it is compared with, the changes that would fit where it does not, and the rows
+    that it was made for; without these each row is assumed to have ``assumed`` tokens."""
 
     plan: Plan
     limit: int
     changes: list[Change]
+    rows: PlanRows | None = None
+    assumed: int = 0
 
     @property
     def fits(self) -> bool:
         return self.plan.needed <= self.limit
+
+    @property
+    def run_seconds(self) -> float | None:
+        """Seconds of all steps, each by its own tokens; None where the number of steps or the rates are not known."""
+        step, steps = self.plan.step_seconds, self.plan.steps if self.rows is None else self.rows.work.steps
+        return None if step is None or steps is None else step * steps
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -45,6 +59,8 @@ class Answer:
             "limit": self.limit,
             "fits": self.fits,
             "changes": [change.as_json() for change in self.changes],
+            "rows": None if self.rows is None else self.rows.as_json(),
+            "run_seconds": self.run_seconds,
         }
 
     def show(self, console: Console) -> None:
@@ -67,11 +83,33 @@ class Answer:
             table.add_row(*row, end_section=number == len(rows) - 3)  # before the two peaks
         return table
 
-    def _verdict(self) -> str:
-        """What is needed is what must fit: pages of the base's file need not."""
+    def _sizes(self) -> list[str]:
+        """For a person: the limit, what must fit it, and what each change would need. Pages of the base's file need not
+        fit."""
         plan = self.plan
         size = plan.peak if plan.peak <= self.limit else plan.needed
-        return f"It {'fits' if self.fits else 'does not fit'}: {amount(size)} of {amount(self.limit)}."
+        return compared(self.limit, size, *(change.plan.needed for change in self.changes))
+
+    def _verdict(self) -> str:
+        limit, size, *_ = self._sizes()
+        return f"It {'fits' if self.fits else 'does not fit'}: {size} of {limit}."
+
+    def _about_rows(self) -> list[str]:
+        """What the plan is made for."""
+        if self.rows is not None:
+            return [f"{self.rows.steps.counts()}.", *self.rows.notes]
+        return [f"Each row is assumed to have {self.assumed:,} tokens; give --data ROWS for a plan with your own."]
+
+    def _about_time(self) -> list[str]:
+        plan, run = self.plan, self.run_seconds
+        if plan.step_seconds is None:
+            return []
+        step = "A step" if self.rows is None else "The largest step,"
+        rate = plan.tokens / plan.step_seconds
+        lines = [f"{step} of {plan.tokens:,} tokens: {duration(plan.step_seconds)}, {rate:,.0f} tokens/s."]
+        if plan.steps and run is not None:
+            lines.append(f"The run of {plan.steps:,} steps: {duration(run)}.")
+        return lines
 
     def lines(self) -> list[str]:
         """The sentences under the table."""
@@ -84,53 +122,70 @@ class Answer:
             lines.append(
                 f"Activations of {plan.recomputed} of {plan.layers} layers will be recomputed (gradient checkpointing)."
             )
-        if plan.step_seconds is not None:
-            rate = plan.tokens / plan.step_seconds
-            lines.append(f"A step of {plan.tokens:,} tokens: {duration(plan.step_seconds)}, {rate:,.0f} tokens/s.")
-            if plan.steps:
-                lines.append(f"The run of {plan.steps:,} steps: {duration(plan.steps * plan.step_seconds)}.")
+        lines += self._about_time() + self._about_rows()
         if self.changes:
+            sizes = zip(self.changes, self._sizes()[2:], strict=True)
             lines.append("What would fit:")
-            lines += [f"  {change.said} → {amount(change.plan.needed)}: {change.cost}" for change in self.changes]
+            lines += [f"  {change.said} → {size}: {change.cost}" for change, size in sizes]
         elif not self.fits:
             lines.append("No change of storage, micro batch, checkpointing or paging makes it fit.")
         return lines
 
 
-@shows(PlanOptions, [name for name in PlanOptions.model_fields if name not in ("model", "data", "output")])
+@shows(PlanOptions, [name for name in PlanOptions.model_fields if name not in ("model", "output")])
 def plan(model: str | os.PathLike[str], **options: Unpack[PlanArguments]) -> Answer:
     """Whether a training run over ``model`` fits the memory, how long it takes, and what would fit if it does not.
 
-    ``model``: a name, folder or GGUF file, of which the config alone is read. ``options``: those of `veneer.train`, and
-    ``device`` ("cpu", or "cuda" for the memory on a GPU); ``memory="8GB"`` stands for this machine's. The machine's
-    rates are measured once, in less than a minute, and remembered.
+    ``model``: a name, folder or GGUF file, of which the config is read, and for ``data`` the tokenizer; no weights.
+    ``data``: the rows that the run will train on, as a path or name or in memory, as `veneer.train` takes them: the
+    plan is the one that ``train`` makes just before its first step. Without rows each is assumed to have ``max_length``
+    tokens. Other ``options``: those of `veneer.train`, and ``device`` ("cpu", or "cuda" for the memory on a GPU);
+    ``memory="8GB"`` stands for this machine's. The machine's rates are measured once, in less than a minute, and
+    remembered; ``measure=True`` measures them again.
 
     Raises ConfigError for an option that does not exist or a value it cannot have, ArgumentError for a ``model`` of
-    another type, and ModelError for one that is not found or cannot be planned.
+    another type, DataError for rows that cannot be used, and ModelError for a model that is not found or cannot be
+    planned.
 
     Example:
-        >>> answer = veneer.plan("tiny", batch_size=8, max_length=64, memory="2GB")
+        >>> answer = veneer.plan("tiny", data="rows.jsonl", batch_size=8, memory="8GB")
         >>> answer.fits, answer.limit
-        (True, 2000000000)
+        (True, 8000000000)
         >>> 0 < answer.plan.needed <= answer.plan.peak
         True
     """
     if not isinstance(model, str | os.PathLike):
         raise ArgumentError(f"plan takes a model's name or path (str or pathlib.Path), not {described(model)}.")
-    return answer(PlanOptions(model=os.fspath(model), **options))
+    asked, given = take_given(dict(options))
+    return answer(PlanOptions(model=os.fspath(model), **asked), given, Process.now())
 
 
-def answer(options: PlanOptions) -> Answer:
+def answer(options: PlanOptions, given: Given | None = None, process: Process | None = None) -> Answer:
     """The plan of ``options``, with as few layers recomputed as fit the memory that they give, and what would fit.
 
-    The machine is measured, which takes a while, where its rates are asked for, and when all else is in order.
+    ``given``: rows that came in memory. ``process``: this one, where the run will be a part of it. The machine is
+    measured, which takes a while, where its rates are asked for, and when all else is in order.
     """
     limit = limit_of(options, usable_memory(CPU))
-    base = base_asked(options)
-    machine = NO_MACHINE if options.device != CPU else remembered()
-    if machine is None:
-        predicted(options, NO_MACHINE, limit, base=base)
-        machine = measured()
-    made = predicted(options, machine, limit, base=base)
-    changes = [] if made.needed <= limit else what_would_fit(options, machine, limit, made, base=base)
-    return Answer(made, limit, changes)
+    rows = rows_of_plan(options, given or {}) if options.data else None
+    known = {"base": base_asked(options)} if rows is None else rows.known()
+    machine = _machine(options, limit, known)
+    if process is not None and options.device == CPU:
+        machine = replace(process, machine=machine).at()
+    made = predicted(options, machine, limit, **known)
+    changes = [] if made.needed <= limit else what_would_fit(options, machine, limit, made, **known)
+    return Answer(made, limit, changes, rows, longest_row(options.max_length, known["base"].config))
+
+
+def _machine(options: PlanOptions, limit: int, known: dict[str, Any]) -> Machine:
+    if options.device != CPU:
+        return NO_MACHINE
+    if not options.measure and (machine := remembered()) is not None:
+        return machine
+    predicted(options, NO_MACHINE, limit, **known)  # what can be refused is refused before a minute is taken
+    return measured(afresh=options.measure, say=_say)
+
+
+def _say(sentence: str) -> None:
+    """Where it is seen while the machine is measured, and is no part of a JSON answer."""
+    Console(stderr=True).print(sentence, highlight=False, markup=False, soft_wrap=True)

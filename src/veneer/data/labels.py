@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from veneer.data.formats import Example, class_of
@@ -168,11 +169,11 @@ class Renderer:
             yield from zip(self._encode_in_turn(texts), learned, strict=True)
             return
         if example.prompt is None:
-            yield self._opening(), False
+            yield self._opening, False
             yield [*self.encode(example.answer), *self._end()], True
             return
         prompt, answer = self._encode_in_turn((example.prompt, example.answer))
-        yield [*self._opening(), *prompt], False
+        yield [*self._opening, *prompt], False
         yield [*answer, *(self._end() if example.answer else [])], True
 
     def _encode_in_turn(self, texts: tuple[str, ...]) -> list[list[int]]:
@@ -197,6 +198,7 @@ class Renderer:
         asked = {"role": "user", "content": example.prompt.strip()}
         return asked, {"role": "assistant", "content": example.answer.strip()}
 
+    @cached_property
     def _opening(self) -> list[int]:
         """What this tokenizer puts before a text: a begin token, or nothing."""
         inner, whole = self.encode("a"), self.tokenizer("a").input_ids

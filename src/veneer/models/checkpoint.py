@@ -16,7 +16,7 @@ from veneer.models.bnb_file import is_bitsandbytes
 from veneer.models.gguf_file import GgufFile
 from veneer.models.library import call_library, no_model, quiet
 from veneer.models.packaged import PACKAGED_MODELS
-from veneer.models.source import resolve
+from veneer.models.source import resolve, tokenizer_folder
 from veneer.models.tensors import SafetensorsFolder, Tensors
 
 Task = Literal["auto", "causal", "seq2seq", "classification"]
@@ -52,8 +52,11 @@ class Checkpoint:
         """Its folder, or its GGUF file, weights and tokenizer in it: what a hub id lacks is fetched now."""
         if self.cache is not None:
             return self.cache if self.kind == "converted" else self._place
-        on_this_disk = self.name == str(self._place) or self.name in PACKAGED_MODELS
-        return self._place if on_this_disk else resolve(self.name)[0]
+        return self._place if self._on_this_disk else resolve(self.name)[0]
+
+    @property
+    def _on_this_disk(self) -> bool:
+        return self.cache is not None or self.name == str(self._place) or self.name in PACKAGED_MODELS
 
     @cached_property
     def config(self) -> Any:
@@ -114,10 +117,13 @@ class Checkpoint:
         return SafetensorsFolder(self.path, self.name)
 
     def tokenizer(self) -> Any:
-        """A tokenizer of its own for each call. Raises ModelError when there is none, or none with words in it."""
+        """A tokenizer of its own for each call, for which no weights are fetched. Raises ModelError when there is none,
+        or none with words in it."""
+        fetched = self._on_this_disk or "path" in self.__dict__
+        place = self.path if fetched else tokenizer_folder(self.name)
         refusal = f"{self.name} has no tokenizer that can be read (tokenizer.json)"
         with quiet():
-            made = call_library(transformers.AutoTokenizer.from_pretrained, refusal, **self.pretrained())
+            made = call_library(transformers.AutoTokenizer.from_pretrained, refusal, **_pretrained(place))
         if set(made.get_vocab()) <= set(made.all_special_tokens):  # one without words, made up by transformers
             raise ModelError(f"{self.name} has no tokenizer: save one beside the model with tokenizer.save_pretrained.")
         return made
@@ -134,6 +140,12 @@ class Checkpoint:
         if self._place.is_file():
             return self._place.stat().st_size
         return sum(file.stat().st_size for file in self._place.glob("*.safetensors"))
+
+
+def name_classes(config: Any, labels: list[str]) -> None:
+    """Put the names of a classifier's classes into transformers' ``config`` of it."""
+    config.num_labels = len(labels)
+    config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
 
 
 def checkpoint_of(source: str | Path | Checkpoint) -> Checkpoint:

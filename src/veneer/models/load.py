@@ -13,7 +13,7 @@ from veneer.frozen.compute import compute_name
 from veneer.frozen.config import CODE_BITS, BlockwiseOptions
 from veneer.frozen.layers import DTYPES, HEADS, compute_in, quantise_linear_layers, storage_of
 from veneer.models import converted
-from veneer.models.checkpoint import CLASSES, Checkpoint, Task, checkpoint_of
+from veneer.models.checkpoint import CLASSES, Checkpoint, Task, checkpoint_of, name_classes
 from veneer.models.library import call_library, no_model, quiet, some_of
 from veneer.models.stream import stream_quantised, streamed
 from veneer.models.tensors import NotTensorByTensor
@@ -73,8 +73,7 @@ def load(
     kind = checkpoint.task(task, labels)
     config = copy.deepcopy(checkpoint.config)
     if labels:
-        config.num_labels = len(labels)
-        config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
+        name_classes(config, labels)
     with quiet():
         model = _kept_model(checkpoint, kind, config, how)
         tokenizer = checkpoint.tokenizer()

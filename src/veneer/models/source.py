@@ -11,7 +11,8 @@ from veneer.errors import ModelError, did_you_mean
 from veneer.models.packaged import PACKAGED_MODELS, packaged_path
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_WEIGHTS = "*.safetensors"
+_FILES = ["*.json", _WEIGHTS, "*.txt", "*.model", "*.jinja"]
 _SECONDS = 5.0
 
 
@@ -35,7 +36,7 @@ def resolve(source: str | Path, *, config_alone: bool = False) -> tuple[Path, st
     if not _HUB_ID.fullmatch(text) or text.startswith("."):
         siblings = [str(path.parent / p.name) for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise ModelError(f"There is no model at {text}.{did_you_mean(text, siblings)}")
-    return _from_hub(text, config_alone), text
+    return _from_hub(text, *((["config.json"], "config.json") if config_alone else (_FILES, _WEIGHTS))), text
 
 
 def _refuse_other_folders(path: Path) -> None:
@@ -52,9 +53,13 @@ def _refuse_other_folders(path: Path) -> None:
     raise ModelError(f"{path} is not a model folder: it has no config.json.{hint}")
 
 
-def _from_hub(name: str, config_alone: bool) -> Path:
+def tokenizer_folder(name: str) -> Path:
+    """The folder of a hub id's tokenizer: no weights are fetched. Raises ModelError when there is none."""
+    return _from_hub(name, [pattern for pattern in _FILES if pattern != _WEIGHTS], "tokenizer*")
+
+
+def _from_hub(name: str, wanted: list[str], needed: str) -> Path:
     """The snapshot of a hub id in the standard cache; fetched when it is not there and the hub can be reached."""
-    wanted, needed = (["config.json"], "config.json") if config_alone else (_FILES, "*.safetensors")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 

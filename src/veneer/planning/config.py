@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from veneer.device import CPU, Planned
 from veneer.training.config import TrainConfig
@@ -11,9 +11,20 @@ from veneer.training.config import TrainConfig
 class PlanOptions(TrainConfig):
     """veneer plan MODEL [RUN.yaml]"""
 
-    data: str = Field(default="", description="Rows; not read by a plan.")
+    data: str = Field(
+        default="", description="Rows, as train takes them. Default: each row is assumed to have max_length tokens."
+    )
     output: str = Field(default="", description="Run folder; not made by a plan.")
     device: Planned = Field(default=CPU, description="Device to plan for. A GPU's plan is of memory only.")
+    measure: bool = Field(default=False, description="Measure this machine's rates again.")
+
+    @model_validator(mode="after")
+    def _rates_of_the_cpu(self) -> PlanOptions:
+        if self.measure and self.device != CPU:
+            raise ValueError(
+                f"measure takes the CPU's rates, and a plan for {self.device} is of memory only: leave one out."
+            )
+        return self
 
     def refuse_storage(self) -> None:
         """None: what a run trains in fp32 others train in 16 bits, and a plan may be compared with that."""
@@ -21,6 +32,7 @@ class PlanOptions(TrainConfig):
 
 # The flags: what decides the memory or the time of a run.
 ASKED = (
+    *("data", "held_out", "template", "learn", "epochs", "seed", "measure"),
     *("method", "storage", "memory", "device", "rank", "initial_rank", "target_rank", "budget", "targets", "exclude"),
     *("layers", "rank_pattern", "train_also", "new_tokens", "block_size", "double_quantisation", "task", "batch_size"),
     *("micro_batch_size", "max_length", "gradient_checkpointing", "optimizer", "optimizer_memory", "optimizer_bits"),

@@ -28,7 +28,7 @@ from veneer.frozen.config import CODE_BITS
 from veneer.frozen.layers import DTYPES, compute_in, linear_layers
 from veneer.frozen.weight import BlockwiseWeight, QuantisedLinear, frozen_weight
 from veneer.kernels.dense import linear
-from veneer.models.checkpoint import CLASSES, Checkpoint, Task, checkpoint_of
+from veneer.models.checkpoint import CLASSES, Checkpoint, Task, checkpoint_of, name_classes
 from veneer.models.library import call_library, quiet
 from veneer.models.stream import is_read_whole
 from veneer.planning.ledger import Times
@@ -84,17 +84,21 @@ class Base(NamedTuple):
 
 
 def base_of(
-    source: str | Checkpoint, storage: str, block_size: int, double_quantisation: bool, task: Task = "auto"
-) -> Base:
+    source: str | Checkpoint, storage: str, block_size: int, double_quantisation: bool, task: Task = "auto",
+    labels: list[str] | None = None,
+) -> Base:  # fmt: skip
     """The base that `veneer.load` would make of a model; only its config is read.
 
-    One that writes no text becomes a classifier, of two classes where its config names none.
+    One that writes no text becomes a classifier, of the classes that ``labels`` name, or else its config; of two where
+    that names none.
 
     Raises ModelError where there is no such model.
     """
     checkpoint = checkpoint_of(source)
     config = copy.deepcopy(checkpoint.config)
-    kind = checkpoint.task(task, None if checkpoint.generates_text else [*config.id2label.values()])
+    if labels:
+        name_classes(config, labels)
+    kind = checkpoint.task(task, labels or (None if checkpoint.generates_text else [*config.id2label.values()]))
     plain = Base(checkpoint.called, config, kind, "fp32", block_size, double_quantisation, torch.float32)
     base = plain.kept_as(storage)
     if not checkpoint.is_bitsandbytes:

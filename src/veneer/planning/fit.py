@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from veneer.data.labels import Tokens
 from veneer.errors import ModelError
 from veneer.planning.changes import Change, changes
 from veneer.planning.empty import Base
 from veneer.planning.machine import Machine
 from veneer.planning.plan import Plan, base_asked, plan
+from veneer.planning.step import how_of
 from veneer.training.config import TrainConfig
+from veneer.training.loss import How
 
 # What a model raises that does what tensors without values cannot: torch's fake tensors a RuntimeError each (an
 # operator without a fake, a value or a shape that depends on data), transformers a ValueError or ImportError for a kind
@@ -38,6 +41,15 @@ def predicted(config: TrainConfig, machine: Machine, limit: int, **known: Any) -
         return _predicted(config, machine, limit, known)
     except _NO_VALUES as error:
         raise ModelError(f"{config.model} cannot be planned: {short(error)}") from error
+
+
+def how_by_shapes(base: Base, sample: Tokens) -> How:
+    """How a run over ``base`` computes its loss. Raises ModelError for a model that does what tensors without values
+    cannot."""
+    try:
+        return how_of(base, sample)
+    except _NO_VALUES as error:
+        raise ModelError(f"{base.name} cannot be planned: {short(error)}") from error
 
 
 def _predicted(config: TrainConfig, machine: Machine, limit: int, known: dict[str, Any]) -> Plan:

@@ -14,6 +14,7 @@ from veneer.errors import ConfigError
 from veneer.frozen.blockwise import PANEL
 from veneer.frozen.config import CODE_BITS
 from veneer.kernels import heap
+from veneer.models.checkpoint import Checkpoint
 from veneer.notebook import html_table
 from veneer.options import memory_size
 from veneer.planning.config import PlanOptions
@@ -101,6 +102,8 @@ def plan(
         plan(PlanOptions(model="smollm2-135m-instruct", storage="nf4", batch_size=8), NO_MACHINE).needed
     """
     base = base_asked(config) if base is None else base
+    if config.method == "full":
+        base = base._replace(mapped=())  # a trained weight is no page of the file
     on_cpu = getattr(config, "device", CPU) == CPU
     rows = _longest(config, base) if rows is None else rows
     if recomputed is None and not config.gradient_checkpointing:
@@ -128,9 +131,14 @@ def _passes(config: TrainConfig, base: Base, rows: list[Tokens], packed: bool) -
     return sum(counts) / max(counts), passes[counts.index(max(counts))], len(passes)
 
 
-def base_asked(config: TrainConfig) -> Base:
-    """The base that a run loads. Raises ModelError where there is no such model."""
-    return base_of(config.model, config.storage, config.block_size, config.double_quantisation, config.task)
+def base_asked(config: TrainConfig, checkpoint: Checkpoint | None = None, labels: list[str] | None = None) -> Base:
+    """The base that a run loads, from a ``checkpoint`` where it is known, and ``labels`` its classes.
+
+    Raises ModelError where there is no such model.
+    """
+    return base_of(
+        checkpoint or config.model, config.storage, config.block_size, config.double_quantisation, config.task, labels
+    )
 
 
 def _longest(config: TrainConfig, base: Base) -> list[Tokens]:

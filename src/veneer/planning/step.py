@@ -70,6 +70,11 @@ def trace_step(
     return no_values(lambda: _take(base, update, list(rows), recomputed, how, smoothing, on_cpu))
 
 
+def how_of(base: Base, sample: Tokens) -> How:
+    """How a run over ``base`` computes its loss, as far as shapes show it."""
+    return no_values(lambda: _how(empty_model(base), base.kind, sample))
+
+
 def _take(
     base: Base, update: LoRA | AdaLoRA | str, rows: list[Tokens], recomputed: int | None, how: How | None,
     smoothing: float, on_cpu: bool,

@@ -255,6 +255,8 @@ class PlanArguments(TypedDict, total=False):
     B start from what quantising the base lost."""
     loftq_iterations: int
     """Iterations of init loftq; from the second on the base's codes change, and are saved, too."""
+    data: Any
+    """Rows, as train takes them. Default: each row is assumed to have max_length tokens."""
     held_out: float | str | Path
     """Rows kept from training to measure on: a share, a number of rows, or a file. 0: none."""
     method: Literal["lora", "adalora", "full", "bias", "head"]
@@ -319,3 +321,5 @@ class PlanArguments(TypedDict, total=False):
     """Seed of the split, the order of rows, the initial values and dropout."""
     device: Literal["cpu", "cuda"]
     """Device to plan for. A GPU's plan is of memory only."""
+    measure: bool
+    """Measure this machine's rates again."""

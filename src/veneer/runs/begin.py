@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from veneer.data.labels import Report, Tokens
+from veneer.data.labels import Tokens
 from veneer.errors import ConfigError, ModelError, TrainingError
 from veneer.frozen.layers import storage_of
 from veneer.models.source import resolve
 from veneer.runs.folder import RunFolder
 from veneer.runs.preflight import check_disk
 from veneer.runs.prepare import Prepared
-from veneer.training.automatic import Size, automatic
+from veneer.runs.rows import Steps, in_steps
 from veneer.training.batches import Batches
 from veneer.training.config import RunConfig, TrainConfig
 from veneer.training.eight_bit import state_bytes
-from veneer.training.loss import Loss, tokens_gone_through
+from veneer.training.loss import Loss
 from veneer.training.own_weights import train_own_weights, trained_tensors
 from veneer.training.paged_adamw import PagedAdamW
 from veneer.updates.allocator import Allocator
@@ -40,14 +39,8 @@ class Begun:
     """A run that is ready for its first step, with nothing of it written yet."""
 
     prepared: Prepared
-    config: RunConfig  # what was asked, with the numbers that auto stands for
-    chosen: dict[str, Any]  # those numbers
     folder: RunFolder
-    rows: list[Tokens]
-    held_out: list[Tokens]
-    reports: list[Report]  # what became of rows on their way to tokens
-    batches: Batches
-    total: int  # optimizer steps
+    steps: Steps
     with_adapter: bool  # whether the model came with an adapter on it
     trained: Trainable
     allocator: Allocator | None
@@ -55,18 +48,34 @@ class Begun:
     loss: Loss
 
     @property
+    def config(self) -> RunConfig:
+        """What was asked, with the numbers that auto stands for."""
+        return self.steps.config
+
+    @property
     def model(self) -> Any:
         return self.prepared.model
 
+    @property
+    def rows(self) -> list[Tokens]:
+        return self.steps.rows
+
+    @property
+    def held_out(self) -> list[Tokens]:
+        return self.steps.held_out
+
+    @property
+    def batches(self) -> Batches:
+        return self.steps.batches
+
+    @property
+    def total(self) -> int:
+        """Optimizer steps."""
+        return self.steps.total
+
     def largest_step(self) -> list[Tokens]:
-        """The rows of the step with the most tokens in a pass, over all epochs: each puts other rows together."""
-        size = self.config.micro_batch_size or self.config.batch_size
-
-        def largest(rows: list[Tokens]) -> int:
-            passes = (rows[start : start + size] for start in range(0, len(rows), size))
-            return max(tokens_gone_through(some, self.loss.kind, self.loss.how.packed) for some in passes)
-
-        return max(map(self.batches.rows, range(self.total)), key=largest)
+        """The rows of the step with the most tokens in a pass."""
+        return self.steps.work(self.loss.kind, self.loss.how.packed).largest
 
     def digest(self) -> str:
         """Sixteen hexadecimal digits of all rows, as tokens: a run goes on only over the same ones."""
@@ -76,15 +85,12 @@ class Begun:
 
 def begin(prepared: Prepared) -> Begun:
     """Raises what the rows, the targets, the disk or the options make impossible, as VeneerError."""
-    asked, model, folder = prepared.config, prepared.model, RunFolder(prepared.config.output)
-    rows, report = prepared.renderer.all(prepared.train)
-    held_out, more = prepared.renderer.all(prepared.held_out) if prepared.held_out else ([], None)
-    torch.manual_seed(asked.seed)
-    batches = Batches(rows, asked.batch_size, asked.seed)
-    chosen = automatic(asked, Size(_width(model), batches.per_epoch, len(held_out)))
-    chosen |= {name: number for name, number in folder.chosen().items() if name in chosen}  # a run that goes on
-    config = RunConfig.of(asked, chosen)
-    total = config.steps or max(1, math.ceil(config.epochs * batches.per_epoch))
+    model, folder = prepared.model, RunFolder(prepared.config.output)
+    steps = in_steps(
+        prepared.renderer, prepared.train, prepared.held_out, prepared.config, model.config, folder.chosen()
+    )
+    config, total = steps.config, steps.total
+    torch.manual_seed(config.seed)
     with_adapter = bool(adapters_of(model).configs)
     if not with_adapter:
         _let_train(model, config, total, folder)
@@ -92,16 +98,12 @@ def begin(prepared: Prepared) -> Begun:
     _refuse_other_schedule(allocator, total)
     if not trained.parameters:
         raise TrainingError("The active adapter is not trainable; load it with trainable=True to train it further.")
-    _refuse_unknown_tokens(model, rows + held_out)
+    _refuse_unknown_tokens(model, steps.rows + steps.held_out)
     _check_disk(folder, config, model, trained, allocator)
     optimizer = _optimizer(config, [p for p in trained_tensors(model).values() if p.requires_grad])
     renderer = prepared.renderer
-    loss = Loss(model, renderer.pad, rows[0], kind=renderer.kind, smoothing=config.label_smoothing)
-    reports = [report] if more is None else [report, more]
-    return Begun(
-        prepared, config, chosen, folder, rows, held_out, reports, batches, total, with_adapter, trained, allocator,
-        optimizer, loss,
-    )  # fmt: skip
+    loss = Loss(model, renderer.pad, steps.rows[0], kind=renderer.kind, smoothing=config.label_smoothing)
+    return Begun(prepared, folder, steps, with_adapter, trained, allocator, optimizer, loss)
 
 
 def options_of(model: nn.Module, tokenizer: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -134,12 +136,6 @@ def notes_on(name: str) -> list[str]:
     except ModelError:
         return [f"{name} is no name that load finds, so this run can be neither resumed nor evaluated from its folder."]
     return []
-
-
-def _width(model: Any) -> int:
-    """The width of the hidden states; the embedding's where the config does not say it."""
-    width = getattr(model.config.get_text_config(), "hidden_size", None)
-    return int(width or model.get_input_embeddings().weight.shape[1])
 
 
 def _let_train(model: Any, config: TrainConfig, total: int, folder: RunFolder) -> None:

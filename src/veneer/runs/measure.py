@@ -15,45 +15,75 @@ import random
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veneer.threads import settle
+
+if TYPE_CHECKING:
+    from veneer.training.callbacks import EvaluationRecord, StepRecord
 
 _SIZES = {
     "vocab_size": 2**15, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4,
     "num_attention_heads": 8, "tie_word_embeddings": True,
 }  # fmt: skip
 _TOKENS, _ROWS = 512, 2  # of a row, and of a step
+_DATA = "rows.jsonl"
 _LENGTHS = 24  # steps of a run on rows of other lengths
-_STEPS = 10
+_STEPS = 10  # of each kind that are timed, in as far as there is time for them
+_FEWEST = 2
+_SECONDS, _OF_THE_RUN = 45.0, 20.0  # for all of it, and for what comes before the rates
+_SURE = 6  # steps of the run, among which one is of the longest rows
 _LARGE = 2**18  # bytes from which on an operation's work is what takes its time
 
 
 def main() -> None:
+    """``PLACE``: an empty folder to work in. After a part of the time the runtime is printed, without rates, in case
+    that the whole takes too long; the last line printed counts."""
     settle()
     from veneer.kernels.heap import own_heap
 
     own_heap()
-    if sys.argv[1:]:
-        print(_beyond(Path(sys.argv[1]), trained=False))
+    place, started = Path(sys.argv[1]), time.monotonic()
+    if sys.argv[2:]:
+        print(_beyond(place))
         return
-    with tempfile.TemporaryDirectory() as place:
-        _save(Path(place, "model"))
-        # In another process: a process has one peak of its memory, and making a model takes some, too.
-        done = subprocess.run([sys.executable, "-m", __spec__.name, place], stdout=subprocess.PIPE, check=True)
-        runtime = _beyond(Path(place), trained=True)
-    rates, operation = _rates()
-    print(json.dumps({"rates": rates, "operation": operation, "runtime": runtime, "loading": int(done.stdout)}))
+    _save(place)
+    # In another process: a process has one peak of its memory, and making a model takes some, too.
+    command = [sys.executable, "-m", __spec__.name, str(place), "loading"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        runtime = _beyond(place, started + _OF_THE_RUN)
+        loading = int(other.communicate()[0])
+    known = {"runtime": runtime, "loading": loading}
+    print(json.dumps({"rates": {}, "operation": 0.0, **known}), flush=True)
+    rates, operation = _rates(started + _SECONDS)
+    print(json.dumps({"rates": rates, "operation": operation, **known}))
 
 
-def _beyond(place: Path, trained: bool) -> int:
-    """Bytes that a run takes beyond what is predicted for it; or that loading its model does, in another type than the
-    file's, so that the whole file is read."""
+class _Enough(Exception):
+    """The run has taken its time."""
+
+
+class _UntilTimeIsUp:
+    """Ends a run, once it has taken the steps that it must, when the clock (`time.monotonic`) passes ``until``."""
+
+    def __init__(self, until: float) -> None:
+        self._until = until
+
+    def on_step(self, record: StepRecord) -> None:
+        if record.step >= _SURE and time.monotonic() > self._until:
+            raise _Enough
+
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        pass
+
+
+def _beyond(place: Path, until: float | None = None) -> int:
+    """Bytes that a run takes beyond what is predicted for it, ended early when its time is up; without ``until`` those
+    that loading its model takes, in another type than the file's, so that the whole file is read."""
     from rich.console import Console
 
     from veneer.device import CPU, peak_memory
@@ -61,18 +91,17 @@ def _beyond(place: Path, trained: bool) -> int:
     from veneer.runs.train import train
     from veneer.training.config import TrainConfig
 
-    rows, draw = place / "rows.jsonl", random.Random(0)
-    lengths = [_TOKENS] * 2 * _ROWS + [draw.randrange(8, _TOKENS) for _ in range((_LENGTHS - 2) * _ROWS)]
-    known = words(_SIZES["vocab_size"])
-    texts = (" ".join(draw.choices(known[1:], k=length - 1)) for length in lengths)  # an end comes behind them
-    rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    trained = until is not None
     options: dict[str, Any] = {
         "model": str(place / "model"), "storage": "fp32" if trained else "bf16", "batch_size": _ROWS,
         "max_length": _TOKENS, "steps": _LENGTHS,
     }  # fmt: skip
-    more: dict[str, Any] = {"data": str(rows), "output": str(place / "run"), "held_out": 0, "check_memory": False}
-    if trained:
-        train(**options, **more, console=Console(file=io.StringIO()))
+    more: dict[str, Any] = {
+        "data": str(place / _DATA), "output": str(place / "run"), "held_out": 0, "check_memory": False,
+    }  # fmt: skip
+    if until is not None:
+        with suppress(_Enough):
+            train(**options, **more, console=Console(file=io.StringIO()), callbacks=[_UntilTimeIsUp(until)])
     else:
         prepare(TrainConfig(**options, **more))
     peak = peak_memory(CPU)  # before what plans needs memory, too
@@ -90,8 +119,17 @@ def _save(folder: Path) -> None:
 
     from veneer.planning.plan import WORDS
 
-    LlamaForCausalLM(LlamaConfig(**_SIZES)).save_pretrained(folder)
-    tokenizer_of(words(WORDS)).save_pretrained(folder)  # what it takes depends on their number
+    draw, known = random.Random(1), words(_SIZES["vocab_size"])
+    texts = (" ".join(draw.choices(known[1:], k=length - 1)) for length in _lengths())  # an end comes behind them
+    Path(folder, _DATA).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    LlamaForCausalLM(LlamaConfig(**_SIZES)).save_pretrained(folder / "model")
+    tokenizer_of(words(WORDS)).save_pretrained(folder / "model")  # what it takes depends on their number
+
+
+def _lengths() -> list[int]:
+    """Tokens of each row."""
+    draw = random.Random(0)
+    return [_TOKENS] * 2 * _ROWS + [draw.randrange(8, _TOKENS) for _ in range((_LENGTHS - 2) * _ROWS)]
 
 
 def words(count: int) -> list[str]:
@@ -113,24 +151,33 @@ def tokenizer_of(known: list[str]) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=known[0], pad_token=known[0])
 
 
-def _rates() -> tuple[dict[str, float], float]:
-    """Kind → rate, and the seconds that an operation takes beside its work."""
+def _rates(until: float) -> tuple[dict[str, float], float]:
+    """Kind → rate, and the seconds that an operation takes beside its work; of fewer steps where the clock
+    (`time.monotonic`) would pass ``until``."""
     from veneer.frozen.compute import compute_name
     from veneer.planning.ledger import SHORT
 
+    short = compute_name() == "bf16"
     step, watches, beside = _sample("nf4"), [], []
-    for _ in range(_STEPS):
+    for _ in _while_there_is_time(until - (until - time.monotonic()) * short / 3):
         started = time.perf_counter()
         step(nullcontext())
         plain = time.perf_counter() - started
         watches.append(_watched(step))
         beside.append(plain - sum(watches[-1].seconds.values()))
     rates = _rates_of(watches)
-    if compute_name() == "bf16":
+    if short:
         step = _sample("bf16")
-        short = _rates_of([_watched(step) for _ in range(_STEPS)])
-        rates |= {kind: rate for kind, rate in short.items() if kind.endswith(SHORT)}
+        others = _rates_of([_watched(step) for _ in _while_there_is_time(until)])
+        rates |= {kind: rate for kind, rate in others.items() if kind.endswith(SHORT)}
     return rates, max(0.0, statistics.median(beside)) / watches[0].count
+
+
+def _while_there_is_time(until: float) -> Iterator[int]:
+    for number in range(_STEPS):
+        if number >= _FEWEST and time.monotonic() > until:
+            return
+        yield number
 
 
 def _watched(step: Callable[[Any], None]) -> Any:

@@ -32,7 +32,7 @@ from veneer.runs.folder import RunFolder
 from veneer.training.callbacks import EvaluationRecord, StepRecord
 from veneer.training.config import TrainConfig
 from veneer.training.loss import Loss
-from veneer.units import amount
+from veneer.units import amount, compared
 
 _CLEARLY = 1.05  # times the limit
 _SMALL = 8  # a model whose files are a smaller part of the memory than this is loaded without a look
@@ -140,7 +140,7 @@ def _outlook(begun: Begun, process: Process, limit: int, *, refuse: bool) -> Out
     config = begun.config
     known: dict[str, Any] = {"rows": begun.largest_step(), "how": begun.loss.how, "steps": begun.total}
     try:
-        known["base"] = _base_of(config, begun.model, begun.loss)
+        known["base"] = _base_of(config, begun.model, begun.loss, begun.prepared.checkpoint)
         with torch.random.fork_rng(devices=[]):  # a run that has begun must not notice
             plan = predicted(config, process.at(), limit, **known)
     except VeneerError as error:  # a model that does what tensors without values cannot
@@ -155,27 +155,29 @@ def _outlook(begun: Begun, process: Process, limit: int, *, refuse: bool) -> Out
     return Outlook(plan.recomputed, {**plan.as_json(), "limit": limit}, sentences(config, plan, limit))
 
 
-def _base_of(config: TrainConfig, model: Any, loss: Loss) -> Base:
-    """The base of a loaded model."""
+def _base_of(config: TrainConfig, model: Any, loss: Loss, checkpoint: Checkpoint | None) -> Base:
+    """The base of a loaded model; of the ``checkpoint`` that the run loaded it from."""
     kept = {"block_size": config.block_size, "double_quantisation": config.double_quantisation, **storage_of(model)}
     dtype = next(parameter.dtype for parameter in model.parameters())
     return Base(
         config.model, model.config, loss.kind, kept["storage"], kept["block_size"], kept["double_quantisation"],
         dtype if dtype in DTYPES.values() else DTYPES["fp32"], mapped_parts(model),
+        base_asked(config, checkpoint).read if checkpoint is not None else 0,
     )  # fmt: skip
 
 
 def refusal(config: TrainConfig, process: Process, plan: Plan, limit: int, known: dict[str, Any]) -> str:
     """Why a run is not started, and what would fit."""
     changes = what_would_fit(config, process.at(), limit, plan, **known)
-    fitting = "; ".join(f"{change.said} ({amount(change.plan.needed)})" for change in changes)
+    available, needed, *sizes = compared(limit, plan.needed, *(change.plan.needed for change in changes))
+    fitting = "; ".join(f"{change.said} ({size})" for change, size in zip(changes, sizes, strict=True))
     then = (
         f"These would fit: {fitting}."
         if fitting
         else "No change of storage, micro batch or checkpointing would make it fit."
     )
     return (
-        f"This run would take {amount(plan.needed)} of memory, and {amount(limit)} are available. {then} Or give "
+        f"This run would take {needed} of memory, and {available} are available. {then} Or give "
         f"check_memory: false to try it all the same. (veneer plan shows each term.)"
     )
 
@@ -217,9 +219,12 @@ def generous(model: Any, loss: Loss, rows: list[Tokens]) -> float:
 
 def sentences(config: TrainConfig, plan: Plan, limit: int) -> tuple[str, ...]:
     """The prediction as a run prints it."""
-    lines = [f"Predicted memory: {amount(plan.peak)} ({amount(limit)} available)."]
+    available, peak, needed = compared(limit, plan.peak, plan.needed)
+    lines = [f"Predicted memory: {peak} ({available} available)."]
     if plan.peak > limit >= plan.needed:
         lines.append(f"{amount(plan.peak - plan.needed)} of it are pages of the base's file, which need not fit.")
+    elif plan.needed > limit:
+        lines.append(f"{needed} of it must fit, which is more than is available: the run may run out of memory.")
     if plan.recomputed and not config.gradient_checkpointing:
         lines.append(
             f"Activations of {plan.recomputed} of {plan.layers} layers will be recomputed (gradient checkpointing)."

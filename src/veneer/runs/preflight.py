@@ -8,6 +8,7 @@ from pathlib import Path
 
 from veneer.errors import ModelError, TrainingError
 from veneer.runs.folder import RunFolder
+from veneer.units import compared
 
 _SLACK = 16 * 2**20  # configs, metrics, TensorBoard
 
@@ -57,9 +58,10 @@ def check_disk(
     needed = (keep_checkpoints + 1) * checkpoint + 4 * weights + paged * states + model_bytes + _SLACK
     free = shutil.disk_usage(folder).free
     if free < needed:
+        has, writes = compared(free, needed)
         raise TrainingError(
-            f"The disk of {folder} has {free / 1e6:,.0f} MB free, but the run will write {needed / 1e6:,.0f} MB; free "
-            f"some, lower keep_checkpoints or rank, or choose another output."
+            f"The disk of {folder} has {has} free, but the run will write {writes}; free some, lower keep_checkpoints "
+            f"or rank, or choose another output."
         )
 
 

@@ -8,14 +8,14 @@ from typing import Any, Protocol
 
 import torch
 
-from veneer.data.formats import Example, class_of, to_examples
+from veneer.data.formats import Example
 from veneer.data.labels import Renderer, longest_row
 from veneer.data.memory import rows_of
-from veneer.data.read import Row, read_rows
-from veneer.data.split import split
+from veneer.data.read import Row
 from veneer.models.checkpoint import Checkpoint
 from veneer.models.load import load
 from veneer.runs.folder import RunFolder
+from veneer.runs.rows import read_split
 from veneer.training.config import TrainConfig
 
 
@@ -32,6 +32,7 @@ class Prepared:
     shape: str
     given: dict[str, list[Row]] = field(default_factory=dict)  # file name → rows to write there: they came in memory
     notes: list[str] = field(default_factory=list)
+    checkpoint: Checkpoint | None = None  # that the model was loaded from; None where it came loaded
 
     def facts(self) -> dict[str, Any]:
         """What the rows were, so that the run's model is opened without them."""
@@ -52,23 +53,17 @@ def prepare(
     ``given``: file name → rows that came in memory, which are not in that file yet.
     """
     given = given or {}
-    examples = to_examples(_rows(config.data, given))
-    if isinstance(config.held_out, str):
-        train_rows, held_out = examples.items, to_examples(_rows(config.held_out, given)).items
-    elif config.held_out:
-        train_rows, held_out = split(examples.items, config.held_out, config.seed)
-    else:
-        train_rows, held_out = examples.items, []
+    rows = read_split(config, given)
     torch.manual_seed(config.seed)  # before a new classification head is made
     checkpoint = Checkpoint(RunFolder(config.output).base_source(config)) if model is None else None
-    classes = sorted({class_of(example) for example in train_rows}) if _wants_classes(config, checkpoint) else []
     if checkpoint is not None:
+        classes = rows.classes(config, checkpoint)
         model, tokenizer = load(checkpoint, **config.kept(), task=config.task, labels=classes or None)
     renderer = renderer_of(model, tokenizer, config)
-    prepared = Prepared(config, model, tokenizer, renderer, train_rows, held_out, examples.shape, given)
-    prepared.notes += checkpoint.notes if checkpoint is not None else []
-    if examples.unused:
-        prepared.notes.append(f"Columns not used ({examples.shape} rows): {', '.join(examples.unused)}.")
+    prepared = Prepared(
+        config, model, tokenizer, renderer, rows.train, rows.held_out, rows.shape, given, checkpoint=checkpoint
+    )  # fmt: skip
+    prepared.notes += [*(checkpoint.notes if checkpoint is not None else []), *rows.notes()]
     return prepared
 
 
@@ -87,10 +82,6 @@ def take_given(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[
     return options, given
 
 
-def _rows(source: str, given: dict[str, list[Row]]) -> list[Row]:
-    return given[source] if source in given else read_rows(source)
-
-
 class TokenOptions(Protocol):
     """The options that rendering reads: a run's, or those of `veneer inspect`, which shows what a run would learn."""
 
@@ -104,21 +95,20 @@ class TokenOptions(Protocol):
 
 def renderer_of(model: Any, tokenizer: Any, options: TokenOptions | None = None) -> Renderer:
     """How examples become this model's tokens, as ``options`` say, or by a run's defaults."""
-    names = model.config.id2label if type(model).__name__.endswith("ForSequenceClassification") else {}
+    classifies = type(model).__name__.endswith("ForSequenceClassification")
+    return renderer_by_config(model.config, classifies, tokenizer, options)
+
+
+def renderer_by_config(config: Any, classifies: bool, tokenizer: Any, options: TokenOptions | None = None) -> Renderer:
+    """The same for a model that is not loaded, with transformers' ``config`` of it."""
+    names = config.id2label if classifies else {}
     fields = TrainConfig.model_fields
     template, learn, longest = (
         getattr(options, name) if options is not None else fields[name].default
         for name in ("template", "learn", "max_length")
     )
     return Renderer(
-        tokenizer, template, learn, longest_row(longest, model.config),
-        seq2seq=bool(getattr(model.config, "is_encoder_decoder", False)),
+        tokenizer, template, learn, longest_row(longest, config),
+        seq2seq=bool(getattr(config, "is_encoder_decoder", False)),
         classes=tuple(names[i] for i in sorted(names)),
     )  # fmt: skip
-
-
-def _wants_classes(config: TrainConfig, checkpoint: Checkpoint | None) -> bool:
-    """Whether the rows' labels become the classes of a new head: when asked for, or for a model that writes no text."""
-    if config.task == "auto" and checkpoint is not None:
-        return not checkpoint.generates_text
-    return config.task == "classification"

@@ -196,7 +196,7 @@ def _write_beginning(begun: Begun, state: State, *, new: bool) -> None:
             write_rows(rows, temporary)
     begun.prepared.config.write(folder.config_file)
     for file, values in (
-        (folder.rows_file, {**begun.prepared.facts(), "steps": begun.total, "chosen": begun.chosen}),
+        (folder.rows_file, {**begun.prepared.facts(), "steps": begun.total, "chosen": begun.steps.chosen}),
         (folder.environment_file, environment(torch.get_num_threads())),
     ):
         write_text(file, json.dumps(values, indent=2) + "\n")
@@ -233,14 +233,13 @@ def _take_steps(
 
 def _introduce(progress: RunProgress, begun: Begun, state: State) -> None:
     config, prepared = begun.config, begun.prepared
-    counts = f"{len(begun.rows):,} rows to train on, {len(begun.held_out):,} held out"
     progress.note(f"{config.model}, {config.storage}: {str(begun.trained).splitlines()[-1]}")
-    progress.note(f"{counts}; {begun.total:,} steps of {config.batch_size}")
-    if chosen := sentence(config, begun.chosen):
+    progress.note(begun.steps.counts())
+    if chosen := sentence(prepared.config, begun.steps.chosen):
         progress.note(chosen)
     if state.step:
         progress.note(f"Resumed after step {state.step}.")
-    reported = [line for report in begun.reports for line in report.sentences(prepared.renderer.max_length)]
+    reported = begun.steps.sentences(prepared.renderer.max_length)
     for note in said() + prepared.notes + reported:
         progress.note(note)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -199,13 +200,20 @@ def test_the_guides_claims_of_65_billion_parameters(way, least, most):
 
 @pytest.fixture
 def as_measured(monkeypatch):
+    """A plan in a process of its own, where the machine is measured already."""
     monkeypatch.setattr(verb, "remembered", lambda: MACHINE)
+    monkeypatch.setattr(verb.Process, "now", lambda: None)
+
+
+@pytest.fixture
+def idle(monkeypatch):
+    monkeypatch.setattr(machines.HostLoad, "disturbs", lambda _, cores: False)
 
 
 @pytest.fixture
 def not_measured(monkeypatch):
     monkeypatch.setattr(verb, "remembered", lambda: None)
-    monkeypatch.setattr(verb, "measured", lambda: pytest.fail("the machine was measured"))
+    monkeypatch.setattr(verb, "measured", lambda **_: pytest.fail("the machine was measured"))
 
 
 @pytest.mark.usefixtures("not_measured")
@@ -220,7 +228,7 @@ def test_a_machine_is_not_measured_for_a_mistake_nor_for_a_gpu(config_alone, ref
 
 def test_a_machine_is_measured_when_all_else_is_in_order(config_alone, monkeypatch):
     monkeypatch.setattr(verb, "remembered", lambda: None)
-    monkeypatch.setattr(verb, "measured", lambda: MACHINE)
+    monkeypatch.setattr(verb, "measured", lambda **_: MACHINE)
     made = verb.answer(PlanOptions(model=config_alone, batch_size=2, max_length=16)).plan
     assert made.terms["runtime"] == MACHINE.runtime
     assert made.step_seconds > 0
@@ -338,7 +346,7 @@ def test_what_cannot_be_planned_is_one_sentence(looking_at_values, veneer_comman
 @pytest.mark.usefixtures("as_measured")
 def test_a_yaml_of_a_run_is_planned_and_flags_win(config_alone, veneer_command, tmp_path):
     file = tmp_path / "run.yaml"
-    file.write_text(f"model: {config_alone}\ndata: rows.jsonl\nmax_length: 16\nbatch_size: 2\n")
+    file.write_text(f"model: {config_alone}\nmax_length: 16\nbatch_size: 2\n")
     assert json.loads(veneer_command("plan", str(file), "--json").out)["tokens"] == 32
     assert (
         json.loads(veneer_command("plan", config_alone, str(file), "--batch-size", "4", "--json").out)["tokens"] == 64
@@ -448,6 +456,7 @@ def test_on_the_measured_machine_the_peak_of_loading_in_another_type_is_foreseen
     assert made.loading == made.peak == pytest.approx(peak, rel=0.03)
 
 
+@pytest.mark.usefixtures("idle")
 @pytest.mark.parametrize("more", [{}, {f"products{SHORT}": 3e11}])
 def test_the_machine_is_measured_once(more, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -462,6 +471,7 @@ def test_the_machine_is_measured_once(more, monkeypatch, tmp_path):
     assert machines.measured() == found
 
 
+@pytest.mark.usefixtures("idle")
 @pytest.mark.parametrize("upgraded", ["veneer", "transformers"])
 def test_with_another_version_it_is_measured_again(upgraded, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -496,3 +506,18 @@ def test_operations_in_16_bits_take_their_own_rate_and_without_one_fp32s(kind, f
     for more, seconds in (({}, fp32), ({f"{kind}{SHORT}": 4 * RATES[kind]}, fp32 / 4)):
         found, _ = _time(step, 1, replace(MACHINE, rates=RATES | more, operation=0.0))
         assert found == pytest.approx(seconds)
+
+
+@pytest.mark.usefixtures("as_measured")
+@pytest.mark.parametrize("less", [0, 1, 4_000, 60_000])
+def test_fitting_is_never_printed_beside_a_larger_number_nor_the_opposite_beside_the_same(less, config_alone):
+    size = {"batch_size": 8, "max_length": 64}
+    needed = verb.plan(config_alone, **size, memory="8GB").plan.needed
+    answer = verb.plan(config_alone, **size, memory=needed - less, gradient_checkpointing=False)
+    said = re.fullmatch(r"It (fits|does not fit): ([\d,.]+) .B of ([\d,.]+) .B\.", answer.lines()[0])
+    verdict, one, other = said.groups()
+    printed, limit = (float(number.replace(",", "")) for number in (one, other))
+    assert (verdict == "fits") == (printed <= limit) == answer.fits
+    for change, size in zip(answer.changes, answer._sizes()[2:], strict=True):
+        assert change.plan.needed <= answer.limit
+        assert float(size.split()[0].replace(",", "")) <= limit

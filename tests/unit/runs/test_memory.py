@@ -31,7 +31,7 @@ from veneer.runs import memory as planned
 from veneer.runs import train as run
 from veneer.runs.folder import RunFolder
 from veneer.training.config import TrainConfig
-from veneer.units import amount
+from veneer.units import amount, compared
 
 pytestmark = pytest.mark.unit
 
@@ -302,6 +302,13 @@ def test_pages_that_need_not_fit_are_spoken_of_where_the_rest_does(tiny_folder):
     said = f"{(made.peak - made.needed) / 1e6:,.1f} MB of it are pages of the base's file, which need not fit."
     assert planned.sentences(config, made, made.needed)[1:] == (said,)
     assert planned.sentences(config, made, made.peak)[1:] == ()
+    short_of = made.needed - 1
+    available, peak, needed = compared(short_of, made.peak, made.needed)
+    assert needed != available
+    assert planned.sentences(config, made, short_of) == (
+        f"Predicted memory: {peak} ({available} available).",
+        f"{needed} of it must fit, which is more than is available: the run may run out of memory.",
+    )
     refused = planned.refusal(
         config, planned.Process.now(), made, 10**6, {"base": base_of(str(tiny_folder), "fp32", 64, True)}
     )

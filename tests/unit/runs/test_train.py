@@ -234,7 +234,7 @@ def test_the_largest_step_is_the_one_in_which_most_is_computed(kind, packed, lar
 def test_a_disk_that_is_too_small_is_found_before_training(options, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1, 1, 1000))
-    _refused(r"has 0 MB free, but the run will write 17 MB; free some", options)
+    _refused(r"has 0\.0 MB free, but the run will write 17\.\d MB; free some", options)
 
 
 def _interrupted(options, monkeypatch, at, error):

@@ -1,0 +1,132 @@
+"""The rows of a run, for which its model's weights are not needed: read and split, rendered as tokens, put into steps.
+
+A run begins with them, and so does its plan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from veneer.data.formats import Example, class_of, to_examples
+from veneer.data.labels import Renderer, Report, Tokens
+from veneer.data.read import Row, read_rows
+from veneer.data.split import split
+from veneer.models.checkpoint import Checkpoint
+from veneer.training.automatic import WIDTH, Size, automatic
+from veneer.training.batches import Batches
+from veneer.training.config import RunConfig, TrainConfig
+from veneer.training.loss import tokens_gone_through
+
+Given = dict[str, list[Row]]  # file name → rows that came in memory, which are not in that file yet
+
+
+@dataclass(frozen=True)
+class SplitRows:
+    """The rows on either side of the split."""
+
+    train: list[Example]
+    held_out: list[Example]
+    shape: str
+    unused: list[str]  # columns
+
+    def classes(self, config: TrainConfig, checkpoint: Checkpoint | None) -> list[str]:
+        """The names of a new head's classes: the rows' labels, when they are asked for, or for a model that writes no
+        text; else none."""
+        asked = config.task == "classification"
+        if config.task == "auto" and checkpoint is not None:
+            asked = not checkpoint.generates_text
+        return sorted({class_of(example) for example in self.train}) if asked else []
+
+    def notes(self) -> list[str]:
+        """What the user should know of the columns."""
+        return [f"Columns not used ({self.shape} rows): {', '.join(self.unused)}."] if self.unused else []
+
+
+def read_split(config: TrainConfig, given: Given) -> SplitRows:
+    """The rows that ``config`` names. Raises DataError where they cannot be read or split."""
+    examples = to_examples(_rows(config.data, given))
+    train, held_out = examples.items, []
+    if isinstance(config.held_out, str):
+        held_out = to_examples(_rows(config.held_out, given)).items
+    elif config.held_out:
+        train, held_out = split(examples.items, config.held_out, config.seed)
+    return SplitRows(train, held_out, examples.shape, examples.unused)
+
+
+def _rows(source: str, given: Given) -> list[Row]:
+    return given[source] if source in given else read_rows(source)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the steps of a run pass through the model."""
+
+    largest: list[Tokens]  # the rows of the step with the most tokens in a pass
+    steps: float  # the tokens of all steps, counted in steps of that one's size
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The rows as tokens, and which of them a step takes."""
+
+    rows: list[Tokens]
+    held_out: list[Tokens]
+    reports: list[Report]  # what became of rows on their way to tokens
+    batches: Batches
+    config: RunConfig  # what was asked, with the numbers that auto stands for
+    chosen: dict[str, Any]  # those numbers, by option
+
+    @property
+    def total(self) -> int:
+        """Optimizer steps."""
+        return self.config.steps or max(1, math.ceil(self.config.epochs * self.batches.per_epoch))
+
+    def counts(self) -> str:
+        return (
+            f"{len(self.rows):,} rows to train on, {len(self.held_out):,} held out; {self.total:,} steps of "
+            f"{self.config.batch_size}"
+        )
+
+    def sentences(self, max_length: int) -> list[str]:
+        """What the user should know of rows that were cut or left out."""
+        return [sentence for report in self.reports for sentence in report.sentences(max_length)]
+
+    def work(self, kind: str, packed: bool) -> Work:
+        """Over all epochs, for each puts other rows together; ``packed``: no token is padding."""
+        largest, most, of_that, tokens = 0, 0, 0, 0
+        for step in range(self.total):
+            passes = [tokens_gone_through(some, kind, packed) for some in self._passes(step)]
+            tokens += sum(passes)
+            if max(passes) > most:
+                largest, most, of_that = step, max(passes), sum(passes)
+        return Work(self.batches.rows(largest), tokens / of_that)
+
+    def _passes(self, step: int) -> Iterator[list[Tokens]]:
+        rows = self.batches.rows(step)
+        size = self.config.micro_batch_size or self.config.batch_size
+        return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def in_steps(
+    renderer: Renderer,
+    train: list[Example],
+    held_out: list[Example],
+    asked: TrainConfig,
+    model: Any,
+    kept: dict[str, Any],
+) -> Steps:
+    """``model``: transformers' config of it; ``kept``: what was chosen when the run began, for one that goes on.
+
+    Raises DataError where no row on one side has a token to learn.
+    """
+    rows, report = renderer.all(train)
+    others, more = renderer.all(held_out) if held_out else ([], None)
+    batches = Batches(rows, asked.batch_size, asked.seed)
+    width = getattr(model.get_text_config(), "hidden_size", None) or WIDTH
+    chosen = automatic(asked, Size(int(width), batches.per_epoch, len(others)))
+    chosen |= {name: number for name, number in kept.items() if name in chosen}
+    reports = [report] if more is None else [report, more]
+    return Steps(rows, others, reports, batches, RunConfig.of(asked, chosen), chosen)
