@@ -39,6 +39,7 @@ from veneer.training.config import TrainConfig
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS = [*PAGES, *(ROOT / f"{name}.md" for name in ("ARCHITECTURE", "CONTRIBUTING", "CHANGELOG"))]
+NOTEBOOKS = sorted((ROOT / "docs").glob("*.ipynb"))
 REAL_MODEL = "smollm2-135m-instruct"
 MOST_NOT_RUN = 0
 
@@ -225,7 +226,10 @@ def test_every_yaml_block_is_a_run(page):
 @pytest.mark.unit
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page):
-    text = _FENCE.sub("", page.read_text(encoding="utf-8"))
+    _check_links(page, _FENCE.sub("", page.read_text(encoding="utf-8")))
+
+
+def _check_links(page: Path, text: str) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if target.startswith(("https://", "http://")):
             continue
@@ -243,6 +247,25 @@ def _anchor(title: str) -> str:
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.name)
+def test_a_notebook_is_committed_as_it_is_before_it_runs(notebook):
+    """tests/recipe executes it."""
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    pytest.importorskip("nbformat", reason="pip install -e '.[dev]'").validate(content)
+    assert (content["nbformat"], content["nbformat_minor"]) == (4, 5)
+    assert content["metadata"] == {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }  # no version: it would change with each person who saves it
+    for cell in content["cells"]:
+        assert cell["metadata"] == {}, cell["id"]
+        if cell["cell_type"] == "code":
+            assert (cell["outputs"], cell["execution_count"]) == ([], None), f"clear the outputs of {cell['id']}"
+    text = "\n\n".join("".join(cell["source"]) for cell in content["cells"] if cell["cell_type"] == "markdown")
+    _check_links(notebook, text)
+
+
+@pytest.mark.unit
 def test_every_measured_table_is_that_of_the_results():
     tables = _script("benchmarks/tables.py")
     texts = [page.read_text(encoding="utf-8") for page in PAGES]
@@ -255,7 +278,9 @@ def test_every_measured_table_is_that_of_the_results():
 @pytest.mark.unit
 def test_the_index_leads_to_every_page():
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    assert [page.name for page in PAGES[1:] if page.name != "index.md" and f"({page.name})" not in index] == []
+    assert [
+        page.name for page in [*PAGES[1:], *NOTEBOOKS] if page.name != "index.md" and f"({page.name})" not in index
+    ] == []
 
 
 @pytest.mark.unit
@@ -323,6 +348,7 @@ def test_every_page_is_in_the_site_and_its_links_lead_somewhere(tmp_path):
     )
     assert built.returncode == 0, built.stderr
     assert (tmp_path / "site" / "options" / "index.html").exists()
+    assert [notebook.name for notebook in NOTEBOOKS if not (tmp_path / "site" / notebook.name).exists()] == []
 
 
 @pytest.mark.unit

@@ -24,7 +24,7 @@ from veneer.training.config import TrainConfig
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs").glob("*.ipynb"))]
 # A line with "# refused" must have an error; no other may.
 CALLS = """
 from pathlib import Path
@@ -123,6 +123,9 @@ def _theirs(message: str, line: str) -> bool:
 
 def _python_of(page: Path) -> str:
     """The page's Python, each line where it is in the page, so that names of earlier blocks are known."""
+    if page.suffix == ".ipynb":
+        cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+        return "\n".join("".join(cell["source"]) + "\n" for cell in cells if cell["cell_type"] == "code")
     kept, inside = [], False
     for line in page.read_text(encoding="utf-8").splitlines():
         fence = line.startswith("```")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import re
 import tokenize
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SOURCES = sorted((ROOT / "src" / "veneer").rglob("*.py"))
+NOTEBOOKS = sorted((ROOT / "docs").glob("*.ipynb"))
 
 # What is not written → what is.
 WORDS: dict[str, str] = {
@@ -96,6 +98,17 @@ def refused(name: str, texts: Iterable[Text]) -> list[str]:
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
 def test_a_document_is_in_the_words_of_the_glossary(page):
     problems = refused(str(page.relative_to(ROOT)), prose(page.read_text(encoding="utf-8")))
+    assert problems == [], "\n".join(problems)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.name)
+def test_a_notebook_is_in_the_words_of_the_glossary(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    problems = []
+    for cell in cells:
+        read = prose if cell["cell_type"] == "markdown" else words_of_source
+        problems += refused(f"{notebook.name}, cell {cell['id']}", read("".join(cell["source"])))
     assert problems == [], "\n".join(problems)
 
 

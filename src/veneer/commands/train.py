@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 from rich.console import Console
 
 from veneer.commands.report import report
+from veneer.notebook import is_notebook, show_link
 from veneer.runs import train as runs
 from veneer.runs.finish import Result
 
@@ -19,10 +20,12 @@ def _ending_with_its_report(run: _Run) -> _Run:
     @wraps(run)
     def wrapper(*arguments: Any, **options: Any) -> Result:
         result = run(*arguments, **options)
-        if (options.get("console") or Console()).is_jupyter:
-            from IPython.display import FileLink, display
-
-            display(FileLink(str(report(result.folder)), result_html_prefix="Report: "))
+        console = options.get("console") or Console()
+        if is_notebook(console):
+            try:
+                show_link(report(result.folder), "Report: ")
+            except OSError as error:  # the run is finished: its result is not lost for a page
+                console.print(f"The report cannot be written: {error}", highlight=False, markup=False)
         return result
 
     return cast(_Run, wrapper)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from html import escape
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from veneer.notebook import LiveLine, is_notebook
 from veneer.training.callbacks import EvaluationRecord, StepRecord
 
 _PLAIN_LINES = 20  # a run writes about this many when it is not watched
@@ -33,7 +32,7 @@ class RunProgress:
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("training", total=total, completed=step, numbers="")
-        self._line = _NotebookLine() if console.is_jupyter else None
+        self._line = LiveLine() if is_notebook(console) else None
 
     def __enter__(self) -> RunProgress:
         self._bar.start()
@@ -61,22 +60,6 @@ class RunProgress:
         self._held_out = f" · held-out {record.loss:.3f}"
         best = " (best so far)" if record.best and record.step else ""
         self.note(f"step {record.step}: held-out loss {record.loss:.4f}{best}")
-
-
-class _NotebookLine:
-    """One line of a notebook's output, replaced in place."""
-
-    def __init__(self) -> None:
-        self._handle: Any = None
-
-    def show(self, text: str) -> None:
-        from IPython.display import HTML, display
-
-        line = HTML(f"<pre style='margin: 0'>{escape(text)}</pre>")
-        if self._handle is None:
-            self._handle = display(line, display_id=True)
-        else:
-            self._handle.update(line)
 
 
 def clock(seconds: float) -> str:
