@@ -126,7 +126,7 @@ def in_steps(
     others, more = renderer.all(held_out) if held_out else ([], None)
     batches = Batches(rows, asked.batch_size, asked.seed)
     width = getattr(model.get_text_config(), "hidden_size", None) or WIDTH
-    chosen = automatic(asked, Size(int(width), batches.per_epoch, len(others)))
+    chosen = automatic(asked, Size(int(width), batches.per_epoch, len(others), renderer.kind))
     chosen |= {name: number for name, number in kept.items() if name in chosen}
     reports = [report] if more is None else [report, more]
     return Steps(rows, others, reports, batches, RunConfig.of(asked, chosen), chosen)

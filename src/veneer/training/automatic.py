@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from veneer.training.config import TrainConfig
 
 # Method → the highest learning rate, up to WIDTH and SHORT: full fine-tuning's is a tenth of LoRA's, whatever the rank.
-RATES = {"lora": 3e-3, "adalora": 3e-2, "full": 3e-4, "bias": 3e-3, "head": 1e-1}
+RATES = {"lora": 3e-3, "adalora": 3e-2, "full": 3e-4, "bias": 1e-2, "head": 1e-1}
 WIDTH = 576  # of SmolLM2's hidden states, the widest that was measured; a wider model has a rate lower by as much
 SHORT = 100  # steps; a run of four times as many has half the rate
 STEPS = 60  # that a run has at least, in as many epochs as that takes …
@@ -26,6 +26,7 @@ class Size(NamedTuple):
     width: int  # of the model's hidden states
     per_epoch: int  # optimizer steps
     held_out: int  # rows
+    kind: str = "causal"  # causal, seq2seq or classification
 
 
 def automatic(config: TrainConfig, size: Size) -> dict[str, Any]:
@@ -38,11 +39,13 @@ def automatic(config: TrainConfig, size: Size) -> dict[str, Any]:
     """
     epochs = min(EPOCHS, math.ceil(STEPS / size.per_epoch)) if config.epochs == "auto" else config.epochs
     total = config.steps or epochs * size.per_epoch
+    # A language model's head is often its embedding, and as large as a part of the model itself.
+    method = "full" if config.method == "head" and size.kind != "classification" else config.method
     repeated = config.steps is None and config.epochs == "auto" and epochs > 1 and size.held_out > 0
     # Measuring a row takes a third of the time of training on it: at most a sixth of the run's time is measuring.
     every = max(math.ceil(2 * size.held_out / config.batch_size), min(EVALUATE, size.per_epoch))
     numbers: dict[str, Any] = {
-        "learning_rate": rate_of(config.method, size.width, total),
+        "learning_rate": rate_of(method, size.width, total),
         "epochs": epochs,
         "evaluate_every": every if total > size.per_epoch else max(every, EVALUATE),
         "patience": PATIENCE if repeated else 0,

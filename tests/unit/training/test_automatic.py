@@ -32,6 +32,12 @@ def test_the_rate_is_the_methods_and_falls_with_the_width_and_in_long_runs():
     assert rate_of("lora", 576, 400) == RATES["lora"] / 2
 
 
+def test_a_language_models_head_is_trained_like_the_model():
+    assert automatic(asked(method="head"), Size(576, 12, 20))["learning_rate"] == RATES["full"]
+    of_classes = Size(576, 12, 20, "classification")
+    assert automatic(asked(method="head"), of_classes)["learning_rate"] == RATES["head"]
+
+
 def test_few_rows_are_read_several_times_and_many_once():
     few = automatic(asked(), Size(576, 12, 20))
     assert few == {"learning_rate": RATES["lora"], "epochs": STEPS // 12, "evaluate_every": 12, "patience": PATIENCE}
