@@ -12,11 +12,12 @@ from veneer.training.config import TrainConfig
 
 # Method → the highest learning rate, up to WIDTH and SHORT: full fine-tuning's is a tenth of LoRA's, whatever the rank.
 RATES = {"lora": 3e-3, "adalora": 3e-2, "full": 3e-4, "bias": 1e-2, "head": 1e-1}
+# Method → the steps up to which it is so; a run of four times as many has half the rate. All but LoRA's are a guard.
+SHORT = {"lora": 40, "adalora": 100, "full": 100, "bias": 100, "head": 100}
 WIDTH = 576  # of SmolLM2's hidden states, the widest that was measured; a wider model has a rate lower by as much
-SHORT = 100  # steps; a run of four times as many has half the rate
-STEPS = 60  # that a run has at least, in as many epochs as that takes …
-EPOCHS = 10  # … but no more than these
-PATIENCE = 3  # evaluations without a better held-out loss, in a run whose epochs are repeated
+STEPS = 30  # that a run has at least, in as many epochs as that takes …
+EPOCHS = 5  # … but no more than these: ten overfitted
+PATIENCE = 2  # evaluations without a better held-out loss, in a run whose epochs are repeated
 EVALUATE = 50  # steps between evaluations, where no epoch ends before
 
 
@@ -35,7 +36,7 @@ def automatic(config: TrainConfig, size: Size) -> dict[str, Any]:
     Example:
         >>> config = TrainConfig(model="tiny", data="rows.jsonl", output="runs/first", held_out=16)
         >>> automatic(config, Size(width=576, per_epoch=12, held_out=16))
-        {'learning_rate': 0.003, 'epochs': 5, 'evaluate_every': 12, 'patience': 3}
+        {'learning_rate': 0.003, 'epochs': 3, 'evaluate_every': 12, 'patience': 2}
     """
     epochs = min(EPOCHS, math.ceil(STEPS / size.per_epoch)) if config.epochs == "auto" else config.epochs
     total = config.steps or epochs * size.per_epoch
@@ -57,10 +58,10 @@ def rate_of(method: str, width: int, steps: float) -> float:
     """The highest learning rate of a method, to two digits, for a model whose hidden states are ``width`` wide.
 
     Example:
-        >>> rate_of("lora", 576, 100), rate_of("full", 576, 100), rate_of("lora", 4096, 100), rate_of("lora", 576, 400)
+        >>> rate_of("lora", 576, 40), rate_of("full", 576, 40), rate_of("lora", 4096, 40), rate_of("lora", 576, 160)
         (0.003, 0.0003, 0.00042, 0.0015)
     """
-    return float(f"{RATES[method] * min(1.0, WIDTH / width) * min(1.0, (SHORT / steps) ** 0.5):.2g}")
+    return float(f"{RATES[method] * min(1.0, WIDTH / width) * min(1.0, (SHORT[method] / steps) ** 0.5):.2g}")
 
 
 def sentence(config: TrainConfig, chosen: dict[str, Any]) -> str:
