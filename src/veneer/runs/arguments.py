@@ -129,7 +129,7 @@ class TrainArguments(Needed, total=False):
     """Steps between held-out evaluations; 0: at the end only; auto: 50, or an epoch of few rows, or more where
     many rows are held out."""
     patience: int | Literal["auto"]
-    """Stop after this many evaluations in a row without a better held-out loss; 0: never; auto: 3 where auto
+    """Stop after this many evaluations in a row without a better held-out loss; 0: never; auto: 2 where auto
     chose several epochs, else never."""
     checkpoint_every: int
     """Steps between checkpoints, from which a run resumes."""
@@ -166,7 +166,7 @@ class ResumeArguments(TypedDict, total=False):
     """Steps between held-out evaluations; 0: at the end only; auto: 50, or an epoch of few rows, or more where
     many rows are held out."""
     patience: int | Literal["auto"]
-    """Stop after this many evaluations in a row without a better held-out loss; 0: never; auto: 3 where auto
+    """Stop after this many evaluations in a row without a better held-out loss; 0: never; auto: 2 where auto
     chose several epochs, else never."""
     checkpoint_every: int
     """Steps between checkpoints, from which a run resumes."""
@@ -309,7 +309,7 @@ class PlanArguments(TypedDict, total=False):
     """Steps between held-out evaluations; 0: at the end only; auto: 50, or an epoch of few rows, or more where
     many rows are held out."""
     patience: int | Literal["auto"]
-    """Stop after this many evaluations in a row without a better held-out loss; 0: never; auto: 3 where auto
+    """Stop after this many evaluations in a row without a better held-out loss; 0: never; auto: 2 where auto
     chose several epochs, else never."""
     checkpoint_every: int
     """Steps between checkpoints, from which a run resumes."""

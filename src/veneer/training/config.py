@@ -97,7 +97,7 @@ class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
     )
     patience: Count | Literal["auto"] = Field(
         default="auto",
-        description="Stop after this many evaluations in a row without a better held-out loss; 0: never; auto: 3 where "
+        description="Stop after this many evaluations in a row without a better held-out loss; 0: never; auto: 2 where "
         "auto chose several epochs, else never.",
     )
     checkpoint_every: int = Field(default=100, ge=1, description="Steps between checkpoints, from which a run resumes.")
