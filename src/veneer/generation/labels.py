@@ -9,7 +9,6 @@ from copy import deepcopy
 from dataclasses import replace
 from inspect import signature
 from itertools import pairwise
-from os.path import commonprefix
 from typing import Any, NamedTuple
 
 import torch
@@ -39,21 +38,26 @@ def asked_of(renderer: Renderer, examples: list[Example], labels: list[str]) -> 
     another's ("no", "no way"), of which the longer one could never be the likelier. The end of a long prompt is kept.
     """
     answers = replace(renderer, learn="answer")
-    ends, limit = set(renderer.ends()), renderer.max_length
+    ends = set(renderer.ends())
     rows = [answers.one(with_answer(example, label)) for example in examples for label in labels]
     whole = [[token for token in row.labels if token != IGNORE] for row in rows]
     bare = [answer[:-1] if len(answer) > 1 and answer[-1] in ends else answer for answer in whole]
     count = len(labels)
     parts = range(0, len(rows), count)
     scored = whole if any(_one_begins_another(bare[i : i + count]) for i in parts) else bare
-    return [_asked(renderer, rows[i], scored[i : i + count], limit) for i in parts]
+    return [shortened(_asked(renderer, rows[i], scored[i : i + count]), renderer) for i in parts]
 
 
-def _asked(renderer: Renderer, row: Tokens, answers: list[list[int]], limit: int) -> Asked:
+def shortened(asked: Asked, renderer: Renderer) -> Asked:
+    """The end of the prompt that, with any of the labels after it, has ``renderer.max_length`` tokens."""
+    after = 0 if renderer.seq2seq else max(map(len, asked.answers))
+    return asked._replace(prompt=asked.prompt[-max(1, renderer.max_length - after) :])
+
+
+def _asked(renderer: Renderer, row: Tokens, answers: list[list[int]]) -> Asked:
     if renderer.seq2seq:
-        return Asked(row.ids[-limit:], answers)
-    start = next(i for i, label in enumerate(row.labels) if label != IGNORE)
-    return Asked(row.ids[:start][-max(1, limit - max(map(len, answers))) :], answers)
+        return Asked(row.ids, answers)
+    return Asked(row.ids[: next(i for i, label in enumerate(row.labels) if label != IGNORE)], answers)
 
 
 def _one_begins_another(answers: list[list[int]]) -> bool:
@@ -95,7 +99,8 @@ class LabelScores:
         """Tokens that all prompts begin with, each having one more; 0 where sharing them is not worth it."""
         if not self._continues or len(asked) < 2 or _rotates_by_length(self._model):
             return 0
-        common = len(commonprefix([row.prompt for row in asked]))
+        first, last = min(row.prompt for row in asked), max(row.prompt for row in asked)
+        common = next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
         common = min(common, min(len(row.prompt) for row in asked) - 1)
         return common if common >= _WORTH_SHARING else 0
 
