@@ -11,11 +11,12 @@ from pydantic.fields import FieldInfo
 
 from veneer.evaluation.config import EvaluateOptions
 from veneer.planning.config import PlanOptions
+from veneer.prediction.config import PredictOptions
 from veneer.runs.train import RESUMABLE
 from veneer.training.config import TrainConfig
 
 FILE = Path(__file__).parents[1] / "src" / "veneer" / "runs" / "arguments.py"
-HEAD = '''"""The options that train, resume, evaluate and plan take by name, as type checkers read them. No torch here.
+HEAD = '''"""The options that public functions take by name, as type checkers read them. No torch here.
 
 Written by tests/arguments_file.py from the option classes, where each option is declared; do not edit.
 """
@@ -82,6 +83,7 @@ def written() -> str:
         + _class("TrainArguments", "The options of `veneer.train`.", free, base="Needed")
         + _class("ResumeArguments", "The options of `veneer.resume`.", {name: run[name] for name in RESUMABLE})
         + _class("EvaluateArguments", "The options of `veneer.evaluate`.", dict(EvaluateOptions.model_fields))
+        + _class("PredictArguments", "The options of `veneer.predict`.", dict(PredictOptions.model_fields))
         + _class("PlanArguments", "The options of `veneer.plan`.", plan)
     )
 

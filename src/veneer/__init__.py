@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from veneer.commands.evaluate import evaluate as evaluate
     from veneer.commands.plan import plan as plan
+    from veneer.commands.predict import predict as predict
     from veneer.commands.train import resume as resume
     from veneer.commands.train import train as train
     from veneer.errors import VeneerError as VeneerError
@@ -49,6 +50,7 @@ _HOME = {
     "train": "veneer.commands.train",
     "resume": "veneer.commands.train",
     "evaluate": "veneer.commands.evaluate",
+    "predict": "veneer.commands.predict",
     "generate": "veneer.generation.generate",
     "stream": "veneer.generation.generate",
     "save": "veneer.updates.adapter_file",

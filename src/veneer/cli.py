@@ -16,6 +16,7 @@ from veneer.errors import ConfigError, VeneerError, did_you_mean
 from veneer.evaluation.config import EvaluateOptions
 from veneer.generation.config import GenerateOptions
 from veneer.planning.config import ASKED, PlanOptions
+from veneer.prediction.config import PredictOptions
 from veneer.reporting.config import ReportOptions
 from veneer.studies.config import StudyOptions
 from veneer.threads import settle
@@ -144,6 +145,28 @@ def evaluate(run: Path, as_json: bool, **options: Any) -> None:
         from rich.console import Console
 
         Console().print(comparison.table())
+
+
+@cli.command(short_help="Answer every row of a file.")
+@click.argument("source", metavar="RUN|ADAPTER|MODEL")
+@click.argument("data")
+@flags(PredictOptions)
+def predict(source: str, data: str, **options: Any) -> None:
+    """Write what a run, an adapter or a model answers to each row of DATA: label and probabilities, or text.
+
+    A row needs a prompt, messages, an instruction or a text, and no answer. DATA is as in train, or - for JSON lines
+    from standard input. A prediction that was interrupted goes on when the same command is given again.
+
+    \b
+    veneer predict runs/bbc headlines.csv --output topics.csv
+    """
+    from rich.console import Console
+
+    from veneer.commands.predict import predict_lines
+
+    result = predict_lines(source, data, Console(stderr=True), **given(options))
+    if result.output is not None:
+        click.echo(f"{len(result):,} {'row' if len(result) == 1 else 'rows'} written to {result.output}.")
 
 
 @cli.command(short_help="Answer one prompt.")

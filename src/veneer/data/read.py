@@ -43,6 +43,22 @@ def read_rows(source: str | Path) -> list[Row]:
     return rows
 
 
+def read_lines(content: bytes, name: str) -> list[Row]:
+    """The rows of JSON lines that came in no file; ``name`` is what they are called in a refusal.
+
+    Raises DataError, with the line, for a row that cannot be read, and where there is none.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(f"{name}:{line} is not UTF-8 text.") from None
+    rows = list(_read_jsonl(name, text))
+    if not rows:
+        raise DataError(f"{name} holds no rows.")
+    return rows
+
+
 def _read_file(path: Path) -> Iterator[Row]:
     suffix = path.suffix.lower()
     if suffix == ".parquet":
@@ -61,7 +77,7 @@ def _read_file(path: Path) -> Iterator[Row]:
     return _read_csv(path, text, "\t" if suffix == ".tsv" else ",")
 
 
-def _read_jsonl(path: Path, text: str) -> Iterator[Row]:
+def _read_jsonl(path: Path | str, text: str) -> Iterator[Row]:
     # Only \n ends a line: a JSON string may hold the other characters that str.splitlines breaks at.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():

@@ -29,7 +29,7 @@ from veneer.updates.rows import Names
 _MODELS = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 _ATTENTION, _GATED = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 _SHORT = 16  # tokens of all prompts together, up to which steps are faster than the model's own pass over all at once
-_LENGTHS = ("dynamic", "longrope")  # rotations that are others when a sequence has grown
+ROTATIONS_BY_LENGTH = ("dynamic", "longrope")  # rotations that are others when a sequence has grown
 
 
 class Unsupported(Exception):
@@ -231,7 +231,7 @@ def _attention(model: Any) -> Any:
 def _refuse(model: Any) -> None:
     if type(model) not in _MODELS or model.training or model.device.type != CPU:
         raise Unsupported("another kind of model, or on another device")
-    if model.config.rope_parameters["rope_type"] in _LENGTHS:
+    if model.config.rope_parameters["rope_type"] in ROTATIONS_BY_LENGTH:
         raise Unsupported("rotations that change with the length")
     if not decode.takes_heads_of(_attention(model).head_dim):
         raise Unsupported("heads of another size")

@@ -1,4 +1,4 @@
-"""The options that train, resume, evaluate and plan take by name, as type checkers read them. No torch here.
+"""The options that public functions take by name, as type checkers read them. No torch here.
 
 Written by tests/arguments_file.py from the option classes, where each option is declared; do not edit.
 """
@@ -194,6 +194,36 @@ class EvaluateArguments(TypedDict, total=False):
     """Rows in one pass."""
     examples: int
     """Keep what base and adapter answer to this many of the rows; 0: none."""
+
+
+class PredictArguments(TypedDict, total=False):
+    """The options of `veneer.predict`."""
+
+    output: str | Path
+    """File to write, in the rows' order: .jsonl, .csv or .parquet. Default: JSON lines on the terminal, or in
+    Python no file."""
+    overwrite: bool
+    """Replace an output that exists."""
+    keep: str | list[str] | None
+    """Columns of the rows that the output has, too; none for none. Default: all."""
+    answer: Literal["auto", "label", "text"]
+    """The likeliest label and each label's probability, or generated text; auto: labels where the model is a
+    classifier, where the run was trained on a few, or where labels gives some."""
+    labels: str | list[str]
+    """Labels for a model that generates text. Default: those of the run's rows, if few."""
+    max_new_tokens: int
+    """Longest text, in tokens."""
+    temperature: float
+    """Of text: 0 is greedy; higher is more varied."""
+    seed: int
+    """Seed of sampling, each row's own."""
+    template: Literal["auto", "chat", "plain"] | None
+    """Chat template for conversations only (auto), or for prompts, too. Default: the run's."""
+    max_length: int | None
+    """Tokens of a prompt: the end of a longer one is kept, a classifier's beginning. Default: the run's, without
+    a run what the model can take."""
+    batch_tokens: int
+    """Tokens in one pass, and at most; fewer where memory is short."""
 
 
 class PlanArguments(TypedDict, total=False):

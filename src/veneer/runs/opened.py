@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 
+from veneer.data.formats import to_examples
 from veneer.data.labels import Renderer
+from veneer.data.read import read_rows
 from veneer.errors import AdapterFileError, ModelError
+from veneer.generation.likelihood import choices_of
 from veneer.models.load import load
 from veneer.runs.folder import RunFolder
 from veneer.runs.prepare import Prepared, prepare, renderer_of
@@ -30,6 +33,7 @@ class Opened:
     adapted: bool
     chat: bool  # whether it was trained on, or comes for, conversations in its template
     own_weights: bool = False  # whether a run trained the model's own, so that its base is another model
+    run: RunFolder | None = None  # of a run: its folder
 
 
 def open_named(source: str | Path) -> Opened:
@@ -75,6 +79,19 @@ def as_it_was(model: Any, base: Any | None) -> Iterator[Any]:
         yield model
 
 
+def labels_of(run: RunFolder) -> list[str]:
+    """The few answers of a run's rows, as they follow a prompt; none where they are not few.
+
+    Raises DataError for a run that did not write them down, and whose rows cannot be read any more.
+    """
+    known: list[str] | None = run.rows().get("choices")
+    if known is None:
+        config = run.config()
+        sources = [config.data, *([config.held_out] if isinstance(config.held_out, str) else [])]
+        known = choices_of([example for source in sources for example in to_examples(read_rows(source)).items])
+    return known
+
+
 def _run(run: RunFolder) -> Opened:
     config = run.finished_config()
     own = config.trains_own_weights
@@ -82,7 +99,7 @@ def _run(run: RunFolder) -> Opened:
     if not own:
         load_adapter(model, run.adapter)
     chat = config.template == "chat" or bool(run.rows()["conversations"])
-    return Opened(model, renderer_of(model, tokenizer, config), not own, chat, own)
+    return Opened(model, renderer_of(model, tokenizer, config), not own, chat, own, run)
 
 
 def _loaded(run: RunFolder, config: TrainConfig, source: str) -> tuple[Any, Any]:

@@ -12,6 +12,7 @@ from veneer.data.formats import Example
 from veneer.data.labels import Renderer, longest_row
 from veneer.data.memory import rows_of
 from veneer.data.read import Row
+from veneer.generation.likelihood import choices_of
 from veneer.models.checkpoint import Checkpoint
 from veneer.models.load import load
 from veneer.runs.folder import RunFolder
@@ -42,6 +43,7 @@ class Prepared:
             "held_out": len(self.held_out),
             "conversations": any(example.messages for example in self.train),
             "classes": list(self.renderer.classes),
+            "choices": [] if self.renderer.classes else choices_of([*self.train, *self.held_out]),
         }
 
 

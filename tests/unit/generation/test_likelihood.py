@@ -10,7 +10,7 @@ import veneer
 from tokens import tokenizer
 from veneer.data.formats import Example
 from veneer.data.labels import IGNORE, Renderer
-from veneer.generation import likelihood
+from veneer.generation.labels import asked_of
 from veneer.generation.likelihood import MOST_CHOICES, accuracy, choices_of, likeliest
 from veneer.training.loss import Loss
 
@@ -124,8 +124,8 @@ def test_choices_have_the_tokens_that_are_trained():
     renderer, example = Renderer(tokenizer(), template="chat"), Example("d", prompt="so?", answer=" yes")
     row = renderer.one(example)
     trained = [label for label in row.labels if label != IGNORE]
-    scored = [likelihood._rows(renderer, [example], choices)[0] for choices in ([" yes", " no"], [" yes", " yes!"])]
-    assert [[label for label in found.labels if label != IGNORE] for found in scored] == [trained[:-1], trained]
+    scored = [asked_of(renderer, [example], choices)[0] for choices in ([" yes", " no"], [" yes", " yes!"])]
+    assert [each.answers[0] for each in scored] == [trained[:-1], trained]
 
 
 def test_accuracy_is_the_share_of_right_answers():

@@ -1,0 +1,105 @@
+"""What a run, an adapter or a model answers to rows: labels with their probabilities, or texts."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from torch import nn
+
+from veneer.arguments import described
+from veneer.data.memory import rows_of
+from veneer.data.questions import to_questions
+from veneer.data.read import Row, read_lines
+from veneer.errors import ArgumentError
+from veneer.generation.prompts import renderer_for
+from veneer.options import shows
+from veneer.prediction.config import PredictOptions
+from veneer.prediction.output import Output, kept_columns, plain, write_lines
+from veneer.prediction.predict import predictions, refuse_taken_output
+from veneer.prediction.result import Predictions
+from veneer.runs.opened import Opened, open_named
+from veneer.runs.prepare import renderer_of
+from veneer.updates.record import adapters_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from veneer.runs.arguments import PredictArguments
+
+STDIN = "-"
+
+
+@shows(PredictOptions, PredictOptions.model_fields)
+def predict(
+    model: Any, tokenizer: Any = None, *, data: Any, console: Console | None = None,
+    **options: Unpack[PredictArguments],
+) -> Predictions:  # fmt: skip
+    """What a model answers to each row of ``data``: the likeliest label with the probability of each, or a text.
+
+    ``model``: a run's folder, an adapter's, or a model, as for `load`; or a loaded model, with its ``tokenizer``, which
+    answers with its active adapters. ``data``: a path or name, or rows in memory: a list of dicts, a
+    ``datasets.Dataset``, a pandas or polars frame, or a list of these. A row needs ``messages``, ``prompt``,
+    ``instruction`` (and ``input``) or ``text``, and no answer. ``console``: where progress goes, by default standard
+    error.
+
+    With ``output`` the rows are written to that file, in their order; while they are computed they are kept beside it,
+    and the same call after an interruption goes on from there. The options are those of `PredictOptions`.
+
+    Raises ConfigError for an option that does not exist or does not fit the model, ArgumentError for a model or
+    tokenizer that is none, DataError for rows or an output that cannot be used, ModelError for a model that cannot be
+    read or a row that does not fit the memory.
+
+    Example:
+        >>> result = veneer.train("tiny", data="rows.jsonl", output="runs/asked", steps=20, learning_rate=1e-2,
+        ...     console=quiet)
+        >>> answers = veneer.predict("runs/asked", data=[{"prompt": "ba:"}, {"prompt": "mo:"}], console=quiet)
+        >>> answers.labels
+        ('no', 'yes')
+        >>> sorted(answers[0].probabilities), round(sum(answers[0].probabilities.values()), 3)
+        (['no', 'yes'], 1.0)
+        >>> list(answers.to_pandas().columns)
+        ['prompt', 'prediction', 'probability_no', 'probability_yes']
+    """
+    asked = PredictOptions(**options)
+    rows = _rows(data, asked)
+    return predictions(_opened(model, tokenizer), rows, asked, console or Console(stderr=True))
+
+
+def predict_lines(source: str, data: str, console: Console, **options: Any) -> Predictions:
+    """As the command does: without an output the rows go to standard output, as JSON lines."""
+    asked = PredictOptions(**options)
+    rows = _rows(read_lines(sys.stdin.buffer.read(), "standard input") if data == STDIN else data, asked)
+    result = predictions(_opened(source, None), rows, asked, console)
+    if asked.output is None:
+        lines = io.StringIO()
+        kept = [plain(fields, row.where) for fields, row in zip(result.rows, rows, strict=True)]
+        write_lines(lines, [{**fields, **each.columns} for fields, each in zip(kept, result, strict=True)])
+        sys.stdout.write(lines.getvalue())
+    return result
+
+
+def _rows(data: Any, asked: PredictOptions) -> list[Row]:
+    """The rows. What can be refused without the model is refused here: loading one takes a while."""
+    path = refuse_taken_output(asked)
+    rows = data if isinstance(data, list) and data and isinstance(data[0], Row) else rows_of(data)
+    to_questions(rows)
+    kept = kept_columns(rows, asked.keep, ())
+    if path:
+        Output(path, rows, kept)
+    return rows
+
+
+def _opened(model: Any, tokenizer: Any) -> Opened:
+    if isinstance(model, nn.Module):
+        renderer_for("predict", model, tokenizer)  # refuses what is no tokenizer
+        renderer = renderer_of(model, tokenizer)
+        return Opened(model, renderer, bool(adapters_of(model).active), bool(tokenizer.chat_template))
+    if not isinstance(model, str | Path):
+        raise ArgumentError(f"predict takes a run, an adapter or a model, by path or loaded, not {described(model)}.")
+    if tokenizer is not None:
+        raise ArgumentError("predict takes a tokenizer with a loaded model; what a path names has its own.")
+    return open_named(model)
