@@ -82,9 +82,16 @@ class RunFolder:
         return config.model_copy(update=own)
 
     def rows(self) -> dict[str, Any]:
-        """What `rows.json` says: shape, train, held_out, conversations, classes, steps."""
+        """What `rows.json` says: shape, train, held_out, conversations, classes, date, system, steps."""
         values: dict[str, Any] = json.loads(self.rows_file.read_text(encoding="utf-8"))
         return values
+
+    def date(self) -> str | None:
+        """The ISO date on which the run began; None where there is no run yet, or one that did not note it."""
+        date: str | None = None
+        with suppress(OSError, ValueError):  # a file that is missing or damaged
+            date = self.rows().get("date")
+        return date
 
     def metrics(self) -> list[dict[str, Any]]:
         """The records of all steps and evaluations so far."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from veneer.data.dates import pin_date, pinned_date, today
 from veneer.data.formats import Example, class_of, to_examples
 from veneer.data.labels import Renderer, longest_row
 from veneer.data.memory import rows_of
@@ -30,6 +31,7 @@ class Prepared:
     train: list[Example]
     held_out: list[Example]
     shape: str
+    came_loaded: bool = False  # whether the caller brought model and tokenizer, which need not be those of its name
     given: dict[str, list[Row]] = field(default_factory=dict)  # file name → rows to write there: they came in memory
     notes: list[str] = field(default_factory=list)
 
@@ -41,7 +43,19 @@ class Prepared:
             "held_out": len(self.held_out),
             "conversations": any(example.messages for example in self.train),
             "classes": list(self.renderer.classes),
+            "date": pinned_date(self.tokenizer),
+            "system": self.system,
         }
+
+    @property
+    def system(self) -> str | None:
+        """The system message that all conversations begin with, where it is one and the same."""
+        first = {
+            message["content"] if (message := example.messages[0])["role"] == "system" else None
+            for example in self.train
+            if example.messages
+        }
+        return first.pop() if len(first) == 1 else None
 
 
 def prepare(
@@ -64,8 +78,11 @@ def prepare(
     classes = sorted({class_of(example) for example in train_rows}) if _wants_classes(config, checkpoint) else []
     if checkpoint is not None:
         model, tokenizer = load(checkpoint, **config.kept(), task=config.task, labels=classes or None)
+    pin_date(tokenizer, RunFolder(config.output).date() or today())
     renderer = renderer_of(model, tokenizer, config)
-    prepared = Prepared(config, model, tokenizer, renderer, train_rows, held_out, examples.shape, given)
+    prepared = Prepared(
+        config, model, tokenizer, renderer, train_rows, held_out, examples.shape, checkpoint is None, given
+    )  # fmt: skip
     prepared.notes += checkpoint.notes if checkpoint is not None else []
     if examples.unused:
         prepared.notes.append(f"Columns not used ({examples.shape} rows): {', '.join(examples.unused)}.")

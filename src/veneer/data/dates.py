@@ -1,0 +1,44 @@
+"""The date that a chat template prints: the run's own, wherever and whenever its rows and questions are rendered.
+
+Llama 3's template, among others, writes today's date into each conversation, by the function ``strftime_now`` that
+transformers gives to templates. A run that is resumed on another day would train on other rows, and an adapter would be
+asked in another shape than the one that it learned. So a run notes the date on which it began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import date
+from typing import Any
+
+_NOTED = "_veneer_date"
+_FUNCTION = "strftime_now"
+
+
+def today() -> str:
+    """Today as ISO text: 2026-11-28."""
+    return date.today().isoformat()
+
+
+def pin_date(tokenizer: Any, day: str) -> None:
+    """Let Veneer render conversations with this tokenizer as on ``day``, an ISO date. Raises ValueError for another."""
+    date.fromisoformat(day)
+    setattr(tokenizer, _NOTED, day)
+
+
+def pinned_date(tokenizer: Any) -> str | None:
+    """The ISO date that conversations are rendered with; None for the date of today, whenever that is."""
+    return getattr(tokenizer, _NOTED, None)
+
+
+def prints_date(tokenizer: Any) -> bool:
+    """Whether the tokenizer's chat template asks for the date."""
+    return _FUNCTION in str(tokenizer.chat_template)
+
+
+def date_arguments(tokenizer: Any) -> dict[str, Callable[[str], str]]:
+    """What ``apply_chat_template`` is given, so that a template prints the pinned date; nothing where it prints none."""
+    day = pinned_date(tokenizer)
+    if day is None or not prints_date(tokenizer):
+        return {}
+    return {_FUNCTION: date.fromisoformat(day).strftime}
