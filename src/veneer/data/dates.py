@@ -37,7 +37,7 @@ def prints_date(tokenizer: Any) -> bool:
 
 
 def date_arguments(tokenizer: Any) -> dict[str, Callable[[str], str]]:
-    """What ``apply_chat_template`` is given, so that a template prints the pinned date; nothing where it prints none."""
+    """What ``apply_chat_template`` is given, so that it prints the pinned date; nothing where it prints none."""
     day = pinned_date(tokenizer)
     if day is None or not prints_date(tokenizer):
         return {}

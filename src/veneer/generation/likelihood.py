@@ -119,15 +119,26 @@ def _log_likelihoods(model: Any, renderer: Renderer, rows: list[Tokens], size: i
 
 
 def _classify(model: Any, renderer: Renderer, examples: list[Example], size: int) -> list[str]:
-    chosen = []
+    return [renderer.classes[i] for i in _class_logits(model, renderer, examples, size).argmax(dim=1).tolist()]
+
+
+@torch.no_grad()
+def class_probabilities(model: Any, renderer: Renderer, example: Example) -> dict[str, float]:
+    """A classifier's class → its probability for the example's prompt, the most likely first."""
+    shares = _class_logits(model, renderer, [example], 1)[0].double().softmax(0).tolist()
+    return dict(sorted(zip(renderer.classes, shares, strict=True), key=lambda pair: -pair[1]))
+
+
+def _class_logits(model: Any, renderer: Renderer, examples: list[Example], size: int) -> Tensor:
+    """(examples, classes)"""
+    logits = []
     # What is asked is how a text is classified; its own label, if it has one, plays no part.
     unlabelled = [replace(example, answer=renderer.classes[0]) for example in examples]
     for start in range(0, len(examples), size):
         rows, _ = renderer.all(unlabelled[start : start + size])
         batch = _on(model, collate(rows, renderer.pad, classes=True))
-        logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits
-        chosen += [renderer.classes[i] for i in logits.argmax(dim=1).tolist()]
-    return chosen
+        logits.append(model(input_ids=batch.ids, attention_mask=batch.mask).logits.float().cpu())
+    return torch.cat(logits)
 
 
 def _on(model: Any, batch: Batch) -> Batch:

@@ -43,7 +43,7 @@ def _form(tokenizer: Any) -> tuple[Any, ...]:
 
 def tokenizer_in(folder: Path) -> Any:
     """The tokenizer whose files an adapter's folder holds. Raises ModelError where they are damaged or missing."""
-    refusal = f"{folder} lacks the tokenizer that its adapter was trained with, or it is damaged; copy all of the folder"
+    refusal = f"{folder} lacks the tokenizer that its adapter needs, or it is damaged; copy the whole folder"
     with quiet():
         tokenizer = call_library(AutoTokenizer.from_pretrained, refusal, folder)
     pad_with_end(tokenizer)

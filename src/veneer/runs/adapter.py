@@ -67,7 +67,9 @@ def _base_of(folder: Path, facts: Facts | None) -> str:
         raise AdapterFileError(f"{config} names no base model (base_model_name_or_path); {todo}.{known}")
     base = str(base)
     if is_local(base) and not Path(base).expanduser().exists():
-        raise AdapterFileError(f"The base of {folder} is not at {base} (base_model_name_or_path in {config}); {todo}.{known}")
+        raise AdapterFileError(
+            f"The base of {folder} is not at {base} (base_model_name_or_path in {config}); {todo}.{known}"
+        )
     return base
 
 
