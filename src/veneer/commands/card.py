@@ -167,7 +167,7 @@ def _results(told: _Told, facts: Facts) -> list[EvalResult]:
             metric_type=_MEASURES[name],
             metric_value=round(after, 6),
             metric_name=_TITLES[name],
-        )  # fmt: skip
+        )
         for name, (_, after) in facts.scores.items()
         if after is not None
     ]

@@ -124,11 +124,12 @@ def _uploaded(folder: Path, repo: str) -> dict[str, Path | bytes]:
 
 def _upload(files: dict[str, Path | bytes], repo: str, token: str, asked: PushOptions) -> str:
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     api = HfApi(token=token)
     disable_progress_bars()
     made = False
+    caught: tuple[type[Exception], ...] = (*client_errors(), ValueError)
     try:
         _refuse_owner(api, repo)
         if api.repo_exists(repo):
@@ -145,7 +146,7 @@ def _upload(files: dict[str, Path | bytes], repo: str, token: str, asked: PushOp
             made = True
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
         api.create_commit(repo, operations, commit_message="Upload by Veneer")
-    except (*client_errors(), ValueError) as error:
+    except caught as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         left = f" {repo} was made and may be empty: push again with --update." if made else ""
         raise HubError(f"The hub refused the upload to {repo}: {reason.rstrip('.')}.{left}") from None

@@ -7,12 +7,14 @@ asked in another shape than the one that it learned. So a run notes the date on 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import date
+import json
+from datetime import date, datetime
 from typing import Any
 
 _NOTED = "_veneer_date"
 _FUNCTION = "strftime_now"
+_DIRECTIVES = [f"%{flag}{letter}" for flag in ("-", "") for letter in "dmyHIMSj"]
+_DIRECTIVES += [*(f"%{letter}" for letter in "aAwbBYpfUWcxXGuV"), "%%"]
 
 
 def today() -> str:
@@ -36,9 +38,22 @@ def prints_date(tokenizer: Any) -> bool:
     return _FUNCTION in str(tokenizer.chat_template)
 
 
-def date_arguments(tokenizer: Any) -> dict[str, Callable[[str], str]]:
+def date_arguments(tokenizer: Any) -> dict[str, str]:
     """What ``apply_chat_template`` is given, so that it prints the pinned date; nothing where it prints none."""
     day = pinned_date(tokenizer)
     if day is None or not prints_date(tokenizer):
         return {}
-    return {_FUNCTION: date.fromisoformat(day).strftime}
+    return {"chat_template": _with_date(tokenizer.get_chat_template(), datetime.fromisoformat(day))}
+
+
+def _with_date(template: str, moment: datetime) -> str:
+    """The template, with a function of that name of its own, since transformers passes no functions from outside.
+
+    It puts what ``moment`` gives for each directive in the place of that directive.
+    """
+    steps = " | ".join(
+        f" | replace({json.dumps(directive)}, {json.dumps(moment.strftime(directive))})" for directive in _DIRECTIVES
+    )
+    return (
+        f"{{%- macro {_FUNCTION}(format) -%}}{{{{ format{steps} | replace('%%', '%') }}}}{{%- endmacro -%}}{template}"
+    )

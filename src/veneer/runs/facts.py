@@ -1,7 +1,7 @@
-"""``veneer.json`` in an adapter's folder, beside PEFT's files: what else the adapter needs to be used as it was trained.
+"""``veneer.json`` in an adapter's folder, beside PEFT's files: what else it takes to use the adapter as it was trained.
 
-The names of its classes, how a prompt is rendered and on which date, how its base was kept; and, for the model card, what
-it was trained on and what was measured. No row and no path of a machine is in it.
+The names of its classes, how a prompt is rendered and on which date, how its base was kept; and, for the model card,
+what it was trained on and what was measured. No row and no path of a machine is in it.
 """
 
 from __future__ import annotations
@@ -142,6 +142,6 @@ def read_facts(folder: Path) -> Facts | None:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "all of it"
         raise AdapterFileError(
-            f"{path} is damaged ({where}: {first['msg']}); copy it again from the run's adapter folder, or delete it to "
-            f"load the adapter without its classes and its prompt's form."
+            f"{path} is damaged ({where}: {first['msg']}); copy it again from the run's adapter folder, or delete it "
+            f"to load the adapter without its classes and its prompt's form."
         ) from None
