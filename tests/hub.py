@@ -100,7 +100,7 @@ def serving() -> Iterator[Hub]:
             if self.command != "HEAD":
                 self.wfile.write(text)
 
-        do_GET = do_POST = do_PUT = do_HEAD = _any
+        do_GET = do_POST = do_PUT = do_HEAD = _any  # noqa: N815
 
         def log_message(self, *arguments: Any) -> None:
             pass
