@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from veneer.commands.evaluate import evaluate as evaluate
+    from veneer.commands.load import load as load
     from veneer.commands.plan import plan as plan
     from veneer.commands.predict import predict as predict
+    from veneer.commands.push import push as push
     from veneer.commands.train import resume as resume
     from veneer.commands.train import train as train
     from veneer.errors import VeneerError as VeneerError
     from veneer.frozen.weight import int8_activations as int8_activations
     from veneer.generation.generate import generate as generate
     from veneer.generation.generate import stream as stream
-    from veneer.models.load import load as load
     from veneer.updates.adapter_file import save as save
     from veneer.updates.attach import attach as attach
     from veneer.updates.attach import remove as remove
@@ -38,7 +39,7 @@ _HOME = {
     "VeneerError": "veneer.errors",
     "LoRA": "veneer.updates.config",
     "AdaLoRA": "veneer.updates.config",
-    "load": "veneer.models.load",
+    "load": "veneer.commands.load",
     "int8_activations": "veneer.frozen.weight",
     "attach": "veneer.updates.attach",
     "activate": "veneer.updates.record",
@@ -53,6 +54,7 @@ _HOME = {
     "predict": "veneer.commands.predict",
     "generate": "veneer.generation.generate",
     "stream": "veneer.generation.generate",
+    "push": "veneer.commands.push",
     "save": "veneer.updates.adapter_file",
     "save_base": "veneer.updates.base_file",
     "load_adapter": "veneer.updates.load_adapter",

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from veneer import __version__
-from veneer.commands.config import ExportOptions, InspectOptions, MergeOptions, QuantizeOptions
+from veneer.commands.config import ExportOptions, InspectOptions, MergeOptions, PushOptions, QuantizeOptions
 from veneer.commands.flags import Verb, flags, given
 from veneer.errors import ConfigError, VeneerError, did_you_mean
 from veneer.evaluation.config import EvaluateOptions
@@ -108,8 +108,8 @@ def train(run_yaml: Path | None, resume: Path | None, **options: Any) -> None:
     veneer train --resume runs/bbc
     """
 
+    from veneer.commands import train as runs
     from veneer.kernels.heap import own_heap
-    from veneer.runs import train as runs
 
     own_heap()
     if resume is not None:
@@ -127,18 +127,20 @@ def train(run_yaml: Path | None, resume: Path | None, **options: Any) -> None:
 
 
 @cli.command(short_help="Measure base and adapter on held-out rows.")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", metavar="RUN|ADAPTER", type=click.Path(path_type=Path))
 @flags(EvaluateOptions)
 @_JSON
 def evaluate(run: Path, as_json: bool, **options: Any) -> None:
     """Held-out loss, perplexity, choice accuracy and exact match of RUN, base and adapter side by side.
 
     Choice accuracy is measured where the answers are a few labels, exact match where they are not. The result is
-    also written to RUN/evaluation.json.
+    also written to RUN/evaluation.json. An adapter folder alone is measured on the rows of --data.
     """
     from veneer.commands.evaluate import evaluate as measure
 
     comparison = measure(run, **given(options))
+    if comparison.note:
+        click.echo(comparison.note, err=True)
     if as_json:
         _print_json(comparison.as_json())
     else:
@@ -175,19 +177,21 @@ def predict(source: str, data: str, **options: Any) -> None:
 @flags(GenerateOptions)
 @_JSON
 def generate(source: str, prompt: str, as_json: bool, **options: Any) -> None:
-    """Print what a run, an adapter or a model answers to PROMPT.
+    """Print what a run, an adapter or a model answers to PROMPT; of a classifier the class and its probability.
 
     \b
     veneer generate runs/bbc 'Headline: Chip maker doubles its profit\\nTopic:' --both
     """
-    from veneer.commands.generate import answer
+    from veneer.commands.generate import answers
 
-    said = answer(source, prompt.replace("\\n", "\n"), **given(options))
+    said = answers(source, prompt.replace("\\n", "\n"), **given(options))
     if as_json:
-        _print_json({"prompt": prompt, **said})
+        shares = {name: side.probabilities for name, side in said.items() if side.probabilities is not None}
+        texts = {name: side.text for name, side in said.items()}
+        _print_json({"prompt": prompt, **texts, **({"probabilities": shares} if shares else {})})
     else:
-        for name, text in said.items():
-            click.echo(f"{name}: {text}" if len(said) > 1 else text)
+        for name, side in said.items():
+            click.echo(f"{name}: {side}" if len(said) > 1 else str(side))
 
 
 @cli.command(short_help="Talk to a run, an adapter or a model.")
@@ -231,6 +235,24 @@ def export(run: Path, out: Path, **options: Any) -> None:
 
     export_to(run, out, **given(options))
     click.echo(f"Plain LoRA written to {out}.")
+
+
+@cli.command(short_help="Upload an adapter to the Hugging Face hub.")
+@click.argument("source", metavar="RUN|ADAPTER|MODEL", type=click.Path(path_type=Path))
+@click.argument("repo", metavar="OWNER/NAME")
+@flags(PushOptions)
+def push(source: Path, repo: str, **options: Any) -> None:
+    """Upload the adapter of a run, an adapter's folder or a merged model to a new repository of the hub.
+
+    Each file is listed first. Rows and the state of a training are never uploaded. The token is read from the
+    environment, HF_TOKEN.
+
+    \b
+    veneer push runs/bbc somebody/bbc-topics --private
+    """
+    from veneer.commands.push import push as upload
+
+    click.echo(f"Uploaded to {upload(source, repo, **given(options))}")
 
 
 @cli.command(short_help="Keep a model in 4 bits: a bitsandbytes checkpoint comes out.")

@@ -61,6 +61,10 @@ class DivergedError(TrainingError):
     """A run whose loss, gradient or weights are no longer finite."""
 
 
+class HubError(VeneerError):
+    """The Hugging Face hub cannot be reached, or does not accept what it is sent."""
+
+
 def shown(value: object, longest: int = 100) -> str:
     """``value`` as a refusal repeats it: its repr in one line, cut to about ``longest`` characters."""
     text = " ".join(_small.repr(value).split())

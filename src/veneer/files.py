@@ -1,6 +1,7 @@
 """Writing so that a reader, or a run killed at any instant, finds the old file or the new one, never half of one.
 
-Everything is written under a temporary name beside its goal, flushed to the disk, and renamed. A folder that is
+Everything is written under a temporary name beside its goal, flushed to the disk, and renamed. It has the mode of any
+new file, as the umask says. A folder that is
 replaced steps aside first, since no rename puts one onto a full one: after a kill between these two renames,
 `remove_leftovers` puts it back.
 """
@@ -25,8 +26,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    mode = _mode_of_new_file(temporary)
     try:
         yield temporary
+        temporary.chmod(mode)
         _flush(temporary)
         os.replace(temporary, path)
         _flush(path.parent)
@@ -42,9 +45,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
+    mode, inner = _mode_of_new_file(temporary / TEMPORARY), temporary.stat().st_mode & 0o7777
     try:
         yield temporary
         for file in temporary.rglob("*"):
+            if not file.is_symlink():
+                file.chmod(inner if file.is_dir() else mode)
             _flush(file)
         _flush(temporary)
         if path.exists():
@@ -105,6 +111,16 @@ def remove_leftovers(folder: Path, age: float = 0.0) -> None:
             os.replace(leftover, folder / name)
             continue
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def _mode_of_new_file(path: Path) -> int:
+    """The mode that the system gives a new file there, as the umask says; safetensors writes its files for their owner
+    alone, by temporary files of its own. The umask itself cannot be read without changing it for other threads."""
+    path.unlink(missing_ok=True)
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    path.unlink()
+    return mode
 
 
 def _changed(path: Path) -> float:

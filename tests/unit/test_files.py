@@ -9,6 +9,8 @@ import sys
 import time
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from veneer import files
 from veneer.files import TEMPORARY, atomic_file, atomic_folder, locked, remove_leftovers, write_text
@@ -30,6 +32,27 @@ def test_a_file_is_there_when_it_is_whole(tmp_path):
     write_text(str(path), "é\n")
     assert path.read_bytes() == "é\n".encode()
     assert _names(path.parent) == ["file.txt"]
+
+
+@pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_what_is_written_has_the_mode_of_the_umask(umask, file_mode, folder_mode, tmp_path):
+    """safetensors writes for the owner alone, whatever the umask says."""
+    old = os.umask(umask)
+    try:
+        write_text(tmp_path / "text", "new")
+        with atomic_file(tmp_path / "tensors") as temporary:
+            save_file({"a": torch.zeros(2)}, temporary)
+        with atomic_folder(tmp_path / "folder") as folder:
+            save_file({"a": torch.zeros(2)}, folder / "tensors")
+            (folder / "inner").mkdir()
+            (folder / "inner" / "private").touch(0o600)
+    finally:
+        os.umask(old)
+    files = ("text", "tensors", "folder/tensors", "folder/inner/private")
+    assert {name: (tmp_path / name).stat().st_mode & 0o777 for name in files} == dict.fromkeys(files, file_mode)
+    folders = ("folder", "folder/inner")
+    assert {name: (tmp_path / name).stat().st_mode & 0o777 for name in folders} == dict.fromkeys(folders, folder_mode)
+    assert _names(tmp_path / "folder") == ["inner", "tensors"]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

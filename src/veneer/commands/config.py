@@ -36,6 +36,13 @@ class ExportOptions(Options):
     )
 
 
+class PushOptions(Options):
+    """veneer push RUN REPO"""
+
+    private: bool = Field(default=False, description="Make a repository that only you and its owner see.")
+    update: bool = Field(default=False, description="Replace the files of a repository that exists.")
+
+
 class InspectOptions(Options):
     """veneer inspect X"""
 

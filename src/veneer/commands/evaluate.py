@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from veneer.arguments import folder_given
-from veneer.data.formats import to_examples
+from veneer.commands.card import put_scores
+from veneer.data.formats import Example, to_examples
 from veneer.data.read import read_rows
 from veneer.errors import DataError
 from veneer.evaluation.answers import answered, spread
@@ -19,6 +20,7 @@ from veneer.options import shows
 from veneer.runs.folder import RunFolder
 from veneer.runs.opened import Opened, base_of_run, open_named, open_run
 from veneer.runs.prepare import Prepared
+from veneer.updates.peft_config import CONFIG_NAME as ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -29,11 +31,12 @@ if TYPE_CHECKING:
 @shows(EvaluateOptions, EvaluateOptions.model_fields)
 def evaluate(run: str | Path, **options: Unpack[EvaluateArguments]) -> Comparison:
     """Measure a finished run's base and adapter on its held-out rows, or on others; the figures are written to its
-    evaluation.json, too.
+    evaluation.json, too, and those of its held-out rows to the model card in its adapter's folder.
 
-    ``options``: those of `EvaluateOptions`, of which ``data`` names the other rows. Raises ConfigError for an option
-    that does not exist or makes no sense, DataError for rows that cannot be read, and TrainingError for a folder that
-    is no finished run.
+    ``run``: a run's folder, or an adapter's folder alone, into which nothing is written. ``options``: those of
+    `EvaluateOptions`, of which ``data`` names the other rows, which an adapter alone needs. Raises ConfigError for an
+    option that does not exist or makes no sense, DataError for rows that cannot be read or are not given, and
+    TrainingError for a folder that is neither.
 
     Example:
         >>> result = veneer.train(
@@ -44,6 +47,8 @@ def evaluate(run: str | Path, **options: Unpack[EvaluateArguments]) -> Compariso
         True
     """
     folder, asked = folder_given("evaluate", run, "run"), EvaluateOptions(**options)
+    if (folder / ADAPTER_CONFIG).is_file() and not RunFolder(folder).exists:
+        return _of_adapter(folder, asked)
     RunFolder(folder).refuse_missing()
     opened: Opened | Prepared
     if asked.data:
@@ -53,12 +58,24 @@ def evaluate(run: str | Path, **options: Unpack[EvaluateArguments]) -> Compariso
         rows, seen = opened.held_out, opened.train
     if not rows:
         raise DataError(f"{folder} was trained without held-out rows; give some with --data.")
-    base = base_of_run(folder)
+    comparison = _measured(opened, rows, seen, asked, base_of_run(folder))
+    write_text(RunFolder(folder).evaluation_file, json.dumps(comparison.as_json(), indent=2) + "\n")
+    return comparison if asked.data else replace(comparison, note=put_scores(RunFolder(folder), comparison))
+
+
+def _of_adapter(folder: Path, asked: EvaluateOptions) -> Comparison:
+    if not asked.data:
+        raise DataError(f"{folder} is an adapter alone, without the rows of its run; give rows with --data.")
+    rows = to_examples(read_rows(asked.data)).items
+    return _measured(open_named(folder), rows, [], asked, None)
+
+
+def _measured(
+    opened: Opened | Prepared, rows: list[Example], seen: list[Example], asked: EvaluateOptions, base: Any | None
+) -> Comparison:
     comparison = compare(
         opened.model, opened.renderer, rows, base=base, seen=seen, exact_match=asked.exact_match,
         batch_size=asked.batch_size,
     )  # fmt: skip
     examples = answered(opened.model, opened.renderer, spread(rows, asked.examples), asked.batch_size, base=base)
-    comparison = replace(comparison, examples=examples, data=asked.data)
-    write_text(RunFolder(folder).evaluation_file, json.dumps(comparison.as_json(), indent=2) + "\n")
-    return comparison
+    return replace(comparison, examples=examples, data=asked.data)

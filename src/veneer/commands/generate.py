@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,23 @@ from veneer.data.formats import Example
 from veneer.errors import ConfigError
 from veneer.frozen.weight import int8_activations
 from veneer.generation.config import GenerateOptions
-from veneer.generation.likelihood import likeliest
+from veneer.generation.likelihood import class_probabilities
 from veneer.generation.stream import pieces
 from veneer.runs.opened import Opened, open_named
 from veneer.updates.record import disabled
 
 _ASKED = "The question"  # what a message calls the prompt
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one side answers: a text, or a classifier's most likely class, with the probabilities of all."""
+
+    text: str
+    probabilities: dict[str, float] | None = None
+
+    def __str__(self) -> str:
+        return self.text if self.probabilities is None else with_probability(self.probabilities)
 
 
 def answer(source: str | Path, prompt: str, **options: Any) -> dict[str, str]:
@@ -30,9 +42,29 @@ def answer(source: str | Path, prompt: str, **options: Any) -> dict[str, str]:
         >>> list(answers)
         ['base', 'adapter']
     """
+    return {name: side.text for name, side in answers(source, prompt, **options).items()}
+
+
+def answers(source: str | Path, prompt: str, **options: Any) -> dict[str, Answer]:
+    """`answer`, with a classifier's probabilities."""
     asked, opened = GenerateOptions(**options), open_named(source)
     question = ({"role": "user", "content": prompt},)
-    return {name: "".join(said(opened, question, name, asked)) for name in sides(opened, asked)}
+    names = sides(opened, asked)
+    if opened.renderer.classes:
+        shares = {name: _probabilities(opened, prompt, name) for name in names}
+        return {name: Answer(next(iter(of_side)), of_side) for name, of_side in shares.items()}
+    return {name: Answer("".join(said(opened, question, name, asked))) for name in names}
+
+
+def with_probability(shares: dict[str, float]) -> str:
+    """The most likely class, as a person reads it: yes (93.1 %)."""
+    name, share = next(iter(shares.items()))
+    return f"{name} ({100 * share:.1f} %)"
+
+
+def _probabilities(opened: Opened, prompt: str, side: str) -> dict[str, float]:
+    with disabled(opened.model) if side == "base" else nullcontext():
+        return class_probabilities(opened.model, opened.renderer, Example(_ASKED, prompt=prompt))
 
 
 def sides(opened: Opened, options: GenerateOptions) -> list[str]:
@@ -65,9 +97,10 @@ def _said(
 ) -> Iterator[str]:  # fmt: skip
     renderer, prompt = opened.renderer, messages[-1]["content"]
     if renderer.classes:
-        with disabled(opened.model) if side == "base" else nullcontext():
-            yield from likeliest(opened.model, renderer, [Example(_ASKED, prompt=prompt)], list(renderer.classes), 1)
+        yield with_probability(_probabilities(opened, prompt, side))
         return
+    if opened.system is not None and messages[0]["role"] != "system":
+        messages = ({"role": "system", "content": opened.system}, *messages)
     chat = opened.chat if options.template == "auto" else options.template == "chat"
     ids = renderer.turn(messages) if chat else renderer.prompt(Example(_ASKED, prompt=prompt, answer="a"))
     yield from pieces(

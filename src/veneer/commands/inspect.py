@@ -23,6 +23,7 @@ from veneer.kernels.serving import serving, serving_line
 from veneer.models.load import load
 from veneer.models.packaged import PACKAGED_MODELS
 from veneer.reporting.heatmap import RankMap, ranks_of
+from veneer.runs.facts import Facts, read_facts
 from veneer.runs.folder import RunFolder
 from veneer.runs.prepare import renderer_of
 from veneer.training.fused import fused_types
@@ -105,12 +106,15 @@ def _adapter(path: Path, png: str | None) -> Inspected:
         rank, said = config.rank, f"rank {config.rank}"
     base = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
     count = sum(tensor.numel() for tensor in tensors.values())
+    facts = read_facts(path)
     values = {
         "kind": "adapter", "base": base, "rank": rank, "alpha": config.alpha, "parameters": count, "ranks": ranks,
         "tensors": {key: list(shape) for key, shape in shapes.items()},
+        "trained": facts.model_dump() if facts else None,
     }  # fmt: skip
     lines: list[Text | str] = [
         f"adapter {path} for {base}: {said}, alpha {config.alpha:g}, {count:,} parameters",
+        *(_trained(facts) if facts else []),
         *(f"{key}  {' × '.join(map(str, shape))}" for key, shape in shapes.items()),
     ]
     if ranks:
@@ -120,6 +124,22 @@ def _adapter(path: Path, png: str | None) -> Inspected:
             drawn.write_png(png, said)
             lines.append(f"heat map written to {png}")
     return Inspected(values, lines)
+
+
+def _trained(facts: Facts) -> list[str]:
+    """What veneer.json says of how the adapter was trained and is asked."""
+    base, rows, prompts = facts.base, facts.rows, facts.prompts
+    asked = "classes: " + ", ".join(facts.classes) if facts.classes else (
+        f"questions are asked {'in the chat template' if prompts.chat else 'as they are'}"
+    )  # fmt: skip
+    return [
+        f"trained over {base.name} ({base.kind}, {base.parameters:,} parameters) in {facts.kept['storage']}",
+        f"on {rows.train:,} rows of the shape {rows.shape}, {facts.steps:,} steps of method {facts.method}",
+        asked,
+        *([f"system message: {prompts.system}"] if prompts.system else []),
+        *(f"{name} of held-out rows: {before:.4g} → {after:.4g}" for name, (before, after) in facts.scores.items()
+          if before is not None and after is not None),
+    ]  # fmt: skip
 
 
 def _model(source: str) -> Inspected:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from veneer.arguments import folder_given
+from veneer.commands.card import write_merged_card
 from veneer.commands.config import MergeOptions
 from veneer.data.formats import Example, to_examples
 from veneer.data.read import read_rows
@@ -66,6 +67,7 @@ def merge_to(source: str | Path, out: str | Path, **options: Any) -> Moved | Non
         else:
             model.save_pretrained(folder)
         opened.renderer.tokenizer.save_pretrained(folder)
+        write_merged_card(folder, RunFolder(source).adapter if RunFolder(source).exists else source, asked.storage)
     return moved
 
 

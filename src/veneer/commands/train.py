@@ -1,4 +1,5 @@
-"""train and resume as Python calls them: in a notebook a run ends with its report and a link to it."""
+"""train and resume as Python and the command line call them: a run ends with its adapter's model card, and in a
+notebook with its report and a link to it."""
 
 from __future__ import annotations
 
@@ -8,19 +9,23 @@ from typing import Any, TypeVar, cast
 
 from rich.console import Console
 
+from veneer.commands.card import write_card
 from veneer.commands.report import report
 from veneer.notebook import is_notebook, show_link
 from veneer.runs import train as runs
+from veneer.runs.facts import FACTS_NAME
 from veneer.runs.finish import Result
 
 _Run = TypeVar("_Run", bound=Callable[..., Result])
 
 
-def _ending_with_its_report(run: _Run) -> _Run:
+def _ending_with_its_card(run: _Run) -> _Run:
     @wraps(run)
     def wrapper(*arguments: Any, **options: Any) -> Result:
         result = run(*arguments, **options)
         console = options.get("console") or Console()
+        if (result.written / FACTS_NAME).is_file() and (note := write_card(result.written)):
+            console.print(note, highlight=False, markup=False)
         if is_notebook(console):
             try:
                 show_link(report(result.folder), "Report: ")
@@ -31,5 +36,5 @@ def _ending_with_its_report(run: _Run) -> _Run:
     return cast(_Run, wrapper)
 
 
-train = _ending_with_its_report(runs.train)
-resume = _ending_with_its_report(runs.resume)
+train = _ending_with_its_card(runs.train)
+resume = _ending_with_its_card(runs.resume)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from veneer.data.dates import date_arguments
 from veneer.data.formats import Example, class_of
 from veneer.errors import DataError, did_you_mean
 
@@ -272,7 +273,9 @@ def _renderer(tokenizer: Any, messages: tuple[dict[str, Any], ...], example: Exa
     def render(count: int, ask: bool) -> str:
         first = list(messages[:count])
         try:
-            text: str = tokenizer.apply_chat_template(first, tokenize=False, add_generation_prompt=ask)
+            text: str = tokenizer.apply_chat_template(
+                first, tokenize=False, add_generation_prompt=ask, **date_arguments(tokenizer)
+            )
         except Exception as error:  # a template is a program of the model's, which may raise anything
             raise DataError(f"{example.where}: the chat template refuses this conversation: {error}") from None
         return text

@@ -40,9 +40,12 @@ class Comparison:
     examples: list[Answered] = field(default_factory=list)
     data: str | None = None  # other rows than the run's held-out ones
     trained: str = "adapter"  # what is beside the base; or the model, where its own weights were trained
+    note: str = ""  # what a person should know of the files that were not written
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        values = asdict(self)
+        del values["note"]
+        return values
 
     def table(self) -> Table:
         table = Table(title=self._title(), title_justify="left")

@@ -62,6 +62,12 @@ def _classify(model: Any, renderer: Renderer, examples: list[Example], size: int
     return chosen
 
 
+def class_probabilities(model: Any, renderer: Renderer, example: Example) -> dict[str, float]:
+    """A classifier's class → its probability for the example's prompt, the most likely first."""
+    shares = class_scores(model, renderer, classified(renderer, [example]))[0].double().softmax(0).tolist()
+    return dict(sorted(zip(renderer.classes, shares, strict=True), key=lambda pair: -pair[1]))
+
+
 def classified(renderer: Renderer, examples: list[Example]) -> list[Tokens]:
     """The tokens that a classifier is given; an example's own label, if it has one, plays no part."""
     rows, _ = renderer.all([replace(example, answer=renderer.classes[0]) for example in examples])

@@ -15,6 +15,7 @@ from veneer.frozen.layers import DTYPES, HEADS, compute_in, quantise_linear_laye
 from veneer.models import converted
 from veneer.models.checkpoint import CLASSES, Checkpoint, Task, checkpoint_of, name_classes
 from veneer.models.library import call_library, no_model, quiet, some_of
+from veneer.models.own_tokenizer import pad_with_end
 from veneer.models.stream import stream_quantised, streamed
 from veneer.models.tensors import NotTensorByTensor
 
@@ -86,8 +87,7 @@ def load(
         and (compute := DTYPES[compute_name()]) is not DTYPES[storage]
     ):
         compute_in(model, compute)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    pad_with_end(tokenizer)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     model.config.name_or_path = model.name_or_path = tokenizer.name_or_path = checkpoint.name

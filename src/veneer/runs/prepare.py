@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from veneer.data.dates import pin_date, pinned_date, today
 from veneer.data.formats import Example
 from veneer.data.labels import Renderer, longest_row
 from veneer.data.memory import rows_of
@@ -31,6 +32,7 @@ class Prepared:
     train: list[Example]
     held_out: list[Example]
     shape: str
+    came_loaded: bool = False  # whether the caller brought model and tokenizer, which need not be those of its name
     given: dict[str, list[Row]] = field(default_factory=dict)  # file name → rows to write there: they came in memory
     notes: list[str] = field(default_factory=list)
     checkpoint: Checkpoint | None = None  # that the model was loaded from; None where it came loaded
@@ -44,7 +46,19 @@ class Prepared:
             "conversations": any(example.messages for example in self.train),
             "classes": list(self.renderer.classes),
             "choices": [] if self.renderer.classes else choices_of([*self.train, *self.held_out]),
+            "date": pinned_date(self.tokenizer),
+            "system": self.system,
         }
+
+    @property
+    def system(self) -> str | None:
+        """The system message that all conversations begin with, where it is one and the same."""
+        first = {
+            message["content"] if (message := example.messages[0])["role"] == "system" else None
+            for example in self.train
+            if example.messages
+        }
+        return first.pop() if len(first) == 1 else None
 
 
 def prepare(
@@ -61,9 +75,11 @@ def prepare(
     if checkpoint is not None:
         classes = rows.classes(config, checkpoint)
         model, tokenizer = load(checkpoint, **config.kept(), task=config.task, labels=classes or None)
+    pin_date(tokenizer, RunFolder(config.output).date() or today())
     renderer = renderer_of(model, tokenizer, config)
     prepared = Prepared(
-        config, model, tokenizer, renderer, rows.train, rows.held_out, rows.shape, given, checkpoint=checkpoint
+        config, model, tokenizer, renderer, rows.train, rows.held_out, rows.shape, checkpoint is None, given,
+        checkpoint=checkpoint,
     )  # fmt: skip
     prepared.notes += [*(checkpoint.notes if checkpoint is not None else []), *rows.notes()]
     return prepared

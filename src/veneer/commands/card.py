@@ -1,0 +1,238 @@
+"""The model card, README.md, of an adapter's folder or of a merged model: what others should know before they load it.
+
+No row and no path of this machine is in it. What a person has changed in a card is theirs: such a card is not
+replaced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from veneer.evaluation.compare import Comparison, Scores
+from veneer.files import write_text
+from veneer.models.origin import hub_id, is_local
+from veneer.reporting.heatmap import ranks_of
+from veneer.reporting.loading import LoadedBy, Recipe, recipes_of
+from veneer.runs.facts import CARD_NAME, Facts, read_facts
+from veneer.runs.folder import RunFolder
+from veneer.updates.adapter_file import read_tensors
+from veneer.updates.peft_config import read_fields
+
+PLACE = "ADAPTER"  # how the commands call the adapter's folder
+_BASE = "BASE"  # and a base that is known by no name but a path of one machine
+_WRITTEN = re.compile(r"\n<!-- Written by Veneer\. sha256 of the text above: ([0-9a-f]{64}) -->\n$")
+_PIPELINES = {"SEQ_CLS": "text-classification", "SEQ_2_SEQ_LM": "text2text-generation"}
+_MEASURES = {"loss": "loss", "perplexity": "perplexity", "choice_accuracy": "accuracy", "exact_match": "exact_match"}
+_TITLES = {
+    "loss": "loss (mean of a learned token, nats)", "perplexity": "perplexity", "choice_accuracy": "choice accuracy",
+    "exact_match": "exact match",
+}  # fmt: skip
+_SHARES = ("choice_accuracy", "exact_match")
+
+
+@dataclass(frozen=True)
+class _Told:
+    """An adapter, as its card describes it."""
+
+    facts: Facts | None
+    fields: dict[str, Any]  # of adapter_config.json
+    rank: int  # the largest
+
+    @classmethod
+    def of(cls, folder: Path) -> _Told:
+        shapes = {key: tuple(tensor.shape) for key, tensor in read_tensors(folder).items()}
+        return cls(read_facts(folder), read_fields(folder), max(ranks_of(shapes).values(), default=0))
+
+    @property
+    def source(self) -> str:
+        return str(self.fields.get("base_model_name_or_path") or "")
+
+    @property
+    def base(self) -> str:
+        """Its base's name without any path."""
+        if self.source and not is_local(self.source):
+            return self.source
+        return f"a local model, {self.facts.base.name}" if self.facts else "a local model"
+
+    @property
+    def model(self) -> str:
+        """The base in commands."""
+        return self.source if self.source and not is_local(self.source) else _BASE
+
+    @property
+    def method(self) -> str:
+        return "AdaLoRA" if self.fields.get("peft_type") == "ADALORA" else "LoRA"
+
+    @property
+    def pipeline(self) -> str:
+        return _PIPELINES.get(str(self.fields.get("task_type")), "text-generation")
+
+
+def write_card(folder: Path, called: str = PLACE) -> str:
+    """Write the card of an adapter's folder, whose commands call it ``called``. A sentence where there is one that a
+    person has changed, and that is left as it is; else nothing. Raises OSError."""
+    path = folder / CARD_NAME
+    if is_edited(path):
+        return f"{path} has been edited, so it is left as it is; delete it to have a new one written."
+    write_text(path, card_text(folder, called))
+    return ""
+
+
+def is_edited(card: Path) -> bool:
+    """Whether there is a card that is not as Veneer wrote it."""
+    if not card.exists():
+        return False
+    text = card.read_text(encoding="utf-8", errors="replace")
+    mark = _WRITTEN.search(text)
+    return mark is None or _digest(text[: mark.start()]) != mark[1]
+
+
+def card_text(folder: Path, called: str = PLACE) -> str:
+    """The card of an adapter's folder."""
+    told = _Told.of(folder)
+    facts = told.facts
+    adapter = LoadedBy(
+        told.fields, told.rank, told.model, called, called, "merged", "plain", "adapter",
+        facts.classes if facts else [], facts.kept if facts else {"storage": "fp32", "block_size": 64},
+    )  # fmt: skip
+    where = f"`{called}` is this folder." if called == PLACE else f"`{called}` is on the Hugging Face hub."
+    if told.model == _BASE:
+        where += f" `{_BASE}` is its base, {told.base}, as a transformers folder."
+    parts = [
+        f"# {told.method} adapter for {told.base}",
+        _introduction(told),
+        *_trained(told),
+        f"## How to load it\n\n{where}",
+        f"### Veneer\n\n```bash\nveneer {_verb(told)}\n```".replace(PLACE, called),
+        *map(_recipe, recipes_of(adapter)),
+    ]
+    return _signed(_front(told, "peft", "adapter") + "\n\n".join(parts) + "\n")
+
+
+def write_merged_card(folder: Path, adapter: Path, storage: str) -> None:
+    """Write the card of a model into which ``adapter`` was merged. Raises OSError."""
+    told = _Told.of(adapter)
+    parts = [
+        f"# {told.base}, fine-tuned",
+        f"{_introduction(told)} It is merged into the base's weights, in {storage}.",
+        *_trained(told),
+        f"## How to load it\n\n`MODEL` is this folder.\n\n```python\n{_transformers(told)}\n```",
+    ]
+    write_text(folder / CARD_NAME, _signed(_front(told, "transformers", "finetune") + "\n\n".join(parts) + "\n"))
+
+
+def put_scores(run: RunFolder, measured: Comparison) -> str:
+    """Put what was measured of a run's held-out rows into its adapter's veneer.json and card: `write_card`."""
+    facts = read_facts(run.adapter)
+    if facts is None:
+        return ""
+    scores = {name: pair for name in _MEASURES if None not in (pair := _pair(measured.base, measured.adapter, name))}
+    facts.model_copy(update={"scores": scores}).write(run.adapter)
+    return write_card(run.adapter)
+
+
+def _pair(base: Scores, adapter: Scores, name: str) -> tuple[float | None, float | None]:
+    return getattr(base, name), getattr(adapter, name)
+
+
+def _front(told: _Told, library: str, relation: str) -> str:
+    """The YAML that the hub reads."""
+    facts = told.facts
+    known = hub_id(told.source) if told.source else None
+    data = ModelCardData(
+        base_model=known, library_name=library, pipeline_tag=told.pipeline,
+        license=facts.base.license if facts else None, tags=["veneer", told.method.lower()],
+        base_model_relation=relation if known else None,
+        eval_results=_results(told, facts) if facts and facts.scores else None, model_name=f"{told.method} adapter",
+    )  # fmt: skip
+    if not data.eval_results:
+        data.model_name = None
+    text = f"---\n{data.to_yaml()}\n---\n"
+    ModelCard(text)  # refuses what is no valid front matter
+    return text + "\n"
+
+
+def _results(told: _Told, facts: Facts) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type=told.pipeline,
+            dataset_type="held-out-rows",
+            dataset_name="held-out rows of its own data",
+            metric_type=_MEASURES[name],
+            metric_value=round(after, 6),
+            metric_name=_TITLES[name],
+        )
+        for name, (_, after) in facts.scores.items()
+        if after is not None
+    ]
+
+
+def _introduction(told: _Told) -> str:
+    text = f"{'An' if told.method == 'AdaLoRA' else 'A'} {told.method} adapter of rank {told.rank} for {told.base}"
+    facts = told.facts
+    if facts is not None:
+        text += f" ({facts.base.kind}, {facts.base.parameters:,} parameters)"
+    return f"{text}, trained with Veneer."
+
+
+def _trained(told: _Told) -> list[str]:
+    """What it was trained on and how, and what was measured."""
+    facts = told.facts
+    if facts is None:
+        return []
+    rows, prompts = facts.rows, facts.prompts
+    lines = [
+        f"- Rows: {rows.train:,} of the shape {rows.shape}; {rows.held_out:,} more were held out.",
+        f"- Steps: {facts.steps:,}. Base kept in {facts.kept['storage']}.",
+        *([f"- Classes: {', '.join(facts.classes)}."] if facts.classes else []),
+        *(["- Questions are asked in the chat template."] if prompts.chat and not facts.classes else []),
+        *(["- All conversations begin with one system message, which is in `veneer.json`."] if prompts.system else []),
+        *(f"- `{name}`: {value}" for name, value in facts.options.items()),
+    ]
+    parts = ["## How it was trained\n\n" + "\n".join(lines)]
+    if facts.scores:
+        table = ["| on held-out rows | base | adapter |", "|---|---|---|"]
+        table += [
+            f"| {_TITLES[name]} | {_number(name, a)} | {_number(name, b)} |" for name, (a, b) in facts.scores.items()
+        ]
+        parts.append("## Scores\n\n" + "\n".join(table))
+    return parts
+
+
+def _number(name: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f} %" if name in _SHARES else f"{value:.4g}"
+
+
+def _verb(told: _Told) -> str:
+    chat = told.facts is not None and told.facts.prompts.chat and not told.facts.classes
+    return f"chat {PLACE}" if chat else f"generate {PLACE} 'a prompt'"
+
+
+def _recipe(recipe: Recipe) -> str:
+    note = [recipe.note] if recipe.note else []
+    return "\n\n".join([f"### {recipe.title}", *note, *(f"```{kind}\n{text}\n```" for kind, text in recipe.parts)])
+
+
+def _transformers(told: _Told) -> str:
+    kind = {"text-classification": "SequenceClassification", "text2text-generation": "Seq2SeqLM"}.get(told.pipeline)
+    name = f"AutoModelFor{kind or 'CausalLM'}"
+    return (
+        f"from transformers import {name}, AutoTokenizer\n\n"
+        f'model = {name}.from_pretrained("MODEL")\ntokenizer = AutoTokenizer.from_pretrained("MODEL")'
+    )
+
+
+def _signed(text: str) -> str:
+    return f"{text}\n<!-- Written by Veneer. sha256 of the text above: {_digest(text)} -->\n"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
