@@ -276,6 +276,13 @@ def test_every_measured_table_is_that_of_the_results():
 
 
 @pytest.mark.unit
+def test_the_learning_rates_are_those_of_the_results(capsys):
+    script = _script("benchmarks/learning_rate.py")
+    script.tell(script.read())
+    assert capsys.readouterr().out in (ROOT / "docs" / "studies" / "learning-rate.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.unit
 def test_the_index_leads_to_every_page():
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     assert [
