@@ -24,7 +24,7 @@ ALLOWED = {
     ),
     "data/labels.py render": (
         "a chat template is a program that comes with a model",
-        "text: str = tokenizer.apply_chat_template(first, tokenize=False, add_generation_prompt=ask)",
+        "text: str = tokenizer.apply_chat_template(first, tokenize=False, add_generation_prompt=ask, **date)",
     ),
 }
 # Whatever is raised in a thread is raised again by the one that waits for it.

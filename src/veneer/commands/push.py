@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 TOKEN = "HF_TOKEN"
 _SETTINGS = "https://huggingface.co/settings/tokens"
+_MUCH = 1e6  # bytes, from which a size is in MB
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 _ANY = (
     *(CARD_NAME, "LICENSE*", "NOTICE*", ".gitattributes", "chat_template.jinja", "tokenizer.json", "tokenizer.model"),
@@ -74,13 +77,33 @@ def push(source: str | Path, repo: str, *, console: Console | None = None, **opt
     say = console or Console()
     say.print(f"To {repo}, from {folder}:", highlight=False, markup=False, soft_wrap=True)
     for name, content in files.items():
-        size = content.stat().st_size if isinstance(content, Path) else len(content)
-        changed = "" if isinstance(content, Path) or name == CARD_NAME else ", without the base's path on this machine"
-        say.print(f"  {name} ({amount(size)}{changed})", highlight=False, markup=False, soft_wrap=True)
+        say.print(f"  {name} ({_described(name, content)})", highlight=False, markup=False, soft_wrap=True)
     offline = hub_unreachable()
     if offline:
         raise HubError(f"Nothing was uploaded. {offline}")
-    return _upload(files, repo, token, asked)
+    with _without_bars():
+        return _upload(files, repo, token, asked)
+
+
+def _described(name: str, content: Path | bytes) -> str:
+    size = content.stat().st_size if isinstance(content, Path) else len(content)
+    changed = name == CONFIG_NAME and not isinstance(content, Path)
+    how = ", without the base's path on this machine" if changed else ""
+    return f"{amount(size) if size > _MUCH else f'{size:,} bytes'}{how}"
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Inside, the hub's library draws no bars: the files are listed already."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()
 
 
 def _folder(source: Path) -> Path:
@@ -124,10 +147,8 @@ def _uploaded(folder: Path, repo: str) -> dict[str, Path | bytes]:
 
 def _upload(files: dict[str, Path | bytes], repo: str, token: str, asked: PushOptions) -> str:
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     api = HfApi(token=token)
-    disable_progress_bars()
     made = False
     caught: tuple[type[Exception], ...] = (*client_errors(), ValueError)
     try:

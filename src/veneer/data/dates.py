@@ -43,7 +43,10 @@ def date_arguments(tokenizer: Any) -> dict[str, str]:
     day = pinned_date(tokenizer)
     if day is None or not prints_date(tokenizer):
         return {}
-    return {"chat_template": _with_date(tokenizer.get_chat_template(), datetime.fromisoformat(day))}
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # several by name, of which transformers takes this one
+        template = template.get("default")
+    return {"chat_template": _with_date(template, datetime.fromisoformat(day))} if template else {}
 
 
 def _with_date(template: str, moment: datetime) -> str:

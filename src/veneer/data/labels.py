@@ -271,11 +271,9 @@ def _no_template(tokenizer: Any, example: Example) -> str:
 
 def _renderer(tokenizer: Any, messages: tuple[dict[str, Any], ...], example: Example) -> Callable[[int, bool], str]:
     def render(count: int, ask: bool) -> str:
-        first = list(messages[:count])
+        first, date = list(messages[:count]), date_arguments(tokenizer)
         try:
-            text: str = tokenizer.apply_chat_template(
-                first, tokenize=False, add_generation_prompt=ask, **date_arguments(tokenizer)
-            )
+            text: str = tokenizer.apply_chat_template(first, tokenize=False, add_generation_prompt=ask, **date)
         except Exception as error:  # a template is a program of the model's, which may raise anything
             raise DataError(f"{example.where}: the chat template refuses this conversation: {error}") from None
         return text

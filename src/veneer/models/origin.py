@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from veneer.models.packaged import PACKAGED_MODELS
 
 
@@ -37,7 +39,7 @@ def license_of(name: str) -> str | None:
     from huggingface_hub import ModelCard
 
     try:
-        found: Any = ModelCard.load(card).data.get("license")
-    except Exception:  # a card is anybody's text, of which only this is wanted
+        license: Any = ModelCard.load(card).data.get("license")
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):  # anybody's text, of which this is wanted
         return None
-    return found if isinstance(found, str) else None
+    return license if isinstance(license, str) else None

@@ -25,6 +25,7 @@ def hub(monkeypatch):
     with stand_in.serving() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.address)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # large files by plain HTTP
         monkeypatch.setenv("HF_TOKEN", stand_in.TOKEN)
         yield hub
 
@@ -65,8 +66,8 @@ def test_from_python_to_an_organisation(adapter, hub):
 def test_by_the_address_in_the_environment(adapter, hub):
     code = f"import veneer; print(veneer.push({str(adapter)!r}, 'alice/env'))"
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "HF_ENDPOINT": hub.address}, capture_output=True, text=True,
-        timeout=120, check=True,
+        [sys.executable, "-c", code], env={**os.environ, "HF_ENDPOINT": hub.address, "HF_HUB_DISABLE_XET": "1"},
+        capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert done.stdout.splitlines()[-1] == f"{hub.address}/alice/env"
     assert "adapter_model.safetensors" in hub.repos["alice/env"]
