@@ -34,6 +34,7 @@ class Result:
     best_step: int
     seconds: float
     peak_memory: int  # bytes
+    advice: tuple[str, ...] = ()  # sentences, where the run learned too little
 
     @property
     def written(self) -> Path:
@@ -52,7 +53,8 @@ class Result:
         return f"Result({str(self.folder)!r}: {', '.join(f'{name} {value}' for name, value in self._facts().items())})"
 
     def _repr_html_(self) -> str:
-        return html_table(("", str(self.folder)), self._facts().items(), "A finished run")
+        facts = {**self._facts(), **({"advice": " ".join(self.advice)} if self.advice else {})}
+        return html_table(("", str(self.folder)), facts.items(), "A finished run")
 
 
 def finish(begun: Begun, state: State) -> None:
@@ -95,11 +97,11 @@ def _held_out_losses(begun: Begun) -> list[float]:
     return [record["held_out_loss"] for record in begun.folder.metrics() if "held_out_loss" in record]
 
 
-def result_of(begun: Begun, state: State) -> Result:
+def result_of(begun: Begun, state: State, advice: tuple[str, ...] = ()) -> Result:
     """What the caller gets, the model in eval mode."""
     begun.model.eval()
     losses = _held_out_losses(begun)
     return Result(
         begun.folder.path, begun.model, begun.prepared.tokenizer, state.step, losses[0] if losses else None,
-        state.best_loss, state.best_step, state.seconds, peak_memory(device_of(begun.model)),
+        state.best_loss, state.best_step, state.seconds, peak_memory(device_of(begun.model)), advice,
     )  # fmt: skip

@@ -22,6 +22,7 @@ from veneer.options import shows
 from veneer.runs.begin import Begun, begin, notes_on, options_of
 from veneer.runs.finish import Result, finish, result_of
 from veneer.runs.folder import RunFolder
+from veneer.runs.learned import HeldOutLabels, advice
 from veneer.runs.memory import Outlook, PlanAfterFirstStep, Process, look_before_loading, look_before_training
 from veneer.runs.preflight import check_new_run, check_writable
 from veneer.runs.prepare import Prepared, prepare, take_given
@@ -162,10 +163,16 @@ def _train(prepared: Prepared, checkpoint: Path | None, process: Process, watche
     with _a_full_disk_explained(begun.folder):
         _write_beginning(begun, state, new=checkpoint is None)
         metrics = Metrics(begun.folder.metrics_file, begun.folder.tensorboard, state.step)
-        _take_steps(begun, state, metrics, outlook, process, watchers)
+        labels = HeldOutLabels(
+            begun.model, prepared.renderer, prepared.train, prepared.held_out, begun.config.batch_size
+        )
+        _take_steps(begun, state, metrics, outlook, process, watchers, labels)
         finish(begun, state)
         metrics.close()  # and with it the lock that says the run goes on
-    return result_of(begun, state)
+    warnings = advice(begun.config, labels, begun.folder.metrics(), state.best_step) if watchers.on_the_way else ()
+    for note in warnings:
+        watchers.console.print(note, highlight=False, markup=False, soft_wrap=True)
+    return result_of(begun, state, warnings)
 
 
 def _restored(begun: Begun, checkpoint: Path | None) -> State:
@@ -203,8 +210,9 @@ def _write_beginning(begun: Begun, state: State, *, new: bool) -> None:
 
 
 def _take_steps(
-    begun: Begun, state: State, metrics: Metrics, outlook: Outlook | None, process: Process, watchers: Watchers
-) -> None:
+    begun: Begun, state: State, metrics: Metrics, outlook: Outlook | None, process: Process, watchers: Watchers,
+    labels: HeldOutLabels,
+) -> None:  # fmt: skip
     """The steps that are left; ``outlook`` is None where there is memory enough to plan after the first one."""
     config, folder, model = begun.config, begun.folder, begun.model
     again = None if config.gradient_checkpointing else outlook.recomputed if outlook else 0
@@ -216,7 +224,7 @@ def _take_steps(
         begun.loss.attention(),
         trackers(config) as tracked,
     ):
-        _introduce(progress, begun, state)
+        _introduce(progress, begun, state, labels)
         callbacks: list[Callback] = [progress]
         if outlook is None:
             callbacks.append(PlanAfterFirstStep(begun, process, progress.note))
@@ -225,18 +233,23 @@ def _take_steps(
         run = Run(
             config, folder.path, folder.checkpoints, folder.best, model, begun.loss, begun.batches,
             begun.held_out if watchers.on_the_way else [], begun.optimizer, begun.total, metrics, stop,
-            begun.allocator, [*callbacks, *tracked, *watchers.callbacks],
+            begun.allocator, [*callbacks, *tracked, *watchers.callbacks], accuracy=labels.accuracy,
         )  # fmt: skip
         if not finished(run, state):
             train_loop(run, state)
 
 
-def _introduce(progress: RunProgress, begun: Begun, state: State) -> None:
+def _introduce(progress: RunProgress, begun: Begun, state: State, labels: HeldOutLabels) -> None:
     config, prepared = begun.config, begun.prepared
     progress.note(f"{config.model}, {config.storage}: {str(begun.trained).splitlines()[-1]}")
     progress.note(begun.steps.counts())
     if chosen := sentence(prepared.config, begun.steps.chosen):
         progress.note(chosen)
+    if labels.rows:
+        measured = "" if len(labels.rows) == len(begun.held_out) else f", measured on {len(labels.rows)} held-out rows"
+        progress.note(
+            f"{len(labels.labels)} labels{measured}; the largest is {100 * labels.largest:.1f} % of the rows."
+        )
     if state.step:
         progress.note(f"Resumed after step {state.step}.")
     reported = begun.steps.sentences(prepared.renderer.max_length)

@@ -27,6 +27,7 @@ class EvaluationRecord:
     step: int  # 0: before the first step
     loss: float  # mean over learned tokens, nats
     best: bool  # whether what is trained is kept as the best so far
+    accuracy: float | None = None  # share of rows whose label is found the likeliest; None where there are no labels
 
 
 class Callback(Protocol):

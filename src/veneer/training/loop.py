@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class Run:
     allocator: Allocator | None = None  # of an AdaLoRA adapter
     callbacks: Sequence[Callback] = ()
     world: World = field(default_factory=OneProcess)
+    accuracy: Callable[[], float | None] = lambda: None  # of held-out labels; None where the task is none of labels
 
 
 def train_loop(run: Run, state: State) -> None:
@@ -164,11 +165,13 @@ def evaluate_held_out(run: Run, state: State) -> None:
             save_best(run.best, run.model, state.step)
     elif counts:
         state.worse += 1
-    run.metrics.write(step=state.step, held_out_loss=loss, held_out_perplexity=math.exp(min(loss, 700)))
+    accuracy = run.accuracy()
+    shares = {} if accuracy is None else {"held_out_accuracy": accuracy}
+    run.metrics.write(step=state.step, held_out_loss=loss, held_out_perplexity=math.exp(min(loss, 700)), **shares)
     if run.allocator is not None:
         run.metrics.write(step=state.step, ranks=run.allocator.ranks(), importance=run.allocator.importance())
     for callback in run.callbacks:
-        callback.on_evaluation(EvaluationRecord(state.step, loss, better))
+        callback.on_evaluation(EvaluationRecord(state.step, loss, better, accuracy))
 
 
 def _not_finite(run: Run, rows: list[Tokens]) -> str:

@@ -57,9 +57,10 @@ class RunProgress:
             self.note(f"step {step}/{self._total}  {numbers}{left}")
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
-        self._held_out = f" · held-out {record.loss:.3f}"
+        right = "" if record.accuracy is None else f", {100 * record.accuracy:.1f} % right"
+        self._held_out = f" · held-out {record.loss:.3f}{right}"
         best = " (best so far)" if record.best and record.step else ""
-        self.note(f"step {record.step}: held-out loss {record.loss:.4f}{best}")
+        self.note(f"step {record.step}: held-out loss {record.loss:.4f}{right}{best}")
 
 
 def clock(seconds: float) -> str:
