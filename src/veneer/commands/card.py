@@ -18,7 +18,7 @@ from veneer.evaluation.compare import Comparison, Scores
 from veneer.files import write_text
 from veneer.models.origin import hub_id, is_local
 from veneer.reporting.heatmap import ranks_of
-from veneer.reporting.loading import LoadedBy, Recipe, recipes_of
+from veneer.reporting.loading import LoadedBy, Recipe, own_tokens, recipes_of
 from veneer.runs.facts import CARD_NAME, Facts, read_facts
 from veneer.runs.folder import RunFolder
 from veneer.updates.adapter_file import read_tensors
@@ -37,7 +37,7 @@ _SHARES = ("choice_accuracy", "exact_match")
 
 
 @dataclass(frozen=True)
-class _Told:
+class _Described:
     """An adapter, as its card describes it."""
 
     facts: Facts | None
@@ -45,7 +45,7 @@ class _Told:
     rank: int  # the largest
 
     @classmethod
-    def of(cls, folder: Path) -> _Told:
+    def of(cls, folder: Path) -> _Described:
         shapes = {key: tuple(tensor.shape) for key, tensor in read_tensors(folder).items()}
         return cls(read_facts(folder), read_fields(folder), max(ranks_of(shapes).values(), default=0))
 
@@ -95,36 +95,37 @@ def is_edited(card: Path) -> bool:
 
 def card_text(folder: Path, called: str = PLACE) -> str:
     """The card of an adapter's folder."""
-    told = _Told.of(folder)
-    facts = told.facts
+    described = _Described.of(folder)
+    facts = described.facts
     adapter = LoadedBy(
-        told.fields, told.rank, told.model, called, called, "merged", "plain", "adapter",
+        described.fields, described.rank, described.model, called, called, "merged", "plain", "adapter",
         facts.classes if facts else [], facts.kept if facts else {"storage": "fp32", "block_size": 64},
+        own_tokens(facts),
     )  # fmt: skip
     where = f"`{called}` is this folder." if called == PLACE else f"`{called}` is on the Hugging Face hub."
-    if told.model == _BASE:
-        where += f" `{_BASE}` is its base, {told.base}, as a transformers folder."
+    if described.model == _BASE:
+        where += f" `{_BASE}` is its base, {described.base}, as a transformers folder."
     parts = [
-        f"# {told.method} adapter for {told.base}",
-        _introduction(told),
-        *_trained(told),
+        f"# {described.method} adapter for {described.base}",
+        _introduction(described),
+        *_trained(described),
         f"## How to load it\n\n{where}",
-        f"### Veneer\n\n```bash\nveneer {_verb(told)}\n```".replace(PLACE, called),
+        f"### Veneer\n\n```bash\nveneer {_verb(described)}\n```".replace(PLACE, called),
         *map(_recipe, recipes_of(adapter)),
     ]
-    return _signed(_front(told, "peft", "adapter") + "\n\n".join(parts) + "\n")
+    return _signed(_front(described, "peft", "adapter") + "\n\n".join(parts) + "\n")
 
 
 def write_merged_card(folder: Path, adapter: Path, storage: str) -> None:
     """Write the card of a model into which ``adapter`` was merged. Raises OSError."""
-    told = _Told.of(adapter)
+    described = _Described.of(adapter)
     parts = [
-        f"# {told.base}, fine-tuned",
-        f"{_introduction(told)} It is merged into the base's weights, in {storage}.",
-        *_trained(told),
-        f"## How to load it\n\n`MODEL` is this folder.\n\n```python\n{_transformers(told)}\n```",
+        f"# {described.base}, fine-tuned",
+        f"{_introduction(described)} It is merged into the base's weights, in {storage}.",
+        *_trained(described),
+        f"## How to load it\n\n`MODEL` is this folder.\n\n```python\n{_transformers(described)}\n```",
     ]
-    write_text(folder / CARD_NAME, _signed(_front(told, "transformers", "finetune") + "\n\n".join(parts) + "\n"))
+    write_text(folder / CARD_NAME, _signed(_front(described, "transformers", "finetune") + "\n\n".join(parts) + "\n"))
 
 
 def put_scores(run: RunFolder, measured: Comparison) -> str:
@@ -141,15 +142,16 @@ def _pair(base: Scores, adapter: Scores, name: str) -> tuple[float | None, float
     return getattr(base, name), getattr(adapter, name)
 
 
-def _front(told: _Told, library: str, relation: str) -> str:
+def _front(described: _Described, library: str, relation: str) -> str:
     """The YAML that the hub reads."""
-    facts = told.facts
-    known = hub_id(told.source) if told.source else None
+    facts = described.facts
+    known = hub_id(described.source) if described.source else None
     data = ModelCardData(
-        base_model=known, library_name=library, pipeline_tag=told.pipeline,
-        license=facts.base.license if facts else None, tags=["veneer", told.method.lower()],
+        base_model=known, library_name=library, pipeline_tag=described.pipeline,
+        license=facts.base.license if facts else None, tags=["veneer", described.method.lower()],
         base_model_relation=relation if known else None,
-        eval_results=_results(told, facts) if facts and facts.scores else None, model_name=f"{told.method} adapter",
+        eval_results=_results(described, facts) if facts and facts.scores else None,
+        model_name=f"{described.method} adapter",
     )  # fmt: skip
     if not data.eval_results:
         data.model_name = None
@@ -158,10 +160,10 @@ def _front(told: _Told, library: str, relation: str) -> str:
     return text + "\n"
 
 
-def _results(told: _Told, facts: Facts) -> list[EvalResult]:
+def _results(described: _Described, facts: Facts) -> list[EvalResult]:
     return [
         EvalResult(
-            task_type=told.pipeline,
+            task_type=described.pipeline,
             dataset_type="held-out-rows",
             dataset_name="held-out rows of its own data",
             metric_type=_MEASURES[name],
@@ -173,17 +175,18 @@ def _results(told: _Told, facts: Facts) -> list[EvalResult]:
     ]
 
 
-def _introduction(told: _Told) -> str:
-    text = f"{'An' if told.method == 'AdaLoRA' else 'A'} {told.method} adapter of rank {told.rank} for {told.base}"
-    facts = told.facts
+def _introduction(described: _Described) -> str:
+    article = "An" if described.method == "AdaLoRA" else "A"
+    text = f"{article} {described.method} adapter of rank {described.rank} for {described.base}"
+    facts = described.facts
     if facts is not None:
         text += f" ({facts.base.kind}, {facts.base.parameters:,} parameters)"
     return f"{text}, trained with Veneer."
 
 
-def _trained(told: _Told) -> list[str]:
+def _trained(described: _Described) -> list[str]:
     """What it was trained on and how, and what was measured."""
-    facts = told.facts
+    facts = described.facts
     if facts is None:
         return []
     rows, prompts = facts.rows, facts.prompts
@@ -211,8 +214,8 @@ def _number(name: str, value: float | None) -> str:
     return f"{100 * value:.1f} %" if name in _SHARES else f"{value:.4g}"
 
 
-def _verb(told: _Told) -> str:
-    chat = told.facts is not None and told.facts.prompts.chat and not told.facts.classes
+def _verb(described: _Described) -> str:
+    chat = described.facts is not None and described.facts.prompts.chat and not described.facts.classes
     return f"chat {PLACE}" if chat else f"generate {PLACE} 'a prompt'"
 
 
@@ -221,8 +224,10 @@ def _recipe(recipe: Recipe) -> str:
     return "\n\n".join([f"### {recipe.title}", *note, *(f"```{kind}\n{text}\n```" for kind, text in recipe.parts)])
 
 
-def _transformers(told: _Told) -> str:
-    kind = {"text-classification": "SequenceClassification", "text2text-generation": "Seq2SeqLM"}.get(told.pipeline)
+def _transformers(described: _Described) -> str:
+    kind = {"text-classification": "SequenceClassification", "text2text-generation": "Seq2SeqLM"}.get(
+        described.pipeline
+    )
     name = f"AutoModelFor{kind or 'CausalLM'}"
     return (
         f"from transformers import {name}, AutoTokenizer\n\n"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from veneer.models.packaged import PACKAGED_MODELS
+from veneer.runs.facts import Facts, read_facts
 from veneer.runs.history import RunHistory
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that its --max-lora-rank takes
@@ -37,6 +38,7 @@ class LoadedBy:
     name: str  # the adapter's, in requests to a server
     classes: list[str]
     kept: dict[str, Any]  # storage, block_size, double_quantisation
+    tokens: int | None = None  # of the base, where the adapter's folder has a tokenizer of its own
     folder: str = "base"
 
     @property
@@ -75,12 +77,19 @@ class LoadedBy:
 def recipes(run: RunHistory, rank: int) -> list[Recipe]:
     """The ways to load a finished run's adapter, whose largest rank is ``rank``."""
     folder, config = run.folder, run.config
+    facts = read_facts(folder.adapter)
     fields = json.loads((folder.adapter / "adapter_config.json").read_text(encoding="utf-8"))
     adapter = LoadedBy(
         fields, rank, folder.base_source(config), str(folder), str(folder.adapter), str(folder.path / "merged"),
         str(folder.path / "plain"), folder.path.resolve().name, list(run.rows.get("classes") or []), config.kept(),
+        own_tokens(facts),
     )  # fmt: skip
     return recipes_of(adapter)
+
+
+def own_tokens(facts: Facts | None) -> int | None:
+    """How many tokens the base has, where the adapter's folder has a tokenizer of its own."""
+    return facts.base.tokens if facts is not None and facts.own_tokenizer else None
 
 
 def recipes_of(adapter: LoadedBy) -> list[Recipe]:
@@ -104,6 +113,7 @@ def _peft(adapter: LoadedBy) -> Recipe:
     names = [f"AutoModelFor{adapter.kind}", "AutoTokenizer", *(["BitsAndBytesConfig"] if four_bits else [])]
     arguments = [repr(adapter.base)]
     before = ""
+    resize = "" if adapter.tokens is None else f"base.resize_token_embeddings({adapter.tokens})\n"
     if four_bits:
         before = f"kept = {four_bits}\n"
         arguments.append("quantization_config=kept")
@@ -114,8 +124,8 @@ def _peft(adapter: LoadedBy) -> Recipe:
     code = (
         f"from peft import PeftModel\nfrom transformers import {', '.join(names)}\n\n{before}"
         f"base = AutoModelFor{adapter.kind}.from_pretrained({_in_lines(arguments)})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({adapter.base!r})\n"
-        f"model = PeftModel.from_pretrained(base, {adapter.path!r})"
+        f"tokenizer = AutoTokenizer.from_pretrained({(adapter.base if adapter.tokens is None else adapter.path)!r})\n"
+        f"{resize}model = PeftModel.from_pretrained(base, {adapter.path!r})"
     )
     return Recipe("peft", (("python", code),), note)
 

@@ -62,7 +62,7 @@ class Rows(_Part):
 
 
 class Facts(_Part):
-    """Of a run's adapter. ``scores``: a measure's name → (base, adapter), losses in nats."""
+    """What veneer.json says. ``scores``: a measure's name → (base, adapter), losses in nats."""
 
     version: int = VERSION
     task: Literal["causal", "seq2seq", "classification"]
@@ -84,7 +84,7 @@ class Facts(_Part):
 
 
 def facts_of(prepared: Prepared, steps: int, losses: Before, *, own_tokenizer: bool) -> Facts:
-    """Of a run that ends after so many ``steps``; ``losses``: of held-out rows, before and after."""
+    """The facts of a run that ends after so many ``steps``; ``losses``: of held-out rows, before and after."""
     config, model, tokenizer, renderer = prepared.config, prepared.model, prepared.tokenizer, prepared.renderer
     rows = prepared.facts()
     options = {name: value for name, value in config.changed().items() if name not in _PATHS}

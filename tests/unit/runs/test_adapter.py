@@ -190,6 +190,8 @@ def test_a_changed_tokenizer_is_in_the_folder(other_tokens, tmp_path):
     alone = shutil.copytree(other_tokens.written, tmp_path / "alone")
     shutil.rmtree(other_tokens.folder)
     assert {"tokenizer.json", "tokenizer_config.json"} <= {path.name for path in alone.iterdir()}
+    card = (alone / "README.md").read_text()
+    assert "AutoTokenizer.from_pretrained('ADAPTER')\nbase.resize_token_embeddings(263)\n" in card
     model, tokenizer = veneer.load(alone)
     ids = tokenizer("a<|tool|>", return_tensors="pt", add_special_tokens=False).input_ids
     assert ids.shape[1] == 2
