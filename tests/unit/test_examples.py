@@ -80,7 +80,7 @@ def place(request, tmp_path, monkeypatch, tiny_folder, adapter) -> Path:
         real = request.getfixturevalue("smollm2_folder")
         monkeypatch.setattr("veneer.models.source.packaged_path", lambda name: real)
     rates = {kind: 1e11 if kind in ("products", "attention") else 1e10 for kind in KINDS}
-    monkeypatch.setattr("veneer.commands.plan.measured", lambda: Machine(rates, 1e-6, 4 * 10**8, 4 * 10**8))
+    monkeypatch.setattr("veneer.commands.plan.measured", lambda **_: Machine(rates, 1e-6, 4 * 10**8, 4 * 10**8))
     return tmp_path
 
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from veneer.runs import begin
 from veneer.runs import train as run
 from veneer.runs.begin import Begun
 from veneer.runs.folder import RunFolder
+from veneer.runs.rows import Steps
 from veneer.training import loop
 from veneer.training.config import TrainConfig
 from veneer.training.loop import Interrupted
@@ -223,11 +225,10 @@ def test_the_largest_step_is_the_one_in_which_most_is_computed(kind, packed, lar
     sizes = [[(16, 1), (14, 1)], [(20, 1), (2, 1)], [(5, 40), (5, 1)]]  # tokens of rows, and of their labels
     steps = [[Tokens([1] * ids, [1] * labels, "") for ids, labels in rows] for rows in sizes]
     batches = SimpleNamespace(rows=steps.__getitem__, per_epoch=1)  # each epoch puts other rows together
-    config = TrainConfig(model="m", data="d", output="o", batch_size=2)
     loss = SimpleNamespace(kind=kind, how=How(packed, packed))
-    begun = SimpleNamespace(config=config, batches=batches, total=3, loss=loss)
+    begun = SimpleNamespace(steps=Steps([], [], [], batches, total=3, size=2, batch_size=2), loss=loss)
     assert Begun.largest_step(begun) is steps[largest]
-    begun.total = 1
+    begun.steps = replace(begun.steps, total=1)
     assert Begun.largest_step(begun) is steps[0], "no other is taken"
 
 
