@@ -16,6 +16,7 @@ from veneer.data.labels import Renderer
 from veneer.generation.generate import continuations
 from veneer.generation.likelihood import accuracy, choices_of, likeliest
 from veneer.training.config import RunConfig
+from veneer.training.packing import attention_by_mask_in
 
 ROWS = 200  # held-out rows that are measured on the way, at most: about as long as a few steps take
 ANSWERED = 16  # held-out rows that are answered at the end
@@ -42,7 +43,9 @@ class HeldOutLabels:
         training = self._model.training
         self._model.eval()
         try:
-            return accuracy(likeliest(self._model, self._renderer, self.rows, self.labels, self._size), self.rows)
+            with attention_by_mask_in(self._model):
+                chosen = likeliest(self._model, self._renderer, self.rows, self.labels, self._size)
+            return accuracy(chosen, self.rows)
         finally:
             self._model.train(training)
 

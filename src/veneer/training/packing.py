@@ -20,6 +20,7 @@ from veneer.data.labels import IGNORE, Tokens
 from veneer.training.recipes import recipes_of
 
 _NAME = "veneer_rows"
+_PADDED = "sdpa"  # torch's, of a model that packs
 # What models pass to their attention that this one honours, or that changes nothing in it.
 _KNOWN = {"scaling", "dropout", "is_causal", "sliding_window", "row_lengths", "recipes", "position_ids", "use_cache",
           "output_attentions", "output_hidden_states", "cache_position", "return_dict"}  # fmt: skip
@@ -59,13 +60,26 @@ def attention_by_rows_in(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
+@contextmanager
+def attention_by_mask_in(model: Any) -> Iterator[None]:
+    """Inside, the layers of ``model`` attend to padded rows again, where they attend within rows alone."""
+    if getattr(model.config, "_attn_implementation", None) != _NAME:
+        yield
+        return
+    model.set_attn_implementation(_PADDED)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(_NAME)
+
+
 @torch.no_grad()
 def packs(model: Any, sample: Tokens) -> bool:
     """Whether ``model`` gives rows that stand back to back the hidden states that it gives each alone; tried once.
 
     False for a model whose attention is not the ordinary one, or that takes no positions.
     """
-    if getattr(model.config, "_attn_implementation", None) != "sdpa":
+    if getattr(model.config, "_attn_implementation", None) != _PADDED:
         return False
     training = model.training
     model.eval()
