@@ -25,12 +25,12 @@ def _ending_with_its_card(run: _Run) -> _Run:
         result = run(*arguments, **options)
         console = options.get("console") or Console()
         if (result.written / FACTS_NAME).is_file() and (note := write_card(result.written)):
-            console.print(note, highlight=False, markup=False)
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
         if is_notebook(console):
             try:
                 show_link(report(result.folder), "Report: ")
             except OSError as error:  # the run is finished: its result is not lost for a page
-                console.print(f"The report cannot be written: {error}", highlight=False, markup=False)
+                console.print(f"The report cannot be written: {error}", highlight=False, markup=False, soft_wrap=True)
         return result
 
     return cast(_Run, wrapper)

@@ -165,7 +165,7 @@ def test_a_merged_classifier_names_the_class(finished_classifier, veneer_command
     assert veneer_command("merge", finished_classifier, tmp_path / "merged").code == 0
     run, merged = (veneer_command("generate", s, "bat:") for s in (finished_classifier, tmp_path / "merged"))
     assert (run.code, run.out) == (0, merged.out)
-    assert run.out.strip() in ("yes", "no")
+    assert re.fullmatch(r"(yes|no) \(\d+\.\d %\)\n", run.out)
 
 
 def test_a_chat_with_a_model_that_has_no_template(tmp_path, tiny_folder, refused):
