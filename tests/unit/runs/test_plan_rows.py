@@ -139,19 +139,19 @@ def test_the_template_decides_what_the_rows_are(tiny_folder):
 def test_what_is_printed_of_the_rows(tiny_folder, tmp_path, veneer_command):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({**row, "source": "a"}) + "\n" for row in _rows()))
-    asked = ("plan", tiny_folder, "--data", file, "--batch-size", "4", "--held-out", "6", "--max-length", "30")
+    asked = ("plan", tiny_folder, "--data", file, "--batch-size", "4", "--held-out", "6", "--max-length", "20")
     done = veneer_command(*asked)
     lines = done.out.splitlines()
     assert done.code == 0, done.err
     assert "24 rows to train on, 6 held out; 6 steps of 4." in lines
     assert "Columns not used (prompt/completion rows): source." in lines
-    assert any("longer than max_length = 30 tokens: cut at the end." in line for line in lines)
+    assert any("longer than max_length = 20 tokens: cut at the end." in line for line in lines)
     assert any(line.startswith("The largest step, of ") for line in lines)
     assert any(line.startswith("The run of 6 steps: ") for line in lines)
     assert "assumed" not in done.out
     told = json.loads(veneer_command(*asked, "--json").out)
     assert (told["rows"]["train"], told["rows"]["held_out"]) == (24, 6)
-    assert told["rows"]["longest"] == 30
+    assert told["rows"]["longest"] == 20
     assert told["rows"]["cut"] > 0
     assert told["steps"] == 6
 
