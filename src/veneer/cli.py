@@ -146,7 +146,7 @@ def evaluate(run: Path, as_json: bool, **options: Any) -> None:
     else:
         from rich.console import Console
 
-        Console().print(comparison.table())
+        Console().print(*comparison.tables())
 
 
 @cli.command(short_help="Answer every row of a file.")

@@ -323,6 +323,7 @@ def test_imports_point_the_way_that_the_map_says():
 def _script(path: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where a dataclass looks for its own types
     spec.loader.exec_module(module)
     return module
 

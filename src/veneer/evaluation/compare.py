@@ -9,9 +9,10 @@ from typing import Any
 
 from rich.table import Table
 
-from veneer.data.formats import Example
+from veneer.data.formats import Example, class_of
 from veneer.data.labels import Renderer
 from veneer.evaluation.answers import Answered
+from veneer.evaluation.classes import HEAD, Classes
 from veneer.generation.generate import exact_matches
 from veneer.generation.likelihood import accuracy, choices_of, likeliest
 from veneer.notebook import html_table
@@ -27,6 +28,8 @@ class Scores:
     perplexity: float
     choice_accuracy: float | None = None  # share of rows
     exact_match: float | None = None  # share of rows
+    classes: Classes | None = None  # each label by itself
+    macro_f1: float | None = None  # mean of the labels
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,6 +58,26 @@ class Comparison:
             table.add_row(*line)
         return table
 
+    def tables(self) -> list[Table]:
+        """The scores; and where there are labels, what was trained label by label, and its confusion matrix."""
+        classes, tables = self.adapter.classes, [self.table()]
+        if classes is not None:
+            for title, head, lines in (
+                (f"each label, {self.trained}", HEAD, classes.lines()),
+                (
+                    f"confusion matrix, {self.trained}: a row for each right label, a column for each chosen one",
+                    ("", *(score.label.strip() for score in classes.scores)),
+                    classes.confusion_lines(),
+                ),
+            ):
+                table = Table(title=title, title_justify="left")
+                for place, name in enumerate(head):
+                    table.add_column(name, justify="right" if place else "left")
+                for line in lines:
+                    table.add_row(*line)
+                tables.append(table)
+        return tables
+
     def __repr__(self) -> str:
         scores = ", ".join(f"{name} {before} → {after}" for name, before, after in self._lines())
         return f"Comparison({self._title()}, base → {self.trained}: {scores})"
@@ -77,10 +100,14 @@ class Comparison:
         for title, name in (
             (f"choice accuracy ({len(self.choices)} labels)", "choice_accuracy"),
             ("exact match", "exact_match"),
+            ("mean F1 of the labels", "macro_f1"),
         ):
             before, after = getattr(self.base, name), getattr(self.adapter, name)
             if before is not None and after is not None:
                 lines.append((title, f"{100 * before:.1f} %", f"{100 * after:.1f} %"))
+        if self.adapter.classes is not None:
+            share = f"{100 * self.adapter.classes.largest:.1f} %"
+            lines.append(("always the largest label", share, share))
         return lines
 
 
@@ -118,11 +145,17 @@ def measure(
     loss = Loss(model, renderer.pad, rows[0], kind=renderer.kind).mean(rows, batch_size)
     chosen = likeliest(model, renderer, examples, choices, batch_size) if choices else None
     matched = exact_matches(model, renderer, examples, batch_size) if exact else None
+    classes = None
+    if chosen is not None:
+        labels = [choice.strip() for choice in choices]
+        classes = Classes.of([class_of(example) for example in examples], [c.strip() for c in chosen], labels)
     return Scores(
         loss,
         math.exp(min(loss, 700)),
         None if chosen is None else accuracy(chosen, examples),
         None if matched is None else sum(matched) / len(matched),
+        classes,
+        None if classes is None else classes.macro_f1,
     )
 
 

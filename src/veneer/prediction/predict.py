@@ -1,4 +1,4 @@
-"""A prediction from opened model and rows to its file: what is asked, what is there already, the rest, the output."""
+"""A prediction from opened model and rows to its file: what is asked, what is known already, the rest, the output."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from veneer.prediction.answers import Answers, Classes, Labels, Texts
 from veneer.prediction.config import PredictOptions
 from veneer.prediction.identity import identity
 from veneer.prediction.output import Output, kept_columns
-from veneer.prediction.partial import Partial, finished, partial, partial_file
+from veneer.prediction.partial import Partial, delete_partial, partial, partial_file
 from veneer.prediction.progress import PredictionProgress
 from veneer.prediction.result import Prediction, Predictions
 from veneer.runs.opened import Opened, labels_of
@@ -67,7 +67,7 @@ def predictions(opened: Opened, rows: list[Row], options: PredictOptions, consol
         ordered = [done[number] for number in range(len(rows))]
         if output:
             output.write(ordered)
-            finished(output.path)
+            delete_partial(output.path)
     return Predictions(kept, ordered, answers.labels, tuple(notes), path, reused)
 
 
@@ -75,7 +75,7 @@ def _compute(model: Any, answers: Answers, total: int, there: Partial | _Memory,
     left = [number for number in range(total) if number not in there.done]
     with PredictionProgress(console, total, total - len(left)) as progress:
         if there.done:
-            progress.note(f"{len(there.done):,} rows are predicted already and are not computed again.")
+            progress.note(f"{len(there.done):,} rows are predicted already; the others follow.")
         # Generation by the kernels has passes of its own.
         with fused_passes(model) if answers.labels else nullcontext():
             for predicted in answers.of(left):

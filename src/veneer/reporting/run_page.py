@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from veneer.evaluation.classes import HEAD, Classes, ClassScore
 from veneer.reporting.charts import displayed, gigabytes, run_charts
 from veneer.reporting.heatmap import NO_LAYER, RankMap, ranks_of
 from veneer.reporting.loading import recipes
@@ -60,7 +61,7 @@ def run_page(path: Path) -> str:
         machine=_pairs(run.environment), rows=_rows(run),
         memory=_memory(run), heat=Heat.of(ranks) if ranks else None, rank_note=_rank_note(run, ranks, bool(shapes)),
         scores=_scores(run.evaluation), trained=_trained(run), evaluate=f"veneer evaluate {run.folder}",
-        **_examples(run.evaluation), measured_on=_measured_on(run.evaluation),
+        **_by_label(run.evaluation), **_examples(run.evaluation), measured_on=_measured_on(run.evaluation),
         recipes=recipes(run, largest) if shapes else [], no_recipes=_no_recipes(run),
     )  # fmt: skip
 
@@ -171,6 +172,19 @@ def _scores(evaluation: dict[str, Any]) -> list[list[str]]:
         if None not in values:
             rows.append([title, *(f"{100 * value:.1f} %" if name in _SHARES else displayed(value) for value in values)])
     return rows
+
+
+def _by_label(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """What was trained, label by label, and its confusion matrix; empty where the answers are no labels."""
+    values = evaluation.get("adapter", {}).get("classes")
+    if not values:
+        return {"labels": [], "labels_head": [], "confusion": [], "confusion_head": []}
+    classes = Classes([ClassScore(**score) for score in values["scores"]], values["confusion"])
+    names = [score.label.strip() for score in classes.scores]
+    return {
+        "labels": classes.lines(), "labels_head": list(HEAD), "confusion": classes.confusion_lines(),
+        "confusion_head": ["right", *names],
+    }  # fmt: skip
 
 
 def _measured_on(evaluation: dict[str, Any]) -> str:

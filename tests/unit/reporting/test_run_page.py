@@ -93,7 +93,10 @@ def test_the_tables_hold_the_same_numbers(measured_run):
 def test_before_and_after_with_examples(measured_run):
     page, found = Page(run_page(measured_run)), json.loads((measured_run / "evaluation.json").read_text())
     section = page.section("measured")
-    (table,) = section.all("table")
+    table, labels, confusion = section.all("table")
+    classes = found["adapter"]["classes"]
+    assert [row[0] for row in labels.rows()[1:]] == [score["label"] for score in classes["scores"]]
+    assert [row[1:] for row in confusion.rows()[1:]] == [[str(count) for count in row] for row in classes["confusion"]]
     rows = {row[0]: row[1:] for row in table.rows()}
     assert rows["choice accuracy"] == [f"{100 * found[side]['choice_accuracy']:.1f} %" for side in ("base", "adapter")]
     assert rows["loss (mean of a learned token, nats)"][1] == displayed(found["adapter"]["loss"])
