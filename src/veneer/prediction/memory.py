@@ -61,15 +61,18 @@ def room_for(model: Any, wanted: int, *, logits: float, kept: float = 0.0) -> Ro
 
 def batched(order: list[int], widths: list[int], tokens: int, most: int) -> list[list[int]]:
     """The rows ``order``, from the longest to the shortest, in batches of at most so many tokens, padding counted, and
-    of ``most`` rows; a longer row alone.
+    of ``most`` rows; a longer row alone. A batch that is half full ends where rows become shorter: rows of one length
+    need no padding, and no mask in attention.
 
     >>> batched([2, 0, 1], [4, 3, 9], 8, 16)
     [[2], [0, 1]]
     """
     batches: list[list[int]] = []
     for row in order:
-        size = len(batches[-1]) + 1 if batches else 0
-        if batches and size <= most and widths[batches[-1][0]] * size <= tokens:
+        size = len(batches[-1]) if batches else 0
+        width = widths[batches[-1][0]] if batches else 0
+        alike = widths[row] == width or 2 * width * size < tokens
+        if size and alike and size < most and width * (size + 1) <= tokens:
             batches[-1].append(row)
         else:
             batches.append([row])

@@ -59,12 +59,18 @@ def predictions(opened: Opened, rows: list[Row], options: PredictOptions, consol
     notes = _notes(questions, answers, renderer)
     for note in [*notes, _summary(rows, answers)]:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
-    done, reused = {}, 0
     with _kept(opened, rows, renderer, options, answers.labels, path) as there:
         reused = len(there.done)
-        _compute(opened.model, answers, len(rows), there, console)
-        done = there.done
-        ordered = [done[number] for number in range(len(rows))]
+        try:
+            _compute(opened.model, answers, len(rows), there, console)
+        except KeyboardInterrupt:
+            if path and there.done:
+                console.print(
+                    f"Interrupted: {len(there.done):,} of {len(rows):,} rows are kept in {partial_file(path)}; the "
+                    f"same command goes on from there.", highlight=False, markup=False, soft_wrap=True,
+                )  # fmt: skip
+            raise
+        ordered = [there.done[number] for number in range(len(rows))]
         if output:
             output.write(ordered)
             delete_partial(output.path)
@@ -75,7 +81,8 @@ def _compute(model: Any, answers: Answers, total: int, there: Partial | _Memory,
     left = [number for number in range(total) if number not in there.done]
     with PredictionProgress(console, total, total - len(left)) as progress:
         if there.done:
-            progress.note(f"{len(there.done):,} rows are predicted already; the others follow.")
+            were = "row was" if len(there.done) == 1 else "rows were"
+            progress.note(f"{len(there.done):,} {were} predicted before the interruption, and kept.")
         # Generation by the kernels has passes of its own.
         with fused_passes(model) if answers.labels else nullcontext():
             for predicted in answers.of(left):
@@ -183,8 +190,8 @@ def _labels_of_run(opened: Opened, options: PredictOptions) -> list[str]:
         return labels_of(opened.run)
     except DataError as error:
         raise DataError(
-            f"{error} Whether the answers of {opened.run} are a few labels is written nowhere else; name them with "
-            f"--labels, or give --answer text."
+            f"{error} Without them the labels of {opened.run} are not known; name them with --labels, or give --answer "
+            f"text."
         ) from None
 
 

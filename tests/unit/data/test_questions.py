@@ -1,0 +1,73 @@
+"""Rows without answers are read as rows with them, and their answers play no part."""
+
+from __future__ import annotations
+
+import pytest
+
+from tokens import tokenizer
+from veneer.data.formats import to_examples
+from veneer.data.labels import Renderer
+from veneer.data.questions import to_questions, with_answer
+from veneer.data.read import Row
+from veneer.errors import DataError
+
+pytestmark = pytest.mark.unit
+
+USER, SAID = {"role": "user", "content": "so?"}, {"role": "assistant", "content": "yes"}
+FULL = {
+    "messages": {"messages": [USER, SAID, USER, SAID]},
+    "prompt": {"prompt": "so?", "completion": " yes"},
+    "prompt of messages": {"prompt": [USER], "completion": [SAID]},
+    "instruction": {"instruction": "so?", "input": "x", "output": "yes"},
+    "text": {"text": "so?", "label": "yes"},
+}
+
+
+def _rows(*fields):
+    return [Row(each, f"rows.jsonl:{number}") for number, each in enumerate(fields, start=1)]
+
+
+@pytest.mark.parametrize("shape", FULL)
+def test_a_question_has_the_tokens_that_come_before_the_answer_in_training(shape):
+    renderer, fields = Renderer(tokenizer()), FULL[shape]
+    without = {name: value for name, value in fields.items() if name not in ("completion", "output", "label")}
+    if shape == "messages":
+        without = {"messages": fields["messages"][:-1]}
+    (trained,) = to_examples(_rows(fields)).items
+    for row in (fields, without):
+        (question,) = to_questions(_rows(row), labelled=shape == "text").items
+        assert renderer.prompt(question) == renderer.prompt(trained)
+        answered = with_answer(question, " yes" if shape == "prompt" else "yes")
+        assert renderer.one(answered).ids == renderer.one(trained).ids
+
+
+def test_a_text_without_a_label_goes_on_where_it_belongs_to_none():
+    assert to_questions(_rows({"text": "Once"})).items[0].prompt == "Once"
+    assert to_questions(_rows({"text": "Once"}), labelled=True).items[0].prompt == "Once\n"
+
+
+def test_what_is_there_of_answers_is_said():
+    assert to_questions(_rows(FULL["prompt"])).answers == "the column completion"
+    assert to_questions(_rows(FULL["messages"])).answers == "the assistant's last message"
+    assert to_questions(_rows({"messages": [USER]}, {"messages": [USER]})).answers == ""
+    assert to_questions(_rows({"prompt": "so?", "completion": None})).answers == ""
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"prompt": "a"}, {"id": 3}], r"^rows\.jsonl:2 has no prompt \(its columns: id\)\.$"),
+        ([{"prompt": "a"}, {"prompt": None}], r"^rows\.jsonl:2 has no prompt"),
+        ([{"promt": "a"}], r"has the columns promt, and none of them is what is asked: messages, prompt, instruction "
+                           r"or text\. Perhaps rename promt → prompt\.$"),
+        ([{"prompt": "a", "text": "b"}], r"of which prompt and text can each be what is asked\. Keep one"),
+        ([{"prompt": "a"}, {"prompt": 3}], r"^rows\.jsonl:2: prompt is a int, not text"),
+        ([{"text": 3}], r"^rows\.jsonl:1: text is a int, not text"),
+        ([{"messages": []}], r"messages is not a list of messages"),
+        ([{"messages": [SAID]}], r"messages holds an answer, and no message before it to answer"),
+        ([{"messages": [{"role": "usr", "content": "a"}]}], r"has the role 'usr'.* Did you mean 'user'\?"),
+    ],
+)  # fmt: skip
+def test_a_row_that_asks_nothing_is_refused(rows, message):
+    with pytest.raises(DataError, match=message):
+        to_questions(_rows(*rows))
