@@ -10,11 +10,15 @@ import transformers as tf
 from rich.console import Console
 
 import veneer
+from veneer.data.formats import Example
 from veneer.data.labels import Renderer
+from veneer.data.read import read_rows
 from veneer.demo import demo, free_folder
 from veneer.generation.generate import continuations
+from veneer.generation.likelihood import likeliest
 from veneer.models.load import load
 from veneer.runs.folder import RunFolder
+from veneer.runs.prepare import renderer_of
 
 pytestmark = pytest.mark.recipe
 
@@ -110,3 +114,21 @@ def test_the_demo(tmp_path, storage):
     assert (tmp_path / "demo" / "adapter" / "adapter_model.safetensors").is_file()
     assert free_folder(tmp_path / "demo") == tmp_path / "demo-2", "no run is overwritten"
     assert free_folder(tmp_path / "other") == tmp_path / "other"
+
+
+@torch.no_grad()
+def test_predicted_topics_are_those_of_a_plain_computation_and_of_evaluate(smollm2):
+    """Whether the prompts have a beginning in common or not."""
+    model, tokenizer = smollm2
+    renderer = renderer_of(model, tokenizer)
+    topics = ["business", "entertainment", "politics", "sports", "tech"]
+    answers = [tokenizer(f" {topic}").input_ids[0] for topic in topics]
+    for before in ("", f"Answer with one of these words: {', '.join(topics)}.\n\n"):
+        rows = [{"prompt": before + row.fields["prompt"]} for row in read_rows("bbc-topics")[::200]]
+        predicted = veneer.predict(model, tokenizer, data=rows, labels=topics, console=Console(file=io.StringIO()))
+        for row, each in zip(rows, predicted, strict=True):
+            logits = model(tokenizer(row["prompt"], return_tensors="pt").input_ids).logits[0, -1, answers]
+            assert list(each.probabilities.values()) == pytest.approx(logits.softmax(-1).tolist(), rel=1e-3)
+        examples = [Example("d", prompt=row["prompt"], answer="a") for row in rows]
+        chosen = likeliest(model, renderer, examples, [f" {topic}" for topic in topics], 4)
+        assert [label.strip() for label in chosen] == [each.text for each in predicted]

@@ -14,7 +14,20 @@ from veneer.training import loop
 
 pytestmark = pytest.mark.unit
 
-VERBS = ["plan", "train", "evaluate", "generate", "chat", "merge", "export", "quantize", "inspect", "report", "watch"]
+VERBS = [
+    "plan",
+    "train",
+    "evaluate",
+    "predict",
+    "generate",
+    "chat",
+    "merge",
+    "export",
+    "quantize",
+    "inspect",
+    "report",
+    "watch",
+]
 VERBS += ["study", "completion"]
 
 

@@ -18,6 +18,7 @@ import arguments_file
 import veneer
 from veneer.evaluation.config import EvaluateOptions
 from veneer.planning.config import PlanOptions
+from veneer.prediction.config import PredictOptions
 from veneer.runs.train import RESUMABLE
 from veneer.training.config import TrainConfig
 
@@ -36,6 +37,7 @@ from typing_extensions import assert_type
 import veneer
 from veneer.commands.plan import Answer
 from veneer.evaluation.compare import Comparison
+from veneer.prediction.result import Predictions
 from veneer.runs.finish import Result
 from veneer.updates.allocator import Allocator
 from veneer.updates.trainable import Trainable
@@ -77,6 +79,9 @@ assert_type(veneer.resume("run", steps=300), Result)
 veneer.resume("run", rank=4)  # refused
 assert_type(veneer.evaluate("run", data="rows.jsonl", exact_match=True), Comparison)
 veneer.evaluate("run", exact=True)  # refused
+assert_type(veneer.predict("run", data="rows.jsonl", output=Path("out.csv"), labels=["a", "b"]), Predictions)
+veneer.predict(model, tokenizer, data=[{"prompt": "a"}], max_new_tokens=4)
+veneer.predict("run", data="rows.jsonl", answer="labels")  # refused
 assert_type(veneer.plan("m", storage="nf4", device="cuda", memory="24GB"), Answer)
 veneer.plan("m", storage="nf5")  # refused
 assert_type(veneer.generate(model, tokenizer, "one"), str)
@@ -158,6 +163,7 @@ def test_help_lists_every_option_with_its_type_default_and_description():
         (veneer.train, TrainConfig, set(TrainConfig.model_fields) - {"model"}),
         (veneer.resume, TrainConfig, set(RESUMABLE)),
         (veneer.evaluate, EvaluateOptions, set(EvaluateOptions.model_fields)),
+        (veneer.predict, PredictOptions, set(PredictOptions.model_fields)),
         (veneer.plan, PlanOptions, set(PlanOptions.model_fields) - {"model", "data", "output"}),
     ):
         parameters = inspect.signature(function).parameters

@@ -64,7 +64,7 @@ def batched(order: list[int], widths: list[int], tokens: int, most: int) -> list
     of ``most`` rows; a longer row alone. A batch that is half full ends where rows become shorter: rows of one length
     need no padding, and no mask in attention.
 
-    >>> batched([2, 0, 1], [4, 3, 9], 8, 16)
+    >>> batched([2, 0, 1], [4, 3, 9], 12, 16)
     [[2], [0, 1]]
     """
     batches: list[list[int]] = []

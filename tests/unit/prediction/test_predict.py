@@ -148,7 +148,7 @@ def interrupted(loaded, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("veneer.prediction.predict.PredictionProgress", Interrupted)
         with pytest.raises(KeyboardInterrupt):
-            _predict(*loaded, data=ROWS, labels=["a", "b"], output=output, batch_tokens=40)
+            _predict(*loaded, data=ROWS, labels=["a", "b"], output=output, batch_tokens=80)
     assert not output.exists()
     return output, tmp_path / "out.jsonl.partial"
 
