@@ -23,7 +23,7 @@ def _ending_with_its_card(run: _Run) -> _Run:
     def wrapper(*arguments: Any, **options: Any) -> Result:
         result = run(*arguments, **options)
         if (result.written / FACTS_NAME).is_file() and (note := write_card(result.written)):
-            (options.get("console") or Console()).print(note, highlight=False, markup=False)
+            (options.get("console") or Console()).print(note, highlight=False, markup=False, soft_wrap=True)
         if (options.get("console") or Console()).is_jupyter:
             from IPython.display import FileLink, display
 

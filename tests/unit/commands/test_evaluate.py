@@ -76,7 +76,9 @@ def test_a_classifier(finished_classifier, veneer_command):
 def test_what_is_no_finished_run(finished_run, tiny_folder, refused, tmp_path):
     alone = shutil.copytree(tiny_folder, tmp_path / "alone" / "model")
     assert refused("evaluate", alone) == f"{alone} is not a run folder: it has no config.yaml."
-    assert refused("evaluate", finished_run / "adapter").startswith(f"{finished_run / 'adapter'} is not a run folder")
+    assert refused("evaluate", finished_run / "adapter") == (
+        f"{finished_run / 'adapter'} is an adapter alone, without the rows of its run; give rows with --data."
+    )
     near = finished_run.with_name("rum")
     assert refused("evaluate", near) == (
         f"{near} is not a run folder: it has no config.yaml. Did you mean '{finished_run}'?"

@@ -86,6 +86,12 @@ def test_a_classifier_answers_with_a_class(finished_classifier, veneer_command):
     found = json.loads(done.out)
     assert found["adapter"] == "yes"
     assert found["base"] in ("yes", "no")
+    shares = found["probabilities"]["adapter"]
+    assert list(shares) == ["yes", "no"], "the most likely first"
+    assert sum(shares.values()) == pytest.approx(1)
+    said = veneer_command("generate", finished_classifier, "bet:").out
+    assert said == f"yes ({100 * shares['yes']:.1f} %)\n"
+    assert said in veneer_command("chat", finished_classifier, stdin="bet:\n").out
 
 
 @pytest.mark.parametrize("name", ["generate", "chat"])
@@ -165,7 +171,7 @@ def test_a_merged_classifier_names_the_class(finished_classifier, veneer_command
     assert veneer_command("merge", finished_classifier, tmp_path / "merged").code == 0
     run, merged = (veneer_command("generate", s, "bat:") for s in (finished_classifier, tmp_path / "merged"))
     assert (run.code, run.out) == (0, merged.out)
-    assert run.out.strip() in ("yes", "no")
+    assert re.fullmatch(r"(yes|no) \(\d+\.\d %\)\n", run.out)
 
 
 def test_a_chat_with_a_model_that_has_no_template(tmp_path, tiny_folder, refused):

@@ -57,6 +57,7 @@ def test_an_adapter(finished_run, tiny_folder, veneer_command):
             key.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): 8
             for key in tensors if key.endswith("lora_A.weight")
         },
+        "trained": json.loads((adapter / "veneer.json").read_text()),
     }  # fmt: skip
     first, *lines = veneer_command("inspect", adapter).out.splitlines()
     assert first == f"adapter {adapter} for {tiny_folder}: rank 8, alpha 16, {count:,} parameters"
