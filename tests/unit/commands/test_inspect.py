@@ -62,7 +62,12 @@ def test_an_adapter(finished_run, tiny_folder, veneer_command):
     first, *lines = veneer_command("inspect", adapter).out.splitlines()
     assert first == f"adapter {adapter} for {tiny_folder}: rank 8, alpha 16, {count:,} parameters"
     assert "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight  8 × 48" in lines
-    assert lines[len(tensors) :] == [
+    assert lines[:2] == [
+        "trained over tiny0 (LlamaForCausalLM, 32,224 parameters) in fp32",
+        "on 32 rows of the shape prompt/completion, 100 steps of method lora",
+    ]
+    assert "questions are asked as they are" in lines
+    assert lines[lines.index("ranks:") :] == [
         "ranks:",
         "layer   down_proj  gate_proj  up_proj  k_proj  o_proj  q_proj  v_proj",
         "    0           8          8        8       8       8       8       8",
