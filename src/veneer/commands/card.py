@@ -18,7 +18,7 @@ from veneer.evaluation.compare import Comparison, Scores
 from veneer.files import write_text
 from veneer.models.origin import hub_id, is_local
 from veneer.reporting.heatmap import ranks_of
-from veneer.reporting.loading import LoadedBy, Recipe, loading_recipes, own_tokens
+from veneer.reporting.loading import LoadedBy, Recipe, own_tokens, ways_to_load
 from veneer.runs.facts import CARD_NAME, Facts, read_facts
 from veneer.runs.folder import RunFolder
 from veneer.updates.adapter_file import read_tensors
@@ -111,7 +111,7 @@ def card_text(folder: Path, called: str = PLACE) -> str:
         *_trained(described),
         f"## How to load it\n\n{where}",
         f"### Veneer\n\n```bash\nveneer {_verb(described)}\n```".replace(PLACE, called),
-        *map(_recipe, loading_recipes(adapter)),
+        *map(_recipe, ways_to_load(adapter)),
     ]
     return _signed(_front(described, "peft", "adapter") + "\n\n".join(parts) + "\n")
 

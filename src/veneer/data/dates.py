@@ -54,9 +54,7 @@ def _with_date(template: str, moment: datetime) -> str:
 
     It puts what ``moment`` gives for each directive in the place of that directive.
     """
-    steps = " | ".join(
+    steps = "".join(
         f" | replace({json.dumps(directive)}, {json.dumps(moment.strftime(directive))})" for directive in _DIRECTIVES
     )
-    return (
-        f"{{%- macro {_FUNCTION}(format) -%}}{{{{ format{steps} | replace('%%', '%') }}}}{{%- endmacro -%}}{template}"
-    )
+    return f"{{%- macro {_FUNCTION}(format) -%}}{{{{ format{steps} }}}}{{%- endmacro -%}}{template}"

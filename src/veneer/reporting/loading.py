@@ -84,7 +84,7 @@ def recipes(run: RunHistory, rank: int) -> list[Recipe]:
         str(folder.path / "plain"), folder.path.resolve().name, list(run.rows.get("classes") or []), config.kept(),
         own_tokens(facts),
     )  # fmt: skip
-    return loading_recipes(adapter)
+    return ways_to_load(adapter)
 
 
 def own_tokens(facts: Facts | None) -> int | None:
@@ -92,7 +92,7 @@ def own_tokens(facts: Facts | None) -> int | None:
     return facts.base.tokens if facts is not None and facts.own_tokenizer else None
 
 
-def loading_recipes(adapter: LoadedBy) -> list[Recipe]:
+def ways_to_load(adapter: LoadedBy) -> list[Recipe]:
     """The ways to load an adapter, wherever it is."""
     first = [_base_folder(adapter)] if adapter.base == adapter.folder else []
     return [*first, _peft(adapter), _transformers(adapter), _vllm(adapter), _llama_cpp(adapter)]

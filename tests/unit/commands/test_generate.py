@@ -86,6 +86,12 @@ def test_a_classifier_answers_with_a_class(finished_classifier, veneer_command):
     found = json.loads(done.out)
     assert found["adapter"] == "yes"
     assert found["base"] in ("yes", "no")
+    shares = found["probabilities"]["adapter"]
+    assert list(shares) == ["yes", "no"], "the most likely first"
+    assert sum(shares.values()) == pytest.approx(1)
+    said = veneer_command("generate", finished_classifier, "bet:").out
+    assert said == f"yes ({100 * shares['yes']:.1f} %)\n"
+    assert said in veneer_command("chat", finished_classifier, stdin="bet:\n").out
 
 
 @pytest.mark.parametrize("name", ["generate", "chat"])
