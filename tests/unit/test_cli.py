@@ -14,7 +14,20 @@ from veneer.training import loop
 
 pytestmark = pytest.mark.unit
 
-VERBS = ["plan", "train", "evaluate", "generate", "chat", "merge", "export", "quantize", "inspect", "report", "watch"]
+VERBS = [
+    "plan",
+    "train",
+    "evaluate",
+    "generate",
+    "chat",
+    "merge",
+    "export",
+    "push",
+    "quantize",
+    "inspect",
+    "report",
+    "watch",
+]
 VERBS += ["study", "completion"]
 
 
@@ -85,7 +98,7 @@ def test_a_shell_asks_for_completions():
         (["train", "--iters=3"], "No such option '--iters': here it is steps."),
         (["generate", "run", "hi", "--max-tokens", "3"], "No such option '--max-tokens': here it is max_new_tokens."),
         (["train", "--storage", "nf5"], "Invalid value for '--storage': 'nf5' is not one of 'fp32', 'bf16', 'fp16', "),
-        (["evaluate"], "Missing argument 'RUN'."),
+        (["evaluate"], "Missing argument 'RUN|ADAPTER'."),
         (["merge", "run"], "Missing argument 'OUT'."),
         (["generate", "run"], "Missing argument 'PROMPT'."),
         (["completion", "tcsh"], "Invalid value for '{bash|zsh|fish}': 'tcsh' is not one of 'bash', 'zsh', 'fish'."),
