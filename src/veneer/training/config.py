@@ -235,7 +235,6 @@ class RunConfig(TrainConfig):
 
     @classmethod
     def of(cls, config: TrainConfig, chosen: dict[str, Any]) -> RunConfig:
-        """``config`` with the numbers that were chosen for its ``auto`` options; others of them are not looked at."""
-        return cls(
-            **config.changed(), **{name: number for name, number in chosen.items() if getattr(config, name) == "auto"}
-        )
+        """``config``, which is valid, with the numbers chosen for its ``auto`` options; others are not looked at."""
+        values = {name: getattr(config, name) for name in TrainConfig.model_fields}
+        return cls.model_construct(**{**values, **{name: n for name, n in chosen.items() if values[name] == "auto"}})

@@ -139,7 +139,20 @@ def test_the_template_decides_what_the_rows_are(tiny_folder):
 def test_what_is_printed_of_the_rows(tiny_folder, tmp_path, veneer_command):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({**row, "source": "a"}) + "\n" for row in _rows()))
-    asked = ("plan", tiny_folder, "--data", file, "--batch-size", "4", "--held-out", "6", "--max-length", "20")
+    asked = (
+        "plan",
+        tiny_folder,
+        "--data",
+        file,
+        "--batch-size",
+        "4",
+        "--held-out",
+        "6",
+        "--max-length",
+        "20",
+        "--epochs",
+        "1",
+    )
     done = veneer_command(*asked)
     lines = done.out.splitlines()
     assert done.code == 0, done.err
@@ -159,7 +172,7 @@ def test_what_is_printed_of_the_rows(tiny_folder, tmp_path, veneer_command):
 def test_the_run_takes_the_sum_of_its_steps(tiny_folder):
     """Most steps are shorter than the largest one, whose time is the plan's."""
     rows = [{"prompt": "a:", "completion": " b"}] * 28 + [{"prompt": "ab" * 30, "completion": " b"}] * 4
-    asked = verb.plan(tiny_folder, data=rows, held_out=0, batch_size=4)
+    asked = verb.plan(tiny_folder, data=rows, held_out=0, batch_size=4, epochs=1)
     steps = asked.rows.steps
     tokens = sum(len(row.ids) for row in steps.rows)
     assert asked.run_seconds == pytest.approx(asked.plan.step_seconds * tokens / asked.plan.tokens)

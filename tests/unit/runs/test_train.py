@@ -226,9 +226,10 @@ def test_the_largest_step_is_the_one_in_which_most_is_computed(kind, packed, lar
     steps = [[Tokens([1] * ids, [1] * labels, "") for ids, labels in rows] for rows in sizes]
     batches = SimpleNamespace(rows=steps.__getitem__, per_epoch=1)  # each epoch puts other rows together
     loss = SimpleNamespace(kind=kind, how=How(packed, packed))
-    begun = SimpleNamespace(steps=Steps([], [], [], batches, total=3, size=2, batch_size=2), loss=loss)
+    config = SimpleNamespace(steps=3, batch_size=2, micro_batch_size=None)
+    begun = SimpleNamespace(steps=Steps([], [], [], batches, config, {}), loss=loss)
     assert Begun.largest_step(begun) is steps[largest]
-    begun.steps = replace(begun.steps, total=1)
+    begun.steps = replace(begun.steps, config=SimpleNamespace(steps=1, batch_size=2, micro_batch_size=None))
     assert Begun.largest_step(begun) is steps[0], "no other is taken"
 
 

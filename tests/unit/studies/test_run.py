@@ -196,7 +196,9 @@ def test_a_key_that_looks_like_a_number_is_read_back_as_it_is(tmp_path, key):
 
 
 def test_a_study_of_an_unknown_name_is_refused_with_the_nearest(refused):
-    assert refused("study", "rnk").startswith("There is no study 'rnk'. Did you mean 'rank'? There are: rank, matrices")
+    assert refused("study", "rnk").startswith(
+        "There is no study 'rnk'. Did you mean 'rank'? There are: learning-rate, rank,"
+    )
 
 
 @pytest.mark.parametrize(
