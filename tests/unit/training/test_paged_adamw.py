@@ -514,6 +514,6 @@ def test_the_disk_must_have_room_for_the_pages(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 16 * 2**20 + 4 * 10**6 * 10))
     in_32_bits, in_8_bits = (state_bytes(10**6, bits) for bits in (32, 8))
     check_disk(tmp_path, 10**6, 1, in_32_bits)
-    with pytest.raises(TrainingError, match="the run will write 64.8 MB"):
+    with pytest.raises(TrainingError, match=r"the run will write 64\.8 MB"):
         check_disk(tmp_path, 10**6, 1, in_32_bits, paged=True)
     check_disk(tmp_path, 10**6, 1, in_8_bits, paged=True)
