@@ -1,4 +1,4 @@
-"""A prediction from opened model and rows to its file: what is asked, what is there already, the rest, the output."""
+"""A prediction from opened model and rows to its file: the questions, the rows predicted before, the others, the output."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from veneer.prediction.answers import Answers, Classes, Labels, Texts
 from veneer.prediction.config import PredictOptions
 from veneer.prediction.identity import identity
 from veneer.prediction.output import Output, kept_columns
-from veneer.prediction.partial import Partial, finished, partial, partial_file
+from veneer.prediction.partial import Partial, delete_partial, partial, partial_file
 from veneer.prediction.progress import PredictionProgress
 from veneer.prediction.result import Prediction, Predictions
 from veneer.runs.opened import Opened, labels_of
@@ -73,7 +73,7 @@ def predictions(opened: Opened, rows: list[Row], options: PredictOptions, consol
         ordered = [there.done[number] for number in range(len(rows))]
         if output:
             output.write(ordered)
-            finished(output.path)
+            delete_partial(output.path)
     return Predictions(kept, ordered, answers.labels, tuple(notes), path, reused)
 
 
@@ -116,10 +116,9 @@ def _kept(
     with partial(path, known, overwrite=options.overwrite) as there:
         try:
             yield there
-        except (KeyboardInterrupt, MemoryError, OSError):
-            if not there.done:
-                partial_file(path).unlink(missing_ok=True)
-            raise
+        finally:
+            if not there.done:  # refused, or stopped before the first rows
+                delete_partial(path)
 
 
 def _renderer(opened: Opened, options: PredictOptions) -> Renderer:
