@@ -1,4 +1,4 @@
-"""A prediction from opened model and rows to its file: the questions, the rows predicted before, the others, the output."""
+"""A prediction from opened model and rows to its file: questions, rows predicted before, the others, the output."""
 
 from __future__ import annotations
 
