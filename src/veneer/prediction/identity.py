@@ -15,8 +15,8 @@ _ALL = 2**16  # values of a tensor that are all read; of a larger one as many, a
 
 
 def digest_of_model(model: nn.Module) -> str:
-    """Name, type, shape and values of every tensor; a sample of the values where they are many, so that mapped weights
-    are not all read. Training changes nearly all values of what it trains."""
+    """By the name, type, shape and values of every tensor; a large one by a sample, so that mapped weights are not all
+    read. Training changes nearly all values of what it trains."""
     digest = hashlib.blake2b(digest_size=16)
     tensors = [*model.named_parameters(remove_duplicate=True), *model.named_buffers()]
     for name, tensor in tensors:

@@ -40,7 +40,7 @@ def partial_file(output: Path) -> Path:
 
 @contextmanager
 def partial(output: Path, identity: dict[str, Any], *, overwrite: bool) -> Iterator[Partial]:
-    """What there is of ``output`` so far, held against other processes, until it is deleted by `delete_partial`.
+    """What there is of ``output`` so far, held against other processes, until `delete_partial` deletes it.
 
     ``identity``: model, rows and options, as digests and values. Raises DataError for what is of another identity,
     which ``overwrite`` drops, and where another process goes on with it.

@@ -1,4 +1,4 @@
-"""A prediction from opened model and rows to its file: what is asked, what is known already, the rest, the output."""
+"""A prediction from opened model and rows to its file: questions, rows predicted before, the others, the output."""
 
 from __future__ import annotations
 
@@ -116,10 +116,9 @@ def _kept(
     with partial(path, known, overwrite=options.overwrite) as there:
         try:
             yield there
-        except (KeyboardInterrupt, MemoryError, OSError):
-            if not there.done:
-                partial_file(path).unlink(missing_ok=True)
-            raise
+        finally:
+            if not there.done:  # refused, or stopped before the first rows
+                delete_partial(path)
 
 
 def _renderer(opened: Opened, options: PredictOptions) -> Renderer:

@@ -214,7 +214,7 @@ class PredictArguments(TypedDict, total=False):
     max_new_tokens: int
     """Longest text, in tokens."""
     temperature: float
-    """How a text is drawn: 0 is greedy; higher is more varied."""
+    """0 is greedy; higher is more varied. For text."""
     seed: int
     """Seed of sampling, each row's own."""
     template: Literal["auto", "chat", "plain"] | None

@@ -22,6 +22,7 @@ ROWS = 200  # held-out rows that are measured on the way, at most: about as long
 ANSWERED = 16  # held-out rows that are answered at the end
 _FEWEST = 12  # steps whose losses say whether they still fall
 _STEEP = 0.1  # share of the loss that the last quarter of the steps takes off
+_LEAST = 0.005  # and share of the first quarter's loss: from 0.002 to 0.001 there is nothing left to learn
 _ERRORS = 2.0  # standard errors that the fall is larger than
 
 
@@ -75,7 +76,8 @@ def still_falls(losses: Sequence[float]) -> bool:
     before, last = losses[-2 * quarter : -quarter], losses[-quarter:]
     fall = statistics.mean(before) - statistics.mean(last)
     error = math.sqrt((statistics.variance(before) + statistics.variance(last)) / quarter)
-    return fall > _STEEP * statistics.mean(before) and fall > _ERRORS * error
+    least = max(_STEEP * statistics.mean(before), _LEAST * statistics.mean(losses[:quarter]), _ERRORS * error)
+    return fall > least
 
 
 def advice(

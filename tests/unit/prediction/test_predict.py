@@ -251,7 +251,7 @@ def test_long_prompts_are_cut_and_said(loaded, finished_classifier):
     assert "1 prompt is longer than max_length = 8 tokens (row 1 of the given rows): the beginning is kept." in said
 
 
-def test_passes_fit_the_memory_that_is_available(loaded, monkeypatch):
+def test_passes_fit_the_memory_that_is_available(loaded, monkeypatch, tmp_path):
     monkeypatch.setattr("veneer.prediction.memory.anonymous_memory", lambda: 0)
     monkeypatch.setattr("veneer.prediction.memory.usable_memory", lambda device: 500_000)
     _, said = _predict(*loaded, data=ROWS, labels=["a", "b"])
@@ -259,7 +259,8 @@ def test_passes_fit_the_memory_that_is_available(loaded, monkeypatch):
     monkeypatch.setattr("veneer.prediction.memory.usable_memory", lambda device: 20_000)
     with pytest.raises(ModelError, match=r"^row 2 of the given rows takes 32 tokens in a pass, and the available "
                                          r"memory is enough for \d+; lower max_length, or free memory\.$"):  # fmt: skip
-        _predict(*loaded, data=ROWS, labels=["a", "b"])
+        _predict(*loaded, data=ROWS, labels=["a", "b"], output=tmp_path / "out.csv")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -52,9 +52,19 @@ def curve(*parts, noise=0.0):
         (curve(1, 1, 1, 1, 1, noise=0.3), False),
         (curve(4, 2, 1.1, 1.02, 1), False),
         (curve(1, 2, 3, 4, 5), False),
+        (curve(6, 0.01, 0.002, 0.001, 0.0001), False),
         ([4.0, 3.0, 2.0, 1.0], False),
     ],
-    ids=["falling", "falling, noisy", "flat", "flat, noisy", "the tail of a schedule", "rising", "too few to say"],
+    ids=[
+        "falling",
+        "falling, noisy",
+        "flat",
+        "flat, noisy",
+        "the tail of a schedule",
+        "rising",
+        "learned",
+        "too few to say",
+    ],
 )
 def test_a_loss_still_falls_or_not(losses, falls):
     assert still_falls(losses) is falls
