@@ -6,7 +6,7 @@ READY := .venv/ready
 .NOTPARALLEL:
 
 .PHONY: demo test coverage lint bench bench-rows study study-adalora site docs-options \
-	test-sanitize test-neon
+	test-sanitize test-neon dist
 
 # make demo STORAGE=nf4: over a base in 4 bits.
 STORAGE ?= fp32
@@ -112,6 +112,23 @@ test-neon:
 		src/veneer/kernels/csrc/neon.cpp src/veneer/kernels/csrc/scalar.cpp tests/unit/kernels/compare_neon.cpp \
 		-o build/compare_neon
 	qemu-aarch64 build/compare_neon
+
+# The source distribution, and from it this machine's wheel with kernels and the pure Python one without; checked.
+DIST := build/dist
+dist: build/release/ready
+	rm -rf $(DIST)
+	VENEER_BUILD_KERNELS=yes build/release/bin/python -m build --outdir $(DIST) .
+	mkdir $(DIST)/source
+	tar -xzf $(DIST)/*.tar.gz -C $(DIST)/source --strip-components=1
+	VENEER_BUILD_KERNELS=no build/release/bin/python -m build --wheel --outdir $(DIST) $(DIST)/source
+	rm -r $(DIST)/source
+	build/release/bin/python -m twine check --strict $(DIST)/*
+	if test "$$(uname)" = Linux; then build/release/bin/python -m auditwheel show $(DIST)/*linux*.whl; fi
+
+build/release/ready: pyproject.toml constraints.txt
+	test -x build/release/bin/python || $(PYTHON) -m venv build/release
+	build/release/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt build twine auditwheel
+	touch $@
 
 # constraints.txt pins every version; packaged.txt lists real models and data, without what they would drag in. The demo
 # needs what Veneer runs with, all else the development tools, too, which the second stamp means.
