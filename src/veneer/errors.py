@@ -29,6 +29,10 @@ class VeneerError(Exception):
     exit_code = 1  # of the command line
 
 
+class SystemSupportError(VeneerError, ImportError):
+    """An operating system that Veneer does not run on."""
+
+
 class ConfigError(VeneerError):
     """An option that does not exist or has a value that makes no sense."""
 

@@ -8,13 +8,14 @@ replaced steps aside first, since no rename puts one onto a full one: after a ki
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from veneer.unix import fcntl
 
 TEMPORARY = ".veneer-tmp-"
 _ASIDE = f"{TEMPORARY}old-"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-import resource
 import sys
 from bisect import bisect
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from veneer.control_groups import control_groups
+from veneer.unix import resource
 
 if TYPE_CHECKING:
     from torch import Tensor

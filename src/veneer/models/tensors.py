@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming, apply_renamings
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from veneer.models.library import unreadable
 
@@ -66,7 +66,7 @@ class SafetensorsFolder:
 
     def rename(self, model: Any) -> None:
         renamings = [c for c in get_model_conversion_mapping(model, add_legacy=False) if isinstance(c, WeightRenaming)]
-        self._keys = {apply_renamings(key, renamings): key for key in self._files}
+        self._keys = {rename_source_key(key, renamings, [])[0]: key for key in self._files}
         self._files = {name: self._files[key] for name, key in self._keys.items()}
 
     def shape(self, name: str) -> tuple[int, ...]:
