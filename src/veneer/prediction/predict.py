@@ -184,7 +184,7 @@ def _labels(opened: Opened, questions: list[Any], options: PredictOptions) -> li
 
 def _labels_of_run(opened: Opened, options: PredictOptions) -> list[str]:
     if opened.run is None:
-        return []
+        return list(opened.choices)
     try:
         return labels_of(opened.run)
     except DataError as error:

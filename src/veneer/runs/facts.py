@@ -1,6 +1,6 @@
 """``veneer.json`` in an adapter's folder, beside PEFT's files: what else it takes to use the adapter as it was trained.
 
-The names of its classes, how a prompt is rendered and on which date, how its base was kept; and, for the model card,
+The names of its classes or labels, how a prompt is rendered and on which date, how its base was kept; and, for the model card,
 what it was trained on and what was measured. No row and no path of a machine is in it.
 """
 
@@ -67,6 +67,7 @@ class Facts(_Part):
     version: int = VERSION
     task: Literal["causal", "seq2seq", "classification"]
     classes: list[str]  # by their ids
+    choices: list[str] = Field(default_factory=list)  # the few answers of the rows, as they follow a prompt
     base: Base
     kept: dict[str, Any]  # storage, block_size, double_quantisation
     prompts: Prompts
@@ -91,6 +92,7 @@ def facts_of(prepared: Prepared, steps: int, losses: Before, *, own_tokenizer: b
     return Facts(
         task=renderer.kind,
         classes=list(renderer.classes),
+        choices=rows["choices"],
         base=_base(model),
         kept=config.kept(),
         prompts=Prompts(

@@ -36,6 +36,7 @@ class Opened:
     own_weights: bool = False  # whether a run trained the model's own, so that its base is another model
     run: RunFolder | None = None  # of a run: its folder
     system: str | None = None  # the system message that every conversation of its rows began with
+    choices: tuple[str, ...] = ()  # of an adapter alone: the few answers of its rows
 
 
 def open_named(source: str | Path) -> Opened:
@@ -62,7 +63,10 @@ def open_adapter(folder: Path, base: str | None = None) -> Opened:
     if facts is None:
         return Opened(model, renderer_of(model, tokenizer), True, bool(tokenizer.chat_template))
     prompts = facts.prompts
-    return Opened(model, renderer_of(model, tokenizer, prompts), True, prompts.chat, system=prompts.system)
+    return Opened(
+        model, renderer_of(model, tokenizer, prompts), True, prompts.chat, system=prompts.system,
+        choices=tuple(facts.choices),
+    )  # fmt: skip
 
 
 def open_run(folder: Path) -> Prepared:

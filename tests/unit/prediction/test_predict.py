@@ -316,6 +316,8 @@ def test_an_adapter_and_a_models_own_weights(finished_run, tiny_folder, tmp_path
     run, _ = _predict(finished_run, data=rows)
     adapter, _ = _predict(finished_run / "adapter", data=rows, labels=["no", "yes"])
     assert adapter.records() == run.records()
+    alone = shutil.copytree(finished_run / "adapter", tmp_path / "alone")
+    assert _predict(alone, data=rows)[0].records() == run.records(), "its folder knows its labels"
     text, _ = _predict(finished_run, data=rows, answer="text", max_new_tokens=4)
     assert [each.text.strip() for each in text] == ["yes", "no"]
     base, _ = _predict(tiny_folder, data=rows, labels=["no", "yes"])
