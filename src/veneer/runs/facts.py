@@ -1,7 +1,7 @@
 """``veneer.json`` in an adapter's folder, beside PEFT's files: what else it takes to use the adapter as it was trained.
 
-The names of its classes or labels, how a prompt is rendered and on which date, how its base was kept; and, for the model card,
-what it was trained on and what was measured. No row and no path of a machine is in it.
+The names of its classes or labels, how a prompt is rendered and on which date, how its base was kept; and, for the
+model card, what it was trained on and what was measured. No row and no path of a machine is in it.
 """
 
 from __future__ import annotations
