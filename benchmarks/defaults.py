@@ -43,12 +43,12 @@ def _six() -> list[Fields]:
         for label, (name, field) in SOURCES.items()
     }
     by_label["film"] = [{**row, "label": "film"} for row in distinct(sentiment("movieReviewSnippets"))]
-    return [row for rows in by_label.values() for row in rows[:300]]
+    return [row for rows in by_label.values() for row in rows[:350]]
 
 
 TASKS: dict[str, tuple[Callable[[], list[Fields]], int, int]] = {  # rows to train on, and unseen ones
     "two labels": (lambda: sentiment("amazonReviewSnippets"), 700, 200),
-    "six labels": (_six, 1500, 290),
+    "six labels": (_six, 1500, 600),
     "answers": (lambda: [row for row in money() if len(row["output"]) <= SHORT], 200, 60),
 }
 

@@ -276,10 +276,14 @@ def test_every_measured_table_is_that_of_the_results():
 
 
 @pytest.mark.unit
-def test_the_learning_rates_are_those_of_the_results(capsys):
+def test_the_learning_rates_are_those_of_the_results(capsys, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     script = _script("benchmarks/learning_rate.py")
     script.tell(script.read())
-    assert capsys.readouterr().out in (ROOT / "docs" / "studies" / "learning-rate.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "studies" / "learning-rate.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out in page
+    script = _script("benchmarks/defaults.py")
+    assert script.table(script.read()) in page
 
 
 @pytest.mark.unit
