@@ -35,6 +35,8 @@ class Result:
     seconds: float
     peak_memory: int  # bytes
     advice: tuple[str, ...] = ()  # sentences, where the run learned too little
+    accuracy: float | None = None  # share of held-out rows right, of what is kept; None where they have no labels
+    largest_class: float | None = None  # share of those rows that always answering the most frequent label has right
 
     @property
     def written(self) -> Path:
@@ -47,6 +49,8 @@ class Result:
         facts = {"steps": f"{self.steps:,}", "time": duration(self.seconds), "peak memory": amount(self.peak_memory)}
         if self.loss_before is not None and self.loss_after is not None:
             facts = {"held-out loss": f"{self.loss_before:.3f} → {self.loss_after:.3f}", **facts}
+        if self.accuracy is not None and self.largest_class is not None:
+            facts["held-out accuracy"] = f"{100 * self.accuracy:.1f} % (largest class {100 * self.largest_class:.1f} %)"
         return facts
 
     def __repr__(self) -> str:
@@ -87,21 +91,25 @@ def _write_facts(begun: Begun, state: State, folder: Path) -> None:
     if own:
         with quiet():
             prepared.tokenizer.save_pretrained(folder)
-    losses = _held_out_losses(begun)
-    facts = facts_of(prepared, state.best_step or state.step, (losses[0] if losses else None, state.best_loss),
+    records = _evaluations(begun)
+    before = records[0]["held_out_loss"] if records else None
+    facts = facts_of(prepared, state.best_step or state.step, (before, state.best_loss),
                      own_tokenizer=own)  # fmt: skip
     facts.write(folder)
 
 
-def _held_out_losses(begun: Begun) -> list[float]:
-    return [record["held_out_loss"] for record in begun.folder.metrics() if "held_out_loss" in record]
+def _evaluations(begun: Begun) -> list[dict[str, Any]]:
+    return [record for record in begun.folder.metrics() if "held_out_loss" in record]
 
 
-def result_of(begun: Begun, state: State, advice: tuple[str, ...] = ()) -> Result:
+def result_of(begun: Begun, state: State, advice: tuple[str, ...] = (), largest_class: float | None = None) -> Result:
     """What the caller gets, the model in eval mode."""
     begun.model.eval()
-    losses = _held_out_losses(begun)
+    records = _evaluations(begun)
+    before = records[0]["held_out_loss"] if records else None
+    kept = [record for record in records if record["step"] == state.best_step] if state.best_step else records
+    accuracy = kept[-1].get("held_out_accuracy") if kept else None
     return Result(
-        begun.folder.path, begun.model, begun.prepared.tokenizer, state.step, losses[0] if losses else None,
-        state.best_loss, state.best_step, state.seconds, peak_memory(device_of(begun.model)), advice,
+        begun.folder.path, begun.model, begun.prepared.tokenizer, state.step, before, state.best_loss, state.best_step,
+        state.seconds, peak_memory(device_of(begun.model)), advice, accuracy, largest_class,
     )  # fmt: skip
