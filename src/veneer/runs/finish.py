@@ -13,7 +13,7 @@ from veneer.models.library import quiet
 from veneer.models.own_tokenizer import is_changed
 from veneer.notebook import html_table
 from veneer.runs.begin import Begun
-from veneer.runs.facts import facts_of
+from veneer.runs.facts import Facts, facts_of
 from veneer.runs.folder import RunFolder
 from veneer.training.own_weights import restore_trained, write_model
 from veneer.training.state import State
@@ -68,7 +68,10 @@ def finish(begun: Begun, state: State) -> None:
     if begun.config.trains_own_weights:
         if chosen and state.best_step != state.step:
             restore_trained(model, folder.best)
-        write_model(model, begun.prepared.tokenizer, folder.model)
+        with atomic_folder(folder.model) as temporary:
+            write_model(model, begun.prepared.tokenizer, temporary)
+            _facts(begun, state, own_tokenizer=False).write(temporary)
+            _keep_what_was_added(folder.model, temporary)
         return
     old = folder.adapter
     with atomic_folder(old) as temporary:
@@ -77,11 +80,17 @@ def finish(begun: Begun, state: State) -> None:
         else:
             write_adapter(model, temporary)
         _write_facts(begun, state, temporary)
-        for file in old.glob("*"):  # what a person put beside them before the run went on
-            if file.is_file() and not (temporary / file.name).exists():
-                shutil.copy(file, temporary)
+        _keep_what_was_added(old, temporary)
     if chosen and state.best_step != state.step:
         restore_trained(model, folder.best)
+
+
+def _keep_what_was_added(old: Path, new: Path) -> None:
+    """Copy what a person, or the model card, put beside the result before the run went on; weights are none of it."""
+    for file in old.glob("*"):
+        weights = file.name.startswith("model") and ".safetensors" in file.name  # in other parts now
+        if file.is_file() and not weights and not (new / file.name).exists():
+            shutil.copy(file, new)
 
 
 def _write_facts(begun: Begun, state: State, folder: Path) -> None:
@@ -91,11 +100,14 @@ def _write_facts(begun: Begun, state: State, folder: Path) -> None:
     if own:
         with quiet():
             prepared.tokenizer.save_pretrained(folder)
+    _facts(begun, state, own_tokenizer=own).write(folder)
+
+
+def _facts(begun: Begun, state: State, *, own_tokenizer: bool) -> Facts:
     records = _evaluations(begun)
     before = records[0]["held_out_loss"] if records else None
-    facts = facts_of(prepared, state.best_step or state.step, (before, state.best_loss),
-                     own_tokenizer=own)  # fmt: skip
-    facts.write(folder)
+    losses = before, state.best_loss
+    return facts_of(begun.prepared, state.best_step or state.step, losses, own_tokenizer=own_tokenizer)
 
 
 def _evaluations(begun: Begun) -> list[dict[str, Any]]:
