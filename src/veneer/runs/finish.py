@@ -10,7 +10,6 @@ from typing import Any
 from veneer.device import device_of, peak_memory
 from veneer.files import atomic_folder
 from veneer.models.library import quiet
-from veneer.models.own_tokenizer import is_changed
 from veneer.notebook import html_table
 from veneer.runs.begin import Begun
 from veneer.runs.facts import Facts, facts_of
@@ -96,7 +95,7 @@ def _keep_what_was_added(old: Path, new: Path) -> None:
 def _write_facts(begun: Begun, state: State, folder: Path) -> None:
     """What makes the folder stand alone: veneer.json, and the tokenizer, where it is not the base's own."""
     prepared = begun.prepared
-    own = prepared.came_loaded and is_changed(prepared.tokenizer, begun.model.name_or_path)
+    own = begun.folder.tokenizer.is_dir()
     if own:
         with quiet():
             prepared.tokenizer.save_pretrained(folder)

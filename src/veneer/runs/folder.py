@@ -3,7 +3,7 @@
 run/
   config.yaml  data.jsonl  rows.json  environment.json  plan.json  metrics.jsonl  advice.json
   evaluation.json  report.html
-  adapter/ (or model/)  best/  base/  checkpoints/step-000200/  tensorboard/
+  adapter/ (or model/)  best/  base/  tokenizer/  checkpoints/step-000200/  tensorboard/
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class RunFolder:
     adapter = _Inside("adapter")  # the result: a PEFT folder
     model = _Inside("model")  # or, where the model's own weights are trained: a transformers folder
     best = _Inside("best")  # the adapter (or weights) with the lowest held-out loss so far
+    tokenizer = _Inside("tokenizer")  # where it is not the model's own: it came changed in memory
     base = _Inside("base")  # the base, where LoftQ changed it
     checkpoints = _Inside("checkpoints")
     tensorboard = _Inside("tensorboard")

@@ -24,6 +24,7 @@ from veneer.runs.finish import Result, finish, result_of
 from veneer.runs.folder import RunFolder
 from veneer.runs.learned import HeldOutLabels, advice, write_advice
 from veneer.runs.memory import Outlook, PlanAfterFirstStep, Process, look_before_loading, look_before_training
+from veneer.runs.own_tokens import keep_tokenizer
 from veneer.runs.preflight import check_new_run, check_writable
 from veneer.runs.prepare import Prepared, prepare, take_given
 from veneer.threads import said
@@ -198,14 +199,16 @@ def _write_beginning(begun: Begun, state: State, labels: HeldOutLabels, *, new: 
     own_base = bool(adapters_of(model).changed_base)
     if own_base:
         save_base(model, begun.prepared.tokenizer, folder.base)
-    if (begun.with_adapter or own_base) and new:
+    own_tokens = begun.prepared.came_loaded and keep_tokenizer(folder, begun.prepared.tokenizer, model.name_or_path)
+    if (begun.with_adapter or own_base or own_tokens) and new:
         save_checkpoint(folder.checkpoints, model, begun.optimizer, state, begun.config.keep_checkpoints)
     for name, rows in begun.prepared.given.items():
         with atomic_file(name) as temporary:
             write_rows(rows, temporary)
     begun.prepared.config.write(folder.config_file)
     counted = {
-        "steps": begun.total, "chosen": begun.steps.chosen, "largest_class": labels.largest if labels.rows else None
+        "steps": begun.total, "chosen": begun.steps.chosen, "largest_class": labels.largest if labels.rows else None,
+        "tokens": model.get_input_embeddings().weight.shape[0],
     }  # fmt: skip
     for file, values in (
         (folder.rows_file, {**begun.prepared.facts(), **counted}),
