@@ -36,6 +36,9 @@ def test_mlflow_has_options_and_numbers(options, tmp_path, monkeypatch):
     assert [(m.step, m.value) for m in losses] == [(record["step"], record["loss"]) for record in records]
     held_out = mlflow.MlflowClient().get_metric_history(run.info.run_id, "held_out_loss")
     assert [m.step for m in held_out] == [0, 3]
+    shares = mlflow.MlflowClient().get_metric_history(run.info.run_id, "held_out_accuracy")
+    evaluations = [record for record in RunFolder(result.folder).metrics() if "held_out_loss" in record]
+    assert [m.value for m in shares] == [record["held_out_accuracy"] for record in evaluations]
 
 
 def test_a_run_that_fails_is_marked_as_failed(options, tmp_path, monkeypatch):

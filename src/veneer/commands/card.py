@@ -1,4 +1,5 @@
-"""The model card, README.md, of an adapter's folder or of a merged model: what others should know before they load it.
+"""The model card, README.md, of an adapter's folder, of a model whose own weights a run trained, or of a merged model:
+what others should know before they load it.
 
 No row and no path of this machine is in it. What a person has changed in a card is theirs: such a card is not
 replaced.
@@ -22,9 +23,10 @@ from veneer.reporting.loading import LoadedBy, Recipe, own_tokens, ways_to_load
 from veneer.runs.facts import CARD_NAME, Facts, read_facts
 from veneer.runs.folder import RunFolder
 from veneer.updates.adapter_file import read_tensors
-from veneer.updates.peft_config import read_fields
+from veneer.updates.peft_config import CONFIG_NAME, read_fields
 
 PLACE = "ADAPTER"  # how the commands call the adapter's folder
+_MODEL = "MODEL"  # and a model's
 _BASE = "BASE"  # and a base that is known by no name but a path of one machine
 _WRITTEN = re.compile(r"\n<!-- Written by Veneer\. sha256 of the text above: ([0-9a-f]{64}) -->\n$")
 _PIPELINES = {"SEQ_CLS": "text-classification", "SEQ_2_SEQ_LM": "text2text-generation"}
@@ -33,24 +35,39 @@ _TITLES = {
     "loss": "loss (mean of a learned token, nats)", "perplexity": "perplexity", "choice_accuracy": "choice accuracy",
     "exact_match": "exact match",
 }  # fmt: skip
+_OWN = {"full": "Full fine-tuning", "bias": "Fine-tuning of the biases", "head": "Fine-tuning of the head"}
+_TASKS = {"classification": "text-classification", "seq2seq": "text2text-generation"}
 _SHARES = ("choice_accuracy", "exact_match")
 
 
 @dataclass(frozen=True)
 class _Described:
-    """An adapter, as its card describes it."""
+    """An adapter, or a model whose own weights were trained, as its card describes it."""
 
     facts: Facts | None
-    fields: dict[str, Any]  # of adapter_config.json
-    rank: int  # the largest
+    fields: dict[str, Any]  # of adapter_config.json; none of a model
+    rank: int  # the largest; 0 of a model
 
     @classmethod
     def of(cls, folder: Path) -> _Described:
+        if not (folder / CONFIG_NAME).is_file():
+            return cls(read_facts(folder), {}, 0)
         shapes = {key: tuple(tensor.shape) for key, tensor in read_tensors(folder).items()}
         return cls(read_facts(folder), read_fields(folder), max(ranks_of(shapes).values(), default=0))
 
     @property
+    def own_weights(self) -> bool:
+        """Whether the model's own were trained, so that there is no adapter."""
+        return not self.fields
+
+    @property
+    def what(self) -> str:
+        return "model" if self.own_weights else "adapter"
+
+    @property
     def source(self) -> str:
+        if self.own_weights and self.facts is not None:
+            return self.facts.base.name if hub_id(self.facts.base.name) else ""
         return str(self.fields.get("base_model_name_or_path") or "")
 
     @property
@@ -67,16 +84,20 @@ class _Described:
 
     @property
     def method(self) -> str:
+        if self.own_weights and self.facts is not None:
+            return _OWN[self.facts.method]
         return "AdaLoRA" if self.fields.get("peft_type") == "ADALORA" else "LoRA"
 
     @property
     def pipeline(self) -> str:
+        if self.own_weights and self.facts is not None:
+            return _TASKS.get(self.facts.task, "text-generation")
         return _PIPELINES.get(str(self.fields.get("task_type")), "text-generation")
 
 
 def write_card(folder: Path, called: str = PLACE) -> str:
-    """Write the card of an adapter's folder, whose commands call it ``called``. A sentence where there is one that a
-    person has changed, and that is left as it is; else nothing. Raises OSError."""
+    """Write the card of an adapter's folder, or of a run's model, whose commands call it ``called``. A sentence where
+    there is one that a person has changed, and that is left as it is; else nothing. Raises OSError."""
     path = folder / CARD_NAME
     if is_edited(path):
         return f"{path} has been edited, so it is left as it is; delete it to have a new one written."
@@ -94,8 +115,10 @@ def is_edited(card: Path) -> bool:
 
 
 def card_text(folder: Path, called: str = PLACE) -> str:
-    """The card of an adapter's folder."""
+    """The card of an adapter's folder, or of a run's model with its veneer.json."""
     described = _Described.of(folder)
+    if described.own_weights:
+        return _model_card(described, _MODEL if called == PLACE else called)
     facts = described.facts
     adapter = LoadedBy(
         described.fields, described.rank, described.model, called, called, "merged", "plain", "adapter",
@@ -116,6 +139,23 @@ def card_text(folder: Path, called: str = PLACE) -> str:
     return _signed(_front(described, "peft", "adapter") + "\n\n".join(parts) + "\n")
 
 
+def _model_card(described: _Described, called: str) -> str:
+    """The card of a model whose own weights a run trained."""
+    facts = described.facts
+    assert facts is not None
+    where = f"`{called}` is this folder." if called == _MODEL else f"`{called}` is on the Hugging Face hub."
+    parts = [
+        f"# {described.base}, fine-tuned",
+        f"{described.method} of {described.base} ({facts.base.kind}, {facts.base.parameters:,} parameters), trained "
+        f"with Veneer. These are all weights of the model; no base is needed beside them.",
+        *_trained(described),
+        f"## How to load it\n\n{where}",
+        f"### Veneer\n\n```bash\nveneer {_verb(described)}\n```".replace(PLACE, called),
+        f"### transformers\n\n```python\n{_transformers(described, called)}\n```",
+    ]
+    return _signed(_front(described, "transformers", "finetune") + "\n\n".join(parts) + "\n")
+
+
 def write_merged_card(folder: Path, adapter: Path, storage: str) -> None:
     """Write the card of a model into which ``adapter`` was merged. Raises OSError."""
     described = _Described.of(adapter)
@@ -129,13 +169,14 @@ def write_merged_card(folder: Path, adapter: Path, storage: str) -> None:
 
 
 def put_scores(run: RunFolder, measured: Comparison) -> str:
-    """Put what was measured of a run's held-out rows into its adapter's veneer.json and card: `write_card`."""
-    facts = read_facts(run.adapter)
-    if facts is None:
+    """Put what was measured of a run's held-out rows into its result's veneer.json and card: `write_card`."""
+    folder = run.result()
+    facts = read_facts(folder) if folder is not None else None
+    if folder is None or facts is None:
         return ""
     scores = {name: pair for name in _MEASURES if None not in (pair := _pair(measured.base, measured.adapter, name))}
-    facts.model_copy(update={"scores": scores}).write(run.adapter)
-    return write_card(run.adapter)
+    facts.model_copy(update={"scores": scores}).write(folder)
+    return write_card(folder)
 
 
 def _pair(base: Scores, adapter: Scores, name: str) -> tuple[float | None, float | None]:
@@ -148,10 +189,10 @@ def _front(described: _Described, library: str, relation: str) -> str:
     known = hub_id(described.source) if described.source else None
     data = ModelCardData(
         base_model=known, library_name=library, pipeline_tag=described.pipeline,
-        license=facts.base.license if facts else None, tags=["veneer", described.method.lower()],
+        license=facts.base.license if facts else None, tags=["veneer", described.method.lower().replace(" ", "-")],
         base_model_relation=relation if known else None,
         eval_results=_results(described, facts) if facts and facts.scores else None,
-        model_name=f"{described.method} adapter",
+        model_name=f"{described.method}{'' if described.own_weights else ' adapter'}",
     )  # fmt: skip
     if not data.eval_results:
         data.model_name = None
@@ -192,7 +233,7 @@ def _trained(described: _Described) -> list[str]:
     rows, prompts = facts.rows, facts.prompts
     lines = [
         f"- Rows: {rows.train:,} of the shape {rows.shape}; {rows.held_out:,} more were held out.",
-        f"- Steps: {facts.steps:,}. Base kept in {facts.kept['storage']}.",
+        f"- Steps: {facts.steps:,}." + ("" if described.own_weights else f" Base kept in {facts.kept['storage']}."),
         *([f"- Classes: {', '.join(facts.classes)}."] if facts.classes else []),
         *(["- Questions are asked in the chat template."] if prompts.chat and not facts.classes else []),
         *(["- All conversations begin with one system message, which is in `veneer.json`."] if prompts.system else []),
@@ -200,7 +241,7 @@ def _trained(described: _Described) -> list[str]:
     ]
     parts = ["## How it was trained\n\n" + "\n".join(lines)]
     if facts.scores:
-        table = ["| on held-out rows | base | adapter |", "|---|---|---|"]
+        table = [f"| on held-out rows | base | {described.what} |", "|---|---|---|"]
         table += [
             f"| {_TITLES[name]} | {_number(name, a)} | {_number(name, b)} |" for name, (a, b) in facts.scores.items()
         ]
@@ -224,14 +265,14 @@ def _recipe(recipe: Recipe) -> str:
     return "\n\n".join([f"### {recipe.title}", *note, *(f"```{kind}\n{text}\n```" for kind, text in recipe.parts)])
 
 
-def _transformers(described: _Described) -> str:
+def _transformers(described: _Described, called: str = _MODEL) -> str:
     kind = {"text-classification": "SequenceClassification", "text2text-generation": "Seq2SeqLM"}.get(
         described.pipeline
     )
     name = f"AutoModelFor{kind or 'CausalLM'}"
     return (
         f"from transformers import {name}, AutoTokenizer\n\n"
-        f'model = {name}.from_pretrained("MODEL")\ntokenizer = AutoTokenizer.from_pretrained("MODEL")'
+        f'model = {name}.from_pretrained("{called}")\ntokenizer = AutoTokenizer.from_pretrained("{called}")'
     )
 
 

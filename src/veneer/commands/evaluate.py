@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @shows(EvaluateOptions, EvaluateOptions.model_fields)
 def evaluate(run: str | Path, **options: Unpack[EvaluateArguments]) -> Comparison:
     """Measure a finished run's base and adapter on its held-out rows, or on others; the figures are written to its
-    evaluation.json, too, and those of its held-out rows to the model card in its adapter's folder.
+    evaluation.json, too, and those of its held-out rows to the model card beside its result.
 
     ``run``: a run's folder, or an adapter's folder alone, into which nothing is written. ``options``: those of
     `EvaluateOptions`, of which ``data`` names the other rows, which an adapter alone needs. Raises ConfigError for an

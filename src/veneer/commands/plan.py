@@ -17,13 +17,15 @@ from veneer.notebook import html_table
 from veneer.options import shows
 from veneer.planning.changes import Change
 from veneer.planning.config import PlanOptions
+from veneer.planning.empty import Base
 from veneer.planning.fit import predicted, what_would_fit
 from veneer.planning.machine import Machine, measured, remembered
 from veneer.planning.plan import NO_MACHINE, Plan, base_asked, limit_of
 from veneer.runs.memory import Process
 from veneer.runs.plan_rows import PlanRows, rows_of_plan
 from veneer.runs.prepare import take_given
-from veneer.runs.rows import Given
+from veneer.runs.rows import Given, width_of
+from veneer.training.automatic import Size, automatic, awaited, sentence
 from veneer.units import amount, compared, duration
 
 if TYPE_CHECKING:
@@ -35,13 +37,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, repr=False)
 class Answer:
     """A plan, the memory in bytes that it is compared with, the changes that would fit where it does not, and the rows
-    that it was made for; without these each row is assumed to have ``assumed`` tokens."""
+    that it was made for; without these each row is assumed to have ``assumed`` tokens. ``automatic``: what auto chose,
+    or will look at, as a sentence."""
 
     plan: Plan
     limit: int
     changes: list[Change]
     rows: PlanRows | None = None
     assumed: int = 0
+    automatic: str = ""
 
     @property
     def fits(self) -> bool:
@@ -60,6 +64,7 @@ class Answer:
             "fits": self.fits,
             "changes": [change.as_json() for change in self.changes],
             "rows": None if self.rows is None else self.rows.as_json(),
+            "chosen": None if self.rows is None else self.rows.steps.chosen,
             "run_seconds": self.run_seconds,
         }
 
@@ -97,8 +102,11 @@ class Answer:
     def _about_rows(self) -> list[str]:
         """What the plan is made for."""
         if self.rows is not None:
-            return [f"{self.rows.steps.counts()}.", *self.rows.notes]
-        return [f"Each row is assumed to have {self.assumed:,} tokens; give --data ROWS for a plan with your own."]
+            lines = [f"{self.rows.steps.counts()}.", self.automatic, *self.rows.notes]
+        else:
+            assumed = f"Each row is assumed to have {self.assumed:,} tokens; give --data ROWS for a plan with your own."
+            lines = [assumed, self.automatic]
+        return [line for line in lines if line]
 
     def _about_time(self) -> list[str]:
         plan, run = self.plan, self.run_seconds
@@ -174,7 +182,17 @@ def answer(options: PlanOptions, given: Given | None = None, process: Process | 
         machine = replace(process, machine=machine).at()
     made = predicted(options, machine, limit, **known)
     changes = [] if made.needed <= limit else what_would_fit(options, machine, limit, made, **known)
-    return Answer(made, limit, changes, rows, longest_row(options.max_length, known["base"].config))
+    assumed = longest_row(options.max_length, known["base"].config)
+    return Answer(made, limit, changes, rows, assumed, _by_auto(options, rows, known["base"]))
+
+
+def _by_auto(options: PlanOptions, rows: PlanRows | None, base: Base) -> str:
+    """What auto chose for the run; without rows what it would, where the steps are known, or what it looks at."""
+    if rows is not None:
+        return sentence(options, rows.steps.chosen)
+    if options.steps:  # then it looks at no row
+        return sentence(options, automatic(options, Size(width_of(base.config), options.steps, 0, base.kind)))
+    return awaited(options)
 
 
 def _machine(options: PlanOptions, limit: int, known: dict[str, Any]) -> Machine:

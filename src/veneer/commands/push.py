@@ -34,11 +34,20 @@ _SETTINGS = "https://huggingface.co/settings/tokens"
 _MUCH = 1e6  # bytes, from which a size is in MB
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 _ANY = (
-    *(CARD_NAME, "LICENSE*", "NOTICE*", ".gitattributes", "chat_template.jinja", "tokenizer.json", "tokenizer.model"),
+    *(
+        CARD_NAME,
+        FACTS_NAME,
+        "LICENSE*",
+        "NOTICE*",
+        ".gitattributes",
+        "chat_template.jinja",
+        "tokenizer.json",
+        "tokenizer.model",
+    ),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
     *("spiece.model", "sentencepiece.bpe.model"),
 )
-_ADAPTER = (CONFIG_NAME, WEIGHTS_NAME, FACTS_NAME)
+_ADAPTER = (CONFIG_NAME, WEIGHTS_NAME)
 _MODEL = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 _REFUSED = (
     (("*.jsonl", "*.csv", "*.tsv", "*.parquet", "*.arrow", "rows.json", "evaluation.json"), "which is or quotes rows"),
@@ -133,12 +142,12 @@ def _uploaded(folder: Path, repo: str) -> dict[str, Path | bytes]:
                        "which is no part of an adapter or a model")  # fmt: skip
             raise AdapterFileError(f"{folder} holds {path.name}, {why}: it is not uploaded; move it out of the folder.")
         files[path.name] = path
+    if (adapter or FACTS_NAME in files) and not is_edited(folder / CARD_NAME):
+        files[CARD_NAME] = card_text(folder, repo).encode()
     if not adapter:
-        return files
+        return dict(sorted(files.items()))
     fields = read_fields(folder)
     base = fields.get("base_model_name_or_path")
-    if not is_edited(folder / CARD_NAME):
-        files[CARD_NAME] = card_text(folder, repo).encode()
     if base and is_local(str(base)):
         text = json.dumps({**fields, "base_model_name_or_path": None}, indent=2, sort_keys=True) + "\n"
         files[CONFIG_NAME] = text.encode()

@@ -22,6 +22,7 @@ from veneer.training.progress import clock
 _EVERY = 1.0  # seconds between two looks
 _LINES = 6  # of the chart
 _WIDEST = 100
+_EVALUATIONS = 12  # whose accuracy is drawn: more do not fit 80 columns
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 
@@ -64,7 +65,7 @@ def screen(run: RunHistory, width: int) -> RenderableType:
     if losses:
         parts += [Text(f"training loss, steps 1 to {run.step:,}", style="dim"), chart(losses, width)]
     parts.append(_numbers(run))
-    parts += [Text(note, style="yellow") for note in run.notes]
+    parts += [Text(note, style="yellow") for note in [*run.advice, *run.notes]]
     return Group(*parts)
 
 
@@ -98,6 +99,11 @@ def _rows(run: RunHistory) -> list[tuple[str, str]]:
         newest = run.held_out[-1]
         line = sparkline([record["held_out_loss"] for record in run.held_out[-40:]])
         rows.append(("held-out loss", f"{newest['held_out_loss']:.4f} at step {newest['step']:,}{kept}  {line}"))
+    if run.accuracies:
+        newest, shares = run.accuracies[-1], [record["held_out_accuracy"] for record in run.accuracies[-_EVALUATIONS:]]
+        largest = "" if run.largest_class is None else f", largest class {100 * run.largest_class:.1f} %"
+        said = f"{100 * newest['held_out_accuracy']:.1f} % at step {newest['step']:,}{largest}"
+        rows.append(("held-out accuracy", f"{said}  {sparkline(shares)}"))
     if run.steps:
         last = run.steps[-1]
         rows.append(("tokens a second", f"{last['tokens_per_second']:,.0f}, median {run.tokens_per_second:,.0f}"))

@@ -29,14 +29,14 @@ class Classes:
 
     @classmethod
     def of(cls, right: Sequence[str], chosen: Sequence[str], labels: Sequence[str]) -> Classes:
-        """What was chosen for rows whose right labels are ``right``; these may be others than ``labels``, too.
+        """What was chosen for rows whose right labels are ``right``; both may be others than ``labels``, too.
 
         Example:
             >>> [round(score.f1, 2) for score in Classes.of(["a", "a", "b"], ["a", "b", "b"], ["a", "b"]).scores]
             [0.67, 0.67]
         """
-        names = list(dict.fromkeys([*labels, *sorted(set(right) - set(labels))]))
         pairs = Counter(zip(right, chosen, strict=True))
+        names = list(dict.fromkeys([*labels, *sorted({*right, *chosen} - set(labels))]))
         confusion = [[pairs[row, column] for column in names] for row in names]
         scores = []
         for place, name in enumerate(names):

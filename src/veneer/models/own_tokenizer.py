@@ -1,4 +1,5 @@
-"""A tokenizer that is not its base's own: another template, more tokens. An adapter's folder then holds its files."""
+"""A tokenizer that is not its base's own: another template, more tokens. A run's and an adapter's folder then hold its
+files."""
 
 from __future__ import annotations
 
@@ -42,8 +43,8 @@ def _form(tokenizer: Any) -> tuple[Any, ...]:
 
 
 def tokenizer_in(folder: Path) -> Any:
-    """The tokenizer whose files an adapter's folder holds. Raises ModelError where they are damaged or missing."""
-    refusal = f"{folder} lacks the tokenizer that its adapter needs, or it is damaged; copy the whole folder"
+    """The tokenizer whose files a folder holds. Raises ModelError where they are damaged or missing."""
+    refusal = f"{folder} lacks the tokenizer that was trained with, or it is damaged; copy the whole folder"
     with quiet():
         tokenizer = call_library(AutoTokenizer.from_pretrained, refusal, folder)
     pad_with_end(tokenizer)

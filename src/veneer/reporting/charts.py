@@ -97,6 +97,7 @@ def run_charts(run: RunHistory) -> list[Chart]:
     last = run.total or run.step
     charts = [
         _loss_chart(run),
+        Chart("accuracy", "Held-out accuracy", "step", "share of the held-out rows, %", tuple(_accuracies(run))),
         _of(run, "learning-rate", "Learning rate", "AdamW's rate", "learning_rate"),
         _of(run, "gradient-norm", "Gradient", "norm before clipping", "gradient_norm"),
         _of(run, "speed", "Speed", "tokens a second, without padding", "tokens_per_second"),
@@ -124,6 +125,14 @@ def _losses(run: RunHistory) -> list[Series]:
         over = max(5, len(training) // 25)
         series.append(Series(f"training, mean of {over} steps", smoothed(training, over)))
     return [*series, Series("held-out rows", held_out)]
+
+
+def _accuracies(run: RunHistory) -> list[Series]:
+    measured: list[tuple[X, float]] = [(record["step"], 100 * record["held_out_accuracy"]) for record in run.accuracies]
+    if run.largest_class is None:
+        return [Series("right", measured)]
+    largest = 100 * run.largest_class  # what always answering it would reach
+    return [Series("right", measured), Series("largest class", [(step, largest) for step, _ in measured])]
 
 
 def smoothed(points: Sequence[tuple[float, float]], over: int) -> list[tuple[X, float]]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from veneer.evaluation.classes import HEAD, Classes, ClassScore
+from veneer.evaluation.classes import HEAD, Classes
 from veneer.reporting.charts import displayed, gigabytes, run_charts
 from veneer.reporting.heatmap import NO_LAYER, RankMap, ranks_of
 from veneer.reporting.loading import recipes
@@ -61,7 +62,7 @@ def run_page(path: Path) -> str:
         machine=_pairs(run.environment), rows=_rows(run),
         memory=_memory(run), heat=Heat.of(ranks) if ranks else None, rank_note=_rank_note(run, ranks, bool(shapes)),
         scores=_scores(run.evaluation), trained=_trained(run), evaluate=f"veneer evaluate {run.folder}",
-        **_by_label(run.evaluation), **_examples(run.evaluation), measured_on=_measured_on(run.evaluation),
+        **_by_label(run.evaluation, run.notes), **_examples(run.evaluation), measured_on=_measured_on(run.evaluation),
         recipes=recipes(run, largest) if shapes else [], no_recipes=_no_recipes(run),
     )  # fmt: skip
 
@@ -118,6 +119,11 @@ def _tiles(run: RunHistory, shapes: dict[str, tuple[int, ...]]) -> list[tuple[st
         more = f"the {_trained(run)} of step {best['step']:,} is kept" if best else f"at step {last['step']:,}"
         before = f"{first['held_out_loss']:.3f} → " if first["step"] == 0 and last is not first else ""
         tiles.append(("Held-out loss", f"{before}{last['held_out_loss']:.3f}", more))
+    if run.accuracies:
+        kept = next((record for record in run.accuracies if record is run.best()), run.accuracies[-1])
+        largest = "" if run.largest_class is None else f", the largest class is {100 * run.largest_class:.1f} %"
+        share = f"{100 * kept['held_out_accuracy']:.1f} %"
+        tiles.append(("Held-out accuracy", share, f"at step {kept['step']:,}{largest}"))
     if shapes:
         count = sum(_size(shape) for shape in shapes.values())
         tiles.append(("Trained parameters", f"{count:,}", f"in {len(shapes):,} tensors"))
@@ -174,12 +180,20 @@ def _scores(evaluation: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _by_label(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """What was trained, label by label, and its confusion matrix; empty where the answers are no labels."""
+def _by_label(evaluation: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """What was trained, label by label, and its confusion matrix; empty where the answers are no labels. What cannot be
+    read is left out with a note."""
+    nothing: dict[str, Any] = {"labels": [], "labels_head": [], "confusion": [], "confusion_head": []}
     values = evaluation.get("adapter", {}).get("classes")
     if not values:
-        return {"labels": [], "labels_head": [], "confusion": [], "confusion_head": []}
-    classes = Classes([ClassScore(**score) for score in values["scores"]], values["confusion"])
+        return nothing
+    try:
+        classes = TypeAdapter(Classes).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "all of them"
+        notes.append(f"The scores of the labels in evaluation.json could not be read ({where}: {first['msg']}).")
+        return nothing
     names = [score.label.strip() for score in classes.scores]
     return {
         "labels": classes.lines(), "labels_head": list(HEAD), "confusion": classes.confusion_lines(),

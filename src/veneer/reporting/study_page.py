@@ -14,6 +14,7 @@ from veneer.reporting.page import picture, render
 from veneer.reporting.table import CSV_NAME, JSON_NAME, KEY, read_table
 
 _SEED = "seed"  # the column that runs are repeated over
+_GIVEN = "largest_class"  # a column that says what the rows are, and nothing of a run
 _FEW = 20  # values of x that stand as categories, side by side, however far apart
 _MOST = 40  # values of x that a reader can distinguish
 _LONGEST = 60  # letters of a value in the table
@@ -60,7 +61,7 @@ def study_charts(head: list[str], rows: list[Row], meanings: dict[str, str]) -> 
     charts = []
     for name in head:
         its = [row for row in rows if _is_number(row[name])]
-        if name not in (KEY, _SEED, *compared) and len({row[name] for row in its}) > 1:
+        if name not in (KEY, _SEED, _GIVEN, *compared) and len({row[name] for row in its}) > 1:
             chart = _chart(name, meanings.get(name, "").partition(";")[0] or name, its, compared)
             charts += [chart] if chart is not None else []
     return charts

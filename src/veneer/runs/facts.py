@@ -1,4 +1,5 @@
-"""``veneer.json`` in an adapter's folder, beside PEFT's files: what else it takes to use the adapter as it was trained.
+"""``veneer.json`` in an adapter's folder, beside PEFT's files: what else it takes to use the adapter as it was trained;
+and in the folder of a model whose own weights were trained.
 
 The names of its classes or labels, how a prompt is rendered and on which date, how its base was kept; and, for the
 model card, what it was trained on and what was measured. No row and no path of a machine is in it.
@@ -80,7 +81,7 @@ class Facts(_Part):
     scores: dict[str, Before] = Field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write `veneer.json` into an adapter's folder. Raises OSError."""
+        """Write `veneer.json` into an adapter's or a model's folder. Raises OSError."""
         write_text(folder / FACTS_NAME, json.dumps(self.model_dump(), indent=2, ensure_ascii=False) + "\n")
 
 

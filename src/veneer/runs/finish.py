@@ -10,10 +10,9 @@ from typing import Any
 from veneer.device import device_of, peak_memory
 from veneer.files import atomic_folder
 from veneer.models.library import quiet
-from veneer.models.own_tokenizer import is_changed
 from veneer.notebook import html_table
 from veneer.runs.begin import Begun
-from veneer.runs.facts import facts_of
+from veneer.runs.facts import Facts, facts_of
 from veneer.runs.folder import RunFolder
 from veneer.training.own_weights import restore_trained, write_model
 from veneer.training.state import State
@@ -35,6 +34,8 @@ class Result:
     seconds: float
     peak_memory: int  # bytes
     advice: tuple[str, ...] = ()  # sentences, where the run learned too little
+    accuracy: float | None = None  # share of held-out rows right, of what is kept; None where they have no labels
+    largest_class: float | None = None  # share of those rows that always answering the most frequent label has right
 
     @property
     def written(self) -> Path:
@@ -47,6 +48,8 @@ class Result:
         facts = {"steps": f"{self.steps:,}", "time": duration(self.seconds), "peak memory": amount(self.peak_memory)}
         if self.loss_before is not None and self.loss_after is not None:
             facts = {"held-out loss": f"{self.loss_before:.3f} → {self.loss_after:.3f}", **facts}
+        if self.accuracy is not None and self.largest_class is not None:
+            facts["held-out accuracy"] = f"{100 * self.accuracy:.1f} % (largest class {100 * self.largest_class:.1f} %)"
         return facts
 
     def __repr__(self) -> str:
@@ -64,7 +67,10 @@ def finish(begun: Begun, state: State) -> None:
     if begun.config.trains_own_weights:
         if chosen and state.best_step != state.step:
             restore_trained(model, folder.best)
-        write_model(model, begun.prepared.tokenizer, folder.model)
+        with atomic_folder(folder.model) as temporary:
+            write_model(model, begun.prepared.tokenizer, temporary)
+            _facts(begun, state, own_tokenizer=False).write(temporary)
+            _keep_what_was_added(folder.model, temporary)
         return
     old = folder.adapter
     with atomic_folder(old) as temporary:
@@ -73,35 +79,48 @@ def finish(begun: Begun, state: State) -> None:
         else:
             write_adapter(model, temporary)
         _write_facts(begun, state, temporary)
-        for file in old.glob("*"):  # what a person put beside them before the run went on
-            if file.is_file() and not (temporary / file.name).exists():
-                shutil.copy(file, temporary)
+        _keep_what_was_added(old, temporary)
     if chosen and state.best_step != state.step:
         restore_trained(model, folder.best)
+
+
+def _keep_what_was_added(old: Path, new: Path) -> None:
+    """Copy what a person, or the model card, put beside the result before the run went on; weights are none of it."""
+    for file in old.glob("*"):
+        weights = file.name.startswith("model") and ".safetensors" in file.name  # in other parts now
+        if file.is_file() and not weights and not (new / file.name).exists():
+            shutil.copy(file, new)
 
 
 def _write_facts(begun: Begun, state: State, folder: Path) -> None:
     """What makes the folder stand alone: veneer.json, and the tokenizer, where it is not the base's own."""
     prepared = begun.prepared
-    own = prepared.came_loaded and is_changed(prepared.tokenizer, begun.model.name_or_path)
+    own = begun.folder.tokenizer.is_dir()
     if own:
         with quiet():
             prepared.tokenizer.save_pretrained(folder)
-    losses = _held_out_losses(begun)
-    facts = facts_of(prepared, state.best_step or state.step, (losses[0] if losses else None, state.best_loss),
-                     own_tokenizer=own)  # fmt: skip
-    facts.write(folder)
+    _facts(begun, state, own_tokenizer=own).write(folder)
 
 
-def _held_out_losses(begun: Begun) -> list[float]:
-    return [record["held_out_loss"] for record in begun.folder.metrics() if "held_out_loss" in record]
+def _facts(begun: Begun, state: State, *, own_tokenizer: bool) -> Facts:
+    records = _evaluations(begun)
+    before = records[0]["held_out_loss"] if records else None
+    losses = before, state.best_loss
+    return facts_of(begun.prepared, state.best_step or state.step, losses, own_tokenizer=own_tokenizer)
 
 
-def result_of(begun: Begun, state: State, advice: tuple[str, ...] = ()) -> Result:
+def _evaluations(begun: Begun) -> list[dict[str, Any]]:
+    return [record for record in begun.folder.metrics() if "held_out_loss" in record]
+
+
+def result_of(begun: Begun, state: State, advice: tuple[str, ...] = (), largest_class: float | None = None) -> Result:
     """What the caller gets, the model in eval mode."""
     begun.model.eval()
-    losses = _held_out_losses(begun)
+    records = _evaluations(begun)
+    before = records[0]["held_out_loss"] if records else None
+    kept = [record for record in records if record["step"] == state.best_step] if state.best_step else records
+    accuracy = kept[-1].get("held_out_accuracy") if kept else None
     return Result(
-        begun.folder.path, begun.model, begun.prepared.tokenizer, state.step, losses[0] if losses else None,
-        state.best_loss, state.best_step, state.seconds, peak_memory(device_of(begun.model)), advice,
+        begun.folder.path, begun.model, begun.prepared.tokenizer, state.step, before, state.best_loss, state.best_step,
+        state.seconds, peak_memory(device_of(begun.model)), advice, accuracy, largest_class,
     )  # fmt: skip

@@ -1,8 +1,9 @@
 """A run's folder: the one place that names its files and reads them. No torch here.
 
 run/
-  config.yaml  data.jsonl  rows.json  environment.json  plan.json  metrics.jsonl  evaluation.json  report.html
-  adapter/ (or model/)  best/  base/  checkpoints/step-000200/  tensorboard/
+  config.yaml  data.jsonl  rows.json  environment.json  plan.json  metrics.jsonl  advice.json
+  evaluation.json  report.html
+  adapter/ (or model/)  best/  base/  tokenizer/  checkpoints/step-000200/  tensorboard/
 """
 
 from __future__ import annotations
@@ -47,11 +48,13 @@ class RunFolder:
     environment_file = _Inside("environment.json")  # versions and machine
     plan_file = _Inside("plan.json")  # predicted memory and time
     metrics_file = _Inside("metrics.jsonl")  # a line a step and a line an evaluation
+    advice_file = _Inside("advice.json")  # what a finished run says of its learning, a sentence each
     evaluation_file = _Inside("evaluation.json")  # what veneer evaluate measured
     report_file = _Inside("report.html")  # what veneer report wrote
     adapter = _Inside("adapter")  # the result: a PEFT folder
     model = _Inside("model")  # or, where the model's own weights are trained: a transformers folder
     best = _Inside("best")  # the adapter (or weights) with the lowest held-out loss so far
+    tokenizer = _Inside("tokenizer")  # where it is not the model's own: it came changed in memory
     base = _Inside("base")  # the base, where LoftQ changed it
     checkpoints = _Inside("checkpoints")
     tensorboard = _Inside("tensorboard")
@@ -82,7 +85,7 @@ class RunFolder:
         return config.model_copy(update=own)
 
     def rows(self) -> dict[str, Any]:
-        """What `rows.json` says: shape, train, held_out, conversations, classes, choices, date, steps, chosen …"""
+        """What `rows.json` says: shape, train, held_out, classes, choices, date, steps, chosen, largest_class …"""
         values: dict[str, Any] = json.loads(self.rows_file.read_text(encoding="utf-8"))
         return values
 

@@ -90,6 +90,7 @@ class RunHistory:
     evaluation: dict[str, Any]
     plan: dict[str, Any]
     notes: list[str] = field(default_factory=list)  # what could not be read
+    advice: list[str] = field(default_factory=list, init=False)  # of a finished run, a sentence each
 
     @classmethod
     def read(cls, path: Path, tail: MetricsTail | None = None) -> RunHistory:
@@ -116,7 +117,7 @@ class RunHistory:
         if written:
             run.phase = "running"
         elif (run.has_adapter or run.has_model) and run._took_its_steps():
-            run.phase = "finished"
+            run.phase, run.advice = "finished", _sentences(_json(folder.advice_file, notes))
         elif not folder.metrics_file.is_file():
             run.phase = "starting"
         return run
@@ -176,6 +177,17 @@ class RunHistory:
         peak = self.plan.get("peak")
         return peak if isinstance(peak, int) else None
 
+    @property
+    def accuracies(self) -> list[dict[str, Any]]:
+        """The evaluations that measured ``held_out_accuracy``, a share; none where the answers are no labels."""
+        return [record for record in self.held_out if isinstance(record.get("held_out_accuracy"), (int, float))]
+
+    @property
+    def largest_class(self) -> float | None:
+        """The share of the rows measured that have the most frequent label; None where it was not noted."""
+        share = self.rows.get("largest_class")
+        return float(share) if isinstance(share, (int, float)) else None
+
     def best(self) -> dict[str, Any] | None:
         """The record of the evaluation whose adapter is kept, the one with the lowest held-out loss. None before one
         counts: that of step 0 does not, nor does AdaLoRA's before its ranks are fixed."""
@@ -196,6 +208,11 @@ def _damage_notes(tail: MetricsTail, written: bool) -> list[str]:
             f"{RunFolder.metrics_file} ends within a line, where the run was cut off; the steps before it are all here."
         )
     return notes
+
+
+def _sentences(content: dict[str, Any]) -> list[str]:
+    advice = content.get("advice")
+    return [str(sentence) for sentence in advice] if isinstance(advice, list) else []
 
 
 def _json(path: Path, notes: list[str]) -> dict[str, Any]:

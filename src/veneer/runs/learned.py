@@ -5,6 +5,7 @@ Labels are a classifier's classes, or answers that are few. Measuring draws no r
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections import Counter
@@ -13,17 +14,17 @@ from typing import Any
 
 from veneer.data.formats import Example, class_of
 from veneer.data.labels import Renderer
+from veneer.files import write_text
 from veneer.generation.generate import continuations
 from veneer.generation.likelihood import accuracy, choices_of, likeliest
+from veneer.runs.folder import RunFolder
 from veneer.training.config import RunConfig
+from veneer.training.curve import above_largest, still_falling
 from veneer.training.packing import attention_by_mask_in
 
 ROWS = 200  # held-out rows that are measured on the way, at most: about as long as a few steps take
 ANSWERED = 16  # held-out rows that are answered at the end
-_FEWEST = 12  # steps whose losses say whether they still fall
-_STEEP = 0.1  # share of the loss that the last quarter of the steps takes off
-_LEAST = 0.005  # and share of the first quarter's loss: from 0.002 to 0.001 there is nothing left to learn
-_ERRORS = 2.0  # standard errors that the fall is larger than
+_HALF = 0.5  # of its first value: a training loss below it has been learned
 
 
 class HeldOutLabels:
@@ -67,19 +68,6 @@ def largest_class(rows: Sequence[Example]) -> float:
     return max(Counter(class_of(row) for row in rows).values()) / len(rows)
 
 
-def still_falls(losses: Sequence[float]) -> bool:
-    """Whether the training loss fell steeply up to the end: its last quarter's mean is below the one before by a tenth,
-    and by two standard errors of that difference, so that the noise of batches is no fall."""
-    quarter = len(losses) // 4
-    if len(losses) < _FEWEST:
-        return False
-    before, last = losses[-2 * quarter : -quarter], losses[-quarter:]
-    fall = statistics.mean(before) - statistics.mean(last)
-    error = math.sqrt((statistics.variance(before) + statistics.variance(last)) / quarter)
-    least = max(_STEEP * statistics.mean(before), _LEAST * statistics.mean(losses[:quarter]), _ERRORS * error)
-    return fall > least
-
-
 def advice(
     config: RunConfig, labels: HeldOutLabels, metrics: Sequence[dict[str, Any]], best_step: int
 ) -> tuple[str, ...]:
@@ -87,25 +75,61 @@ def advice(
 
     ``metrics``: the records of the run's folder; ``best_step``: whose weights are the result, 0 for the last.
     """
-    said: list[str] = []
-    measured = {record["step"]: record["held_out_accuracy"] for record in metrics if "held_out_accuracy" in record}
-    reached = measured.get(best_step or max(measured, default=0))
-    above = reached is None or reached > labels.largest
-    if reached is not None and not above:
-        said.append(
-            f"It has not learned the labels: {100 * reached:.0f} % of the held-out rows are right, and "
-            f"always answering the largest class would be right in {100 * labels.largest:.0f} %. Look at the rows with "
-            f"veneer inspect, or take more steps."
-        )
+    losses = [record["loss"] for record in metrics if "loss" in record]
+    said = [not_learned(config, labels.largest, metrics, losses, best_step)]
     strange, answers = labels.strange_answers()
     if strange:
+        verb = "is" if strange == 1 else "are"
         said.append(
-            f"{strange} of {answers} answers to held-out rows are none of the {len(labels.labels)} labels: more steps, "
-            f"or more rows, would help; veneer predict --answer label chooses among the labels."
+            f"{strange} of {answers} answers to held-out rows {verb} none of the {len(labels.labels)} labels: more "
+            f"steps, or more rows, would help; veneer predict --answer label chooses among the labels."
         )
-    losses = [record["loss"] for record in metrics if "loss" in record]
     rose = best_step and best_step < len(losses)  # then more steps would not help the held-out rows
-    if still_falls(losses) and not rose:
-        more = f"--steps {2 * len(losses)}" if config.steps else f"--epochs {math.ceil(2 * config.epochs)}"
-        said.append(f"The loss was still falling at the end: more steps would help, {more}.")
-    return tuple(said)
+    if not rose:
+        said.append(more_steps(config, losses))
+    return tuple(sentence for sentence in said if sentence)
+
+
+def write_advice(folder: RunFolder, sentences: Sequence[str]) -> None:
+    """Write advice.json, which reports read. Raises OSError."""
+    write_text(folder.advice_file, json.dumps({"advice": list(sentences)}, indent=2, ensure_ascii=False) + "\n")
+
+
+def not_learned(
+    config: RunConfig, largest: float, metrics: Sequence[dict[str, Any]], losses: Sequence[float], best_step: int
+) -> str:
+    """A sentence where the accuracy of what is kept is not above the share of the ``largest`` class, and what to try:
+    that depends on what the training losses did. Nothing where accuracy was not measured."""
+    measured = {record["step"]: record["held_out_accuracy"] for record in metrics if "held_out_accuracy" in record}
+    best_step = best_step or max(measured, default=0)
+    reached = measured.get(best_step)
+    if reached is None or not losses or above_largest(reached, largest):
+        return ""
+    few, rate = max(1, len(losses) // 10), config.learning_rate
+    before, after = statistics.fmean(losses[:few]), statistics.fmean(losses[-few:])
+    if after < _HALF * before:
+        todo = (
+            "The training loss fell all the same, so what was learned does not hold for other rows: look at the rows "
+            "with veneer inspect, and give more of them" + (", or take fewer steps" if best_step < len(losses) else "")
+        )
+    elif after < before:
+        more = f"more steps or a higher rate, --learning-rate {3 * rate:.2g}"
+        todo = f"Look at the rows with veneer inspect, and take {more}"
+    else:
+        todo = f"The training loss did not fall: take a lower rate, --learning-rate {rate / 3:.2g}"
+    return (
+        f"It has not learned the labels: {100 * reached:.0f} % of the held-out rows are right, and always answering "
+        f"the largest class would be right in {100 * largest:.0f} %. {todo}."
+    )
+
+
+def more_steps(config: RunConfig, losses: Sequence[float]) -> str:
+    """A sentence where the training loss fell steeply to the end, and twice as many steps."""
+    fall = still_falling(losses)
+    if fall is None:
+        return ""
+    more = f"--steps {2 * len(losses)}" if config.steps else f"--epochs {2 * config.epochs:g}"
+    return (
+        f"The loss was still falling at the end, from {fall.first:.3g} to {fall.last:.3g} over the last {fall.steps:,} "
+        f"of {len(losses):,} steps: more steps would help, {more}."
+    )

@@ -20,6 +20,7 @@ from veneer.models.load import load
 from veneer.runs.adapter import load_adapted
 from veneer.runs.facts import is_chat, read_facts
 from veneer.runs.folder import RunFolder
+from veneer.runs.own_tokens import with_the_runs_tokens
 from veneer.runs.prepare import Prepared, prepare, renderer_of
 from veneer.training.config import TrainConfig
 from veneer.updates.load_adapter import load_adapter
@@ -88,7 +89,11 @@ def base_of_run(folder: Path) -> Any | None:
     """The model that a run began with, where its result is another one; None where it is under the adapter."""
     run = RunFolder(folder)
     config = run.finished_config()
-    return _loaded(run, config, config.model)[0] if config.trains_own_weights else None
+    if not config.trains_own_weights:
+        return None
+    base = _loaded(run, config, config.model)[0]
+    with_the_runs_tokens(base, run, config, trained=False)
+    return base
 
 
 @contextmanager

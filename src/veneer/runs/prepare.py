@@ -17,6 +17,7 @@ from veneer.generation.likelihood import choices_of
 from veneer.models.checkpoint import Checkpoint
 from veneer.models.load import load
 from veneer.runs.folder import RunFolder
+from veneer.runs.own_tokens import kept_tokenizer, with_the_runs_tokens
 from veneer.runs.rows import read_split
 from veneer.training.config import TrainConfig
 
@@ -75,6 +76,9 @@ def prepare(
     if checkpoint is not None:
         classes = rows.classes(config, checkpoint)
         model, tokenizer = load(checkpoint, **config.kept(), task=config.task, labels=classes or None)
+        run = RunFolder(config.output)
+        tokenizer = kept_tokenizer(run) or tokenizer
+        with_the_runs_tokens(model, run, config)
     pin_date(tokenizer, RunFolder(config.output).date() or today())
     renderer = renderer_of(model, tokenizer, config)
     prepared = Prepared(

@@ -110,6 +110,11 @@ class Steps:
         return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
+def width_of(model: Any) -> int:
+    """How wide a model's hidden states are, by transformers' config of it."""
+    return int(getattr(model.get_text_config(), "hidden_size", None) or WIDTH)
+
+
 def in_steps(
     renderer: Renderer,
     train: list[Example],
@@ -125,8 +130,7 @@ def in_steps(
     rows, report = renderer.all(train)
     others, more = renderer.all(held_out) if held_out else ([], None)
     batches = Batches(rows, asked.batch_size, asked.seed)
-    width = getattr(model.get_text_config(), "hidden_size", None) or WIDTH
-    chosen = automatic(asked, Size(int(width), batches.per_epoch, len(others), renderer.kind))
+    chosen = automatic(asked, Size(width_of(model), batches.per_epoch, len(others), renderer.kind))
     chosen |= {name: number for name, number in kept.items() if name in chosen}
     reports = [report] if more is None else [report, more]
     return Steps(rows, others, reports, batches, RunConfig.of(asked, chosen), chosen)

@@ -22,8 +22,9 @@ from veneer.options import shows
 from veneer.runs.begin import Begun, begin, notes_on, options_of
 from veneer.runs.finish import Result, finish, result_of
 from veneer.runs.folder import RunFolder
-from veneer.runs.learned import HeldOutLabels, advice
+from veneer.runs.learned import HeldOutLabels, advice, write_advice
 from veneer.runs.memory import Outlook, PlanAfterFirstStep, Process, look_before_loading, look_before_training
+from veneer.runs.own_tokens import keep_tokenizer
 from veneer.runs.preflight import check_new_run, check_writable
 from veneer.runs.prepare import Prepared, prepare, take_given
 from veneer.threads import said
@@ -161,18 +162,20 @@ def _train(prepared: Prepared, checkpoint: Path | None, process: Process, watche
     outlook = look_before_training(begun, process)
     state = _restored(begun, checkpoint)
     with _a_full_disk_explained(begun.folder):
-        _write_beginning(begun, state, new=checkpoint is None)
-        metrics = Metrics(begun.folder.metrics_file, begun.folder.tensorboard, state.step)
         labels = HeldOutLabels(
             begun.model, prepared.renderer, prepared.train, prepared.held_out, begun.config.batch_size
         )
+        _write_beginning(begun, state, labels, new=checkpoint is None)
+        metrics = Metrics(begun.folder.metrics_file, begun.folder.tensorboard, state.step)
         _take_steps(begun, state, metrics, outlook, process, watchers, labels)
         finish(begun, state)
+        records = begun.folder.metrics()
+        warnings = advice(begun.config, labels, records, state.best_step) if watchers.on_the_way else ()
+        write_advice(begun.folder, warnings)
         metrics.close()  # and with it the lock that says the run goes on
-    warnings = advice(begun.config, labels, begun.folder.metrics(), state.best_step) if watchers.on_the_way else ()
     for note in warnings:
         watchers.console.print(note, highlight=False, markup=False, soft_wrap=True)
-    return result_of(begun, state, warnings)
+    return result_of(begun, state, warnings, labels.largest if labels.rows else None)
 
 
 def _restored(begun: Begun, checkpoint: Path | None) -> State:
@@ -190,20 +193,25 @@ def _restored(begun: Begun, checkpoint: Path | None) -> State:
     return saved
 
 
-def _write_beginning(begun: Begun, state: State, *, new: bool) -> None:
+def _write_beginning(begun: Begun, state: State, labels: HeldOutLabels, *, new: bool) -> None:
     """The files of a run's beginning, those that the seed cannot give again before config.yaml makes it a run."""
     folder, model = begun.folder, begun.model
     own_base = bool(adapters_of(model).changed_base)
     if own_base:
         save_base(model, begun.prepared.tokenizer, folder.base)
-    if (begun.with_adapter or own_base) and new:
+    own_tokens = begun.prepared.came_loaded and keep_tokenizer(folder, begun.prepared.tokenizer, model.name_or_path)
+    if (begun.with_adapter or own_base or own_tokens) and new:
         save_checkpoint(folder.checkpoints, model, begun.optimizer, state, begun.config.keep_checkpoints)
     for name, rows in begun.prepared.given.items():
         with atomic_file(name) as temporary:
             write_rows(rows, temporary)
     begun.prepared.config.write(folder.config_file)
+    counted = {
+        "steps": begun.total, "chosen": begun.steps.chosen, "largest_class": labels.largest if labels.rows else None,
+        "tokens": model.get_input_embeddings().weight.shape[0],
+    }  # fmt: skip
     for file, values in (
-        (folder.rows_file, {**begun.prepared.facts(), "steps": begun.total, "chosen": begun.steps.chosen}),
+        (folder.rows_file, {**begun.prepared.facts(), **counted}),
         (folder.environment_file, environment(torch.get_num_threads())),
     ):
         write_text(file, json.dumps(values, indent=2) + "\n")

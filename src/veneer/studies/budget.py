@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from veneer.errors import DivergedError, TrainingError
 from veneer.studies.config import StudyOptions
-from veneer.studies.numbers import Metric
+from veneer.studies.numbers import Metric, not_recommended, unlearned
 from veneer.studies.plots import errorbars, new_figure, save_figure
 from veneer.studies.study import MEASURED, Job, Row, Study
 from veneer.studies.trained import rate_taken, trained
@@ -71,6 +71,8 @@ class BudgetStudy(Study):
         there = [row for row in done if row["loss"] is not None]
         if not there:
             raise TrainingError(f"{method} diverged at all of the rates {self.options.rates}; add lower ones.")
+        behind = unlearned({row["learning_rate"]: [row] for row in there})
+        there = [row for row in there if row["learning_rate"] not in behind] or there  # a study of none goes on, too
         metric = Metric.of(there)
         best: float = metric.best({row["learning_rate"]: float(row[metric.column]) for row in there})
         return best
@@ -105,7 +107,7 @@ class BudgetStudy(Study):
 
     def findings(self, rows: list[Row]) -> str:
         metric = self._metric(rows)
-        clauses, ahead = [], {}
+        clauses, ahead, behind = [], {}, []
         groups: list[list[float]] = []
         for budget in self.budgets:
             its = {method: self.measured(rows, budget, method) for method in METHODS}
@@ -120,18 +122,22 @@ class BudgetStudy(Study):
                 )
             )
             gain = statistics.mean(values["AdaLoRA"]) - statistics.mean(values["LoRA"])
-            ahead[budget] = gain * (1 if metric.column == "accuracy" else -1)
+            lost = unlearned(its)
+            behind += [f"{method} at {budget}" for method in lost]
+            if len(lost) < len(its):
+                ahead[budget] = gain * (1 if metric.column == "accuracy" else -1)
         error = metric.standard_error(groups, self.options.held_out) * 2**0.5
         better = [budget for budget, gain in ahead.items() if gain > 0]
         clear = [budget for budget, gain in ahead.items() if abs(gain) > error]
-        largest = max(ahead, key=lambda budget: ahead[budget])
+        if not ahead:
+            return f"{self.size}, {metric.name}. {'; '.join(clauses)}. No budget is compared.{not_recommended(behind)}"
         return (
             f"{self.size}, {metric.name}. "
             + "; ".join(clauses)
             + f". AdaLoRA is ahead at {len(better)} of {len(ahead)} budgets"
-            + (f" ({', '.join(better)}), most at {largest}" if better else "")
+            + (f" ({', '.join(better)}), most at {max(ahead, key=lambda budget: ahead[budget])}" if better else "")
             + f". The difference is larger than one standard error of it ({metric.margin(error)}) at: "
-            f"{', '.join(clear) or 'none'}."
+            f"{', '.join(clear) or 'none'}.{not_recommended(behind)}"
         )
 
     def _metric(self, rows: list[Row]) -> Metric:

@@ -39,6 +39,7 @@ from veneer.studies.study import MEASURED, Row, Study
 from veneer.threads import wanted
 
 SUMMARY_NAME = "summary.md"
+ADDED = "largest_class"  # a column that the first studies did not have
 
 
 def columns_of(study: Study | type[Study]) -> dict[str, str]:
@@ -46,10 +47,14 @@ def columns_of(study: Study | type[Study]) -> dict[str, str]:
 
 
 def read_study_rows(folder: Path, study: Study | type[Study]) -> list[Row]:
-    """The rows of a study, numbers as numbers. Raises DataError for a file with other columns than the study's."""
+    """The rows of a study, numbers as numbers; those of a version without `ADDED` have None there. Raises DataError for
+    a file with other columns than the study's."""
     path = folder / CSV_NAME
     head, rows = read_table(path)
-    if head and head != list(columns_of(study)):
+    columns = list(columns_of(study))
+    if head == [name for name in columns if name != ADDED]:
+        return [{name: row.get(name) for name in columns} for row in rows]
+    if head and head != columns:
         raise DataError(
             f"{path} has the columns {', '.join(head)}, not those of the study {study.name}: it is another study's, or "
             f"of another version. Give another output, or move it away."

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from veneer.errors import DivergedError
-from veneer.studies.numbers import Metric, grouped
+from veneer.studies.numbers import Metric, best_learned, grouped, not_recommended, unlearned
 from veneer.studies.plots import errorbars, new_figure, save_figure
 from veneer.studies.study import MEASURED, Job, Row, Study
 from veneer.studies.trained import rate_taken, trained
@@ -58,20 +58,23 @@ class LearningRateStudy(Study):
         diverged = dict.fromkeys(_name(row) for row in rows if row["loss"] is None)
         metric = Metric.of(finished)
         finished.sort(key=lambda row: row["learning_rate"])
-        values = {name: metric.values(its) for name, its in grouped(finished, _name).items()}
+        groups = grouped(finished, _name)
+        values = {name: metric.values(its) for name, its in groups.items()}
         means = {name: statistics.mean(its) for name, its in values.items()}
+        behind = unlearned(groups)
         sentences = []
         if values:
-            best = metric.best(means)
+            best = best_learned(metric, means, behind)
             numbers = ", ".join(f"{name} {metric.shown(its)}" for name, its in values.items())
-            sentences += [f"{method}, {metric.name}: {numbers}.", f"The best is {best}."]
+            sentences += [f"{method}, {metric.name}: {numbers}.", f"The best is {best or 'none'}."]
             own = next((name for name in means if name.startswith("auto")), best)
-            if own != best:
+            if best and own != best and own not in behind:
                 error = metric.standard_error(list(values.values()), self.options.held_out) * 2**0.5
                 level = "" if metric.within(means[own], means[best], error) else "not "
                 sentences += [
                     f"auto is {level}within one standard error of a difference ({metric.margin(error)}) of it."
                 ]
+            sentences += [not_recommended(behind).strip()] if behind else []
         if diverged:
             sentences += [f"Diverged: {', '.join(diverged)}."]
         return " ".join(sentences)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from veneer.errors import TargetError
-from veneer.studies.numbers import Metric, grouped
+from veneer.studies.numbers import Metric, best_and_level, grouped, not_recommended, unlearned
 from veneer.studies.plots import bars, new_figure, save_figure
 from veneer.studies.study import Job, Row, Study
 from veneer.studies.trained import trained
@@ -55,8 +55,8 @@ class MatricesStudy(Study):
         values = {matrices: metric.values(its) for matrices, its in groups.items()}
         error = metric.standard_error(list(values.values()), self.options.held_out) * 2**0.5
         means = {matrices: statistics.mean(its) for matrices, its in values.items()}
-        best = metric.best(means)
-        level = [m for m in means if m != best and metric.within(means[m], means[best], error)]
+        unlearned_ones = unlearned(groups)
+        best, level = best_and_level(metric, means, error, unlearned_ones)
         behind = [m for m in means if m != best and m not in level]
         one, several = (
             statistics.mean(means[m] for m in means if (len(CHOICES[m]) == 1 and m != "mlp") is single)
@@ -69,10 +69,10 @@ class MatricesStudy(Study):
                 f"{metric.shown(values[matrices])}"
                 for matrices, its in groups.items()
             )
-            + f". The best is {best}. Within one standard error of a difference ({metric.margin(error)}): "
+            + f". The best is {best or 'none'}. Within one standard error of a difference ({metric.margin(error)}): "
             f"{', '.join(level) or 'none'}; behind: {', '.join(behind) or 'none'}. One kind of attention matrix alone "
             f"reaches {metric.number(one)}{metric.unit} on average, several kinds at a smaller rank, and the MLP's, "
-            f"{metric.number(several)}{metric.unit}."
+            f"{metric.number(several)}{metric.unit}.{not_recommended(unlearned_ones)}"
         )
 
     def draw(self, rows: list[Row], folder: Path) -> list[str]:

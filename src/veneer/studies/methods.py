@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from veneer.errors import TargetError
-from veneer.studies.numbers import Metric, grouped
+from veneer.studies.numbers import Metric, best_and_level, grouped, not_recommended, unlearned
 from veneer.studies.plots import new_figure, save_figure
 from veneer.studies.study import MEASURED, Job, Row, Study
 from veneer.studies.trained import rate_taken, trained
@@ -59,8 +59,8 @@ class MethodsStudy(Study):
         values = {method: metric.values(its) for method, its in groups.items()}
         error = metric.standard_error(list(values.values()), self.options.held_out) * 2**0.5
         means = {method: statistics.mean(its) for method, its in values.items()}
-        best = metric.best(means)
-        level = [m for m in means if m != best and metric.within(means[m], means[best], error)]
+        behind = unlearned(groups)
+        best, level = best_and_level(metric, means, error, behind)
         said = [
             f"{self.size}, {metric.name}: "
             + "; ".join(
@@ -69,8 +69,8 @@ class MethodsStudy(Study):
                 for method, its in groups.items()
             )
             + ".",
-            f"The best is {best}; within one standard error of a difference ({metric.margin(error)}): "
-            f"{', '.join(level) or 'none'}.",
+            f"The best is {best or 'none'}; within one standard error of a difference ({metric.margin(error)}): "
+            f"{', '.join(level) or 'none'}.{not_recommended(behind)}",
         ]
         if "full" in means and "LoRA" in means:
             share = groups["LoRA"][0]["parameters"] / groups["full"][0]["parameters"]

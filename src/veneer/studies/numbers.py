@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from veneer.studies.study import Row
+from veneer.training.curve import above_largest
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,45 @@ class Metric:
     def factor(self) -> float:
         """What a value is multiplied by where it is drawn."""
         return 100.0 if self.column == "accuracy" else 1.0
+
+
+_Name = TypeVar("_Name")
+
+
+def unlearned(groups: Mapping[_Name, list[Row]]) -> list[_Name]:
+    """The groups of rows whose accuracy is on average not above the share of the largest class: always naming that one
+    would do as well. Rows without either number are not judged."""
+    names = []
+    for name, rows in groups.items():
+        pairs = [(row.get("accuracy"), row.get("largest_class")) for row in rows]
+        known = [(share, largest) for share, largest in pairs if share is not None and largest is not None]
+        if known and not above_largest(*map(statistics.mean, zip(*known, strict=True))):
+            names.append(name)
+    return names
+
+
+def best_learned(metric: Metric, means: Mapping[str, float], unlearned: Iterable[str]) -> str:
+    """The best of those that learned; "" where none has."""
+    learned = {name: mean for name, mean in means.items() if name not in set(unlearned)}
+    return str(metric.best(learned)) if learned else ""
+
+
+def best_and_level(
+    metric: Metric, means: Mapping[str, float], error: float, unlearned: Iterable[str]
+) -> tuple[str, list[str]]:
+    """The best of those that learned, and those within ``error`` of it; "" and none where none has learned."""
+    behind = set(unlearned)
+    best = best_learned(metric, means, behind)
+    if not best:
+        return "", []
+    near = [name for name in means if name not in behind and metric.within(means[name], means[best], error)]
+    return best, [name for name in near if name != best]
+
+
+def not_recommended(names: Iterable[str]) -> str:
+    """A sentence that names what has not learned, with a space before it; nothing where all have."""
+    listed = ", ".join(names)
+    return f" Not above the share of the largest class, and so not recommended: {listed}." if listed else ""
 
 
 def grouped(rows: Iterable[Row], by: Callable[[Row], Any]) -> dict[Any, list[Row]]:

@@ -12,7 +12,7 @@ import statistics
 from pathlib import Path
 from typing import Any, ClassVar
 
-from veneer.studies.numbers import Metric, grouped
+from veneer.studies.numbers import Metric, grouped, not_recommended, unlearned
 from veneer.studies.plots import errorbars, new_figure, save_figure
 from veneer.studies.study import Job, Row, Study
 from veneer.studies.trained import quality, timed, trained
@@ -57,27 +57,33 @@ class RankStudy(Study):
     def findings(self, rows: list[Row]) -> str:
         by_how = {how: grouped(its, lambda row: row["rank"]) for how, its in grouped(rows, lambda r: r["how"]).items()}
         metrics = dict.fromkeys((Metric.of(rows), Metric("loss")))
-        return " ".join([f"{self.size}.", *(self._by(metric, by_how) for metric in metrics)])
+        said = " ".join([f"{self.size}.", *(self._by(metric, by_how) for metric in metrics)])
+        return said + not_recommended(f"rank {rank}" for rank in sorted(unlearned(by_how["trained"])))
 
     def _by(self, metric: Metric, by_how: dict[str, dict[int, list[Row]]]) -> str:
         counts = {rank: its[0]["parameters"] for rank, its in by_how["trained"].items()}
         values = {rank: metric.values(by_how["trained"][rank]) for rank in self.ranks}
         means = {rank: statistics.mean(its) for rank, its in values.items()}
         error = metric.standard_error(list(values.values()), self.options.held_out)
-        best = metric.best(means)
-        enough = min((rank for rank in means if metric.within(means[rank], means[best], error)), default=best)
-        spared = f", with {counts[enough]:,} parameters instead of {counts[best]:,}" if enough != best else ""
-        said = (
-            f"By the {metric.name}: "
-            + ", ".join(f"rank {rank} {metric.shown(its)}" for rank, its in values.items())
-            + f". The best is rank {best}; the smallest within one standard error of it ({metric.margin(error)}) is "
-            f"rank {enough}{spared}: take rank {enough}."
-        )
+        said = f"By the {metric.name}: " + ", ".join(f"rank {rank} {metric.shown(its)}" for rank, its in values.items())
+        behind = unlearned(by_how["trained"])
+        learned = {rank: mean for rank, mean in means.items() if rank not in behind}
+        said += self._to_take(metric, learned, error, counts) if learned else ". No rank is recommended."
         cuts = {rank: metric.values(its) for rank, its in sorted(by_how.get("cut", {}).items())}
         if cuts:
             results = ", ".join(f"rank {rank} {metric.shown(its)}" for rank, its in cuts.items())
             said += f" Rank {max(self.ranks)} cut by SVD: {results}{self._trusted(cuts, means, error)}."
         return said
+
+    def _to_take(self, metric: Metric, means: dict[int, float], error: float, counts: dict[int, int]) -> str:
+        """Among ranks that learned, the smallest that is as good as the best."""
+        best = metric.best(means)
+        enough = min((rank for rank in means if metric.within(means[rank], means[best], error)), default=best)
+        spared = f", with {counts[enough]:,} parameters instead of {counts[best]:,}" if enough != best else ""
+        return (
+            f". The best is rank {best}; the smallest within one standard error of it ({metric.margin(error)}) is "
+            f"rank {enough}{spared}: take rank {enough}."
+        )
 
     def _trusted(self, cuts: dict[int, list[float]], means: dict[int, float], error: float) -> str:
         if math.isnan(error):

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
-from veneer.studies.numbers import Metric, grouped
+from veneer.studies.numbers import Metric, grouped, not_recommended, unlearned
 from veneer.studies.plots import errorbars, new_figure, save_figure
 from veneer.studies.study import Job, Row, Study
 from veneer.studies.trained import quality, timed, trained
@@ -84,9 +84,11 @@ class SpectrumStudy(Study):
             f"{metric.shown(metric.values(by['full']))}, the base with all that changed in its linear layers and "
             f"nothing else {metric.shown(metric.values(by['matrices']))}."
         ]
+        behind = unlearned({"full fine-tuning": by["full"]})
+        said[0] += not_recommended(behind)
         for own in dict.fromkeys((metric, loss)):
             kept = _kept(by, own)
-            enough = next((rank for rank in sorted(kept) if kept[rank] >= 0.9), None)
+            enough = next((rank for rank in sorted(kept) if kept[rank] >= 0.9), None) if not behind else None
             if not kept:
                 said.append(f"There is no gain in {own.column} of which a part could keep a share.")
                 continue

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from veneer.frozen.config import CODE_BITS
-from veneer.studies.numbers import Metric, grouped
+from veneer.studies.numbers import Metric, grouped, not_recommended, unlearned
 from veneer.studies.plots import new_figure, save_figure
 from veneer.studies.study import Job, Row, Study
 from veneer.studies.trained import run_config, timed, trained
@@ -86,13 +86,18 @@ class StorageStudy(Study):
         four = {storage: row["error"] for storage, row in kept.items() if _code_bits(storage) == 4}
         order = sorted(four, key=lambda storage: four[storage])
         means = {storage: statistics.mean(its) for storage, its in values.items()}
+        behind = unlearned(by["trained"])
         worse = [s for s in four if not metric.within(means[s], means["16-bit"], error)]
+        compared = (
+            f" Worse than 16-bit by more than one standard error of a difference ({metric.margin(error)}) "
+            f"after training: {', '.join(worse) or 'none'}."
+        )
         return (
             f"{self.size}, {metric.name}. "
             + ". ".join(sentences)
-            + f". In 4 bits the error grows in the order {', '.join(order)}. "
-            f"Worse than 16-bit by more than one standard error of a difference ({metric.margin(error)}) "
-            f"after training: {', '.join(worse) or 'none'}."
+            + f". In 4 bits the error grows in the order {', '.join(order)}."
+            + ("" if "16-bit" in behind else compared)
+            + not_recommended(behind)
         )
 
     def draw(self, rows: list[Row], folder: Path) -> list[str]:

@@ -118,6 +118,7 @@ MEASURED = {
     "seed": "seed of the split, of the order of rows, and of the initial values",
     "loss": "held-out loss, mean over learned tokens, nats",
     "accuracy": "share of the held-out rows whose answer is found the likeliest; empty where the answers are not few",
+    "largest_class": "share of the held-out rows with the most frequent answer; empty where the answers are not few",
     "parameters": "parameters trained, or in the update that is measured",
     "seconds": "of training (of other work: in all)",
     "peak_memory": "largest resident memory of the process, bytes",

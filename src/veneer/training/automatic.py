@@ -68,6 +68,24 @@ def rate_of(method: str, width: int, steps: float) -> float:
     return float(f"{RATES[method] * min(1.0, WIDTH / width) * length:.2g}")
 
 
+def awaited(config: TrainConfig) -> str:
+    """What ``auto`` looks at in a run whose rows are not known yet, for a plan to print; or nothing.
+
+    Example:
+        >>> awaited(TrainConfig(model="tiny", data="rows.jsonl", output="runs/first", epochs=2, patience=0))
+        "learning_rate is auto: train chooses it by the method, the model's width and the number of rows."
+    """
+    named = ("learning_rate",) if config.steps else ("learning_rate", "epochs", "evaluate_every", "patience")
+    names = [name for name in named if getattr(config, name) == "auto"]
+    if config.patience != "auto" and not config.patience:
+        names = [name for name in names if name != "evaluate_every"]
+    if not names:
+        return ""
+    listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    verb, them = ("is", "it") if len(names) == 1 else ("are", "them")
+    return f"{listed} {verb} auto: train chooses {them} by the method, the model's width and the number of rows."
+
+
 def sentence(config: TrainConfig, chosen: dict[str, Any]) -> str:
     """What was chosen for ``config`` and changes its run, as it is printed; or nothing."""
     idle = {"epochs"} if config.steps else set()

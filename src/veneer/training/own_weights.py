@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from veneer.errors import TargetError
-from veneer.files import atomic_file, atomic_folder
+from veneer.files import atomic_file
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models.library import quiet
 from veneer.updates.adapter_file import (
@@ -105,7 +105,7 @@ def restore_trained(model: nn.Module, folder: Path) -> None:
 
 
 def write_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """The whole model as a transformers folder, tokenizer included."""
-    with atomic_folder(folder) as temporary, quiet():
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+    """The whole model into ``folder``, which exists, as transformers keeps it, tokenizer included."""
+    with quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

@@ -33,6 +33,11 @@ def _numbers(record: StepRecord) -> dict[str, float]:
     return {name: getattr(record, name) for name in names}
 
 
+def _held_out(record: EvaluationRecord) -> dict[str, float]:
+    accuracy = {} if record.accuracy is None else {"held_out_accuracy": record.accuracy}
+    return {"held_out_loss": record.loss, **accuracy}
+
+
 class _Mlflow:
     def __init__(self, mlflow: Any) -> None:
         self._mlflow = mlflow
@@ -41,7 +46,7 @@ class _Mlflow:
         self._mlflow.log_metrics(_numbers(record), step=record.step)
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
-        self._mlflow.log_metric("held_out_loss", record.loss, step=record.step)
+        self._mlflow.log_metrics(_held_out(record), step=record.step)
 
 
 @contextmanager
@@ -61,7 +66,7 @@ class _Wandb:
         self._run.log(_numbers(record), step=record.step)
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
-        self._run.log({"held_out_loss": record.loss}, step=record.step)
+        self._run.log(_held_out(record), step=record.step)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import io
 import json
 import re
 import shutil
@@ -11,8 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from rich.console import Console
 
-from veneer.commands.card import write_card
+import veneer
+from veneer.commands.card import card_text, write_card
+from veneer.commands.push import _uploaded
 
 pytestmark = pytest.mark.unit
 
@@ -124,3 +128,48 @@ def test_a_peft_folder_has_a_card_as_well(run):
     (adapter / "veneer.json").unlink()
     assert write_card(adapter) == ""
     assert "# LoRA adapter for a local model\n" in (adapter / "README.md").read_text()
+
+
+@pytest.mark.parametrize("method", ["full", "bias", "head"])
+def test_a_run_of_the_models_own_weights_has_a_card_too(method, request, rows_file, tmp_path, veneer_command):
+    """Of a language model, or, since the layers of a Llama have no biases, of a classifier."""
+    base = request.getfixturevalue("tiny_encoder" if method == "bias" else "tiny_folder")
+    run = tmp_path / "run"
+    options = {"data": str(rows_file), "steps": 2, "batch_size": 8, "held_out": 16, "method": method}
+    veneer.train(str(base), output=str(run), console=Console(quiet=True), **options)
+    text = (run / "model" / "README.md").read_text()
+    front = _front(text)
+    task, kind = (
+        ("text-classification", "SequenceClassification") if method == "bias" else ("text-generation", "CausalLM")
+    )
+    how = {"full": "Full fine-tuning", "bias": "Fine-tuning of the biases", "head": "Fine-tuning of the head"}[method]
+    assert (front["library_name"], front["pipeline_tag"]) == ("transformers", task)
+    assert front["tags"] == ["veneer", how.lower().replace(" ", "-")]
+    assert f"{how} of a local model, {base.name} (" in text
+    assert "- Rows: 32 of the shape prompt/completion; 16 more were held out.\n- Steps: 2.\n" in text
+    assert f'model = AutoModelFor{kind}.from_pretrained("MODEL")' in text
+    assert "veneer generate MODEL 'a prompt'" in text
+    assert "adapter" not in text.lower()
+    assert veneer_command("evaluate", run).code == 0
+    text = (run / "model" / "README.md").read_text()
+    assert "| on held-out rows | base | model |" in text
+    assert "| choice accuracy | " in text
+    for file in ("README.md", "veneer.json", "config.json"):
+        _refuse_private((run / "model" / file).read_text(), "bat:", str(base))
+    uploaded = _uploaded(run / "model", "somebody/mine")
+    assert "`somebody/mine` is on the Hugging Face hub." in uploaded["README.md"].decode()
+    assert 'from_pretrained("somebody/mine")' in card_text(run / "model", "somebody/mine")
+
+
+def test_an_edited_card_beside_a_model_is_left_when_the_run_goes_on(tiny_folder, rows_file, tmp_path):
+    run, quiet = tmp_path / "run", Console(quiet=True)
+    options = {"data": str(rows_file), "steps": 2, "batch_size": 8, "held_out": 0, "method": "head"}
+    veneer.train(str(tiny_folder), output=str(run), console=quiet, **options)
+    card, license = run / "model" / "README.md", run / "model" / "LICENSE"
+    card.write_text("My own words.")
+    license.write_text("Mine.")
+    said = io.StringIO()
+    veneer.resume(run, steps=3, console=Console(file=said, width=500))
+    assert (card.read_text(), license.read_text()) == ("My own words.", "Mine.")
+    assert f"{card} has been edited, so it is left as it is" in said.getvalue()
+    assert json.loads((run / "model" / "veneer.json").read_text())["steps"] == 3

@@ -56,7 +56,7 @@ def test_a_screen_reader_is_told_all(measured_run):
         assert table.children[0].tag == "caption" or table.all("caption")
         assert all("scope" in cell.attributes for cell in table.all("th"))
     drawn = [e for e in page.root.all("div") if e.attributes.get("role") == "img"]
-    assert len(drawn) == len(page.charts()) == 5
+    assert len(drawn) == len(page.charts()) == 6
     assert all(len(str(e.attributes["aria-label"])) > 40 for e in drawn)
     ids = [e.attributes["id"] for e in page.every() if "id" in e.attributes]
     assert len(set(ids)) == len(ids)
@@ -79,6 +79,17 @@ def test_the_curves_are_the_metrics(measured_run):
         assert charts[name]["series"][0]["points"] == [[record["step"], record[key]] for record in steps]
     memory = charts["memory"]["series"][0]["points"]
     assert memory == [[record["step"], record["peak_memory"] / 1e9] for record in steps]
+
+
+@pytest.mark.parametrize("classes", [{"scores": 3, "confusion": []}, "text"])
+def test_scores_of_labels_that_cannot_be_read_are_left_out_with_a_note(measured_run, tmp_path, classes):
+    run = shutil.copytree(measured_run, tmp_path / "run")
+    values = json.loads((run / "evaluation.json").read_text())
+    values["adapter"]["classes"] = classes
+    (run / "evaluation.json").write_text(json.dumps(values))
+    page = Page(run_page(run))
+    assert len(page.section("measured").all("table")) == 1
+    assert "The scores of the labels in evaluation.json could not be read (" in page.root.whole_text()
 
 
 def test_the_tables_hold_the_same_numbers(measured_run):

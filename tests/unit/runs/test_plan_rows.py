@@ -25,6 +25,7 @@ from veneer.planning.ledger import KINDS
 from veneer.planning.machine import Machine
 from veneer.runs import memory as planned
 from veneer.runs.folder import RunFolder
+from veneer.training.automatic import rate_of
 from veneer.training.loss import Loss
 
 pytestmark = pytest.mark.unit
@@ -157,6 +158,8 @@ def test_what_is_printed_of_the_rows(tiny_folder, tmp_path, veneer_command):
     lines = done.out.splitlines()
     assert done.code == 0, done.err
     assert "24 rows to train on, 6 held out; 6 steps of 4." in lines
+    (chosen,) = (line for line in lines if line.startswith("Chosen by auto: "))
+    assert chosen == f"Chosen by auto: learning_rate {rate_of('lora', 32, 6):g}."
     assert "Columns not used (prompt/completion rows): source." in lines
     assert any("longer than max_length = 20 tokens: cut at the end." in line for line in lines)
     assert any(line.startswith("The largest step, of ") for line in lines)
@@ -167,6 +170,18 @@ def test_what_is_printed_of_the_rows(tiny_folder, tmp_path, veneer_command):
     assert told["rows"]["longest"] == 20
     assert told["rows"]["cut"] > 0
     assert told["steps"] == 6
+    assert told["chosen"].keys() == {"learning_rate", "evaluate_every", "patience"}
+
+
+def test_what_auto_chose_is_what_train_prints(tiny_folder, tmp_path):
+    rows, options, said = _rows(), {"batch_size": 8, "held_out": 6, "memory": MEMORY}, io.StringIO()
+    asked = verb.plan(tiny_folder, data=rows, **options)
+    console = Console(file=said, width=200)
+    run = veneer.train(str(tiny_folder), data=rows, output=tmp_path / "run", console=console, **options)
+    (chosen,) = (line for line in asked.lines() if line.startswith("Chosen by auto: learning_rate "))
+    assert "epochs 5, evaluate_every " in chosen
+    assert chosen in said.getvalue().splitlines()
+    assert RunFolder(run.folder).chosen() == asked.as_json()["chosen"]
 
 
 def test_the_run_takes_the_sum_of_its_steps(tiny_folder):
@@ -186,7 +201,33 @@ def test_without_rows_the_assumption_is_printed(tiny_folder, veneer_command):
     assert said.format(128) in lines
     done = veneer_command("plan", tiny_folder, "--batch-size", "2", "--max-length", "16")
     assert said.format(16) in done.out.splitlines()
-    assert json.loads(veneer_command("plan", tiny_folder, "--batch-size", "2", "--json").out)["rows"] is None
+    told = json.loads(veneer_command("plan", tiny_folder, "--batch-size", "2", "--json").out)
+    assert (told["rows"], told["chosen"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {},
+            "learning_rate, epochs, evaluate_every and patience are auto: train chooses them by the method, the "
+            "model's width and the number of rows.",
+        ),
+        (
+            {"learning_rate": 1e-3, "epochs": 2, "patience": 0},
+            "",
+        ),
+        (
+            {"epochs": 2, "patience": 0},
+            "learning_rate is auto: train chooses it by the method, the model's width and the number of rows.",
+        ),
+        ({"steps": 160}, f"Chosen by auto: learning_rate {rate_of('lora', 32, 160):g}."),
+        ({"steps": 160, "learning_rate": 1e-3}, ""),
+    ],
+)
+def test_without_rows_a_plan_says_what_auto_will_look_at(tiny_folder, options, said):
+    lines = verb.plan(tiny_folder, batch_size=2, **options).lines()
+    assert [line for line in lines if "auto" in line] == ([said] if said else [])
 
 
 def test_the_rows_of_a_yaml_are_used_and_a_flag_wins(tiny_folder, rows_file, tmp_path, veneer_command):

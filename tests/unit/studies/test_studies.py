@@ -18,12 +18,12 @@ from veneer.reporting.study_page import study_page
 from veneer.studies import run
 from veneer.studies.budget import TUNING_SEED, BudgetStudy
 from veneer.studies.config import StudyOptions
-from veneer.studies.folder import read_study_rows
+from veneer.studies.folder import columns_of, read_study_rows
 from veneer.studies.kinds import STUDIES
 from veneer.studies.learning_rate import LearningRateStudy
-from veneer.studies.matrices import CHOICES, placed
+from veneer.studies.matrices import CHOICES, MatricesStudy, placed
 from veneer.studies.methods import MethodsStudy
-from veneer.studies.numbers import Metric
+from veneer.studies.numbers import Metric, unlearned
 from veneer.studies.rank import RankStudy
 from veneer.studies.run import run_study
 from veneer.studies.spectrum import SpectrumStudy
@@ -73,7 +73,8 @@ def test_rank(studied, tiny_folder):
         assert row["loss"] != trained[place]["loss"]
     assert trained[2, 0]["parameters"] == 2 * trained[1, 0]["parameters"]
     assert {row["highest"] for row in cut.values()} == {4}
-    assert found.count("take rank ") == found.count("Rank 4 cut by SVD: ") == 2, "by accuracy, and by loss"
+    decided = found.count("take rank ") + found.count("No rank is recommended")
+    assert decided == found.count("Rank 4 cut by SVD: ") == 2, "by accuracy, and by loss"
 
 
 def _ranked(accuracies: dict[int, list[float]]) -> str:
@@ -97,6 +98,109 @@ def _ranked(accuracies: dict[int, list[float]]) -> str:
 )
 def test_the_rank_to_take_is_the_smallest_within_one_standard_error_of_the_best(accuracies, rank):
     assert _ranked(accuracies).count(f"take rank {rank}.") == 2
+
+
+def _row(accuracy, largest, **more):
+    return dict.fromkeys(MEASURED) | {
+        "accuracy": accuracy, "largest_class": largest, "loss": 1 - accuracy, "parameters": 9, "peak_memory": 1,
+        "seconds": 1.0, "learning_rate": 1.0, **more,
+    }  # fmt: skip
+
+
+_BEHIND = "Not above the share of the largest class, and so not recommended: "
+
+
+def test_no_rank_is_taken_from_runs_that_have_not_learned():
+    study = RankStudy(StudyOptions(ranks=[1, 4, 8], seeds=[0]))
+    rows = [_row(share, 0.58, how="trained", rank=rank) for rank, share in {1: 0.58, 4: 0.50, 8: 0.60}.items()]
+    said = study.findings(rows)
+    assert said.count("take rank 8.") == 2, "not rank 1, within one standard error of it"
+    assert said.endswith(f" {_BEHIND}rank 1, rank 4.")
+    said = study.findings([_row(0.5, 0.58, how="trained", rank=rank) for rank in (1, 4, 8)])
+    assert "take rank" not in said
+    assert said.count("No rank is recommended.") == 2
+    assert said.endswith(f" {_BEHIND}rank 1, rank 4, rank 8.")
+    assert _BEHIND not in study.findings([_row(0.6, 0.58, how="trained", rank=rank) for rank in (1, 4, 8)])
+
+
+def test_no_method_and_no_matrices_are_best_that_have_not_learned():
+    methods = MethodsStudy(StudyOptions(seeds=[0]))
+    rows = [_row(share, 0.5, method=method) for method, share in {"full": 0.5, "LoRA": 0.52}.items()]
+    said = methods.findings(rows)
+    assert "The best is LoRA; " in said
+    assert f": none. {_BEHIND}full." in said
+    said = methods.findings([row | {"accuracy": 0.5} for row in rows])
+    assert "The best is none; within" in said
+    assert f": none. {_BEHIND}full, LoRA." in said
+    matrices = MatricesStudy(StudyOptions(seeds=[0]))
+    rows = [_row(0.5 + (which == "qv") / 10, 0.5, matrices=which, rank=4) for which in CHOICES]
+    said = matrices.findings(rows)
+    assert "The best is qv." in said
+    assert said.endswith(f"{_BEHIND}{', '.join(which for which in CHOICES if which != 'qv')}.")
+
+
+def test_no_budget_is_ahead_by_runs_that_have_not_learned():
+    study = BudgetStudy(StudyOptions(ranks=[1, 4], seeds=[0]))
+    shares = {("rank 1", "LoRA"): 0.5, ("rank 1", "AdaLoRA"): 0.56}
+    rows = [
+        _row(shares.get((job.options["budget"], job.options["method"]), 0.8), 0.58, run=job.key)
+        for job in study.jobs([])
+    ]
+    said = study.findings(rows)
+    assert "AdaLoRA is ahead at 0 of 1 budgets." in said
+    assert said.endswith(f" {_BEHIND}LoRA at rank 1, AdaLoRA at rank 1.")
+    said = study.findings([row | {"accuracy": 0.5} for row in rows])
+    assert f". No budget is compared. {_BEHIND}LoRA at rank 1, AdaLoRA at rank 1, LoRA at rank 4, " in said
+    assert "is ahead" not in said
+
+
+def test_a_rate_is_chosen_among_runs_that_learned():
+    study = BudgetStudy(StudyOptions(ranks=[4], seeds=[0], rates=[1e-3, 1e-2]))
+    jobs = {job.options["run"]["learning_rate"]: job.key for job in study.jobs([]) if job.options["method"] == "LoRA"}
+    shares = {1e-3: (0.6, 0.58), 1e-2: (0.7, 0.75)}
+    rows = [_row(*shares[rate], learning_rate=rate, run=key) for rate, key in jobs.items()]
+    assert study.rate(rows, "rank 4", "LoRA") == 1e-3
+    assert study.rate([row | {"largest_class": 0.9} for row in rows], "rank 4", "LoRA") == 1e-2, "of none, the best"
+
+
+def test_no_storage_is_compared_with_one_that_has_not_learned():
+    study = StorageStudy(StudyOptions(seeds=[0]))
+    kept = [_row(0.5, None, what="kept", storage=s, bits=4.0, error=0.1, perplexity=None) for s in STORAGES]
+    share = {"16-bit": 0.8, "int4": 0.5}
+    trained = [_row(share.get(s, 0.8), 0.58, what="trained", storage=s, tokens_per_second=1.0) for s in STORAGES]
+    said = study.findings(kept + trained)
+    assert said.endswith(f"after training: int4. {_BEHIND}int4.")
+    said = study.findings(kept + [row | {"accuracy": 0.5} if row["storage"] == "16-bit" else row for row in trained])
+    assert "Worse than 16-bit" not in said
+    assert said.endswith(f" {_BEHIND}16-bit, int4.")
+
+
+def test_rows_of_the_first_version_are_read(tmp_path):
+    """Which did not know the share of the largest class, so nothing is judged by it."""
+    columns = [name for name in columns_of(RankStudy) if name != "largest_class"]
+    (tmp_path / "runs.csv").write_text(",".join(columns) + "\n" + ",".join("1" for _ in columns) + "\n")
+    (row,) = read_study_rows(tmp_path, RankStudy)
+    assert list(row) == list(columns_of(RankStudy))
+    assert row["largest_class"] is None
+    assert unlearned({"a": [row]}) == []
+
+
+def test_no_rate_is_best_that_has_not_learned():
+    study = LearningRateStudy(StudyOptions(seeds=[0], methods=["lora"], held_out=100))
+    shares = {1e-3: 0.5, 3e-3: 0.7, 1e-2: 0.58}
+    rows = [_row(share, 0.58, method="lora", chosen="given", learning_rate=r) for r, share in shares.items()]
+    auto = rows[0] | {"chosen": "auto", "learning_rate": 2e-3, "accuracy": 0.72}
+    said = study.findings([*rows, auto])
+    assert "The best is auto (0.002)." in said
+    assert said.endswith(f"{_BEHIND}0.001, 0.01.")
+    said = study.findings([*rows, auto | {"accuracy": 0.3}])
+    assert f"The best is 0.003. {_BEHIND}0.001, auto (0.002), 0.01." in said, "and auto is not compared with it"
+    said = study.findings([row | {"accuracy": 0.2} for row in rows])
+    assert f"The best is none. {_BEHIND}0.001, 0.003, 0.01." in said
+
+
+def test_rows_of_one_class_that_are_all_right_are_not_behind():
+    assert unlearned({"a": [_row(1.0, 1.0)], "b": [_row(0.9, 1.0)], "c": [_row(0.9, None)]}) == ["b"]
 
 
 def test_a_loss_is_better_when_it_is_lower():
@@ -258,7 +362,7 @@ def test_budget(studied, tiny_folder, rates):
         if tried:
             best = max((t for t in tried if t["loss"] is not None), key=lambda t: t["accuracy"])
             assert row["learning_rate"] == best["learning_rate"]
-    assert "AdaLoRA is ahead at " in found
+    assert ("AdaLoRA is ahead at " in found) != ("No budget is compared." in found)
 
 
 def test_rates_that_all_diverge_are_too_high(studied, tiny_folder):
@@ -317,6 +421,9 @@ def test_spectrum(studied, tiny_folder, tiny_encoder, kind):
         assert 0 <= row["phi_a"] <= 1
         assert 0 <= row["phi_b"] <= 1
         assert row["name"] in ("ranks 2 and 4 of one seed", "rank 4 of two seeds")
+    assert ("not recommended: full fine-tuning." in found) == (
+        statistics.mean(row["accuracy"] - row["largest_class"] for row in by["full"]) <= 0
+    )
     assert "keeps this share of the gain in" in found or "no gain in accuracy" in found
     assert "φ of rank 4 of two seeds" in found
 
