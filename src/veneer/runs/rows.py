@@ -14,6 +14,7 @@ from veneer.data.formats import Example, class_of, to_examples
 from veneer.data.labels import Renderer, Report, Tokens
 from veneer.data.read import Row, read_rows
 from veneer.data.split import split
+from veneer.frozen.text_part import text_config_of
 from veneer.models.checkpoint import Checkpoint
 from veneer.training.automatic import WIDTH, Size, automatic
 from veneer.training.batches import Batches
@@ -125,7 +126,7 @@ def in_steps(
     rows, report = renderer.all(train)
     others, more = renderer.all(held_out) if held_out else ([], None)
     batches = Batches(rows, asked.batch_size, asked.seed)
-    width = getattr(model.get_text_config(), "hidden_size", None) or WIDTH
+    width = getattr(text_config_of(model), "hidden_size", None) or WIDTH
     chosen = automatic(asked, Size(int(width), batches.per_epoch, len(others), renderer.kind))
     chosen |= {name: number for name, number in kept.items() if name in chosen}
     reports = [report] if more is None else [report, more]
