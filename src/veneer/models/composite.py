@@ -27,6 +27,7 @@ from veneer.frozen.text_part import beside_text, is_composite, say_tied
 from veneer.models.checkpoint import CLASSES, Checkpoint
 from veneer.models.library import call_library, quiet, some_of
 
+_ALL_INPUTS = getattr(transformers, "AutoModelForMultimodalLM", transformers.AutoModelForImageTextToText)
 # Parts that tokens of text do pass through, though they belong to others.
 _NEEDED = {"gemma3n": ("embed_vision", "embed_audio")}
 _PROCESSOR = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
@@ -39,7 +40,7 @@ class NotLoadedError(ModelError, AttributeError):
 
 
 class LeftOut(nn.Module):
-    """What stands in the place of a part that is not loaded."""
+    """In the place of a part that is not loaded."""
 
     device = torch.device(CPU)  # Qwen2-Audio asks for it, whatever its input
 
@@ -65,7 +66,7 @@ class LeftOut(nn.Module):
 
 def class_for(kind: str, config: Any, name: str) -> Any:
     """What makes the model of transformers' ``config`` by ``from_config`` and ``from_pretrained``; ``kind``: of
-    `CLASSES`. Of a composite model, the text part.
+    `CLASSES`. A composite model's is its text part.
 
     Raises ModelError for the model ``name`` of a kind that transformers has not, or that takes no text alone.
     """
@@ -75,7 +76,7 @@ def class_for(kind: str, config: Any, name: str) -> Any:
             raise ModelError(_no_class(kind, config, name))
         return CLASSES[kind]
     made = _first(own[type(config)]) if type(config) in own else None
-    others = transformers.AutoModelForMultimodalLM._model_mapping
+    others = _ALL_INPUTS._model_mapping
     asked = made is not None and made.__name__ in (config.architectures or ())
     if kind == "causal" and type(config) in others and not asked:
         made = _first(others[type(config)])
