@@ -109,10 +109,24 @@ class _TextOnly:
         self._class: Any = text_only(made)
 
     def from_config(self, config: Any, *, trust_remote_code: bool = False, **options: Any) -> Any:
-        return self._class._from_config(config, **options)
+        with _no_initial_values():
+            model = self._class._from_config(config, **options)
+        model.tie_weights()
+        return model
 
     def from_pretrained(self, pretrained_model_name_or_path: Any, **options: Any) -> Any:
         return self._class.from_pretrained(pretrained_model_name_or_path, **options)
+
+
+@contextmanager
+def _no_initial_values() -> Iterator[None]:
+    """Inside, a model that is made gets no initial values, which some vision towers compute from values."""
+    original = transformers.PreTrainedModel.init_weights
+    transformers.PreTrainedModel.init_weights = lambda self, *arguments, **options: None
+    try:
+        yield
+    finally:
+        transformers.PreTrainedModel.init_weights = original
 
 
 @cache

@@ -39,6 +39,7 @@ class LoadedBy:
     classes: list[str]
     kept: dict[str, Any]  # storage, block_size, double_quantisation
     tokens: int | None = None  # of the base, where the adapter's folder has a tokenizer of its own
+    family: str = ""  # transformers' class of the base, where the adapter says so
     folder: str = "base"
 
     @property
@@ -55,7 +56,10 @@ class LoadedBy:
 
     @property
     def kind(self) -> str:
-        return _CLASSES.get(str(self.fields.get("task_type")), "CausalLM")
+        task = self.fields.get("task_type")
+        if task == "CAUSAL_LM" and self.family.endswith("ForConditionalGeneration"):  # of images or sound and text
+            return "MultimodalLM"
+        return _CLASSES.get(str(task), "CausalLM")
 
     @property
     def whole_modules(self) -> list[str]:
@@ -82,7 +86,7 @@ def recipes(run: RunHistory, rank: int) -> list[Recipe]:
     adapter = LoadedBy(
         fields, rank, folder.base_source(config), str(folder), str(folder.adapter), str(folder.path / "merged"),
         str(folder.path / "plain"), folder.path.resolve().name, list(run.rows.get("classes") or []), config.kept(),
-        own_tokens(facts),
+        own_tokens(facts), facts.base.kind if facts else "",
     )  # fmt: skip
     return ways_to_load(adapter)
 
