@@ -7,6 +7,8 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
+from veneer.models.hub_cache import HubId
+from veneer.models.origin import hub_id
 from veneer.models.packaged import PACKAGED_MODELS
 from veneer.runs.facts import Facts, read_facts
 from veneer.runs.history import RunHistory
@@ -52,7 +54,18 @@ class LoadedBy:
     def base(self) -> str:
         """The base as transformers loads it."""
         model = self.model
-        return self.folder if self.from_gguf or model in PACKAGED_MODELS else model
+        if self.from_gguf or model in PACKAGED_MODELS:
+            return self.folder
+        return self._hub.repository if self._hub else model
+
+    @property
+    def revision(self) -> str:
+        """The argument that names the base's commit, where it is a hub id with one."""
+        return f"revision={self._hub.revision!r}" if self._hub and self._hub.revision else ""
+
+    @property
+    def _hub(self) -> HubId | None:
+        return HubId.of(self.model) if hub_id(self.model) else None
 
     @property
     def kind(self) -> str:
@@ -115,7 +128,7 @@ def _base_folder(adapter: LoadedBy) -> Recipe:
 def _peft(adapter: LoadedBy) -> Recipe:
     four_bits, note = _storage(adapter.kept)
     names = [f"AutoModelFor{adapter.kind}", "AutoTokenizer", *(["BitsAndBytesConfig"] if four_bits else [])]
-    arguments = [repr(adapter.base)]
+    arguments = [repr(adapter.base), *([adapter.revision] if adapter.revision else [])]
     before = ""
     resize = "" if adapter.tokens is None else f"base.resize_token_embeddings({adapter.tokens})\n"
     if four_bits:

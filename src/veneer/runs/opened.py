@@ -84,7 +84,7 @@ def base_of_run(folder: Path) -> Any | None:
     """The model that a run began with, where its result is another one; None where it is under the adapter."""
     run = RunFolder(folder)
     config = run.finished_config()
-    return _loaded(run, config, config.model)[0] if config.trains_own_weights else None
+    return _loaded(run, config, run.base_source(config))[0] if config.trains_own_weights else None
 
 
 @contextmanager

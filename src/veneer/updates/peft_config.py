@@ -42,7 +42,7 @@ def to_peft(
     own = _adalora_fields(config, kept) if isinstance(config, AdaLoRA) else _lora_fields(config)
     return own | {
         "task_type": _task(model),
-        "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
+        **_base(str(getattr(model, "name_or_path", None) or "")),
         "lora_dropout": config.dropout,
         "target_modules": _shortest_targets(model, [module.name for module in chosen]),
         # Whole names: PEFT compares plain endings, and "norm" would reach every input_layernorm.
@@ -52,6 +52,21 @@ def to_peft(
         "bias": "none",
         "inference_mode": True,
     }
+
+
+def _base(name: str) -> dict[str, str | None]:
+    """The base's name as PEFT has it: a hub id and its revision apart."""
+    repository, at, commit = name.partition("@")
+    hub = bool(at) and not Path(name).exists() and not name.startswith(("/", "."))
+    return {"base_model_name_or_path": repository if hub else name or None, **({"revision": commit} if hub else {})}
+
+
+def base_named(fields: dict[str, Any]) -> str | None:
+    """The base that a PEFT config names, as `load` takes it."""
+    name, revision = fields.get("base_model_name_or_path"), fields.get("revision")
+    if not name:
+        return None
+    return f"{name}@{revision}" if revision and not Path(str(name)).exists() else str(name)
 
 
 def _task(model: nn.Module) -> str | None:
