@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import shutil
@@ -19,6 +20,9 @@ from veneer.errors import ModelError
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models.composite import left_out_of
 from veneer.models.load import load
+from veneer.planning.config import PlanOptions
+from veneer.planning.machine import NO_MACHINE
+from veneer.planning.plan import plan
 
 pytestmark = pytest.mark.unit
 
@@ -131,7 +135,7 @@ def test_a_merged_model_is_whole(folders, tmp_path, name):
     assert all(torch.equal(read.state_dict()[key], tensor) for key, tensor in others.items())
 
 
-def test_merge_quantize_plan_inspect_and_generate_on_the_command_line(folders, tmp_path, veneer_command):
+def test_merge_quantize_inspect_and_generate_on_the_command_line(folders, tmp_path, veneer_command):
     folder, whole = folders("gemma3")
     model, _ = veneer.load(folder)
     veneer.attach(model, veneer.LoRA(rank=2))
@@ -151,8 +155,6 @@ def test_merge_quantize_plan_inspect_and_generate_on_the_command_line(folders, t
             assert torch.equal(there.data.flatten(), module.codes)
             assert torch.equal(there.quant_state.absmax, module.scales)
     torch.testing.assert_close(_logits(load(tmp_path / "nf4")[0]), _logits(wanted), rtol=1e-4, atol=1e-5)
-    plan = veneer_command("plan", folder, "--json")
-    assert plan.code == 0, plan.err
     inspected = veneer_command("inspect", folder)
     assert "Gemma3ForConditionalGeneration" in inspected.out
     assert (
@@ -200,3 +202,16 @@ def test_the_other_parts_gone_from_their_place_are_named(folders, tmp_path):
     shutil.rmtree(folder)
     with pytest.raises(ModelError, match="There is no model at"):
         model.save_pretrained(tmp_path / "out")
+
+
+def test_a_plan_counts_what_is_loaded(folders, tmp_path):
+    folder, whole = folders("mistral3")
+    config = copy.deepcopy(whole.config.text_config)
+    config.tie_word_embeddings = whole.config.tie_word_embeddings
+    text = tf.MistralForCausalLM(config)
+    text.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    for storage in ("fp32", "nf4"):
+        both = (PlanOptions(model=str(place), storage=storage, max_length=64) for place in (folder, tmp_path))
+        plans = [plan(options, NO_MACHINE) for options in both]
+        assert plans[0].needed == plans[1].needed
