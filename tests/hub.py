@@ -7,7 +7,9 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 TOKEN = "hf_test"
@@ -113,3 +115,52 @@ def serving() -> Iterator[Hub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def downloads(repos: dict[str, tuple[str, Path]]) -> Iterator[str]:
+    """The address of a hub from which files are fetched; ``repos``: name → its commit, and its files."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            parts = self.path.partition("?")[0].strip("/").split("/")
+            if parts == [""]:
+                return self._send(b"")
+            api = parts[:2] == ["api", "models"]
+            owner, name, *rest = parts[2:] if api else parts
+            commit, folder = repos[f"{owner}/{name}"]
+            if not api:  # owner/name/resolve/revision/file
+                return self._send((folder / rest[-1]).read_bytes(), commit)
+            files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+            if rest[:1] == ["tree"]:
+                rows = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": _digest(f)} for f in files]
+                return self._send(json.dumps(rows).encode(), commit)
+            siblings = [{"rfilename": file.name} for file in files]
+            what = {"id": f"{owner}/{name}", "modelId": f"{owner}/{name}", "sha": commit, "siblings": siblings}
+            return self._send(json.dumps(what).encode(), commit)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def _send(self, body: bytes, commit: str = "") -> None:
+            self.send_response(200)
+            self.send_header("X-Repo-Commit", commit)
+            self.send_header("ETag", f'"{sha256(body).hexdigest()}"')
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _digest(file: Path) -> str:
+    return sha256(file.read_bytes()).hexdigest()[:40]

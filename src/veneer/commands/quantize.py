@@ -10,6 +10,7 @@ from veneer.commands.config import QuantizeOptions
 from veneer.files import atomic_folder
 from veneer.models.bnb_file import write_folder
 from veneer.models.checkpoint import Checkpoint
+from veneer.models.composite import copy_processor, whole
 from veneer.models.library import quiet
 from veneer.models.load import load
 from veneer.runs.preflight import refuse_taken
@@ -29,5 +30,7 @@ def quantise_to(source: str | Path, out: str | Path, **options: Any) -> None:
     checkpoint = Checkpoint(source)
     model, tokenizer = load(checkpoint, **asked.model_dump())
     with atomic_folder(out) as folder, quiet():
-        write_folder(model, folder, checkpoint.dtype)
+        with whole(model):
+            write_folder(model, folder, checkpoint.dtype)
+        copy_processor(model, folder)
         tokenizer.save_pretrained(folder)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from veneer.data.dates import date_arguments
 from veneer.data.formats import Example, class_of
 from veneer.errors import DataError, did_you_mean
+from veneer.frozen.text_part import text_config_of
 
 IGNORE = -100  # the label of a token that is not learned, in PyTorch's cross-entropy and everywhere else
 Template = Literal["auto", "chat", "plain"]
@@ -297,5 +298,5 @@ def _rows(where: list[str]) -> str:
 
 def longest_row(wanted: int, config: Any) -> int:
     """Tokens of a row at most: ``wanted``, or the positions that the model of this config has, if these are fewer."""
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = getattr(text_config_of(config), "max_position_embeddings", None)
     return min(wanted, positions) if isinstance(positions, int) and positions > 0 else wanted

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from veneer.frozen.text_part import HEADS as HEADS
+from veneer.frozen.text_part import beside_text
 from veneer.frozen.weight import PLAIN_TYPES, STORED, QuantisedLinear
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-HEADS = ("classifier", "score", "classification_head")  # of sequence-classification models
 
 
 def quantise_linear_layers(model: nn.Module, **how: Any) -> None:
@@ -22,12 +23,17 @@ def quantise_linear_layers(model: nn.Module, **how: Any) -> None:
 
 
 def linear_layers(model: nn.Module) -> list[str]:
-    """The names of the layers that a quantised storage keeps in codes: the linear ones but the output head."""
+    """The names of the layers that a quantised storage keeps in codes: the linear ones of the text part but its output
+    head."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
+    others = tuple(f"{name}." for name in beside_text(model))
     return [
         name
         for name, module in model.named_modules()
-        if type(module) in PLAIN_TYPES and module is not head and name.split(".")[0] not in HEADS
+        if type(module) in PLAIN_TYPES
+        and module is not head
+        and name.split(".")[0] not in HEADS
+        and not f"{name}.".startswith(others)
     ]
 
 

@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicLayer
 from veneer.data.formats import Example
 from veneer.data.labels import IGNORE, Renderer, Tokens
 from veneer.data.questions import with_answer
+from veneer.frozen.text_part import text_config_of
 from veneer.generation.batched import has_steps
 from veneer.generation.decoder import ROTATIONS_BY_LENGTH
 from veneer.training.batches import Batch, by_length, collate
@@ -190,7 +191,7 @@ def _is_plain(model: Any) -> bool:
 
 
 def _rotates_by_length(model: Any) -> bool:
-    how = getattr(model.config, "rope_parameters", None) or {}
+    how = getattr(text_config_of(model.config), "rope_parameters", None) or {}
     return how.get("rope_type") in ROTATIONS_BY_LENGTH
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from veneer.arguments import refuse_no_model
 from veneer.data.labels import Renderer
 from veneer.errors import DataError, ModelError
+from veneer.frozen.text_part import text_config_of
 from veneer.generation.batched import BatchedLane, WholeLane, has_steps
 from veneer.generation.decoder import DecoderLane, Unsupported
 from veneer.generation.lane import Continuation, Lane
@@ -130,7 +131,7 @@ class Session:
         """How many tokens can follow a prompt."""
         if not prompt:
             raise DataError("A prompt is empty: there is nothing to go on from.")
-        positions = getattr(self._model.config, "max_position_embeddings", None)
+        positions = getattr(text_config_of(self._model.config), "max_position_embeddings", None)
         if not isinstance(positions, int) or positions <= 0:
             return 2**62
         start = 0 if self._renderer.seq2seq else len(prompt)

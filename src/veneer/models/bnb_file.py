@@ -21,6 +21,7 @@ from veneer.frozen.blockwise import NESTED_BLOCK, Quantised
 from veneer.frozen.codebook import codebook, dynamic8
 from veneer.frozen.config import BLOCK_SIZES
 from veneer.frozen.layers import HEADS
+from veneer.frozen.text_part import beside_text
 from veneer.frozen.weight import QuantisedLinear
 
 TYPES = ("nf4", "fp4")
@@ -171,6 +172,9 @@ def write_folder(model: Any, folder: Path, dtype: torch.dtype) -> None:
 def _quantization_config(model: nn.Module, layer: QuantisedLinear, dtype: torch.dtype) -> dict[str, Any]:
     # transformers itself leaves out a language model's head; a classifier's it would quantise.
     heads = [name for name, _ in model.named_children() if name in HEADS]
+    beside = beside_text(model)
+    if beside:  # named, these take the place of what transformers leaves out itself
+        heads += [*beside, *(["lm_head"] if hasattr(model, "lm_head") else [])]
     return {
         "quant_method": "bitsandbytes",
         "load_in_4bit": True, "load_in_8bit": False, "_load_in_4bit": True, "_load_in_8bit": False,

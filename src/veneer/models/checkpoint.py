@@ -58,6 +58,11 @@ class Checkpoint:
     def _on_this_disk(self) -> bool:
         return self.cache is not None or self.name == str(self._place) or self.name in PACKAGED_MODELS
 
+    @property
+    def has_revision(self) -> bool:
+        """Whether it is a hub id with a revision, which ``name`` then has as a commit."""
+        return not self._on_this_disk and "@" in self.name
+
     @cached_property
     def config(self) -> Any:
         """transformers' config of it. It is this checkpoint's own: copy it before you change it."""
@@ -139,7 +144,8 @@ class Checkpoint:
         """Bytes of the weights on this disk; 0 where they are still to be fetched from the hub."""
         if self._place.is_file():
             return self._place.stat().st_size
-        return sum(file.stat().st_size for file in self._place.glob("*.safetensors"))
+        files = [*self._place.glob("*.safetensors")] or [*self._place.glob("*.bin")]
+        return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def name_classes(config: Any, labels: list[str]) -> None:

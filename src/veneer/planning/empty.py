@@ -28,7 +28,8 @@ from veneer.frozen.config import CODE_BITS
 from veneer.frozen.layers import DTYPES, compute_in, linear_layers
 from veneer.frozen.weight import BlockwiseWeight, QuantisedLinear, frozen_weight
 from veneer.kernels.dense import linear
-from veneer.models.checkpoint import CLASSES, Checkpoint, Task, checkpoint_of, name_classes
+from veneer.models.checkpoint import Checkpoint, Task, checkpoint_of, name_classes
+from veneer.models.composite import class_for
 from veneer.models.library import call_library, quiet
 from veneer.models.stream import is_read_whole
 from veneer.planning.ledger import Times
@@ -158,7 +159,7 @@ def empty_model(base: Base, on_cpu: bool = True, times: Times | None = None) -> 
     """
     times = times or Times()
     with quiet():
-        made = CLASSES[base.kind].from_config
+        made = class_for(base.kind, base.config, base.name).from_config
         model = call_library(made, f"{base.name} cannot be planned", base.config, dtype=base.dense)
     if base.storage in CODE_BITS:
         for name in linear_layers(model):

@@ -13,6 +13,7 @@ from veneer.device import CPU, is_present, usable_memory
 from veneer.errors import ConfigError
 from veneer.frozen.blockwise import PANEL
 from veneer.frozen.config import CODE_BITS
+from veneer.frozen.text_part import text_config_of
 from veneer.kernels import heap
 from veneer.models.checkpoint import Checkpoint
 from veneer.notebook import html_table
@@ -239,7 +240,7 @@ def _loading(base: Base, weights: Weights, machine: Machine, on_cpu: bool) -> tu
 
 def _tokenizer(base: Base) -> int:
     """Bytes that reading this model's tokenizer takes beyond that of the machine's measurement."""
-    words: int = getattr(base.config.get_text_config(), "vocab_size", 0)
+    words: int = getattr(text_config_of(base.config), "vocab_size", 0)
     return _WORD * max(0, words - WORDS)
 
 

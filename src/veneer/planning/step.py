@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from veneer.data.labels import Tokens
+from veneer.frozen.text_part import text_config_of, text_part
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models.stream import reassembled_names
 from veneer.planning.empty import Base, empty_model, no_values
@@ -156,12 +157,12 @@ def _put_layers(model: Any, layers: Sequence[nn.Module]) -> None:
 
 def _how(model: Any, kind: str, sample: Tokens) -> How:
     """What `Loss` finds out by trying, as far as shapes show it."""
-    if kind != "causal" or model.base_model is model or model.get_output_embeddings() is None:
+    if kind != "causal" or text_part(model) is model or model.get_output_embeddings() is None:
         return How(False, False)
-    if getattr(model.config, "final_logit_softcapping", None):
+    if getattr(text_config_of(model.config), "final_logit_softcapping", None):
         return How(False, False)
     short = Tokens(sample.ids[:2], sample.labels[:2], sample.where)
-    how = How(True, getattr(model.config, "_attn_implementation", None) == "sdpa")
+    how = How(True, getattr(text_part(model).config, "_attn_implementation", None) == "sdpa")
     if how.packed:
         try:
             with torch.no_grad():

@@ -12,6 +12,7 @@ from torch import Tensor
 from veneer.data.formats import Example
 from veneer.data.labels import Renderer
 from veneer.errors import DataError
+from veneer.frozen.text_part import text_config_of
 from veneer.generation.batched import has_steps
 from veneer.generation.labels import LabelScores, asked_of, shortened
 from veneer.generation.likelihood import class_scores, classified
@@ -149,5 +150,5 @@ def _chosen(part: list[int], scores: Tensor, labels: tuple[str, ...]) -> Predict
 
 
 def _vocabulary(model: Any) -> int:
-    size = getattr(model.config, "vocab_size", None)
+    size = getattr(text_config_of(model.config), "vocab_size", None)
     return size if isinstance(size, int) else 0

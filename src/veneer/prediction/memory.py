@@ -7,6 +7,7 @@ from typing import Any
 
 from veneer.device import CPU, device_of, usable_memory
 from veneer.errors import ModelError
+from veneer.frozen.text_part import text_config_of
 from veneer.host_memory import anonymous_memory
 from veneer.units import amount
 
@@ -37,7 +38,7 @@ def room_for(model: Any, wanted: int, *, logits: float, kept: float = 0.0) -> Ro
     ``logits``: formed for each token of a pass; ``kept``: tokens of which keys and values are kept, for each token. A
     model whose sizes are not known by the usual names is given what was wanted.
     """
-    config, device = model.config, device_of(model)
+    config, device = text_config_of(model.config), device_of(model)
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
     known = [number for name in names if isinstance(number := getattr(config, name, None), int)]
     if len(known) < len(names):

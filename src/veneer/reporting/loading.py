@@ -7,6 +7,8 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
+from veneer.models.hub_cache import HubId
+from veneer.models.origin import hub_id
 from veneer.models.packaged import PACKAGED_MODELS
 from veneer.runs.facts import Facts, read_facts
 from veneer.runs.history import RunHistory
@@ -39,6 +41,7 @@ class LoadedBy:
     classes: list[str]
     kept: dict[str, Any]  # storage, block_size, double_quantisation
     tokens: int | None = None  # of the base, where the adapter's folder has a tokenizer of its own
+    family: str = ""  # transformers' class of the base, where the adapter says so
     folder: str = "base"
 
     @property
@@ -51,11 +54,25 @@ class LoadedBy:
     def base(self) -> str:
         """The base as transformers loads it."""
         model = self.model
-        return self.folder if self.from_gguf or model in PACKAGED_MODELS else model
+        if self.from_gguf or model in PACKAGED_MODELS:
+            return self.folder
+        return self._hub.repository if self._hub else model
+
+    @property
+    def revision(self) -> str:
+        """The argument that names the base's commit, where it is a hub id with one."""
+        return f"revision={self._hub.revision!r}" if self._hub and self._hub.revision else ""
+
+    @property
+    def _hub(self) -> HubId | None:
+        return HubId.of(self.model) if hub_id(self.model) else None
 
     @property
     def kind(self) -> str:
-        return _CLASSES.get(str(self.fields.get("task_type")), "CausalLM")
+        task = self.fields.get("task_type")
+        if task == "CAUSAL_LM" and self.family.endswith("ForConditionalGeneration"):  # of images or sound and text
+            return "MultimodalLM"
+        return _CLASSES.get(str(task), "CausalLM")
 
     @property
     def whole_modules(self) -> list[str]:
@@ -82,7 +99,7 @@ def recipes(run: RunHistory, rank: int) -> list[Recipe]:
     adapter = LoadedBy(
         fields, rank, folder.base_source(config), str(folder), str(folder.adapter), str(folder.path / "merged"),
         str(folder.path / "plain"), folder.path.resolve().name, list(run.rows.get("classes") or []), config.kept(),
-        own_tokens(facts),
+        own_tokens(facts), facts.base.kind if facts else "",
     )  # fmt: skip
     return ways_to_load(adapter)
 
@@ -111,7 +128,7 @@ def _base_folder(adapter: LoadedBy) -> Recipe:
 def _peft(adapter: LoadedBy) -> Recipe:
     four_bits, note = _storage(adapter.kept)
     names = [f"AutoModelFor{adapter.kind}", "AutoTokenizer", *(["BitsAndBytesConfig"] if four_bits else [])]
-    arguments = [repr(adapter.base)]
+    arguments = [repr(adapter.base), *([adapter.revision] if adapter.revision else [])]
     before = ""
     resize = "" if adapter.tokens is None else f"base.resize_token_embeddings({adapter.tokens})\n"
     if four_bits:

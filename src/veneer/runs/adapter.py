@@ -16,7 +16,7 @@ from veneer.models.own_tokenizer import tokenizer_in
 from veneer.runs.facts import Facts, read_facts
 from veneer.updates.adapter_file import read_tensors
 from veneer.updates.load_adapter import load_adapter
-from veneer.updates.peft_config import CONFIG_NAME, from_peft, read_fields
+from veneer.updates.peft_config import CONFIG_NAME, base_named, from_peft, read_fields
 
 _HEADS = ("classifier", "score")  # what PEFT saves of a classifier, by the names that transformers' models have
 _TASKS: dict[Any, Task] = {"SEQ_CLS": "classification", "SEQ_2_SEQ_LM": "seq2seq", "CAUSAL_LM": "causal"}
@@ -60,12 +60,11 @@ def known_of(folder: Path) -> str:
 def _base_of(folder: Path, facts: Facts | None) -> str:
     """The base that the folder names. Raises AdapterFileError where it names none, or a place that is not here."""
     config = folder / CONFIG_NAME
-    base = read_fields(folder).get("base_model_name_or_path")
+    base = base_named(read_fields(folder))
     known = f" It was trained over {known_of(folder)}." if facts else ""
     todo = "write where it is, a folder or a hub id, into that field"
     if not base:
         raise AdapterFileError(f"{config} names no base model (base_model_name_or_path); {todo}.{known}")
-    base = str(base)
     if is_local(base) and not Path(base).expanduser().exists():
         raise AdapterFileError(
             f"The base of {folder} is not at {base} (base_model_name_or_path in {config}); {todo}.{known}"

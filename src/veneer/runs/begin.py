@@ -144,7 +144,7 @@ def _let_train(model: Any, config: TrainConfig, total: int, folder: RunFolder) -
         train_own_weights(model, config.method)
         return
     # A base that LoftQ changed already is not changed again: the checkpoint has A and B.
-    begun = folder.base_source(config) != config.model
+    begun = folder.base_source(config) == str(folder.base)
     over = {"init": "kaiming", "loftq_iterations": 1} if begun else {}
     attach(model, config.update(total).model_copy(update=over))
 

@@ -19,6 +19,7 @@ from veneer.device import CPU, device_of, usable_memory
 from veneer.errors import ModelError, TrainingError, VeneerError
 from veneer.files import write_text
 from veneer.frozen.layers import DTYPES, storage_of
+from veneer.frozen.text_part import text_config_of
 from veneer.frozen.weight import QuantisedLinear
 from veneer.host_memory import anonymous_memory, mapped_memory, resident_memory, return_memory
 from veneer.models.checkpoint import Checkpoint
@@ -205,7 +206,8 @@ def generous(model: Any, loss: Loss, rows: list[Tokens]) -> float:
     weights four times, as in a model that forms them; and gradient, moments and AdaLoRA's two averages for each trained
     number.
     """
-    sizes = (getattr(model.config, name, None) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+    text = text_config_of(model.config)
+    sizes = (getattr(text, name, None) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
     known = [number for number in sizes if isinstance(number, int)]
     if len(known) < 3 or not (loss.how.chunked or loss.kind == "classification"):
         return math.inf

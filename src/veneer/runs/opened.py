@@ -91,7 +91,7 @@ def base_of_run(folder: Path) -> Any | None:
     config = run.finished_config()
     if not config.trains_own_weights:
         return None
-    base = _loaded(run, config, config.model)[0]
+    base = _loaded(run, config, run.base_source(config))[0]
     with_the_runs_tokens(base, run, config, trained=False)
     return base
 

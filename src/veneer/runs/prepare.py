@@ -40,6 +40,7 @@ class Prepared:
 
     def facts(self) -> dict[str, Any]:
         """What the rows were, so that the run's model is opened without them."""
+        source = self.checkpoint
         return {
             "shape": self.shape,
             "train": len(self.train),
@@ -49,6 +50,7 @@ class Prepared:
             "choices": [] if self.renderer.classes else choices_of([*self.train, *self.held_out]),
             "date": pinned_date(self.tokenizer),
             "system": self.system,
+            **({"commit": source.name} if source is not None and source.has_revision else {}),
         }
 
     @property

@@ -14,6 +14,7 @@ from veneer.data.formats import Example, class_of, to_examples
 from veneer.data.labels import Renderer, Report, Tokens
 from veneer.data.read import Row, read_rows
 from veneer.data.split import split
+from veneer.frozen.text_part import text_config_of
 from veneer.models.checkpoint import Checkpoint
 from veneer.training.automatic import WIDTH, Size, automatic
 from veneer.training.batches import Batches
@@ -112,7 +113,7 @@ class Steps:
 
 def width_of(model: Any) -> int:
     """How wide a model's hidden states are, by transformers' config of it."""
-    return int(getattr(model.get_text_config(), "hidden_size", None) or WIDTH)
+    return int(getattr(text_config_of(model), "hidden_size", None) or WIDTH)
 
 
 def in_steps(

@@ -22,7 +22,9 @@ Count = Annotated[int, Field(ge=0)]
 class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
     """A run: the model, the rows, the update (every option of LoRA and AdaLoRA), and how it is trained."""
 
-    model: str = Field(description="Model folder, .gguf file, hub id, or packaged name (smollm2-135m-instruct).")
+    model: str = Field(
+        description="Model folder, .gguf file, hub id (also name@revision), or packaged name (smollm2-135m-instruct)."
+    )
     data: str = Field(description="Rows: .jsonl, .json, .csv, .tsv, .parquet, a datasets folder or name, bbc-topics.")
     output: str = Field(description="Run folder to make: adapter, checkpoints, metrics.")
     held_out: float | str = Field(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from veneer.data.labels import IGNORE, Tokens
+from veneer.frozen.text_part import text_config_of, text_part
 from veneer.frozen.weight import StoredLinear
 from veneer.training.batches import Batch, by_length, collate
 from veneer.training.packing import attention_by_rows_in, hidden_of_rows, packs
@@ -206,7 +207,7 @@ def _sum(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
 
 def _hidden(model: Any, batch: Batch) -> Tensor:
     """Last hidden states (rows, length, dim) of the body under the head."""
-    states: Tensor = model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).last_hidden_state
+    states: Tensor = text_part(model)(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).last_hidden_state
     return states
 
 
@@ -215,13 +216,13 @@ def _head_makes_logits(model: Any, batch: Batch) -> bool:
     training = model.training
     model.eval()
     try:
-        if model.base_model is model or model.get_output_embeddings() is None:
+        if text_part(model) is model or model.get_output_embeddings() is None:
             return False
-        if getattr(model.config, "final_logit_softcapping", None):
+        if getattr(text_config_of(model.config), "final_logit_softcapping", None):
             return False  # a cap on the logits, which does not show where they are small
         batch = Batch(*(tensor[:, :8].to(model.device) for tensor in batch))
         states: list[Tensor] = []  # what the body hands on, of the same pass: a second one makes the start longer
-        with _handed_on(model.base_model, states):
+        with _handed_on(text_part(model), states):
             wanted = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
         made = model.get_output_embeddings()(states[0] if states else _hidden(model, batch))  # OPT calls parts of it
         return wanted.shape == made.shape and torch.allclose(wanted, made, rtol=1e-3, atol=1e-3)

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from veneer.errors import TargetError
 from veneer.files import atomic_file
+from veneer.frozen.text_part import say_tied
 from veneer.frozen.weight import QuantisedLinear
+from veneer.models.composite import copy_processor
 from veneer.models.library import quiet
 from veneer.updates.adapter_file import (
     active_tensors,
@@ -75,7 +77,7 @@ def _part_from_embedding(model: Any, head: nn.Module) -> None:
     tied = weight is not None and weight is getattr(embedding, "weight", None)
     if tied:
         head.weight = nn.Parameter(weight.detach().clone())
-        model.config.tie_word_embeddings = False
+        say_tied(model.config, False)
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -108,4 +110,5 @@ def write_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """The whole model into ``folder``, which exists, as transformers keeps it, tokenizer included."""
     with quiet():
         model.save_pretrained(folder)
+        copy_processor(model, folder)
         tokenizer.save_pretrained(folder)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from veneer.data.labels import IGNORE, Tokens
+from veneer.frozen.text_part import text_part
 from veneer.training.recipes import recipes_of
 
 _NAME = "veneer_rows"
@@ -39,7 +40,7 @@ def hidden_of_rows(model: Any, rows: list[Tokens]) -> tuple[Tensor, Tensor]:
     after = [token for row in rows for token in (*row.labels[1:], IGNORE)]
     learned = [(place, token) for place, token in enumerate(after) if token != IGNORE]
     places, labels = torch.tensor(learned, dtype=torch.long, device=device).view(-1, 2).unbind(1)
-    states: Tensor = model.base_model(
+    states: Tensor = text_part(model)(
         input_ids=ids[None], position_ids=positions[None], row_lengths=lengths, recipes=recipes_of(model),
         use_cache=False,
     ).last_hidden_state  # fmt: skip
@@ -49,28 +50,30 @@ def hidden_of_rows(model: Any, rows: list[Tokens]) -> tuple[Tensor, Tensor]:
 @contextmanager
 def attention_by_rows_in(model: Any) -> Iterator[None]:
     """Inside, the layers of ``model`` attend within the rows whose lengths they are given, and only so."""
-    before = model.config._attn_implementation
+    body = text_part(model)
+    before = body.config._attn_implementation
     if before == _NAME:
         yield
         return
-    model.set_attn_implementation(_NAME)
+    body.set_attn_implementation(_NAME)
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        body.set_attn_implementation(before)
 
 
 @contextmanager
 def attention_by_mask_in(model: Any) -> Iterator[None]:
     """Inside, the layers of ``model`` attend to padded rows again, where they attend within rows alone."""
-    if getattr(model.config, "_attn_implementation", None) != _NAME:
+    body = text_part(model)
+    if getattr(body.config, "_attn_implementation", None) != _NAME:
         yield
         return
-    model.set_attn_implementation(_PADDED)
+    body.set_attn_implementation(_PADDED)
     try:
         yield
     finally:
-        model.set_attn_implementation(_NAME)
+        body.set_attn_implementation(_NAME)
 
 
 @torch.no_grad()
@@ -79,7 +82,7 @@ def packs(model: Any, sample: Tokens) -> bool:
 
     False for a model whose attention is not the ordinary one, or that takes no positions.
     """
-    if getattr(model.config, "_attn_implementation", None) != _PADDED:
+    if getattr(text_part(model).config, "_attn_implementation", None) != _PADDED:
         return False
     training = model.training
     model.eval()
@@ -109,7 +112,7 @@ def packs(model: Any, sample: Tokens) -> bool:
 
 def _states(model: Any, ids: list[list[int]]) -> Tensor:
     """Last hidden states (rows, length, dim) of rows of one length, by the model's own attention."""
-    states: Tensor = model.base_model(
+    states: Tensor = text_part(model)(
         input_ids=torch.tensor(ids, device=model.device), use_cache=False
     ).last_hidden_state
     return states

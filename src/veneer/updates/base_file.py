@@ -10,6 +10,7 @@ from veneer.errors import ArgumentError, TargetError
 from veneer.files import atomic_folder
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models.bnb_file import write_folder
+from veneer.models.composite import copy_processor, whole
 from veneer.models.library import quiet
 from veneer.updates.layers import Adapted, training_dtype
 from veneer.updates.record import adapters_of, put, refuse_merged
@@ -41,7 +42,9 @@ def save_base(model: Any, tokenizer: Any, folder: str | Path) -> None:
         put(model, path, wrapper.base)
     try:
         with atomic_folder(folder) as temporary, quiet():
-            write_folder(model, temporary, training_dtype(next(model.parameters())))
+            with whole(model):
+                write_folder(model, temporary, training_dtype(next(model.parameters())))
+            copy_processor(model, temporary)
             tokenizer.save_pretrained(temporary)
     finally:
         for path, wrapper in wrappers.items():

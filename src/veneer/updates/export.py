@@ -22,7 +22,7 @@ from veneer.updates.peft_config import CONFIG_NAME, from_peft, read_fields
 from veneer.updates.select import rank_and_scale
 
 _PART = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<embedding>embedding_)?(?P<part>[ABE])(\.weight)?")
-_PLAIN = ("task_type", "base_model_name_or_path", "target_modules", "fan_in_fan_out")
+_PLAIN = ("task_type", "base_model_name_or_path", "revision", "target_modules", "fan_in_fan_out")
 
 
 def export(folder: str | Path, out: str | Path, *, padded: bool = True) -> None:

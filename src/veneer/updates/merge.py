@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from veneer.arguments import refuse_no_model
 from veneer.device import META
 from veneer.errors import TargetError
+from veneer.frozen.text_part import say_tied
 from veneer.frozen.weight import QuantisedLinear, frozen_weight
 from veneer.updates.attach import forget_adapters, save_adapter_only, save_whole_model
 from veneer.updates.layers import Adapted, LowRank, NewRows, Replaced, training_dtype
@@ -166,4 +167,4 @@ def _tied(model: nn.Module) -> bool:
 def _say_tied(model: nn.Module, tied: bool) -> None:
     config = getattr(model, "config", None)
     if config is not None:
-        config.tie_word_embeddings = tied
+        say_tied(config, tied)

@@ -10,6 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from veneer.errors import AdapterFileError, ConfigError, nearest
+from veneer.frozen.text_part import is_composite
 from veneer.options import ELSEWHERE
 from veneer.updates.config import AdaLoRA, LoRA
 from veneer.updates.select import Chosen, matching_suffix, modules_of
@@ -40,8 +41,8 @@ def to_peft(
     of an AdaLoRA adapter which of its first triplets are left, once that is decided."""
     own = _adalora_fields(config, kept) if isinstance(config, AdaLoRA) else _lora_fields(config)
     return own | {
-        "task_type": next((task for ending, task in _TASKS if type(model).__name__.endswith(ending)), None),
-        "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
+        "task_type": _task(model),
+        **_base(str(getattr(model, "name_or_path", None) or "")),
         "lora_dropout": config.dropout,
         "target_modules": _shortest_targets(model, [module.name for module in chosen]),
         # Whole names: PEFT compares plain endings, and "norm" would reach every input_layernorm.
@@ -51,6 +52,27 @@ def to_peft(
         "bias": "none",
         "inference_mode": True,
     }
+
+
+def _base(name: str) -> dict[str, str | None]:
+    """The base's name as PEFT has it: a hub id and its revision apart."""
+    repository, at, commit = name.partition("@")
+    hub = bool(at) and not Path(name).exists() and not name.startswith(("/", "."))
+    return {"base_model_name_or_path": repository if hub else name or None, **({"revision": commit} if hub else {})}
+
+
+def base_named(fields: dict[str, Any]) -> str | None:
+    """The base that a PEFT config names, as `load` takes it."""
+    name, revision = fields.get("base_model_name_or_path"), fields.get("revision")
+    if not name:
+        return None
+    return f"{name}@{revision}" if revision and not Path(str(name)).exists() else str(name)
+
+
+def _task(model: nn.Module) -> str | None:
+    if is_composite(getattr(model, "config", None)) and type(model).__name__.endswith("ForConditionalGeneration"):
+        return "CAUSAL_LM"  # of images or sound and text
+    return next((task for ending, task in _TASKS if type(model).__name__.endswith(ending)), None)
 
 
 def _lora_fields(config: LoRA) -> dict[str, Any]:
@@ -96,7 +118,10 @@ def _whole_names(model: nn.Module, endings: list[str]) -> list[str]:
 
 
 def _shortest_targets(model: nn.Module, names: list[str]) -> list[str]:
-    """The last parts of the names where these choose exactly the same modules, else the whole names."""
+    """The last parts of the names where these choose exactly the same modules, else the whole names; so for a text
+    part, beside which other parts have modules of the same names."""
+    if is_composite(getattr(model, "config", None)):
+        return names
     endings = sorted({name.rsplit(".", 1)[-1] for name in names})
     there = modules_of(model)
     reached = {name for ending in endings for name in matching_suffix(ending, there)}

@@ -10,6 +10,7 @@ from typing import TypeVar
 from torch import nn
 
 from veneer.errors import TargetError, nearest
+from veneer.frozen.text_part import beside_text
 from veneer.frozen.weight import PLAIN_TYPES, QuantisedLinear
 from veneer.updates.config import AdaLoRA, LoRA, UpdateOptions
 from veneer.updates.layers import Adapted, weight_shape
@@ -62,11 +63,13 @@ def choose(model: nn.Module, config: LoRA | AdaLoRA) -> list[Chosen]:
     others match, and when a target names a module that cannot be adapted.
     """
     modules = modules_of(model)
+    beside = tuple(f"{name}." for name in beside_text(model))
     heads = head_names(model, modules)
     excluded = _matching(config.exclude, modules, "exclude")
     whole = {name for names in config.train_also for name in matching_suffix(names, modules)}
     if config.targets == "all-linear":
-        names = [name for name, module in modules.items() if isinstance(module, LINEAR_TYPES) and name not in heads]
+        names = [name for name, module in modules.items() if isinstance(module, LINEAR_TYPES) and name not in heads
+                 and not f"{name}.".startswith(beside)]  # fmt: skip
     else:
         names = _matching(config.targets, modules, "targets")
     inside_whole = {name for name in names if any(name == w or name.startswith(f"{w}.") for w in whole)}
