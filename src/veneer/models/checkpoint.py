@@ -15,6 +15,7 @@ from veneer.models import converted
 from veneer.models.bnb_file import is_bitsandbytes
 from veneer.models.gguf_file import GgufFile
 from veneer.models.library import call_library, no_model, quiet
+from veneer.models.own_code import refuse_own_config, refuse_own_tokenizer
 from veneer.models.packaged import PACKAGED_MODELS
 from veneer.models.source import resolve, tokenizer_folder
 from veneer.models.tensors import SafetensorsFolder, Tensors
@@ -62,8 +63,12 @@ class Checkpoint:
     def config(self) -> Any:
         """transformers' config of it. It is this checkpoint's own: copy it before you change it."""
         place = self._place if self.cache is None else self.path
+        refuse_own_config(place, self.name)
         with quiet():
-            return call_library(transformers.AutoConfig.from_pretrained, no_model(self.name), **_pretrained(place))
+            return call_library(
+                transformers.AutoConfig.from_pretrained, no_model(self.name), trust_remote_code=False,
+                **_pretrained(place),
+            )  # fmt: skip
 
     @property
     def dtype(self) -> torch.dtype:
@@ -122,8 +127,11 @@ class Checkpoint:
         fetched = self._on_this_disk or "path" in self.__dict__
         place = self.path if fetched else tokenizer_folder(self.name)
         refusal = f"{self.name} has no tokenizer that can be read (tokenizer.json)"
+        refuse_own_tokenizer(place, self.name)
         with quiet():
-            made = call_library(transformers.AutoTokenizer.from_pretrained, refusal, **_pretrained(place))
+            made = call_library(
+                transformers.AutoTokenizer.from_pretrained, refusal, trust_remote_code=False, **_pretrained(place)
+            )
         if set(made.get_vocab()) <= set(made.all_special_tokens):  # one without words, made up by transformers
             raise ModelError(f"{self.name} has no tokenizer: save one beside the model with tokenizer.save_pretrained.")
         return made

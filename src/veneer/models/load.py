@@ -126,7 +126,7 @@ def _whole_model(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dt
     """The model, with every weight from the checkpoint except a classification head's."""
     model, differences = call_library(
         CLASSES[kind].from_pretrained, no_model(checkpoint.name), output_loading_info=True,
-        ignore_mismatched_sizes=True, dtype=dtype, config=config, **checkpoint.pretrained(),
+        ignore_mismatched_sizes=True, trust_remote_code=False, dtype=dtype, config=config, **checkpoint.pretrained(),
     )  # fmt: skip
     may_be_new = HEADS if kind == "classification" else ()
     missing = sorted(key for key in differences["missing_keys"] if not key.startswith(may_be_new))
