@@ -22,6 +22,7 @@ from veneer.frozen.codebook import codebook, dynamic8
 from veneer.frozen.config import BLOCK_SIZES
 from veneer.frozen.layers import HEADS
 from veneer.frozen.weight import QuantisedLinear
+from veneer.models.finite import is_finite
 
 TYPES = ("nf4", "fp4")
 _STATE = "quant_state.bitsandbytes__"
@@ -72,10 +73,25 @@ def read_weight(name: str, parts: set[str], read: Callable[[str], Tensor]) -> Qu
         raise ModelError(f"{name}.quant_map is not the table of {kind}: its codes stand for unknown values.")
     codes = read(name).reshape(-1).view(torch.uint8)
     scales = read(f"{name}.absmax").reshape(-1)
+    if (scales.dtype is torch.uint8) != bool(nested) or not (nested or scales.is_floating_point()):
+        raise ModelError(
+            f"{name}.absmax is of the type {_name(scales.dtype)}; with nested scales it is uint8, and else a float."
+        )
     weight = Quantised(kind, block_size, shape, codes, scales)
     _same_count(name, "codes", len(codes), (shape[0] * shape[1] + 1) // 2)
     _same_count(f"{name}.absmax", "scales", len(scales), weight.blocks)
-    return _with_nested(weight, name, read, *nested) if nested else _in_fp32(weight)
+    made = _with_nested(weight, name, read, *nested) if nested else _in_fp32(weight)
+    _refuse_scales_not_finite(made, name, bool(nested))
+    return made
+
+
+def _refuse_scales_not_finite(q: Quantised, name: str, nested: bool) -> None:
+    kept = {f"{name}.{'nested_absmax' if nested else 'absmax'}": q.nested_scales, f"{name}.absmax": q.scales}
+    if q.offset is not None and not is_finite(q.offset):
+        raise ModelError(f"{name}.quant_state has a nested_offset that is not finite: its weights are unknown.")
+    for key, scales in kept.items():
+        if scales is not None and not is_finite(scales):
+            raise ModelError(f"{key} holds a scale that is not finite: its weights are unknown.")
 
 
 def _state(name: str, tensor: Tensor, kind: str) -> tuple[tuple[int, int], int, tuple[int, float] | None]:
@@ -89,6 +105,8 @@ def _state(name: str, tensor: Tensor, kind: str) -> tuple[tuple[int, int], int, 
         raise ModelError(f"{name}.{_STATE}{kind} cannot be read: {type(error).__name__} {error}.") from None
     if state.get("quant_type") != kind:
         raise ModelError(f"{name}.{_STATE}{kind} says that it is of the type {state.get('quant_type')!r}.")
+    if nested is not None and nested[0] < 1:
+        raise ModelError(f"{name}.{_STATE}{kind} has nested scales in blocks of {nested[0]}.")
     if block_size not in BLOCK_SIZES:
         raise ModelError(f"{name} has blocks of {block_size}, not of one of {', '.join(map(str, BLOCK_SIZES))}.")
     return shape, block_size, nested

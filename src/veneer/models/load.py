@@ -14,10 +14,14 @@ from veneer.frozen.config import CODE_BITS, BlockwiseOptions
 from veneer.frozen.layers import DTYPES, HEADS, compute_in, quantise_linear_layers, storage_of
 from veneer.models import converted
 from veneer.models.checkpoint import CLASSES, Checkpoint, Task, checkpoint_of, name_classes
+from veneer.models.finite import refuse_model_not_finite
+from veneer.models.index import refuse_files_outside
 from veneer.models.library import call_library, no_model, quiet, some_of
 from veneer.models.own_tokenizer import pad_with_end
+from veneer.models.places import refuse_without_place
 from veneer.models.stream import stream_quantised, streamed
 from veneer.models.tensors import NotTensorByTensor
+from veneer.models.ties import note_untied
 
 STORAGES = (*DTYPES, *CODE_BITS)
 
@@ -77,6 +81,8 @@ def load(
         name_classes(config, labels)
     with quiet():
         model = _kept_model(checkpoint, kind, config, how)
+        refuse_model_not_finite(model, checkpoint.name)
+        checkpoint.notes += note_untied(model)
         tokenizer = checkpoint.tokenizer()
     _forget_gguf(model)
     if checkpoint.kind == "gguf" and checkpoint.cache is not None and (storage, kind) == ("fp32", "causal"):
@@ -124,6 +130,8 @@ def _listed(how: dict[str, Any]) -> str:
 
 def _whole_model(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype) -> Any:
     """The model, with every weight from the checkpoint except a classification head's."""
+    if checkpoint.path.is_dir():
+        refuse_files_outside(checkpoint.path, checkpoint.name)
     model, differences = call_library(
         CLASSES[kind].from_pretrained, no_model(checkpoint.name), output_loading_info=True,
         ignore_mismatched_sizes=True, trust_remote_code=False, dtype=dtype, config=config, **checkpoint.pretrained(),
@@ -138,6 +146,7 @@ def _whole_model(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dt
         raise ModelError(
             f"The checkpoint of {checkpoint.name} {fault}; it is incomplete, or belongs to another config.json."
         )
+    refuse_without_place(model, differences["unexpected_keys"], kind, checkpoint.name)
     return model
 
 
