@@ -20,7 +20,7 @@ from veneer.errors import ModelError
 from veneer.frozen.blockwise import NESTED_BLOCK, Quantised
 from veneer.frozen.codebook import codebook, dynamic8
 from veneer.frozen.config import BLOCK_SIZES
-from veneer.frozen.layers import HEADS
+from veneer.frozen.layers import HEADS, dense_linear_layers
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models.finite import is_finite
 
@@ -30,18 +30,26 @@ _PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", *(f"{_STAT
 _SHARD = 4 * 2**30  # bytes of a file
 
 
-def is_bitsandbytes(config: Any, name: str) -> bool:
-    """Whether the config of the model ``name`` says that bitsandbytes keeps it in 4 bits.
+def says_bitsandbytes(config: Any) -> bool:
+    """Whether a model's config says that bitsandbytes keeps it."""
+    return bool(_quantisation(config).get("quant_method") == "bitsandbytes")
 
-    Raises ModelError when it says that bitsandbytes keeps it in 8 bits, which is another format.
-    """
-    said = getattr(config, "quantization_config", None) or {}
-    said = said if isinstance(said, dict) else said.to_dict()
-    if said.get("quant_method") != "bitsandbytes":
-        return False
-    if not said.get("load_in_4bit"):
+
+def refuse_8_bits(config: Any, name: str) -> None:
+    """Raises ModelError when the config of the model ``name`` says that bitsandbytes keeps it in 8 bits, which is
+    another format."""
+    if not _quantisation(config).get("load_in_4bit"):
         raise ModelError(f"{name} is a bitsandbytes checkpoint in 8 bits; those in 4 bits (nf4, fp4) can be read.")
-    return True
+
+
+def _quantisation(config: Any) -> dict[str, Any]:
+    said = getattr(config, "quantization_config", None) or {}
+    return said if isinstance(said, dict) else dict(said.to_dict())
+
+
+def holds_codes(keys: Iterable[str]) -> bool:
+    """Whether any weight among the tensors ``keys`` is kept as bitsandbytes keeps one, in 4 or 8 bits."""
+    return any(".weight.absmax" in key or key.endswith(".SCB") for key in keys)
 
 
 def quantised_weights(keys: Iterable[str]) -> dict[str, set[str]]:
@@ -189,6 +197,9 @@ def write_folder(model: Any, folder: Path, dtype: torch.dtype) -> None:
 def _quantization_config(model: nn.Module, layer: QuantisedLinear, dtype: torch.dtype) -> dict[str, Any]:
     # transformers itself leaves out a language model's head; a classifier's it would quantise.
     heads = [name for name, _ in model.named_children() if name in HEADS]
+    dense = sorted({name.rpartition(".")[2] for name in dense_linear_layers(model)})
+    if dense:  # named, these take the place of what transformers leaves out itself
+        heads += [*dense, *(["lm_head"] if hasattr(model, "lm_head") else [])]
     return {
         "quant_method": "bitsandbytes",
         "load_in_4bit": True, "load_in_8bit": False, "_load_in_4bit": True, "_load_in_8bit": False,

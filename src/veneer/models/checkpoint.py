@@ -12,7 +12,7 @@ import transformers
 from veneer.errors import ConfigError, ModelError
 from veneer.frozen.layers import DTYPES
 from veneer.models import converted
-from veneer.models.bnb_file import is_bitsandbytes
+from veneer.models.bnb_file import holds_codes, refuse_8_bits, says_bitsandbytes
 from veneer.models.gguf_file import GgufFile
 from veneer.models.library import call_library, no_model, quiet
 from veneer.models.own_code import refuse_own_config, refuse_own_tokenizer
@@ -26,6 +26,9 @@ CLASSES = {
     "seq2seq": transformers.AutoModelForSeq2SeqLM,
     "classification": transformers.AutoModelForSequenceClassification,
 }
+
+
+_TOKENIZER_FILES = ("tokenizer*", "vocab.*", "merges.txt", "*.model", "tekken.json")
 
 
 class Checkpoint:
@@ -59,6 +62,10 @@ class Checkpoint:
     def _on_this_disk(self) -> bool:
         return self.cache is not None or self.name == str(self._place) or self.name in PACKAGED_MODELS
 
+    @property
+    def _is_fetched(self) -> bool:
+        return self._on_this_disk or "path" in self.__dict__
+
     @cached_property
     def config(self) -> Any:
         """transformers' config of it. It is this checkpoint's own: copy it before you change it."""
@@ -78,8 +85,19 @@ class Checkpoint:
 
     @property
     def is_bitsandbytes(self) -> bool:
-        """Whether bitsandbytes keeps it in 4 bits. Raises ModelError for one in 8 bits, which cannot be read."""
-        return self.kind == "folder" and is_bitsandbytes(self.config, self.name)
+        """Whether bitsandbytes keeps it in 4 bits, as its config says, and its weights, once they are on this disk: a
+        merged model may have kept the config. Raises ModelError for one in 8 bits, which cannot be read."""
+        if self.kind != "folder" or not says_bitsandbytes(self.config):
+            return False
+        if self._is_fetched and not holds_codes(names := self.safetensors().names()) and names:
+            return False
+        refuse_8_bits(self.config, self.name)
+        return True
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether it comes with a tokenizer's files, read or not; a GGUF file has one in it."""
+        return self.kind == "gguf" or any(next(self.path.glob(name), None) for name in _TOKENIZER_FILES)
 
     @property
     def generates_text(self) -> bool:
@@ -124,8 +142,7 @@ class Checkpoint:
     def tokenizer(self) -> Any:
         """A tokenizer of its own for each call, for which no weights are fetched. Raises ModelError when there is none,
         or none with words in it."""
-        fetched = self._on_this_disk or "path" in self.__dict__
-        place = self.path if fetched else tokenizer_folder(self.name)
+        place = self.path if self._is_fetched else tokenizer_folder(self.name)
         refusal = f"{self.name} has no tokenizer that can be read (tokenizer.json)"
         refuse_own_tokenizer(place, self.name)
         with quiet():

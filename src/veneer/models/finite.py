@@ -18,7 +18,7 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
-def refuse_not_finite(tensor: Tensor, key: str, name: str) -> None:
+def refuse_weight_not_finite(tensor: Tensor, key: str, name: str) -> None:
     """Raises ModelError where the ``tensor`` called ``key`` of the model ``name`` holds a NaN or an infinity, which in
     fp16 is also what a value above 65504 becomes."""
     if is_finite(tensor):
@@ -37,4 +37,4 @@ def refuse_not_finite(tensor: Tensor, key: str, name: str) -> None:
 def refuse_model_not_finite(model: Any, name: str) -> None:
     """The same of every tensor that the model's checkpoint holds, scales of codes with them."""
     for key, tensor in model.state_dict().items():
-        refuse_not_finite(tensor, key, name)
+        refuse_weight_not_finite(tensor, key, name)

@@ -11,8 +11,9 @@ import torch
 from veneer.errors import ConfigError, ModelError
 from veneer.frozen.compute import compute_name
 from veneer.frozen.config import CODE_BITS, BlockwiseOptions
-from veneer.frozen.layers import DTYPES, HEADS, compute_in, quantise_linear_layers, storage_of
+from veneer.frozen.layers import DTYPES, HEADS, compute_in, dense_linear_layers, quantise_linear_layers, storage_of
 from veneer.models import converted
+from veneer.models.bnb_file import says_bitsandbytes
 from veneer.models.checkpoint import CLASSES, Checkpoint, Task, checkpoint_of, name_classes
 from veneer.models.finite import refuse_model_not_finite
 from veneer.models.index import refuse_files_outside
@@ -34,6 +35,7 @@ def load(
     double_quantisation: bool = True,
     task: Task = "auto",
     labels: list[str] | None = None,
+    with_tokenizer: bool = True,
 ) -> tuple[Any, Any]:
     """A model, in eval mode on the CPU, and its tokenizer.
 
@@ -50,6 +52,7 @@ def load(
         task: "causal", "seq2seq" or "classification"; "auto" takes it from ``labels`` and the config.
         labels: the names of the classes, for a sequence-classification model. Its head is new unless the checkpoint
             has one of that many.
+        with_tokenizer: whether to read its tokenizer; None is returned in its place otherwise.
 
     Returns:
         transformers' model (a ``PreTrainedModel``) and tokenizer. Both have the source's name as ``name_or_path``, by
@@ -82,10 +85,11 @@ def load(
     with quiet():
         model = _kept_model(checkpoint, kind, config, how)
         refuse_model_not_finite(model, checkpoint.name)
-        checkpoint.notes += note_untied(model)
-        tokenizer = checkpoint.tokenizer()
+        checkpoint.notes += [*note_untied(model), *_note_dense(model)]
+        tokenizer = checkpoint.tokenizer() if with_tokenizer else None
     _forget_gguf(model)
-    if checkpoint.kind == "gguf" and checkpoint.cache is not None and (storage, kind) == ("fp32", "causal"):
+    keeps = checkpoint.kind == "gguf" and with_tokenizer
+    if keeps and checkpoint.cache is not None and (storage, kind) == ("fp32", "causal"):
         with quiet():
             converted.keep(checkpoint.cache, model, tokenizer)
     if (
@@ -93,25 +97,25 @@ def load(
         and (compute := DTYPES[compute_name()]) is not DTYPES[storage]
     ):
         compute_in(model, compute)
-    pad_with_end(tokenizer)
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    model.config.name_or_path = model.name_or_path = tokenizer.name_or_path = checkpoint.name
+    model.config.name_or_path = model.name_or_path = checkpoint.name
+    if tokenizer is not None:
+        pad_with_end(tokenizer)
+        tokenizer.name_or_path = checkpoint.name
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = tokenizer.pad_token_id
     return model.eval(), tokenizer
 
 
 def _kept_model(checkpoint: Checkpoint, kind: str, config: Any, how: dict[str, Any]) -> Any:
     """The model, kept as ``how`` says, or as its checkpoint already keeps it."""
     dtype = DTYPES.get(how["storage"], torch.float32)
-    if checkpoint.is_bitsandbytes:
+    if checkpoint.kind == "folder" and says_bitsandbytes(config):
+        coded = checkpoint.is_bitsandbytes  # else a merged model, whose config kept it
         del config.quantization_config
-        model = stream_quantised(checkpoint, kind, config, dtype)
-        if how["storage"] in CODE_BITS and how != (kept := storage_of(model)):
-            raise ConfigError(
-                f"{checkpoint.name} is kept as {_listed(kept)}, and cannot be loaded as {_listed(how)}; leave storage "
-                f"out to load it as it is."
-            )
-        return model
+        if coded:
+            model = stream_quantised(checkpoint, kind, config, dtype)
+            checkpoint.notes += _compared(checkpoint.name, how, storage_of(model))
+            return model
     if how["storage"] not in CODE_BITS:
         return _whole_model(checkpoint, kind, config, dtype)
     try:
@@ -121,6 +125,27 @@ def _kept_model(checkpoint: Checkpoint, kind: str, config: Any, how: dict[str, A
     model = _whole_model(checkpoint, kind, config, dtype)
     quantise_linear_layers(model, **how)
     return model
+
+
+def _note_dense(model: Any) -> list[str]:
+    """What stays out of the codes of a quantised model, as a sentence."""
+    dense = dense_linear_layers(model) if storage_of(model)["storage"] in CODE_BITS else []
+    named = ", ".join(sorted({name.rpartition(".")[2] for name in dense}))
+    return [f"{named} ({len(dense)} layers) is not kept in codes: the model reads its weight itself."] if dense else []
+
+
+def _compared(name: str, asked: dict[str, Any], kept: dict[str, Any]) -> list[str]:
+    """Whether a checkpoint in codes is ``kept`` as ``asked`` for. An option with its default value is no wish; where it
+    is kept in another way, a sentence says so. Raises ConfigError for a wish that it does not meet."""
+    if asked["storage"] not in CODE_BITS or asked == kept:
+        return []
+    defaults = BlockwiseOptions().model_dump()
+    if all(asked[option] in (kept[option], defaults.get(option)) for option in kept):
+        return [f"{name} is kept as {_listed(kept)}, and is loaded as it is."]
+    raise ConfigError(
+        f"{name} is kept as {_listed(kept)}, and cannot be loaded as {_listed(asked)}; leave storage out to load it "
+        f"as it is."
+    )
 
 
 def _listed(how: dict[str, Any]) -> str:
