@@ -21,6 +21,7 @@ def load(
     double_quantisation: bool | None = None,
     task: Task = "auto",
     labels: list[str] | None = None,
+    with_tokenizer: bool = True,
 ) -> tuple[Any, Any]:
     """A model, in eval mode on the CPU, and its tokenizer.
 
@@ -38,6 +39,7 @@ def load(
         task: "causal", "seq2seq" or "classification"; "auto" takes it from ``labels`` and the config.
         labels: the names of the classes, for a sequence-classification model. Its head is new unless the checkpoint
             has one of that many. An adapter brings its own.
+        with_tokenizer: whether to read the tokenizer, too; False for a model that has none, which gives None for it.
 
     Returns:
         transformers' model (a ``PreTrainedModel``) and tokenizer. Both have the source's name as ``name_or_path``, by
@@ -64,7 +66,9 @@ def load(
     kept: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     adapter, base = _adapter_of(source)
     if adapter is None:
-        return models.load(source, **kept, task=task, labels=labels)
+        return models.load(source, **kept, task=task, labels=labels, with_tokenizer=with_tokenizer)
+    if not with_tokenizer:
+        raise ConfigError(f"{source} is an adapter, which is loaded with its tokenizer; leave out with_tokenizer.")
     if task != "auto" or labels:
         raise ConfigError(f"{source} has its own task and classes; leave out task and labels.")
     return load_adapted(adapter, base, **kept)

@@ -19,8 +19,9 @@ from veneer.runs.preflight import refuse_taken
 def quantise_to(source: str | Path, out: str | Path, **options: Any) -> None:
     """Write a model with its linear layers in 4 bits to the folder ``out``, which transformers loads with bitsandbytes.
 
-    ``source``: as `load` takes it; ``options``: those of `QuantizeOptions`. Raises ConfigError for an option that does
-    not exist or makes no sense, ModelError for what is no model, TrainingError for an ``out`` that holds something.
+    ``source``: as `load` takes it, with a tokenizer or without; ``options``: those of `QuantizeOptions`. Raises
+    ConfigError for an option that does not exist or makes no sense, ModelError for what is no model, TrainingError for
+    an ``out`` that holds something.
 
     Example:
         >>> quantise_to("smollm2-135m-instruct", "smollm2-nf4")
@@ -28,9 +29,10 @@ def quantise_to(source: str | Path, out: str | Path, **options: Any) -> None:
     asked, out = QuantizeOptions(**options), folder_given("quantise_to", out, "out")
     refuse_taken(out)
     checkpoint = Checkpoint(source)
-    model, tokenizer = load(checkpoint, **asked.model_dump())
+    model, tokenizer = load(checkpoint, **asked.model_dump(), with_tokenizer=checkpoint.has_tokenizer)
     with atomic_folder(out) as folder, quiet():
         with whole(model):
             write_folder(model, folder, checkpoint.dtype)
         copy_processor(model, folder)
-        tokenizer.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)

@@ -80,7 +80,7 @@ def quantise(
 
     Raises ModelError when ``weight``, called ``name`` in the message, holds a NaN or an infinity.
     """
-    flat = weight.detach().reshape(-1)
+    flat = weight.detach().reshape(-1).contiguous()  # of a strided weight a view has strides, too
     size, blocks = flat.numel(), -(-flat.numel() // block_size)
     codes = torch.empty(-(-size * CODE_BITS[storage] // 8), dtype=torch.uint8, device=flat.device)
     scales = torch.empty(blocks, dtype=torch.float32, device=flat.device)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from veneer.frozen.read_outside import read_outside
 from veneer.frozen.text_part import HEADS as HEADS
 from veneer.frozen.text_part import beside_text
 from veneer.frozen.weight import PLAIN_TYPES, STORED, QuantisedLinear
@@ -24,7 +25,8 @@ def quantise_linear_layers(model: nn.Module, **how: Any) -> None:
 
 def linear_layers(model: nn.Module) -> list[str]:
     """The names of the layers that a quantised storage keeps in codes: the linear ones of the text part but its output
-    head."""
+    head and those whose weight the model reads itself (`read_outside`)."""
+    outside = read_outside(model)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     others = tuple(f"{name}." for name in beside_text(model))
     return [
@@ -34,22 +36,30 @@ def linear_layers(model: nn.Module) -> list[str]:
         and module is not head
         and name.split(".")[0] not in HEADS
         and not f"{name}.".startswith(others)
+        and name not in outside
     ]
+
+
+def dense_linear_layers(model: nn.Module) -> list[str]:
+    """The names of the linear layers that no storage keeps in codes, since the model reads their weight itself."""
+    outside = read_outside(model)
+    return [name for name, module in model.named_modules() if name in outside and type(module) in PLAIN_TYPES]
 
 
 def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
     """Multiply in ``dtype``, in place, by weights that stay in the type they are kept in.
 
     Matrices of linear layers and embeddings stay; all else, which is small, is converted: norms, biases, a new
-    classification head, and what the model's class says must not be in 16 bits.
+    classification head, what the model's class says must not be in 16 bits, and weights that it reads itself.
     """
     apart = {*HEADS, *(getattr(model, "_keep_in_fp32_modules", None) or ())}
+    outside = read_outside(model)
     stay = set()
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding):
             module.register_forward_hook(partial(_given_in, dtype))
             stay.add(id(module.weight))
-        elif type(module) in STORED and not apart & set(name.split(".")):
+        elif type(module) in STORED and name not in outside and not apart & set(name.split(".")):
             module.__class__ = STORED[type(module)]  # in place: what else holds the module, holds it still
             stay.add(id(module.weight))
     for parameter in model.parameters():

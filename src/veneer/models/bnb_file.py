@@ -20,9 +20,10 @@ from veneer.errors import ModelError
 from veneer.frozen.blockwise import NESTED_BLOCK, Quantised
 from veneer.frozen.codebook import codebook, dynamic8
 from veneer.frozen.config import BLOCK_SIZES
-from veneer.frozen.layers import HEADS
+from veneer.frozen.layers import HEADS, dense_linear_layers
 from veneer.frozen.text_part import beside_text
 from veneer.frozen.weight import QuantisedLinear
+from veneer.models.finite import is_finite
 
 TYPES = ("nf4", "fp4")
 _STATE = "quant_state.bitsandbytes__"
@@ -30,18 +31,26 @@ _PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", *(f"{_STAT
 _SHARD = 4 * 2**30  # bytes of a file
 
 
-def is_bitsandbytes(config: Any, name: str) -> bool:
-    """Whether the config of the model ``name`` says that bitsandbytes keeps it in 4 bits.
+def says_bitsandbytes(config: Any) -> bool:
+    """Whether a model's config says that bitsandbytes keeps it."""
+    return bool(_quantisation(config).get("quant_method") == "bitsandbytes")
 
-    Raises ModelError when it says that bitsandbytes keeps it in 8 bits, which is another format.
-    """
-    said = getattr(config, "quantization_config", None) or {}
-    said = said if isinstance(said, dict) else said.to_dict()
-    if said.get("quant_method") != "bitsandbytes":
-        return False
-    if not said.get("load_in_4bit"):
+
+def refuse_8_bits(config: Any, name: str) -> None:
+    """Raises ModelError when the config of the model ``name`` says that bitsandbytes keeps it in 8 bits, which is
+    another format."""
+    if not _quantisation(config).get("load_in_4bit"):
         raise ModelError(f"{name} is a bitsandbytes checkpoint in 8 bits; those in 4 bits (nf4, fp4) can be read.")
-    return True
+
+
+def _quantisation(config: Any) -> dict[str, Any]:
+    said = getattr(config, "quantization_config", None) or {}
+    return said if isinstance(said, dict) else dict(said.to_dict())
+
+
+def holds_codes(keys: Iterable[str]) -> bool:
+    """Whether any weight among the tensors ``keys`` is kept as bitsandbytes keeps one, in 4 or 8 bits."""
+    return any(".weight.absmax" in key or key.endswith(".SCB") for key in keys)
 
 
 def quantised_weights(keys: Iterable[str]) -> dict[str, set[str]]:
@@ -73,10 +82,25 @@ def read_weight(name: str, parts: set[str], read: Callable[[str], Tensor]) -> Qu
         raise ModelError(f"{name}.quant_map is not the table of {kind}: its codes stand for unknown values.")
     codes = read(name).reshape(-1).view(torch.uint8)
     scales = read(f"{name}.absmax").reshape(-1)
+    if (scales.dtype is torch.uint8) != bool(nested) or not (nested or scales.is_floating_point()):
+        raise ModelError(
+            f"{name}.absmax is of the type {_name(scales.dtype)}; with nested scales it is uint8, and else a float."
+        )
     weight = Quantised(kind, block_size, shape, codes, scales)
     _same_count(name, "codes", len(codes), (shape[0] * shape[1] + 1) // 2)
     _same_count(f"{name}.absmax", "scales", len(scales), weight.blocks)
-    return _with_nested(weight, name, read, *nested) if nested else _in_fp32(weight)
+    made = _with_nested(weight, name, read, *nested) if nested else _in_fp32(weight)
+    _refuse_scales_not_finite(made, name, bool(nested))
+    return made
+
+
+def _refuse_scales_not_finite(q: Quantised, name: str, nested: bool) -> None:
+    kept = {f"{name}.{'nested_absmax' if nested else 'absmax'}": q.nested_scales, f"{name}.absmax": q.scales}
+    if q.offset is not None and not is_finite(q.offset):
+        raise ModelError(f"{name}.quant_state has a nested_offset that is not finite: its weights are unknown.")
+    for key, scales in kept.items():
+        if scales is not None and not is_finite(scales):
+            raise ModelError(f"{key} holds a scale that is not finite: its weights are unknown.")
 
 
 def _state(name: str, tensor: Tensor, kind: str) -> tuple[tuple[int, int], int, tuple[int, float] | None]:
@@ -90,6 +114,8 @@ def _state(name: str, tensor: Tensor, kind: str) -> tuple[tuple[int, int], int, 
         raise ModelError(f"{name}.{_STATE}{kind} cannot be read: {type(error).__name__} {error}.") from None
     if state.get("quant_type") != kind:
         raise ModelError(f"{name}.{_STATE}{kind} says that it is of the type {state.get('quant_type')!r}.")
+    if nested is not None and nested[0] < 1:
+        raise ModelError(f"{name}.{_STATE}{kind} has nested scales in blocks of {nested[0]}.")
     if block_size not in BLOCK_SIZES:
         raise ModelError(f"{name} has blocks of {block_size}, not of one of {', '.join(map(str, BLOCK_SIZES))}.")
     return shape, block_size, nested
@@ -172,9 +198,10 @@ def write_folder(model: Any, folder: Path, dtype: torch.dtype) -> None:
 def _quantization_config(model: nn.Module, layer: QuantisedLinear, dtype: torch.dtype) -> dict[str, Any]:
     # transformers itself leaves out a language model's head; a classifier's it would quantise.
     heads = [name for name, _ in model.named_children() if name in HEADS]
-    beside = beside_text(model)
-    if beside:  # named, these take the place of what transformers leaves out itself
-        heads += [*beside, *(["lm_head"] if hasattr(model, "lm_head") else [])]
+    # The dense parts of the text part by the end of their names, its other parts by their whole names.
+    dense = [*beside_text(model), *sorted({name.rpartition(".")[2] for name in dense_linear_layers(model)})]
+    if dense:  # named, these take the place of what transformers leaves out itself
+        heads += [*dense, *(["lm_head"] if hasattr(model, "lm_head") else [])]
     return {
         "quant_method": "bitsandbytes",
         "load_in_4bit": True, "load_in_8bit": False, "_load_in_4bit": True, "_load_in_8bit": False,

@@ -12,9 +12,10 @@ import transformers
 from veneer.errors import ConfigError, ModelError
 from veneer.frozen.layers import DTYPES
 from veneer.models import converted
-from veneer.models.bnb_file import is_bitsandbytes
+from veneer.models.bnb_file import holds_codes, refuse_8_bits, says_bitsandbytes
 from veneer.models.gguf_file import GgufFile
 from veneer.models.library import call_library, no_model, quiet
+from veneer.models.own_code import refuse_own_config, refuse_own_tokenizer
 from veneer.models.packaged import PACKAGED_MODELS
 from veneer.models.source import resolve, tokenizer_folder
 from veneer.models.tensors import SafetensorsFolder, Tensors
@@ -25,6 +26,9 @@ CLASSES = {
     "seq2seq": transformers.AutoModelForSeq2SeqLM,
     "classification": transformers.AutoModelForSequenceClassification,
 }
+
+
+_TOKENIZER_FILES = ("tokenizer*", "vocab.*", "merges.txt", "*.model", "tekken.json")
 
 
 class Checkpoint:
@@ -63,12 +67,20 @@ class Checkpoint:
         """Whether it is a hub id with a revision, which ``name`` then has as a commit."""
         return not self._on_this_disk and "@" in self.name
 
+    @property
+    def _is_fetched(self) -> bool:
+        return self._on_this_disk or "path" in self.__dict__
+
     @cached_property
     def config(self) -> Any:
         """transformers' config of it. It is this checkpoint's own: copy it before you change it."""
         place = self._place if self.cache is None else self.path
+        refuse_own_config(place, self.name)
         with quiet():
-            return call_library(transformers.AutoConfig.from_pretrained, no_model(self.name), **_pretrained(place))
+            return call_library(
+                transformers.AutoConfig.from_pretrained, no_model(self.name), trust_remote_code=False,
+                **_pretrained(place),
+            )  # fmt: skip
 
     @property
     def dtype(self) -> torch.dtype:
@@ -78,8 +90,19 @@ class Checkpoint:
 
     @property
     def is_bitsandbytes(self) -> bool:
-        """Whether bitsandbytes keeps it in 4 bits. Raises ModelError for one in 8 bits, which cannot be read."""
-        return self.kind == "folder" and is_bitsandbytes(self.config, self.name)
+        """Whether bitsandbytes keeps it in 4 bits, as its config says, and its weights, once they are on this disk: a
+        merged model may have kept the config. Raises ModelError for one in 8 bits, which cannot be read."""
+        if self.kind != "folder" or not says_bitsandbytes(self.config):
+            return False
+        if self._is_fetched and not holds_codes(names := self.safetensors().names()) and names:
+            return False
+        refuse_8_bits(self.config, self.name)
+        return True
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether it comes with a tokenizer's files, read or not; a GGUF file has one in it."""
+        return self.kind == "gguf" or any(next(self.path.glob(name), None) for name in _TOKENIZER_FILES)
 
     @property
     def generates_text(self) -> bool:
@@ -124,11 +147,13 @@ class Checkpoint:
     def tokenizer(self) -> Any:
         """A tokenizer of its own for each call, for which no weights are fetched. Raises ModelError when there is none,
         or none with words in it."""
-        fetched = self._on_this_disk or "path" in self.__dict__
-        place = self.path if fetched else tokenizer_folder(self.name)
+        place = self.path if self._is_fetched else tokenizer_folder(self.name)
         refusal = f"{self.name} has no tokenizer that can be read (tokenizer.json)"
+        refuse_own_tokenizer(place, self.name)
         with quiet():
-            made = call_library(transformers.AutoTokenizer.from_pretrained, refusal, **_pretrained(place))
+            made = call_library(
+                transformers.AutoTokenizer.from_pretrained, refusal, trust_remote_code=False, **_pretrained(place)
+            )
         if set(made.get_vocab()) <= set(made.all_special_tokens):  # one without words, made up by transformers
             raise ModelError(f"{self.name} has no tokenizer: save one beside the model with tokenizer.save_pretrained.")
         return made

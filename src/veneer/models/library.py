@@ -39,6 +39,8 @@ def no_model(name: str) -> str:
 
 def reason_of(error: Exception) -> str:
     """What a library's error says, on one line of at most 300 characters."""
+    if "trust_remote_code" in str(error):  # advice to set an option that Veneer has not
+        return "it needs its own code (auto_map in its config files), which Veneer does not run."
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 

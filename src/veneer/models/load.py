@@ -11,15 +11,20 @@ import torch
 from veneer.errors import ConfigError, ModelError
 from veneer.frozen.compute import compute_name
 from veneer.frozen.config import CODE_BITS, BlockwiseOptions
-from veneer.frozen.layers import DTYPES, HEADS, compute_in, quantise_linear_layers, storage_of
+from veneer.frozen.layers import DTYPES, HEADS, compute_in, dense_linear_layers, quantise_linear_layers, storage_of
 from veneer.frozen.text_part import text_config_of
 from veneer.models import converted
+from veneer.models.bnb_file import says_bitsandbytes
 from veneer.models.checkpoint import Checkpoint, Task, checkpoint_of, name_classes
 from veneer.models.composite import class_for
+from veneer.models.finite import refuse_model_not_finite
+from veneer.models.index import refuse_files_outside
 from veneer.models.library import call_library, no_model, quiet, some_of
 from veneer.models.own_tokenizer import pad_with_end
+from veneer.models.places import refuse_without_place
 from veneer.models.stream import stream_quantised, streamed
 from veneer.models.tensors import NotTensorByTensor
+from veneer.models.ties import note_untied
 
 STORAGES = (*DTYPES, *CODE_BITS)
 
@@ -32,6 +37,7 @@ def load(
     double_quantisation: bool = True,
     task: Task = "auto",
     labels: list[str] | None = None,
+    with_tokenizer: bool = True,
 ) -> tuple[Any, Any]:
     """A model, in eval mode on the CPU, and its tokenizer.
 
@@ -48,6 +54,7 @@ def load(
         task: "causal", "seq2seq" or "classification"; "auto" takes it from ``labels`` and the config.
         labels: the names of the classes, for a sequence-classification model. Its head is new unless the checkpoint
             has one of that many.
+        with_tokenizer: whether to read its tokenizer; None is returned in its place otherwise.
 
     Returns:
         transformers' model (a ``PreTrainedModel``) and tokenizer. Both have the source's name as ``name_or_path``, by
@@ -79,9 +86,12 @@ def load(
         name_classes(config, labels)
     with quiet():
         model = _kept_model(checkpoint, kind, config, how)
-        tokenizer = checkpoint.tokenizer()
+        refuse_model_not_finite(model, checkpoint.name)
+        checkpoint.notes += [*note_untied(model), *_note_dense(model)]
+        tokenizer = checkpoint.tokenizer() if with_tokenizer else None
     _forget_gguf(model)
-    if checkpoint.kind == "gguf" and checkpoint.cache is not None and (storage, kind) == ("fp32", "causal"):
+    keeps = checkpoint.kind == "gguf" and with_tokenizer
+    if keeps and checkpoint.cache is not None and (storage, kind) == ("fp32", "causal"):
         with quiet():
             converted.keep(checkpoint.cache, model, tokenizer)
     if (
@@ -89,26 +99,26 @@ def load(
         and (compute := DTYPES[compute_name()]) is not DTYPES[storage]
     ):
         compute_in(model, compute)
-    pad_with_end(tokenizer)
-    text = text_config_of(model.config)
-    if getattr(text, "pad_token_id", None) is None:
-        text.pad_token_id = tokenizer.pad_token_id
-    model.config.name_or_path = model.name_or_path = tokenizer.name_or_path = checkpoint.name
+    model.config.name_or_path = model.name_or_path = checkpoint.name
+    if tokenizer is not None:
+        pad_with_end(tokenizer)
+        tokenizer.name_or_path = checkpoint.name
+        text = text_config_of(model.config)
+        if getattr(text, "pad_token_id", None) is None:
+            text.pad_token_id = tokenizer.pad_token_id
     return model.eval(), tokenizer
 
 
 def _kept_model(checkpoint: Checkpoint, kind: str, config: Any, how: dict[str, Any]) -> Any:
     """The model, kept as ``how`` says, or as its checkpoint already keeps it."""
     dtype = DTYPES.get(how["storage"], torch.float32)
-    if checkpoint.is_bitsandbytes:
+    if checkpoint.kind == "folder" and says_bitsandbytes(config):
+        coded = checkpoint.is_bitsandbytes  # else a merged model, whose config kept it
         del config.quantization_config
-        model = stream_quantised(checkpoint, kind, config, dtype)
-        if how["storage"] in CODE_BITS and how != (kept := storage_of(model)):
-            raise ConfigError(
-                f"{checkpoint.name} is kept as {_listed(kept)}, and cannot be loaded as {_listed(how)}; leave storage "
-                f"out to load it as it is."
-            )
-        return model
+        if coded:
+            model = stream_quantised(checkpoint, kind, config, dtype)
+            checkpoint.notes += _compared(checkpoint.name, how, storage_of(model))
+            return model
     if how["storage"] not in CODE_BITS:
         return _whole_model(checkpoint, kind, config, dtype)
     try:
@@ -120,6 +130,27 @@ def _kept_model(checkpoint: Checkpoint, kind: str, config: Any, how: dict[str, A
     return model
 
 
+def _note_dense(model: Any) -> list[str]:
+    """What stays out of the codes of a quantised model, as a sentence."""
+    dense = dense_linear_layers(model) if storage_of(model)["storage"] in CODE_BITS else []
+    named = ", ".join(sorted({name.rpartition(".")[2] for name in dense}))
+    return [f"{named} ({len(dense)} layers) is not kept in codes: the model reads its weight itself."] if dense else []
+
+
+def _compared(name: str, asked: dict[str, Any], kept: dict[str, Any]) -> list[str]:
+    """Whether a checkpoint in codes is ``kept`` as ``asked`` for. An option with its default value is no wish; where it
+    is kept in another way, a sentence says so. Raises ConfigError for a wish that it does not meet."""
+    if asked["storage"] not in CODE_BITS or asked == kept:
+        return []
+    defaults = BlockwiseOptions().model_dump()
+    if all(asked[option] in (kept[option], defaults.get(option)) for option in kept):
+        return [f"{name} is kept as {_listed(kept)}, and is loaded as it is."]
+    raise ConfigError(
+        f"{name} is kept as {_listed(kept)}, and cannot be loaded as {_listed(asked)}; leave storage out to load it "
+        f"as it is."
+    )
+
+
 def _listed(how: dict[str, Any]) -> str:
     double = "with" if how["double_quantisation"] else "without"
     return f"{how['storage']} in blocks of {how['block_size']} {double} double quantisation"
@@ -127,9 +158,11 @@ def _listed(how: dict[str, Any]) -> str:
 
 def _whole_model(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype) -> Any:
     """The model, with every weight from the checkpoint except a classification head's."""
+    if checkpoint.path.is_dir():
+        refuse_files_outside(checkpoint.path, checkpoint.name)
     model, differences = call_library(
         class_for(kind, config, checkpoint.name).from_pretrained, no_model(checkpoint.name), output_loading_info=True,
-        ignore_mismatched_sizes=True, dtype=dtype, config=config, **checkpoint.pretrained(),
+        ignore_mismatched_sizes=True, trust_remote_code=False, dtype=dtype, config=config, **checkpoint.pretrained(),
     )  # fmt: skip
     may_be_new = HEADS if kind == "classification" else ()
     missing = sorted(key for key in differences["missing_keys"] if not key.startswith(may_be_new))
@@ -141,6 +174,7 @@ def _whole_model(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dt
         raise ModelError(
             f"The checkpoint of {checkpoint.name} {fault}; it is incomplete, or belongs to another config.json."
         )
+    refuse_without_place(model, differences["unexpected_keys"], kind, checkpoint.name)
     return model
 
 

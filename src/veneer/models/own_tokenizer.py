@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from veneer.errors import VeneerError
 from veneer.models.checkpoint import Checkpoint
 from veneer.models.library import call_library, quiet
+from veneer.models.own_code import refuse_own_tokenizer
 
 _OF_A_CALL = ("padding", "truncation")  # what the last call asked for, which a fast tokenizer keeps
 
@@ -45,7 +46,8 @@ def _form(tokenizer: Any) -> tuple[Any, ...]:
 def tokenizer_in(folder: Path) -> Any:
     """The tokenizer whose files a folder holds. Raises ModelError where they are damaged or missing."""
     refusal = f"{folder} lacks the tokenizer that was trained with, or it is damaged; copy the whole folder"
+    refuse_own_tokenizer(folder, str(folder))
     with quiet():
-        tokenizer = call_library(AutoTokenizer.from_pretrained, refusal, folder)
+        tokenizer = call_library(AutoTokenizer.from_pretrained, refusal, folder, trust_remote_code=False)
     pad_with_end(tokenizer)
     return tokenizer

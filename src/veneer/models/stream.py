@@ -26,7 +26,9 @@ from veneer.models.bnb_file import quantised_weights, read_weight
 from veneer.models.checkpoint import Checkpoint
 from veneer.models.composite import class_for
 from veneer.models.library import call_library, no_model, some_of
+from veneer.models.places import refuse_without_place, without_place
 from veneer.models.tensors import NotTensorByTensor, Tensors
+from veneer.models.ties import tie
 
 
 def streamed(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype, how: dict[str, Any]) -> Any:
@@ -40,7 +42,7 @@ def streamed(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype,
     tensors = checkpoint.tensors()
     model = _empty(kind, config, dtype, checkpoint.name)
     tensors.rename(model)
-    _require_one_to_one(model, tensors)
+    _require_one_to_one(model, tensors, kind)
     for name in linear_layers(model):
         layer, key = model.get_submodule(name), f"{name}.weight"
         transposed = isinstance(layer, Conv1D)
@@ -50,7 +52,7 @@ def streamed(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype,
         model.set_submodule(name, QuantisedLinear(made, layer.bias, dtype, transposed))
     for key in set(_tensors(model)) & tensors.names():
         _fill(model, key, tensors.read(key), dtype, copy=True)
-    return _finished(model, checkpoint)
+    return _finished(model, checkpoint, tensors.names())
 
 
 def stream_quantised(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype) -> Any:
@@ -68,16 +70,15 @@ def stream_quantised(checkpoint: Checkpoint, kind: str, config: Any, dtype: torc
     layers = set(linear_layers(model))
     held = files.names() - beside
     new = _new_head(model, files, held, set(weights)) if kind == "classification" else set()
-    if new:  # and the head of a language model is not wanted
-        held -= new | {key for key in held if key.startswith("lm_head.")}
-    _refuse_others(model, files, held, set(weights), checkpoint.name, new)
+    held -= new
+    _refuse_others(model, files, held, set(weights), checkpoint.name, new, kind)
     for weight, parts in weights.items():
         _put_quantised(model, weight, read_weight(weight, parts, files.mapped), layers, dtype, checkpoint.name)
     for key in (set(_tensors(model)) & held) - set(weights):
         _fill(model, key, files.mapped(key), dtype)
     for head in {model.get_submodule(key.split(".")[0]) for key in new}:
         head.to_empty(device=CPU).to(dtype).apply(model._init_weights)
-    return _finished(model, checkpoint)
+    return _finished(model, checkpoint, held | new)
 
 
 def _put_quantised(model: Any, weight: str, codes: Quantised, layers: set[str], dtype: torch.dtype, name: str) -> None:
@@ -105,7 +106,8 @@ def _new_head(model: Any, files: Tensors, held: set[str], weights: set[str]) -> 
 def _empty(kind: str, config: Any, dtype: torch.dtype, name: str) -> Any:
     """The model with parameters that have a shape and no values; buffers that no file holds have theirs."""
     with init_empty_weights(include_buffers=False):
-        return call_library(class_for(kind, config, name).from_config, no_model(name), config, dtype=dtype)
+        made = class_for(kind, config, name).from_config
+        return call_library(made, no_model(name), config, trust_remote_code=False, dtype=dtype)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -119,14 +121,14 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in model.state_dict().items() if key not in inside}
 
 
-def _require_one_to_one(model: Any, tensors: Tensors) -> None:
+def _require_one_to_one(model: Any, tensors: Tensors, kind: str) -> None:
     """Raises NotTensorByTensor unless each tensor of the checkpoint is one of the model's, and the other way round."""
     names, wanted = tensors.names(), _tensors(model)
     if not names:
         raise NotTensorByTensor("it has no safetensors file")
     if _conversions(model):
         raise NotTensorByTensor("its tensors are joined or turned as they are read")
-    missing, unexpected = _differences(model, names)
+    missing, unexpected = _differences(model, names, kind)
     if missing and unexpected:
         raise NotTensorByTensor(f"it has other names, such as {unexpected[0]} where its model has {missing[0]}")
     if missing:
@@ -162,20 +164,19 @@ def _joining(conversions: list[Any]) -> list[WeightConverter]:
     return [conversion for conversion in conversions if isinstance(conversion, WeightConverter)]
 
 
-def _differences(model: Any, keys: set[str]) -> tuple[list[str], list[str]]:
-    """Keys that the model needs and the files lack, and those that are of no use to it."""
+def _differences(model: Any, keys: set[str], kind: str) -> tuple[list[str], list[str]]:
+    """Keys that the model needs and the files lack, and those that it has no place for."""
     wanted, tied = set(_tensors(model)), set(getattr(model, "all_tied_weights_keys", None) or {})
-    ignored = [*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []), r"rotary_emb\.inv_freq$"]
-    unexpected = [key for key in keys - wanted if not any(re.search(pattern, key) for pattern in ignored)]
-    return sorted(wanted - keys - tied), sorted(unexpected)
+    return sorted(wanted - keys - tied), without_place(model, keys - wanted, kind)
 
 
-def _refuse_others(model: Any, files: Tensors, keys: set[str], weights: set[str], name: str, new: set[str]) -> None:
-    missing, unexpected = _differences(model, keys | new)
-    wrong = missing or unexpected
-    if wrong:
-        fault = "lacks" if missing else "holds what its model has no place for:"
-        raise ModelError(f"The checkpoint of {name} {fault} {some_of(wrong)}.")
+def _refuse_others(
+    model: Any, files: Tensors, keys: set[str], weights: set[str], name: str, new: set[str], kind: str
+) -> None:
+    missing, _ = _differences(model, keys | new, kind)
+    if missing:
+        raise ModelError(f"The checkpoint of {name} lacks {some_of(missing)}.")
+    refuse_without_place(model, keys - set(_tensors(model)), kind, name)
     wanted = _tensors(model)
     for key in sorted((keys & set(wanted)) - weights):
         if files.shape(key) != tuple(wanted[key].shape):
@@ -196,8 +197,9 @@ def _fill(model: nn.Module, key: str, tensor: Tensor, dtype: torch.dtype, copy: 
         module._parameters[name] = nn.Parameter(tensor.to(dtype, copy=copy), requires_grad=trained)
 
 
-def _finished(model: Any, checkpoint: Checkpoint) -> Any:
-    model.tie_weights()
+def _finished(model: Any, checkpoint: Checkpoint, held: set[str]) -> Any:
+    """``held``: the tensors that the checkpoint has values for."""
+    tie(model, set(_tensors(model)) - held)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config = checkpoint.generation_config() or model.generation_config
     return model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
+from veneer.models.index import SAFETENSORS_INDEX, weight_map
 from veneer.models.library import unreadable
 
 
@@ -53,9 +53,9 @@ class SafetensorsFolder:
         self._model = name
         self._files: dict[str, Path] = {}  # by the tensor's name
         self._open: dict[Path, Any] = {}
-        index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+        index, single = folder / SAFETENSORS_INDEX, folder / "model.safetensors"
         if index.is_file():
-            self._files = {key: folder / file for key, file in _weight_map(index, name).items()}
+            self._files = {key: folder / file for key, file in weight_map(index, name).items()}
         elif single.is_file():
             with self._damage(), safe_open(single, "pt") as file:
                 self._files = dict.fromkeys(file.keys(), single)
@@ -97,12 +97,3 @@ class SafetensorsFolder:
             yield
         except (SafetensorError, OSError) as error:
             raise unreadable(self._model, error) from error
-
-
-def _weight_map(index: Path, name: str) -> dict[str, str]:
-    """Tensor → file, as the index of a checkpoint in several files says."""
-    try:
-        files: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError) as error:  # no JSON, or no such map in it
-        raise unreadable(name, error) from error
-    return files

@@ -10,6 +10,7 @@ from typing import TypeVar
 from torch import nn
 
 from veneer.errors import TargetError, nearest
+from veneer.frozen.read_outside import read_outside
 from veneer.frozen.text_part import beside_text
 from veneer.frozen.weight import PLAIN_TYPES, QuantisedLinear
 from veneer.updates.config import AdaLoRA, LoRA, UpdateOptions
@@ -67,9 +68,10 @@ def choose(model: nn.Module, config: LoRA | AdaLoRA) -> list[Chosen]:
     heads = head_names(model, modules)
     excluded = _matching(config.exclude, modules, "exclude")
     whole = {name for names in config.train_also for name in matching_suffix(names, modules)}
+    outside = read_outside(model)
     if config.targets == "all-linear":
         names = [name for name, module in modules.items() if isinstance(module, LINEAR_TYPES) and name not in heads
-                 and not f"{name}.".startswith(beside)]  # fmt: skip
+                 and name not in outside and not f"{name}.".startswith(beside)]  # fmt: skip
     else:
         names = _matching(config.targets, modules, "targets")
     inside_whole = {name for name in names if any(name == w or name.startswith(f"{w}.") for w in whole)}
@@ -84,6 +86,11 @@ def choose(model: nn.Module, config: LoRA | AdaLoRA) -> list[Chosen]:
                 f"it into one, such as nn.Sequential(layer)."
             )
         _refuse_unadaptable(name, modules[name])
+        if name in outside and isinstance(modules[name], LINEAR_TYPES):
+            raise TargetError(
+                f"{name} is never called: the module around it reads its weight itself, so an update would do nothing; "
+                f"leave it out of targets."
+            )
         if isinstance(config, AdaLoRA) and isinstance(modules[name], nn.Embedding):
             raise TargetError(f"{name} is an Embedding, which AdaLoRA does not adapt; leave it out, or use LoRA.")
     if not names and config.targets:

@@ -140,11 +140,43 @@ def test_a_weight_that_is_missing_or_has_no_place(damaged):
     assert damaged(change) == "The checkpoint of FOLDER lacks model.norm.weight."
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scales_that_are_not_finite(damaged, value):
+    def change(tensors):
+        tensors[f"{NAME}.nested_absmax"][0] = value
+
+    assert damaged(change) == f"{NAME}.nested_absmax holds a scale that is not finite: its weights are unknown."
+
+
+def test_an_offset_that_is_not_finite(damaged):
+    assert damaged(lambda tensors: _state(tensors, nested_offset=float("nan"))) == (
+        f"{NAME}.quant_state has a nested_offset that is not finite: its weights are unknown."
+    )
+
+
+def test_scales_of_another_type_than_the_description_has(damaged):
+    def change(tensors):
+        tensors[f"{NAME}.absmax"] = tensors[f"{NAME}.absmax"].float()
+
+    assert damaged(change) == (
+        f"{NAME}.absmax is of the type float32; with nested scales it is uint8, and else a float."
+    )
+
+
+def test_nested_blocks_of_nothing(damaged):
+    assert damaged(lambda tensors: _state(tensors, nested_blocksize=0)) == (
+        f"{STATE} has nested scales in blocks of 0."
+    )
+
+
 def test_a_weight_without_a_place(damaged):
     def change(tensors):
         tensors["model.other.weight"] = torch.zeros(3)
 
-    assert damaged(change) == "The checkpoint of FOLDER holds what its model has no place for: model.other.weight."
+    assert damaged(change) == (
+        "The checkpoint of FOLDER holds what its model has no place for: model.other.weight; it belongs to another "
+        "config.json, or is in a form that cannot be read."
+    )
 
 
 def test_a_weight_of_another_shape(damaged):

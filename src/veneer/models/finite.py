@@ -1,0 +1,40 @@
+"""Weights that are NaN or infinite, refused by name: as the file has them, or in the type they were converted to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from veneer.errors import ModelError
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is a NaN or an infinity. One reduction and no copy: the sum is finite unless a value is not, or
+    it overflows, and only then are the values looked at one by one."""
+    if not tensor.is_floating_point() or tensor.is_meta:
+        return True
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+def refuse_weight_not_finite(tensor: Tensor, key: str, name: str) -> None:
+    """Raises ModelError where the ``tensor`` called ``key`` of the model ``name`` holds a NaN or an infinity, which in
+    fp16 is also what a value above 65504 becomes."""
+    if is_finite(tensor):
+        return
+    if tensor.dtype is torch.float16 and not bool(torch.isnan(tensor).any()):
+        raise ModelError(
+            f"{key} of {name} is infinite in fp16, whose largest value is {torch.finfo(torch.float16).max:.0f}; load "
+            f"it as bf16 or fp32."
+        )
+    raise ModelError(
+        f"{key} of {name} holds a value that is not finite (NaN or infinity); the checkpoint is damaged, or its "
+        f"training diverged."
+    )
+
+
+def refuse_model_not_finite(model: Any, name: str) -> None:
+    """The same of every tensor that the model's checkpoint holds, scales of codes with them."""
+    for key, tensor in model.state_dict().items():
+        refuse_weight_not_finite(tensor, key, name)
