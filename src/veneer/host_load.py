@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import resource
 import time
 from pathlib import Path
+
+from veneer.unix import resource
 
 _STAT = Path("/proc/stat")
 _BUSY = (0, 1, 2, 5, 6, 7)  # of a core's counts: user, nice, system, interrupts (two kinds), and what a host took

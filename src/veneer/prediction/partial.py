@@ -6,7 +6,6 @@ A line that a kill cut off is dropped. The file goes when the output is written.
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import IO, Any
 
 from veneer.errors import DataError
 from veneer.prediction.result import Prediction
+from veneer.unix import fcntl
 
 # What a part of the identity is called in a refusal.
 _CALLED = {"model": "another model or adapter", "rows": "other rows", "options": "other options"}
