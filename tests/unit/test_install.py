@@ -138,6 +138,15 @@ def test_a_pin_of_an_installed_version_is_for_pythons_that_it_supports():
     assert wrong == []
 
 
+def test_the_pages_install_the_pytorch_that_is_pinned():
+    """Another version would be replaced, by the build that the index prefers, as soon as Veneer is installed."""
+    (pinned,) = re.findall("^torch==(.+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M)
+    for page, builds in (("README.md", ["cpu", "cu130"]), ("docs/getting-started.md", ["cpu"])):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        lines = re.findall(r"^pip install torch(.*?) --index-url https://download\.pytorch\.org/whl/(\w+)", text, re.M)
+        assert lines == [(f"=={pinned}", build) for build in builds], page
+
+
 def _python_is(version):
     return {"python_version": version.rpartition(".")[0], "python_full_version": version}
 
