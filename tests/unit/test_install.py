@@ -147,6 +147,14 @@ def test_the_pages_install_the_pytorch_that_is_pinned():
         assert lines == [(f"=={pinned}", build) for build in builds], page
 
 
+def test_the_page_that_says_how_to_remove_veneer_names_all_that_was_installed_and_its_cache():
+    text = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8").partition("## How to remove it")[2]
+    lines = (ROOT / "packaged.txt").read_text(encoding="utf-8").splitlines()
+    packages = [line.partition("==")[0] for line in lines if not line.startswith("#")]
+    assert f"pip uninstall veneer {' '.join(packages)}" in text
+    assert '"${XDG_CACHE_HOME:-$HOME/.cache}/veneer"' in text, "as files.cache_folder has it"
+
+
 def _python_is(version):
     return {"python_version": version.rpartition(".")[0], "python_full_version": version}
 
