@@ -320,7 +320,9 @@ def rule(method: str, steps: int) -> float:
 
 def checks(method: str, task: str) -> bool:
     """Whether the method's rate was chosen without this task."""
-    return task in CHECKED and not (method in ("bias", "head") or (method == "lora" and task in ("products", "subjects")))
+    return task in CHECKED and not (
+        method in ("bias", "head") or (method == "lora" and task in ("products", "subjects"))
+    )
 
 
 def tell(found: Found) -> None:

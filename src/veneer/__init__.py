@@ -68,7 +68,7 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'veneer' has no attribute {name!r}")
-    import_module("veneer.unix")  # on Windows its one sentence, before another library's words
+    import_module("veneer.unix")  # on Windows one sentence, before another library says that it lacks a module
     return getattr(import_module(_HOME[name]), name)
 
 

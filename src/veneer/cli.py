@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from veneer import __version__
+from veneer.commands import completion as completes
 from veneer.commands.config import ExportOptions, InspectOptions, MergeOptions, PushOptions, QuantizeOptions
 from veneer.commands.flags import Verb, flags, given
 from veneer.errors import ConfigError, VeneerError, did_you_mean
@@ -52,7 +53,7 @@ def cli() -> None:
 
 
 @cli.command(short_help="Will it fit, how long will it take; what to change if not.")
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=completes.models)
 @click.argument("run_yaml", required=False, metavar="[RUN.yaml]", type=click.Path(path_type=Path))
 @flags(PlanOptions, only=ASKED)
 @_JSON
@@ -95,7 +96,10 @@ def plan(model: str | None, run_yaml: Path | None, as_json: bool, **options: Any
 
 @cli.command(short_help="Train an adapter; a run folder comes out.")
 @click.argument("run_yaml", required=False, metavar="[RUN.yaml]", type=click.Path(path_type=Path))
-@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run from where it is.")
+@click.option(
+    "--resume", type=click.Path(path_type=Path), metavar="RUN", shell_complete=completes.folders,
+    help="Go on with a run from where it is.",
+)  # fmt: skip
 @flags(TrainConfig, first=("model", "data", "output", "held_out", "method", "storage", "steps", "rank"))
 def train(run_yaml: Path | None, resume: Path | None, **options: Any) -> None:
     """Train an adapter for MODEL on the rows of DATA and write it, with checkpoints and metrics, to OUTPUT.
@@ -127,7 +131,7 @@ def train(run_yaml: Path | None, resume: Path | None, **options: Any) -> None:
 
 
 @cli.command(short_help="Measure base and adapter on held-out rows.")
-@click.argument("run", metavar="RUN|ADAPTER", type=click.Path(path_type=Path))
+@click.argument("run", metavar="RUN|ADAPTER", type=click.Path(path_type=Path), shell_complete=completes.folders)
 @flags(EvaluateOptions)
 @_JSON
 def evaluate(run: Path, as_json: bool, **options: Any) -> None:
@@ -150,8 +154,8 @@ def evaluate(run: Path, as_json: bool, **options: Any) -> None:
 
 
 @cli.command(short_help="Answer every row of a file.")
-@click.argument("source", metavar="RUN|ADAPTER|MODEL")
-@click.argument("data")
+@click.argument("source", metavar="RUN|ADAPTER|MODEL", shell_complete=completes.models)
+@click.argument("data", shell_complete=completes.rows)
 @flags(PredictOptions)
 def predict(source: str, data: str, **options: Any) -> None:
     """Write what a run, an adapter or a model answers to each row of DATA: label and probabilities, or text.
@@ -172,7 +176,7 @@ def predict(source: str, data: str, **options: Any) -> None:
 
 
 @cli.command(short_help="Answer one prompt.")
-@click.argument("source", metavar="RUN|ADAPTER|MODEL")
+@click.argument("source", metavar="RUN|ADAPTER|MODEL", shell_complete=completes.models)
 @click.argument("prompt")
 @flags(GenerateOptions)
 @_JSON
@@ -195,7 +199,7 @@ def generate(source: str, prompt: str, as_json: bool, **options: Any) -> None:
 
 
 @cli.command(short_help="Talk to a run, an adapter or a model.")
-@click.argument("source", metavar="RUN|ADAPTER|MODEL")
+@click.argument("source", metavar="RUN|ADAPTER|MODEL", shell_complete=completes.models)
 @flags(GenerateOptions)
 def chat(source: str, **options: Any) -> None:
     """A conversation in the terminal. An empty line or Ctrl-D ends it; /new starts another one."""
@@ -205,7 +209,7 @@ def chat(source: str, **options: Any) -> None:
 
 
 @cli.command(short_help="Fold an adapter into its base: a plain model comes out.")
-@click.argument("run", metavar="RUN|ADAPTER")
+@click.argument("run", metavar="RUN|ADAPTER", shell_complete=completes.folders)
 @click.argument("out", type=click.Path(path_type=Path))
 @flags(MergeOptions, first=("storage", "check"))
 def merge(run: str, out: Path, **options: Any) -> None:
@@ -223,7 +227,7 @@ def merge(run: str, out: Path, **options: Any) -> None:
 
 
 @cli.command(short_help="An adapter as a plain LoRA that every loader reads.")
-@click.argument("run", metavar="RUN|ADAPTER", type=click.Path(path_type=Path))
+@click.argument("run", metavar="RUN|ADAPTER", type=click.Path(path_type=Path), shell_complete=completes.folders)
 @click.argument("out", type=click.Path(path_type=Path))
 @flags(ExportOptions)
 def export(run: Path, out: Path, **options: Any) -> None:
@@ -238,7 +242,9 @@ def export(run: Path, out: Path, **options: Any) -> None:
 
 
 @cli.command(short_help="Upload an adapter to the Hugging Face hub.")
-@click.argument("source", metavar="RUN|ADAPTER|MODEL", type=click.Path(path_type=Path))
+@click.argument(
+    "source", metavar="RUN|ADAPTER|MODEL", type=click.Path(path_type=Path), shell_complete=completes.folders
+)
 @click.argument("repo", metavar="OWNER/NAME")
 @flags(PushOptions)
 def push(source: Path, repo: str, **options: Any) -> None:
@@ -256,7 +262,7 @@ def push(source: Path, repo: str, **options: Any) -> None:
 
 
 @cli.command(short_help="Keep a model in 4 bits: a bitsandbytes checkpoint comes out.")
-@click.argument("model")
+@click.argument("model", shell_complete=completes.models)
 @click.argument("out", type=click.Path(path_type=Path))
 @flags(QuantizeOptions, first=("storage",))
 def quantize(model: str, out: Path, **options: Any) -> None:
@@ -271,7 +277,7 @@ def quantize(model: str, out: Path, **options: Any) -> None:
 
 
 @cli.command(short_help="What is in a model, an adapter, a run, or rows.")
-@click.argument("source", metavar="MODEL|ADAPTER|RUN|DATA")
+@click.argument("source", metavar="MODEL|ADAPTER|RUN|DATA", shell_complete=completes.anything)
 @flags(InspectOptions)
 @_JSON
 def inspect(source: str, as_json: bool, **options: Any) -> None:
@@ -293,7 +299,7 @@ def inspect(source: str, as_json: bool, **options: Any) -> None:
 
 
 @cli.command(short_help="One self-contained HTML page of a run or a study.")
-@click.argument("source", metavar="RUN|STUDY", type=click.Path(path_type=Path))
+@click.argument("source", metavar="RUN|STUDY", type=click.Path(path_type=Path), shell_complete=completes.folders)
 @flags(ReportOptions)
 def report(source: Path, **options: Any) -> None:
     """Write what a run was asked for and what it measured, or the findings of a study, as a page to open in a browser.
@@ -306,7 +312,7 @@ def report(source: Path, **options: Any) -> None:
 
 
 @cli.command(short_help="Watch a run in progress.")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=completes.folders)
 def watch(run: Path) -> None:
     """Redraw losses, speed, memory and the time left in the terminal, until the run ends or Ctrl-C.
 
@@ -318,7 +324,7 @@ def watch(run: Path) -> None:
 
 
 @cli.command(short_help="Measure a trade-off: learning rate, rank, matrices, methods, storage, budget or spectrum.")
-@click.argument("kind", metavar="KIND")
+@click.argument("kind", metavar="KIND", shell_complete=completes.studies)
 @flags(StudyOptions, first=("model", "data", "output", "seeds", "steps"))
 def study(kind: str, **options: Any) -> None:
     """Train and measure what KIND compares, and write the rows, a plot and the findings to a folder.
@@ -336,7 +342,7 @@ def study(kind: str, **options: Any) -> None:
 @cli.command(short_help="Shell completion for bash, zsh or fish.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the script that completes commands and flags.
+    """Print the script that completes commands, flags and their values: files, models, methods, storages and the like.
 
     \b
     veneer completion bash >> ~/.bashrc

@@ -202,10 +202,25 @@ _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2*
 
 
 def memory_size(value: int | str) -> int:
-    """Bytes of "256MB", "1.5GiB" or a plain number. Raises ConfigError for anything else."""
-    size = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
-    if size is None or (size[2] or "B").upper() not in _UNITS:
+    """Bytes of "256MB", "1.5GiB" or "3B"; a whole number that is not a text is bytes already.
+
+    Raises ConfigError for a text without a unit, and for anything else.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    size = re.fullmatch(r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([A-Za-z]*)\s*", str(value))
+    if size is not None and not size[2]:
+        raise ConfigError(without_unit(size[1]))
+    if size is None or size[2].upper() not in _UNITS:
         raise ConfigError(
             f"{shown(value)} is not a size in memory; write a number and KB, MB, GB, KiB, MiB or GiB: 256MB."
         )
-    return round(float(size[1]) * _UNITS[(size[2] or "B").upper()])
+    return round(float(size[1]) * _UNITS[size[2].upper()])
+
+
+def without_unit(number: int | str) -> str:
+    """The refusal of a size that is a number alone. A small one hardly means bytes; a large one may."""
+    units = ("GB", "MB", "GiB") if float(number) < 1e6 else ("B",)
+    *others, last = [f"{number}{unit}" for unit in units]
+    before = ", ".join(others) + " or " if others else ""
+    return f"{number} has no unit; write {before}{last}."

@@ -8,5 +8,15 @@ from veneer.errors import SystemSupportError
 try:
     import fcntl as fcntl
     import resource as resource
+    import termios as termios
 except ModuleNotFoundError:
     raise SystemSupportError("Veneer runs on Linux and macOS; on Windows, use WSL.") from None
+
+
+def has_line_editor() -> bool:
+    """Load Python's line editor, which input() then uses in a terminal; False where this Python has none."""
+    try:
+        import readline  # noqa: F401
+    except ImportError:
+        return False
+    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 import subprocess
 import sys
@@ -109,12 +110,53 @@ def test_every_requirement_is_pinned_on_every_python(described):
 
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    for minor in range(10, 15):
-        environment = {"python_version": f"3.{minor}"}
+    for version in ("3.10.0", "3.11.2", "3.11.5", "3.12.0", "3.13.0", "3.14.0"):
+        environment = _python_is(version)
         pinned = [_plain(pin.name) for pin in pins if pin.marker is None or pin.marker.evaluate(environment)]
         assert sorted(pinned) == sorted(set(pinned)), "pinned twice"
         names = {_plain(Requirement(line).name) for line in described.get_all("Requires-Dist")} - {"veneer"}
         assert names <= set(pinned)
+
+
+def test_a_pin_of_an_installed_version_is_for_pythons_that_it_supports():
+    """Of the others an index knows; this needs none."""
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+
+    wrong = []
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()[1:]:
+        pin = Requirement(line)
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            about = metadata.metadata(pin.name)
+            if pin.specifier.contains(about["Version"].partition("+")[0], prereleases=True):
+                wrong += [
+                    f"{line} on {version}"
+                    for version in ("3.10.0", "3.11.2", "3.12.0", "3.13.0", "3.14.0")
+                    if pin.marker is None or pin.marker.evaluate(_python_is(version))
+                    if not SpecifierSet(about["Requires-Python"] or "").contains(version)
+                ]
+    assert wrong == []
+
+
+def test_the_pages_install_the_pytorch_that_is_pinned():
+    """Another version would be replaced, by the build that the index prefers, as soon as Veneer is installed."""
+    (pinned,) = re.findall("^torch==(.+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M)
+    for page, builds in (("README.md", ["cpu", "cu130"]), ("docs/getting-started.md", ["cpu"])):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        lines = re.findall(r"^pip install torch(.*?) --index-url https://download\.pytorch\.org/whl/(\w+)", text, re.M)
+        assert lines == [(f"=={pinned}", build) for build in builds], page
+
+
+def test_the_page_that_says_how_to_remove_veneer_names_all_that_was_installed_and_its_cache():
+    text = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8").partition("## How to remove it")[2]
+    lines = (ROOT / "packaged.txt").read_text(encoding="utf-8").splitlines()
+    packages = [line.partition("==")[0] for line in lines if not line.startswith("#")]
+    assert f"pip uninstall veneer {' '.join(packages)}" in text
+    assert '"${XDG_CACHE_HOME:-$HOME/.cache}/veneer"' in text, "as files.cache_folder has it"
+
+
+def _python_is(version):
+    return {"python_version": version.rpartition(".")[0], "python_full_version": version}
 
 
 def _plain(name):

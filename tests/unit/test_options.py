@@ -7,11 +7,12 @@ import re
 import pytest
 
 import veneer
+from veneer.cli import cli
 from veneer.commands.config import ExportOptions, InspectOptions, MergeOptions, QuantizeOptions
 from veneer.errors import ArgumentError, ConfigError, shown
 from veneer.evaluation.config import EvaluateOptions
 from veneer.generation.config import GenerateOptions
-from veneer.options import ELSEWHERE, EXPLAINED
+from veneer.options import ELSEWHERE, EXPLAINED, memory_size
 from veneer.planning.config import PlanOptions
 from veneer.reporting.config import ReportOptions
 from veneer.studies.config import StudyOptions
@@ -79,11 +80,45 @@ def test_one_item_where_a_list_is_meant_is_a_list_of_one():
         assert "train_also" in _refusal(veneer.LoRA, train_also=refused)
 
 
+@pytest.mark.parametrize("options", [TrainConfig, PlanOptions])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("12", "12 has no unit; write 12GB, 12MB or 12GiB."),
+        (" 1.5 ", "1.5 has no unit; write 1.5GB, 1.5MB or 1.5GiB."),
+        (12, "12 has no unit; write 12GB, 12MB or 12GiB."),  # as YAML reads it
+        (1.5, "1.5 has no unit; write 1.5GB, 1.5MB or 1.5GiB."),
+        ("12000000000", "12000000000 has no unit; write 12000000000B."),
+    ],
+)
+def test_a_size_without_a_unit_is_asked_for_one(options, given, said):
+    assert _refusal(options, **RUN, memory=given) == f"memory = {said}"
+    assert _refusal(options, **RUN, optimizer="paged-adamw", optimizer_memory=given) == f"optimizer_memory = {said}"
+
+
+def test_a_size_in_bytes_is_a_whole_number_in_python():
+    config = TrainConfig(**RUN, memory=2 * 10**9)
+    assert memory_size(config.memory) == 2 * 10**9
+    assert TrainConfig(**config.model_dump()) == config
+
+
+@pytest.mark.parametrize("verb", ["plan", "train"])
+def test_every_flag_that_is_a_size_asks_for_its_unit(verb, refused):
+    flags = [p.opts[0] for p in cli.commands[verb].params if p.name.endswith("memory") and p.metavar == "TEXT"]
+    assert flags == ["--optimizer-memory", "--memory"] if verb == "train" else ["--memory", "--optimizer-memory"]
+    named = ["m"] if verb == "plan" else ["--model", "m", "--data", "d", "--output", "o"]
+    for flag in flags:
+        paged = ["--optimizer", "paged-adamw"] if flag == "--optimizer-memory" else []
+        said = f"{flag[2:].replace('-', '_')} = 12 has no unit; write 12GB, 12MB or 12GiB."
+        assert refused(verb, *named, *paged, flag, "12") == said
+
+
 def test_a_refusal_does_not_repeat_long_input():
     rows = [{"prompt": "a" * 50, "completion": "b"}] * 5000
     for options, values in [
         (veneer.LoRA, {"rank": rows}),
         (TrainConfig, {**RUN, "memory": "x" * 5000}),
+        (TrainConfig, {**RUN, "memory": "9" * 5000}),
         (TrainConfig, {**RUN, "held_out": rows}),
         (veneer.AdaLoRA, {"budget": "y" * 5000}),
         (veneer.LoRA, {"z" * 5000: 1}),

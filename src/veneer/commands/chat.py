@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import click
 from veneer.commands.generate import said, sides
 from veneer.generation.config import GenerateOptions
 from veneer.runs.opened import open_named
+from veneer.unix import has_line_editor, termios
 
 
 def talk(source: str | Path, **options: Any) -> None:
@@ -24,6 +26,7 @@ def talk(source: str | Path, **options: Any) -> None:
     asked, opened = GenerateOptions(**options), open_named(source)
     names = sides(opened, asked)
     histories: dict[str, tuple[dict[str, str], ...]] = dict.fromkeys(names, ())
+    edited = sys.stdin.isatty() and sys.stdout.isatty() and has_line_editor()
     if sys.stdin.isatty():
         click.echo("An empty line or Ctrl-D ends the conversation, /new starts another one.")
     while True:
@@ -36,11 +39,27 @@ def talk(source: str | Path, **options: Any) -> None:
         if line.strip() == "/new":
             histories = dict.fromkeys(names, ())
             continue
-        for name in names:
-            turns = (*histories[name], {"role": "user", "content": line.replace("\\n", "\n")})
-            click.echo(f"{name}> ", nl=False)
-            text = _printed(said(opened, turns, name, asked))
-            histories[name] = (*turns, {"role": "assistant", "content": text})
+        with _typed_ahead() if edited else nullcontext():
+            for name in names:
+                turns = (*histories[name], {"role": "user", "content": line.replace("\\n", "\n")})
+                click.echo(f"{name}> ", nl=False)
+                text = _printed(said(opened, turns, name, asked))
+                histories[name] = (*turns, {"role": "assistant", "content": text})
+
+
+@contextmanager
+def _typed_ahead() -> Iterator[None]:
+    """While answers are printed, what is typed is kept for the next prompt, where the line editor shows it, and does
+    not appear amid the answer."""
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    silent = [*before]
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(terminal, termios.TCSADRAIN, silent)  # the flushing form would drop what is typed
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
 
 def _printed(pieces: Iterator[str]) -> str:

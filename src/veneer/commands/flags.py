@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
+from veneer.commands.completion import completer
 from veneer.errors import ConfigError
 from veneer.options import Options, named_here
 
@@ -63,7 +64,10 @@ def _flag(name: str, field: FieldInfo) -> Callable[[Any], Any]:
         return click.option(
             flag, name, type=click.Choice([str(arg) for arg in get_args(kind)]), help=_help(text, field)
         )
-    return click.option(flag, name, callback=_reader(name, kind), metavar=_metavar(kind), help=_help(text, field))
+    return click.option(
+        flag, name, callback=_reader(name, kind), metavar=_metavar(kind), help=_help(text, field),
+        shell_complete=completer(name, _parts(kind)),
+    )  # fmt: skip
 
 
 def _help(text: str, field: FieldInfo) -> str:

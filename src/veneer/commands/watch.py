@@ -22,7 +22,8 @@ from veneer.training.progress import clock
 _EVERY = 1.0  # seconds between two looks
 _LINES = 6  # of the chart
 _WIDEST = 100
-_EVALUATIONS = 12  # whose accuracy is drawn: more do not fit 80 columns
+_GAP = 2  # columns after each of the table's two
+_HELD_OUT = "held-out loss"
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 
@@ -60,32 +61,42 @@ def screen(run: RunHistory, width: int) -> RenderableType:
     """What is shown of a run in a terminal ``width`` columns wide."""
     width = max(20, min(width, _WIDEST))
     bar = ProgressBar(total=max(run.total or 1, 1), completed=run.step, width=width)
-    parts: list[RenderableType] = [_head(run), bar]
+    parts: list[RenderableType] = [*_head(run, width), bar]
     losses = [record["loss"] for record in run.steps]
     if losses:
         parts += [Text(f"training loss, steps 1 to {run.step:,}", style="dim"), chart(losses, width)]
-    parts.append(_numbers(run))
+    parts.append(_numbers(run, width))
     parts += [Text(note, style="yellow") for note in [*run.advice, *run.notes]]
     return Group(*parts)
 
 
-def _head(run: RunHistory) -> Text:
+def _head(run: RunHistory, width: int) -> list[Text]:
+    """Folder, step and phase in one line where they fit, else each in its own. A command is never cut."""
     said = {
         "starting": "starting", "running": "in progress", "finished": "finished",
         "stopped": f"not finished, and nobody trains it: veneer train --resume {run.folder}",
     }[run.phase]  # fmt: skip
     of = f"/{run.total:,}" if run.total is not None else ""
-    return Text.assemble((str(run.folder), "bold"), f"  step {run.step:,}{of}  ", (said, "italic"))
+    name, step = Text(str(run.folder), "bold", overflow="fold"), Text(f"step {run.step:,}{of}")
+    state, colon, command = said.partition(": ")
+    line = Text("  ").join([name, step, Text(said, "italic")])
+    if line.cell_len <= width:
+        return [line]
+    lines = [name, Text("  ").join([step, Text(f"{state}{colon.strip()}", "italic")])]
+    return [*lines, Text(command, overflow="fold")] if command else lines
 
 
-def _numbers(run: RunHistory) -> Table:
-    table = Table.grid(padding=(0, 2))
-    for name, value in _rows(run):
+def _numbers(run: RunHistory, width: int) -> Table:
+    table = Table.grid(padding=(0, _GAP))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, overflow="ellipsis")
+    for name, value in _rows(run, width - _GAP - len(_HELD_OUT) - _GAP):
         table.add_row(Text(name, style="dim"), Text(value))
     return table
 
 
-def _rows(run: RunHistory) -> list[tuple[str, str]]:
+def _rows(run: RunHistory, width: int) -> list[tuple[str, str]]:
+    """What the numbers are called, and they, at most ``width`` columns wide."""
     rows = []
     left = run.seconds_left()
     if run.phase == "running" and left is not None:
@@ -94,16 +105,9 @@ def _rows(run: RunHistory) -> list[tuple[str, str]]:
         last = run.steps[-1]
         rows.append(("loss", f"{last['loss']:.4f}"))
     if run.held_out:
-        best = run.best()
-        kept = f", best {best['held_out_loss']:.4f} at step {best['step']:,}" if best else ""
-        newest = run.held_out[-1]
-        line = sparkline([record["held_out_loss"] for record in run.held_out[-40:]])
-        rows.append(("held-out loss", f"{newest['held_out_loss']:.4f} at step {newest['step']:,}{kept}  {line}"))
+        rows.append((_HELD_OUT, _held_out(run, width)))
     if run.accuracies:
-        newest, shares = run.accuracies[-1], [record["held_out_accuracy"] for record in run.accuracies[-_EVALUATIONS:]]
-        largest = "" if run.largest_class is None else f", largest class {100 * run.largest_class:.1f} %"
-        said = f"{100 * newest['held_out_accuracy']:.1f} % at step {newest['step']:,}{largest}"
-        rows.append(("held-out accuracy", f"{said}  {sparkline(shares)}"))
+        rows.append(("accuracy", _accuracy(run, width)))
     if run.steps:
         last = run.steps[-1]
         rows.append(("tokens a second", f"{last['tokens_per_second']:,.0f}, median {run.tokens_per_second:,.0f}"))
@@ -113,6 +117,28 @@ def _rows(run: RunHistory) -> list[tuple[str, str]]:
         if "budget" in last:
             rows.append(("rank budget", f"{last['budget']:,} triplets in force"))
     return rows
+
+
+def _held_out(run: RunHistory, width: int) -> str:
+    """The newest held-out loss and the best one, and the latest ones as blocks where there is room for them."""
+    newest, best = run.held_out[-1], run.best()
+    kept = f", best {best['held_out_loss']:.4f} at step {best['step']:,}" if best else ""
+    said = f"{newest['held_out_loss']:.4f} at step {newest['step']:,}{kept}"
+    return _with_sparkline(said, [record["held_out_loss"] for record in run.held_out], width)
+
+
+def _accuracy(run: RunHistory, width: int) -> str:
+    """The newest share of held-out rows that are right beside the largest class's, and the latest ones as blocks."""
+    newest = run.accuracies[-1]
+    largest = "" if run.largest_class is None else f", largest class {100 * run.largest_class:.1f} %"
+    said = f"{100 * newest['held_out_accuracy']:.1f} % at step {newest['step']:,}{largest}"
+    return _with_sparkline(said, [record["held_out_accuracy"] for record in run.accuracies], width)
+
+
+def _with_sparkline(said: str, values: Sequence[float], width: int) -> str:
+    """``said`` and the latest of ``values`` as blocks where there is room for them."""
+    columns = min(40, width - len(said) - 2)
+    return f"{said}  {sparkline(values[-columns:])}" if columns > 0 and len(values) > 1 else said
 
 
 def chart(values: Sequence[float], width: int) -> Text:

@@ -10,6 +10,8 @@ from veneer.errors import shown
 from veneer.options import Options
 from veneer.training.config import Positive
 
+KINDS = ("learning-rate", "rank", "matrices", "methods", "storage", "budget", "spectrum")
+
 
 class StudyOptions(Options):
     """veneer study KIND"""

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from veneer.errors import ConfigError, did_you_mean
 from veneer.files import write_text
 from veneer.frozen.config import BlockwiseOptions, Storage
-from veneer.options import Options, memory_size
+from veneer.options import Options, memory_size, without_unit
 from veneer.updates.config import AdaLoRA, AllocationOptions, LoRA, UpdateOptions
 
 Positive = Annotated[float, Field(gt=0)]
@@ -130,12 +130,15 @@ class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
     @field_validator("optimizer_memory", "memory", mode="before")
     @classmethod
     def _size_in_memory(cls, value: Any, info: ValidationInfo) -> str | None:
+        if value is None:
+            return None
         try:
-            if value is not None:
-                memory_size(value)
+            size = memory_size(value)
+            if isinstance(value, int) and size < 1e6:
+                raise ConfigError(without_unit(value))
         except ConfigError as error:
             raise ValueError(f"{info.field_name} = {error}") from None
-        return None if value is None else str(value)
+        return f"{value}B" if isinstance(value, int) else str(value)
 
     @model_validator(mode="after")
     def _memory_of_pages(self) -> TrainConfig:

@@ -445,13 +445,13 @@ def test_a_full_disk_and_another_system_are_noticed_before_the_first_step(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [(5, 5), ("7", 7), ("256MB", 256_000_000), ("1.5 GiB", 3 * 2**29), ("2kib", 2048), ("3B", 3)]
+    ("text", "size"), [(5, 5), ("7B", 7), ("256MB", 256_000_000), ("1.5 GiB", 3 * 2**29), ("2kib", 2048), ("3B", 3)]
 )
 def test_a_size_in_memory_is_read(text, size):
     assert memory_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "MB", "-1MB", "12 XB", "1e9"])
+@pytest.mark.parametrize("text", ["", "MB", "-1MB", "12 XB", "1e9", -1, True])
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(ConfigError, match="is not a size in memory"):
         memory_size(text)
