@@ -2,9 +2,9 @@
 
     make defaults
 
-Three tasks as people have them, which the rule of docs/studies/learning-rate.md was not made from: two labels for SmolLM2,
-six labels for MiniLM by each method, questions and answers for SmolLM2. Rows and output alone are given, and the
-method; then the same with rates three times as high and as low, until the best is neither end. The score is of
+Three tasks as people have them, beside those that the rule of docs/studies/learning-rate.md was made from: two labels
+for SmolLM2, six labels for MiniLM by each method, questions and answers for SmolLM2. Rows and output alone are given,
+and the method; then the same with rates three times as high and as low, until the best is neither end. The score is of
 rows that no run saw. A finished run is a line of results/defaults.jsonl and is not run again.
 """
 
