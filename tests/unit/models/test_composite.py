@@ -21,8 +21,7 @@ from veneer.frozen.weight import QuantisedLinear
 from veneer.models.composite import left_out_of
 from veneer.models.load import load
 from veneer.planning.config import PlanOptions
-from veneer.planning.machine import NO_MACHINE
-from veneer.planning.plan import plan
+from veneer.planning.plan import NO_MACHINE, plan
 
 pytestmark = pytest.mark.unit
 
