@@ -108,7 +108,7 @@ test-sanitize: $(READY)
 	$(BIN)/python -m pip --python $(SANITIZED)/bin/python install --quiet --disable-pip-version-check --no-deps \
 		--config-settings=cmake.define.VENEER_SANITIZE=ON --config-settings=build-dir=build/sanitize-objects .
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-		$(SANITIZED)/bin/python -m pytest tests/unit/kernels/test_operators.py \
+		$(SANITIZED)/bin/python -m pytest tests/unit/kernels/test_operators.py tests/unit/kernels/test_arguments.py \
 		tests/unit/kernels/test_elementwise.py tests/unit/kernels/test_update.py \
 		tests/unit/kernels/test_heap.py tests/unit/evaluation/test_decoder.py
 

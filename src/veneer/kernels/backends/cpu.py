@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -49,9 +49,9 @@ class Cpu(Reference):
         )
 
     def quantise4(self, weight: Tensor, boundaries: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:
-        check("weight", weight, torch.float32, weight.numel())
-        check("boundaries", boundaries, torch.float32, 15)
-        check("order", order, torch.uint8, 16)
+        check_shape("weight", weight, torch.float32, (weight.numel(),))
+        check_shape("boundaries", boundaries, torch.float32, (15,))
+        check_shape("order", order, torch.uint8, (16,))
         _check_block(block)
         codes = torch.empty((weight.numel() + 1) // 2, dtype=torch.uint8)
         absmax = torch.empty(-(-weight.numel() // block), dtype=torch.float32)
@@ -62,8 +62,8 @@ class Cpu(Reference):
         return codes, absmax
 
     def quantise8(self, weight: Tensor, boundaries: Tensor, block: int) -> tuple[Tensor, Tensor]:
-        check("weight", weight, torch.float32, weight.numel())
-        check("boundaries", boundaries, torch.float32, 254)
+        check_shape("weight", weight, torch.float32, (weight.numel(),))
+        check_shape("boundaries", boundaries, torch.float32, (254,))
         _check_block(block)
         codes = torch.empty(weight.numel(), dtype=torch.uint8)
         absmax = torch.empty(-(-weight.numel() // block), dtype=torch.float32)
@@ -74,8 +74,8 @@ class Cpu(Reference):
         return codes, absmax
 
     def nearest8(self, values: Tensor, boundaries: Tensor) -> Tensor:
-        check("values", values, torch.float32, values.numel())
-        check("boundaries", boundaries, torch.float32, 255)
+        check_shape("values", values, torch.float32, values.shape)
+        check_shape("boundaries", boundaries, torch.float32, (255,))
         codes = torch.empty(values.shape, dtype=torch.uint8)
         _cpu.nearest8(
             self.name, values.data_ptr(), values.numel(), boundaries.data_ptr(), codes.data_ptr(),
@@ -84,9 +84,14 @@ class Cpu(Reference):
         return codes
 
     def dequantise(self, weight: CodedWeight, first: int, out: Tensor) -> None:
+        height, columns = out.shape
+        if columns != weight.columns or not 0 <= first <= first + height <= weight.rows:
+            raise ValueError(
+                f"Rows {first} to {first + height} of {columns} columns are not in a weight of {weight.rows} × "
+                f"{weight.columns}."
+            )
         into = out if out.dtype in _HALVES and out.is_contiguous() else torch.empty(out.shape)
-        start = first * out.shape[1]
-        stop = start + out.numel()
+        start, stop = first * columns, (first + height) * columns
         kernel: Callable[..., None] = _cpu.dequantise8 if weight.table is None else _cpu.dequantise4
         kernel(
             self.name, *coded_addresses(weight, stop), start, stop, into.data_ptr(), _HALVES[into.dtype],
@@ -126,8 +131,8 @@ class Cpu(Reference):
         columns = x.shape[1]
         tokens = _tokens_of(x := x.contiguous(), columns)
         check_groups(columns)
-        check("codes", codes, torch.uint8, len(scales) * 2 * stride8(columns))
-        check("scales", scales, torch.float32, 0)
+        check_shape("scales", scales, torch.float32, (len(scales),))
+        check_shape("codes", codes, torch.uint8, (len(scales), 2, stride8(columns)))
         y = torch.empty(tokens, len(scales))
         _cpu.product8_int8(
             self.name, x.data_ptr(), tokens, codes.data_ptr(), scales.data_ptr(), len(scales), columns, y.data_ptr(),
@@ -139,7 +144,7 @@ class Cpu(Reference):
         if not _fp32(x, weight):
             return norm.rms_norm.definition(x, weight, eps)
         x, weight = x.contiguous(), weight.contiguous()
-        check("weight", weight, torch.float32, x.shape[-1])
+        check_shape("weight", weight, torch.float32, x.shape[-1:])
         y, inverse = torch.empty_like(x), x.new_empty(*x.shape[:-1], 1)
         _cpu.rms_norm(
             self.name, x.data_ptr(), weight.data_ptr(), eps, inverse.numel(), x.shape[-1], y.data_ptr(),
@@ -151,10 +156,9 @@ class Cpu(Reference):
         if not _fp32(grad, x, inverse, weight):
             return norm.rms_norm_backward.definition(grad, x, inverse, weight)
         grad, x, inverse, weight = (tensor.contiguous() for tensor in (grad, x, inverse, weight))
-        for name, tensor, least in (("grad", grad, x.numel()), ("x", x, inverse.numel() * x.shape[-1])):
-            check(name, tensor, torch.float32, least)
-        check("inverse", inverse, torch.float32, x.numel() // x.shape[-1])
-        check("weight", weight, torch.float32, x.shape[-1])
+        check_shape("grad", grad, torch.float32, x.shape)
+        check_shape("inverse", inverse, torch.float32, (*x.shape[:-1], 1))
+        check_shape("weight", weight, torch.float32, x.shape[-1:])
         out = torch.empty_like(x)
         _cpu.rms_norm_backward(
             self.name, grad.data_ptr(), x.data_ptr(), inverse.data_ptr(), weight.data_ptr(), inverse.numel(),
@@ -180,7 +184,7 @@ class Cpu(Reference):
 
     def _gated(self, gate: Tensor, up: Tensor, gelu: bool) -> Tensor:
         gate, up = gate.contiguous(), up.contiguous()
-        check("up", up, torch.float32, gate.numel())
+        check_shape("up", up, torch.float32, gate.shape)
         y = torch.empty_like(gate)
         _cpu.gated(
             self.name, gate.data_ptr(), up.data_ptr(), gate.numel(), gelu, y.data_ptr(), torch.get_num_threads()
@@ -189,8 +193,8 @@ class Cpu(Reference):
 
     def _gated_backward(self, grad: Tensor, gate: Tensor, up: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
         grad, gate, up = (tensor.contiguous() for tensor in (grad, gate, up))
-        check("up", up, torch.float32, gate.numel())
-        check("grad", grad, torch.float32, gate.numel())
+        check_shape("up", up, torch.float32, gate.shape)
+        check_shape("grad", grad, torch.float32, gate.shape)
         grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
         _cpu.gated_backward(
             self.name, grad.data_ptr(), gate.data_ptr(), up.data_ptr(), gate.numel(), gelu, grad_gate.data_ptr(),
@@ -203,8 +207,8 @@ class Cpu(Reference):
             return update.update_product.definition(x, A, B, scale, y)
         x, A, B = x.contiguous(), A.contiguous(), B.contiguous()
         (tokens, into), (rank, out) = x.shape, B.shape[::-1]
-        _check_update(tokens, into, out, rank, x, A, B)
-        check("y", y, torch.float32, tokens * out)
+        check_shape("A", A, torch.float32, (rank, into))
+        check_shape("y", y, torch.float32, (tokens, out))
         low = x.new_empty(tokens, rank)
         _cpu.update_product(
             self.name, x.data_ptr(), A.data_ptr(), B.data_ptr(), scale, tokens, into, out, rank, low.data_ptr(),
@@ -219,11 +223,11 @@ class Cpu(Reference):
             return update.update_product_backward.definition(grad, x, low, A, B, scale, grad_x)
         grad, x, low, A, B = (tensor.contiguous() for tensor in (grad, x, low, A, B))
         (tokens, into), (rank, out) = x.shape, B.shape[::-1]
-        _check_update(tokens, into, out, rank, x, A, B)
-        check("grad", grad, torch.float32, tokens * out)
-        check("low", low, torch.float32, tokens * rank)
+        check_shape("A", A, torch.float32, (rank, into))
+        check_shape("grad", grad, torch.float32, (tokens, out))
+        check_shape("low", low, torch.float32, (tokens, rank))
         if grad_x is not None:
-            check("grad_x", grad_x, torch.float32, tokens * into)
+            check_shape("grad_x", grad_x, torch.float32, (tokens, into))
         grad_A, grad_B = torch.empty_like(A), torch.empty_like(B)
         _cpu.update_product_backward(
             self.name, grad.data_ptr(), x.data_ptr(), low.data_ptr(), A.data_ptr(), B.data_ptr(), scale, tokens, into,
@@ -238,10 +242,10 @@ class Cpu(Reference):
         batch, heads, tokens, dim = x.shape
         x = x if x.stride(3) == 1 else x.contiguous()
         cosines, sines = cosines.contiguous(), sines.contiguous()
-        for name, table in (("cosines", cosines), ("sines", sines)):
-            check(name, table, torch.float32, tokens * dim)
-            if table.shape not in ((1, tokens, dim), (batch, tokens, dim)) or dim % 2:
-                raise ValueError(f"{name} must be of shape (1 or {batch}, {tokens}, {dim}), not {tuple(table.shape)}.")
+        if dim % 2:
+            raise ValueError(f"Halves are rotated, and {dim} has none.")
+        check_shape("cosines", cosines, torch.float32, (batch if len(cosines) != 1 else 1, tokens, dim))
+        check_shape("sines", sines, torch.float32, cosines.shape)
         out = x.new_empty(batch, tokens, heads, dim)
         _cpu.rotate(
             self.name, x.data_ptr(), x.stride(0), x.stride(1), x.stride(2), cosines.data_ptr(), sines.data_ptr(),
@@ -257,11 +261,6 @@ def _fp32(*tensors: Tensor) -> bool:
 def _short(A: Tensor) -> bool:
     """Whether the rank is one for which the update's own kernels are the faster ones (`benchmarks/products.py`)."""
     return A.shape[0] <= _LONGEST
-
-
-def _check_update(tokens: int, into: int, out: int, rank: int, x: Tensor, A: Tensor, B: Tensor) -> None:
-    for name, tensor, least in (("x", x, tokens * into), ("A", A, rank * into), ("B", B, out * rank)):
-        check(name, tensor, torch.float32, least)
 
 
 def coded_addresses(weight: CodedWeight, elements: int) -> tuple[int, ...]:
@@ -304,12 +303,18 @@ def check(name: str, tensor: Tensor, dtype: torch.dtype, least: int) -> None:
         )
 
 
+def check_shape(name: str, tensor: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> None:
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must be of shape {tuple(shape)}, not {tuple(tensor.shape)}.")
+    check(name, tensor, dtype, 0)
+
+
 def _tokens_of(x: Tensor, columns: int) -> int:
     """The rows of ``x`` (tokens, columns), which a product of few rows takes."""
     tokens = x.shape[0]
     if not 1 <= tokens <= FEW:
         raise ValueError(f"The few-token product takes 1 to {FEW} rows of x, not {tokens}.")
-    check("x", x, torch.float32, tokens * columns)
+    check_shape("x", x, torch.float32, (tokens, columns))
     return tokens
 
 

@@ -99,6 +99,7 @@ void dequantise_to(const Packed& w, int64_t start, int64_t stop, Out* out, int t
     for (int64_t b = first; b < last; ++b) {
         int64_t from = greatest(start, b * w.block);
         const int64_t to = least(stop, (b + 1) * w.block);
+        if (from >= to) continue;
         const Lookup<Out> lookup(w.table, scale_of(w.scales, b));
         if (from & 1) {  // a panel may begin in the middle of a byte
             out[from - start] = lookup.one(code_at(w.codes, from));
