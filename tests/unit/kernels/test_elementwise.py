@@ -130,18 +130,18 @@ def test_the_operators_keep_torchs_contracts():
 
 @every_variant
 def test_what_does_not_fit_is_refused(kernels):
-    with pytest.raises(ValueError, match="^weight must be of shape"):
+    with pytest.raises(ValueError, match=r"^weight must be of shape"):
         kernels.rms_norm(torch.randn(2, 8), torch.ones(7), 1e-5)
-    with pytest.raises(ValueError, match="^up must be of shape"):
+    with pytest.raises(ValueError, match=r"^up must be of shape"):
         kernels.swiglu(torch.randn(2, 8), torch.randn(2, 7))
-    with pytest.raises(ValueError, match="^grad must be of shape"):
+    with pytest.raises(ValueError, match=r"^grad must be of shape"):
         kernels.swiglu_backward(torch.randn(2, 7), torch.randn(2, 8), torch.randn(2, 8))
     x, inverse = torch.randn(2, 8), torch.ones(2, 1)
-    with pytest.raises(ValueError, match="^grad must be of shape"):
+    with pytest.raises(ValueError, match=r"^grad must be of shape"):
         kernels.rms_norm_backward(x[:1], x, inverse, x[0])
-    with pytest.raises(ValueError, match="^inverse must be of shape"):
+    with pytest.raises(ValueError, match=r"^inverse must be of shape"):
         kernels.rms_norm_backward(x, x, inverse[:1], x[0])
-    with pytest.raises(ValueError, match="^inverse must be of shape"):
+    with pytest.raises(ValueError, match=r"^inverse must be of shape"):
         kernels.rms_norm_backward(x, x, torch.ones(3, 1), x[0])
     with pytest.raises(ValueError, match=r"sines must be of shape \(1, 5, 8\), not \(2, 4, 8\)"):
         kernels.rotate(torch.randn(2, 3, 5, 8), torch.randn(1, 5, 8), torch.randn(2, 4, 8), False)

@@ -344,7 +344,7 @@ def test_a_prepared_product_checks_what_it_is_given(kernels):
     )  # fmt: skip
     with pytest.raises(ValueError, match="1 to 8 rows of x, not 9"):
         product(torch.randn(9, 64))
-    with pytest.raises(ValueError, match="^x must be of shape"):
+    with pytest.raises(ValueError, match=r"^x must be of shape"):
         product(torch.randn(2, 32))
     with pytest.raises(ValueError, match="a multiple of 32 columns, not 48"):
         kernels.product4_int8(torch.randn(1, 48), weight._replace(columns=48), *levels)
@@ -387,11 +387,11 @@ def test_many_threads_compute_what_one_does(kernels):
 def test_what_does_not_fit_is_refused_before_an_address_is_passed_on(kernels):
     weight = _weight((4, 64), "nf4", 64, True, 0)
     out = torch.empty(4, 64)
-    with pytest.raises(ValueError, match="^Rows 1 to 5 of 64 columns are not in a weight of 4 × 64"):
+    with pytest.raises(ValueError, match=r"^Rows 1 to 5 of 64 columns are not in a weight of 4 × 64"):
         kernels.dequantise(weight, 1, out)
     with pytest.raises(ValueError, match=r"^scales must be torch\.float32"):
         kernels.dequantise(weight._replace(nested_table=None, nested_scales=None, offset=None), 0, out)
-    with pytest.raises(ValueError, match="^boundaries must be of shape"):
+    with pytest.raises(ValueError, match=r"^boundaries must be of shape"):
         kernels.nearest8(torch.randn(9), torch.zeros(254))
     with pytest.raises(ValueError, match="a multiple of 32 elements, not 48"):
         kernels.quantise4(torch.randn(96), *_ordered("nf4"), 48)
@@ -407,14 +407,14 @@ def test_what_does_not_fit_is_refused_before_an_address_is_passed_on(kernels):
         kernels.coded_product(torch.randn(1, 64), _int8((4, 64), 64, False, 0)._replace(rows=5))
     with pytest.raises(ValueError, match="1 to 8 rows of x, not 9"):
         kernels.coded_product(torch.randn(9, 64), _int8((4, 64), 64, False, 0))
-    with pytest.raises(ValueError, match="^boundaries must be of shape"):
+    with pytest.raises(ValueError, match=r"^boundaries must be of shape"):
         kernels.quantise8(torch.randn(64), torch.zeros(253), 64)
     codes, scales, _ = rows_in_8_bits(torch.randn(3, 64))
     with pytest.raises(ValueError, match="1 to 8 rows of x, not 9"):
         kernels.product8_int8(torch.randn(9, 64), codes, scales)
     with pytest.raises(ValueError, match="a multiple of 32 columns, not 48"):
         kernels.product8_int8(torch.randn(1, 48), codes, scales)
-    with pytest.raises(ValueError, match="^codes must be of shape"):
+    with pytest.raises(ValueError, match=r"^codes must be of shape"):
         kernels.product8_int8(torch.randn(1, 160), codes, scales)
     with pytest.raises(ValueError, match=r"^weight must be torch\.float32, contiguous"):
         kernels.quantise4(torch.randn(96)[::2], *_ordered("nf4"), 32)

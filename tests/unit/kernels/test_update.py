@@ -113,9 +113,9 @@ def test_the_operators_keep_torchs_contracts():
 def test_what_does_not_fit_is_refused(kernels):
     of = _drawn(5, 16, 24, 3, 0)
     low = of["x"] @ of["A"].T
-    with pytest.raises(ValueError, match="^A must be of shape"):
+    with pytest.raises(ValueError, match=r"^A must be of shape"):
         kernels.update_product(of["x"], of["A"][:, :15], of["B"], 2.0, of["y"])
-    with pytest.raises(ValueError, match="^y must be of shape"):
+    with pytest.raises(ValueError, match=r"^y must be of shape"):
         kernels.update_product(of["x"], of["A"], of["B"], 2.0, of["y"][:4])
     for name, index in (("grad", 0), ("low", 2), ("grad_x", 6)):
         arguments = [of["grad"], of["x"], low, of["A"], of["B"], 2.0, of["grad_x"]]
