@@ -99,6 +99,14 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def remove_folder(folder: Path) -> None:
+    """Delete a folder so that a process killed on the way leaves nothing under its name."""
+    aside = folder.with_name(f"{TEMPORARY}{os.getpid()}-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(folder, aside)
+    shutil.rmtree(aside)
+
+
 def remove_leftovers(folder: Path, age: float = 0.0) -> None:
     """Put back the folder that a killed write had moved aside, and delete all else that it left in ``folder``.
 

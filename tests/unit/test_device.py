@@ -111,8 +111,12 @@ def test_a_checkpoint_of_a_run_on_the_cpu_asks_no_gpu_of_the_host(tmp_path, monk
     for name in ("get_rng_state", "set_rng_state"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: pytest.fail("the GPU was opened"))
     model = veneer.attach(tiny.build("llama"), veneer.LoRA(rank=2))
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    save_checkpoint(tmp_path, model, optimizer, State(step=3), 1)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained)
+    for parameter in trained:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    save_checkpoint(tmp_path, model, optimizer, State(step=1), 1)
     drawn = torch.rand(3)
-    assert load_checkpoint(tmp_path / "step-000003", model, optimizer).step == 3
+    assert load_checkpoint(tmp_path / "step-000001", model, optimizer).step == 1
     assert torch.equal(torch.rand(3), drawn)

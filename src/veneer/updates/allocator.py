@@ -119,7 +119,8 @@ class Allocator:
         """Go on from a state that `state_dict` gave, before the parameters and the optimizer's states are loaded.
 
         If the triplets had been cut by then, they are cut here, and out of ``optimizer``, too: so give it when it was
-        made before this call. Raises TrainingError when the schedule was another one and the ranks are not fixed yet.
+        made before this call. Raises TrainingError when the schedule was another one and the ranks are not fixed yet,
+        ValueError for a tensor of another shape.
         """
         step, first, last, fixed = state["progress"].tolist()
         if not fixed and (first, last) != (self.schedule.first, self.schedule.last):
@@ -128,7 +129,7 @@ class Allocator:
                 f"{self.schedule.last}; go on with the same number of steps until the ranks are fixed."
             )
         self.step = step
-        self.kept = state["kept"].bool()
+        self.kept = _of_shape(state, "kept", self.kept).bool()
         if fixed:
             self.fix(self.kept, optimizer)
             return
@@ -137,7 +138,7 @@ class Allocator:
             self._importance = self._new_importance()
             for name in names:
                 for number, tensor in enumerate(getattr(self._importance, name)):
-                    tensor.copy_(state[f"{name}.{number}"])
+                    tensor.copy_(_of_shape(state, f"{name}.{number}", tensor))
 
     def fix(self, kept: Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Cut all but ``kept`` (matrices, initial rank) out of the parameters and the optimizer; no more is taken."""
@@ -330,3 +331,10 @@ def _held_by(optimizer: torch.optim.Optimizer) -> set[int]:
 
 register_optimizer_step_pre_hook(_before_step)
 register_optimizer_step_post_hook(_after_step)
+
+
+def _of_shape(state: dict[str, Tensor], name: str, own: Tensor) -> Tensor:
+    value = state[name]
+    if value.shape != own.shape:
+        raise ValueError(f"{name} is of shape {tuple(value.shape)}, not {tuple(own.shape)}")
+    return value
