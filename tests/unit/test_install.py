@@ -133,7 +133,7 @@ def test_a_pin_of_an_installed_version_is_for_pythons_that_it_supports():
                     f"{line} on {version}"
                     for version in ("3.10.0", "3.11.2", "3.12.0", "3.13.0", "3.14.0")
                     if pin.marker is None or pin.marker.evaluate(_python_is(version))
-                    if not SpecifierSet(about["Requires-Python"] or "").contains(version)
+                    if not SpecifierSet(about.get("Requires-Python", "")).contains(version)
                 ]
     assert wrong == []
 

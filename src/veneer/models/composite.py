@@ -25,7 +25,7 @@ from veneer.device import CPU
 from veneer.errors import ModelError
 from veneer.frozen.text_part import beside_text, is_composite, say_tied
 from veneer.models.checkpoint import CLASSES, Checkpoint
-from veneer.models.library import call_library, quiet, some_of
+from veneer.models.library import OWN_CODE, call_library, no_model, quiet, some_of
 
 _ALL_INPUTS = getattr(transformers, "AutoModelForMultimodalLM", transformers.AutoModelForImageTextToText)
 # Parts that tokens of text do pass through, though they belong to others.
@@ -95,6 +95,8 @@ def class_for(kind: str, config: Any, name: str) -> Any:
 
 
 def _no_class(kind: str, config: Any, name: str) -> str:
+    if getattr(config, "auto_map", None):
+        return f"{no_model(name)}: {OWN_CODE}"
     return f"{name} is of the type {config.model_type!r}, of which transformers has no {_WHAT[kind]}."
 
 
@@ -114,8 +116,8 @@ class _TextOnly:
         model.tie_weights()
         return model
 
-    def from_pretrained(self, pretrained_model_name_or_path: Any, **options: Any) -> Any:
-        return self._class.from_pretrained(pretrained_model_name_or_path, **options)
+    def from_pretrained(self, pretrained_model_name_or_path: Any, *, trust_remote_code: bool, **options: Any) -> Any:
+        return self._class.from_pretrained(pretrained_model_name_or_path, trust_remote_code=False, **options)
 
 
 @contextmanager

@@ -28,6 +28,9 @@ def call_library(call: Callable[..., _T], refusal: str, *arguments: Any, **optio
         raise ModelError(f"{refusal}: {reason_of(error)}") from error
 
 
+OWN_CODE = "it needs its own code (auto_map in its config files), which Veneer does not run."
+
+
 def unreadable(name: str, error: Exception) -> ModelError:
     """What a damaged model is refused with."""
     return ModelError(f"{no_model(name)}: {reason_of(error)}")
@@ -40,7 +43,7 @@ def no_model(name: str) -> str:
 def reason_of(error: Exception) -> str:
     """What a library's error says, on one line of at most 300 characters."""
     if "trust_remote_code" in str(error):  # advice to set an option that Veneer has not
-        return "it needs its own code (auto_map in its config files), which Veneer does not run."
+        return OWN_CODE
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 

@@ -106,8 +106,9 @@ def _new_head(model: Any, files: Tensors, held: set[str], weights: set[str]) -> 
 def _empty(kind: str, config: Any, dtype: torch.dtype, name: str) -> Any:
     """The model with parameters that have a shape and no values; buffers that no file holds have theirs."""
     with init_empty_weights(include_buffers=False):
-        made = class_for(kind, config, name).from_config
-        return call_library(made, no_model(name), config, trust_remote_code=False, dtype=dtype)
+        return call_library(
+            class_for(kind, config, name).from_config, no_model(name), config, trust_remote_code=False, dtype=dtype
+        )
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -159,10 +159,10 @@ def empty_model(base: Base, on_cpu: bool = True, times: Times | None = None) -> 
     """
     times = times or Times()
     with quiet():
-        made = class_for(base.kind, base.config, base.name).from_config
         model = call_library(
-            made, f"{base.name} cannot be planned", base.config, trust_remote_code=False, dtype=base.dense
-        )
+            class_for(base.kind, base.config, base.name).from_config, f"{base.name} cannot be planned", base.config,
+            trust_remote_code=False, dtype=base.dense,
+        )  # fmt: skip
     if base.storage in CODE_BITS:
         for name in linear_layers(model):
             model.set_submodule(name, _in_codes(model.get_submodule(name), base, times))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -166,13 +166,13 @@ def _train(prepared: Prepared, checkpoint: Path | None, process: Process, watche
             begun.model, prepared.renderer, prepared.train, prepared.held_out, begun.config.batch_size
         )
         _write_beginning(begun, state, labels, new=checkpoint is None)
-        metrics = Metrics(begun.folder.metrics_file, begun.folder.tensorboard, state.step)
-        _take_steps(begun, state, metrics, outlook, process, watchers, labels)
-        finish(begun, state)
-        records = begun.folder.metrics()
-        warnings = advice(begun.config, labels, records, state.best_step) if watchers.on_the_way else ()
-        write_advice(begun.folder, warnings)
-        metrics.close()  # and with it the lock that says the run goes on
+        # Closed however the run ends, and with it the lock that says it goes on.
+        with closing(Metrics(begun.folder.metrics_file, begun.folder.tensorboard, state.step)) as metrics:
+            _take_steps(begun, state, metrics, outlook, process, watchers, labels)
+            finish(begun, state)
+            records = begun.folder.metrics()
+            warnings = advice(begun.config, labels, records, state.best_step) if watchers.on_the_way else ()
+            write_advice(begun.folder, warnings)
     for note in warnings:
         watchers.console.print(note, highlight=False, markup=False, soft_wrap=True)
     return result_of(begun, state, warnings, labels.largest if labels.rows else None)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM between steps: the step in hand is finished and saved, not torn apart."""
+"""Ctrl-C, SIGTERM and a closed terminal between steps: the step in hand is finished and saved, not torn apart."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Inside, the first SIGINT or SIGTERM only sets ``asked``; the second acts as it would have without us."""
+    """Inside, the first SIGINT, SIGTERM or SIGHUP only sets ``asked``; the second acts as it would have without us. One
+    that is ignored, as nohup has it for SIGHUP, stays so."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request  # only the main thread may handle signals
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
 
     def handle(number: int, frame: FrameType | None) -> None:
         request.asked = True

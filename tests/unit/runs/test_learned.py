@@ -169,7 +169,7 @@ def _is_in_its_reports(result, records):
     shown = io.StringIO()
     Console(file=shown, width=1000).print(screen(history, 1000))
     said = f"{100 * records[-1]['held_out_accuracy']:.1f} % at step 6, largest class {100 * result.largest_class:.1f} %"
-    assert re.search(rf"held-out accuracy +{re.escape(said)}  [▁-█]{{3}}\n", re.sub(r" +\n", "\n", shown.getvalue()))
+    assert re.search(rf"accuracy +{re.escape(said)}  [▁-█]{{3}}\n", re.sub(r" +\n", "\n", shown.getvalue()))
     assert all(sentence in shown.getvalue() for sentence in result.advice)
 
 

@@ -140,7 +140,7 @@ def test_a_model_that_is_too_large_is_not_even_loaded(options, monkeypatch):
 def test_a_model_that_is_too_large_is_not_even_fetched(options, tiny_folder, tmp_path, monkeypatch):
     cache = tmp_path / "snapshot"
 
-    def fetch(name, allow_patterns, local_files_only=False):
+    def fetch(name, allow_patterns, local_files_only=False, revision=None):
         if local_files_only:
             raise LocalEntryNotFoundError("not here")
         assert allow_patterns == ["config.json"], "it was fetched"

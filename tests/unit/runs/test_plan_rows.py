@@ -269,7 +269,7 @@ def test_from_the_hub_only_config_and_tokenizer_are_fetched(tiny_folder, tmp_pat
     cache, fetched = tmp_path / "snapshot", []
     cache.mkdir()
 
-    def fetch(name, allow_patterns, local_files_only=False):
+    def fetch(name, allow_patterns, local_files_only=False, revision=None):
         if local_files_only and not any(cache.iterdir()):
             raise LocalEntryNotFoundError("not here")
         if not local_files_only:

@@ -19,7 +19,7 @@ from rich.console import Console
 
 import veneer
 from veneer.data.labels import Tokens
-from veneer.errors import AdapterFileError, ConfigError, ModelError, TrainingError
+from veneer.errors import AdapterFileError, ConfigError, DivergedError, ModelError, TrainingError
 from veneer.runs import begin
 from veneer.runs import train as run
 from veneer.runs.begin import Begun
@@ -27,8 +27,10 @@ from veneer.runs.folder import RunFolder
 from veneer.runs.rows import Steps
 from veneer.training import loop
 from veneer.training.config import TrainConfig
+from veneer.training.interrupt import stop_requests
 from veneer.training.loop import Interrupted
 from veneer.training.loss import How
+from veneer.training.metrics import is_written
 
 pytestmark = pytest.mark.unit
 
@@ -250,8 +252,9 @@ def _interrupted(options, monkeypatch, at, error):
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "take_step", step)
-        with pytest.raises(type(error)):
+        with pytest.raises(type(error)) as raised:
             _train(options)
+    return raised
 
 
 @pytest.mark.parametrize("at", [0, 1, 4, 5, 7, 11])
@@ -269,36 +272,52 @@ def _records(folder):
     return [{k: v for k, v in record.items() if k not in measured} for record in RunFolder(folder).metrics()]
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(options, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_and_a_closed_terminal_save_and_say_how_to_go_on(options, tmp_path, monkeypatch, number):
     whole, _ = _train(options, output=str(tmp_path / "whole"))
     original, count = loop.take_step, iter(range(100))
 
     def step(*args):
         if next(count) == 5:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return original(*args)
 
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "take_step", step)
         with pytest.raises(Interrupted, match=r"Stopped after step 6 of 12; go on with: veneer train --resume .*run"):
             _train(options)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
     again = run.resume(options["output"], console=Console(file=io.StringIO()))
     assert _bytes(again.folder) == _bytes(whole.folder)
 
 
-def test_a_loss_that_is_not_finite_names_the_rows(options, rows_file, tmp_path):
+def test_a_signal_that_is_ignored_stays_so(monkeypatch):
+    """As nohup has it for SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_requests() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not request.asked
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_that_ends_by_an_exception_is_not_in_progress(options, monkeypatch):
+    """Though the exception is kept, as a notebook keeps the last one."""
+    failed = _interrupted(options, monkeypatch, 3, DivergedError("The loss is not finite."))
+    assert not is_written(RunFolder(options["output"]).metrics_file)
+    del failed
+
+
+def test_a_loss_that_is_not_finite_names_the_rows(options, rows_file):
     model, tokenizer = veneer.load(options["model"])
     with torch.no_grad():
         model.model.embed_tokens.weight[tokenizer("Z").input_ids[0]] = float("nan")
-    bad = tmp_path / "bad"
-    model.save_pretrained(bad)
-    tokenizer.save_pretrained(bad)
     with rows_file.open("a") as file:
         file.write('{"prompt": "Z:", "completion": " no"}\n')
     with pytest.raises(TrainingError, match=r"not finite at .*rows.jsonl:49\. .* checkpoint, step-0000\d\d, is kept"):
-        _train(options, model=str(bad), held_out=0, checkpoint_every=1, batch_size=4, steps=13)
+        _train(options, model=model, tokenizer=tokenizer, held_out=0, checkpoint_every=1, batch_size=4, steps=13)
     assert not os.path.exists(f"{options['output']}/adapter")
 
 
