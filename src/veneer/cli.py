@@ -21,7 +21,7 @@ from veneer.prediction.config import PredictOptions
 from veneer.reporting.config import ReportOptions
 from veneer.studies.config import StudyOptions
 from veneer.threads import settle
-from veneer.training.config import TrainConfig, read_yaml
+from veneer.training.config import TrainConfig, read_options
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 
@@ -86,7 +86,7 @@ def plan(model: str | None, run_yaml: Path | None, as_json: bool, **options: Any
     else:
         if run_yaml is None and model.endswith((".yaml", ".yml")):
             run_yaml, model = Path(model), None
-        values = {**(read_yaml(run_yaml) if run_yaml else {}), **given({"model": model, **options})}
+        values = {**(read_options(run_yaml) if run_yaml else {}), **given({"model": model, **options})}
         prediction = answer(PlanOptions(**values))
     if as_json:
         _print_json(prediction.as_json())
@@ -121,7 +121,7 @@ def train(run_yaml: Path | None, resume: Path | None, **options: Any) -> None:
             raise ConfigError("Give RUN.yaml or --resume RUN, not both: a resumed run has its own config.yaml.")
         result = runs.resume(resume, **given(options))
     else:
-        values = {**(read_yaml(run_yaml) if run_yaml else {}), **given(options)}
+        values = {**(read_options(run_yaml) if run_yaml else {}), **given(options)}
         result = runs.train(config=TrainConfig(**values))
     loss = "" if result.loss_after is None else f" Held-out loss {result.loss_before:.3f} → {result.loss_after:.3f}."
     written, folder = result.written, result.folder

@@ -198,6 +198,7 @@ def shows(options: type[Options], names: Iterable[str]) -> Callable[[Function], 
     return decorate
 
 
+_ADDRESSES = 2**63  # bytes, more than there can be
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -206,7 +207,7 @@ def memory_size(value: int | str) -> int:
 
     Raises ConfigError for a text without a unit, and for anything else.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _ADDRESSES:
         return value
     size = re.fullmatch(r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([A-Za-z]*)\s*", str(value))
     if size is not None and not size[2]:
@@ -215,7 +216,10 @@ def memory_size(value: int | str) -> int:
         raise ConfigError(
             f"{shown(value)} is not a size in memory; write a number and KB, MB, GB, KiB, MiB or GiB: 256MB."
         )
-    return round(float(size[1]) * _UNITS[size[2].upper()])
+    bytes_ = round(float(size[1]) * _UNITS[size[2].upper()])
+    if bytes_ >= _ADDRESSES:
+        raise ConfigError(f"{shown(value)} is more memory than a machine can have.")
+    return bytes_
 
 
 def without_unit(number: int | str) -> str:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from veneer.documents import read_json
 from veneer.environment import processor
 from veneer.files import cache_folder, write_text
 
@@ -31,7 +32,7 @@ def remember(name: str, key: str, value: Any) -> None:
 
 def _all(path: Path) -> dict[str, Any]:
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = read_json(path)
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}

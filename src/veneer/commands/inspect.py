@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -32,7 +31,7 @@ from veneer.training.state import checkpoints_in
 from veneer.updates.adapter_file import read_tensors
 from veneer.updates.config import AdaLoRA
 from veneer.updates.peft_config import CONFIG_NAME as ADAPTER_CONFIG
-from veneer.updates.peft_config import from_peft
+from veneer.updates.peft_config import from_peft, read_fields
 from veneer.updates.select import adaptable_kinds, head_names, modules_of
 
 _DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -105,7 +104,7 @@ def _adapter(path: Path, png: str | None) -> Inspected:
         said = f"AdaLoRA, {sum(ranks.values())} of {rank} × {len(ranks)} triplets"
     else:
         rank, said = config.rank, f"rank {config.rank}"
-    base = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = read_fields(path).get("base_model_name_or_path")
     count = sum(tensor.numel() for tensor in tensors.values())
     facts = read_facts(path)
     values = {

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from veneer.documents import parsed_json
 from veneer.errors import ModelError
 from veneer.frozen.blockwise import NESTED_BLOCK, Quantised
 from veneer.frozen.codebook import codebook, dynamic8
@@ -106,7 +107,7 @@ def _refuse_scales_not_finite(q: Quantised, name: str, nested: bool) -> None:
 def _state(name: str, tensor: Tensor, kind: str) -> tuple[tuple[int, int], int, tuple[int, float] | None]:
     """Shape, block size, and of double quantisation its block size and offset, as the JSON says."""
     try:
-        state = json.loads(bytes(tensor.tolist()))
+        state = parsed_json(bytes(tensor.tolist()))
         rows, columns = state["shape"]
         shape, block_size = (int(rows), int(columns)), int(state["blocksize"])
         nested = (int(state["nested_blocksize"]), float(state["nested_offset"])) if "nested_offset" in state else None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import NamedTuple
 
+from veneer.documents import read_json
 from veneer.errors import ModelError
 
 _HUB_ID = re.compile(r"(?P<repository>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
@@ -79,7 +79,7 @@ def _missing_weights(folder: Path) -> list[str]:
     for index, pattern in _FORMS:
         if (folder / index).is_file():
             try:
-                files = set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values())
+                files = set(read_json(folder / index)["weight_map"].values())
             except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged, which loading refuses
                 return []
             return sorted(file for file in files if not (folder / str(file)).is_file())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePosixPath
 
+from veneer.documents import read_json
 from veneer.errors import ModelError
 from veneer.models.library import unreadable
 
@@ -18,7 +18,7 @@ def weight_map(index: Path, name: str) -> dict[str, str]:
     Raises ModelError when it is damaged, or names a file outside of its folder.
     """
     try:
-        files = json.loads(index.read_text(encoding="utf-8")).get("weight_map")
+        files = read_json(index).get("weight_map")
     except (OSError, ValueError, AttributeError) as error:  # no JSON, or a list
         raise unreadable(name, error) from error
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):

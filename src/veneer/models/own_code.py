@@ -6,13 +6,13 @@ reads a model gives that. What transformers has a class of its own for is loaded
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
+from veneer.documents import read_json
 from veneer.errors import ModelError
 
 _CONFIG, _TOKENIZER = "config.json", "tokenizer_config.json"
@@ -43,7 +43,7 @@ def refuse_own_tokenizer(folder: Path, name: str) -> None:
 def _said(file: Path) -> dict[str, Any]:
     """Nothing where the file is missing or damaged, which transformers has words for."""
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
+        said = read_json(file)
     except (OSError, ValueError):
         return {}
     return said if isinstance(said, dict) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from veneer.models.origin import hub_id
 from veneer.models.packaged import PACKAGED_MODELS
 from veneer.runs.facts import Facts, read_facts
 from veneer.runs.history import RunHistory
+from veneer.updates.peft_config import read_fields
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that its --max-lora-rank takes
 _CLASSES = {"SEQ_CLS": "SequenceClassification", "SEQ_2_SEQ_LM": "Seq2SeqLM"}  # by PEFT's task_type; else CausalLM
@@ -95,7 +95,7 @@ def recipes(run: RunHistory, rank: int) -> list[Recipe]:
     """The ways to load a finished run's adapter, whose largest rank is ``rank``."""
     folder, config = run.folder, run.config
     facts = read_facts(folder.adapter)
-    fields = json.loads((folder.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    fields = read_fields(folder.adapter)
     adapter = LoadedBy(
         fields, rank, folder.base_source(config), str(folder), str(folder.adapter), str(folder.path / "merged"),
         str(folder.path / "plain"), folder.path.resolve().name, list(run.rows.get("classes") or []), config.kept(),

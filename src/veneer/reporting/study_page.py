@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from veneer.documents import read_json
 from veneer.errors import DataError
 from veneer.reporting.charts import Chart, Series, X, displayed
 from veneer.reporting.page import picture, render
@@ -150,7 +150,7 @@ def _cell(value: Any) -> str:
 def _study(path: Path) -> dict[str, Any]:
     file = path / JSON_NAME
     try:
-        study = json.loads(file.read_text(encoding="utf-8"))
+        study = read_json(file)
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read as JSON: {error}") from None
     if not isinstance(study, dict):

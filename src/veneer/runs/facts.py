@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from veneer.data.dates import pinned_date
+from veneer.documents import read_json
 from veneer.errors import AdapterFileError
 from veneer.files import write_text
 from veneer.models.origin import bare_name, license_of
@@ -133,7 +134,7 @@ def read_facts(folder: Path) -> Facts | None:
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         later = isinstance(values, dict) and isinstance(values.get("version"), int) and values["version"] > VERSION
     except (OSError, ValueError) as error:
         raise AdapterFileError(f"{path} cannot be read as JSON: {error}.") from None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Literal
 
+from veneer.documents import parsed_json, read_json
 from veneer.runs.folder import RunFolder
 from veneer.training.config import TrainConfig
 from veneer.training.metrics import is_written
@@ -61,7 +61,7 @@ class MetricsTail:
 def _record(line: bytes) -> dict[str, Any] | None:
     """None for a line that is no record; a step's record has a number for every key that readers count on."""
     try:
-        record = json.loads(line, parse_constant=_no_number)
+        record = parsed_json(line, parse_constant=_no_number)
     except ValueError:
         return None
     if not isinstance(record, dict):
@@ -217,7 +217,7 @@ def _sentences(content: dict[str, Any]) -> list[str]:
 
 def _json(path: Path, notes: list[str]) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

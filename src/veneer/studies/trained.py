@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from veneer.documents import read_json
 from veneer.errors import DataError, DivergedError
 from veneer.files import locked, write_text
 from veneer.studies.study import Row, key_of, located
@@ -40,7 +41,7 @@ def trained(options: dict[str, Any], runs: Path) -> tuple[Path, Row]:
         run = RunFolder(folder)
         for part in (run.checkpoints, run.best):  # the result is complete, and these are several times as large
             shutil.rmtree(part, ignore_errors=True)
-    row: Row = json.loads((folder / MEASURED_NAME).read_text(encoding="utf-8"))
+    row: Row = read_json(folder / MEASURED_NAME)
     return folder, row
 
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from veneer.device import device_of, random_states, set_random_states
+from veneer.documents import read_json
 from veneer.errors import AdapterFileError, TrainingError
 from veneer.files import atomic_folder, remove_folder
 from veneer.training.own_weights import restore_trained, trained_tensors, write_trained
@@ -116,7 +117,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
 
 def _fields(folder: Path) -> dict[str, Any]:
     """What state.json says, once the checkpoint is found to be as it was written. Raises ValueError, OSError."""
-    fields = json.loads((folder / STATE_NAME).read_text(encoding="utf-8"))
+    fields = read_json(folder / STATE_NAME)
     if not isinstance(fields, dict):
         raise ValueError(f"its {STATE_NAME} is no mapping")
     digest = fields.pop("digest", None)  # those of 0.1 have none

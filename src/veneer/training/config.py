@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from veneer import documents
 from veneer.errors import ConfigError, did_you_mean
 from veneer.files import write_text
 from veneer.frozen.config import BlockwiseOptions, Storage
@@ -213,18 +214,18 @@ class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
     @classmethod
     def read(cls, path: Path, **over: Any) -> TrainConfig:
         """The run that a YAML file describes; ``over`` wins over the file. Raises ConfigError."""
-        return cls(**{**read_yaml(path), **over})
+        return cls(**{**read_options(path), **over})
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_options(path: Path) -> dict[str, Any]:
     """Option → value of a YAML file. Raises ConfigError when it is no mapping of options."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = documents.read_yaml(path)
     except FileNotFoundError:
         siblings = [str(p) for pattern in ("*.yaml", "*.yml") for p in path.parent.glob(pattern)]
         raise ConfigError(f"There is no file {path}.{did_you_mean(str(path), siblings)}") from None
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} does not hold options as 'name: value' lines.")
     return {str(name): value for name, value in values.items()}

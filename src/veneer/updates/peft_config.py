@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from veneer.documents import read_json
 from veneer.errors import AdapterFileError, ConfigError, nearest
 from veneer.frozen.text_part import is_composite
 from veneer.options import ELSEWHERE
@@ -224,7 +224,7 @@ def read_fields(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise AdapterFileError(_no_config(folder))
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = read_json(path)
     except (ValueError, OSError) as error:
         raise AdapterFileError(f"{path} cannot be read as JSON: {error}.") from None
     if not isinstance(fields, dict):
