@@ -20,6 +20,7 @@ from veneer.planning.config import ASKED, PlanOptions
 from veneer.prediction.config import PredictOptions
 from veneer.reporting.config import ReportOptions
 from veneer.studies.config import StudyOptions
+from veneer.terminal import harmless, terminal
 from veneer.threads import settle
 from veneer.training.config import TrainConfig, read_options
 
@@ -67,7 +68,6 @@ def plan(model: str | None, run_yaml: Path | None, as_json: bool, **options: Any
     veneer plan smollm2-135m-instruct --data rows.jsonl --storage nf4 --memory 2GB
     veneer plan path/to/model runs/first/config.yaml
     """
-    from rich.console import Console
 
     from veneer.commands.plan import Answer, answer
     from veneer.kernels.heap import own_heap
@@ -91,7 +91,7 @@ def plan(model: str | None, run_yaml: Path | None, as_json: bool, **options: Any
     if as_json:
         _print_json(prediction.as_json())
     else:
-        prediction.show(Console())
+        prediction.show(terminal())
 
 
 @cli.command(short_help="Train an adapter; a run folder comes out.")
@@ -144,13 +144,11 @@ def evaluate(run: Path, as_json: bool, **options: Any) -> None:
 
     comparison = measure(run, **given(options))
     if comparison.note:
-        click.echo(comparison.note, err=True)
+        click.echo(harmless(comparison.note), err=True)
     if as_json:
         _print_json(comparison.as_json())
     else:
-        from rich.console import Console
-
-        Console().print(*comparison.tables())
+        terminal().print(*comparison.tables())
 
 
 @cli.command(short_help="Answer every row of a file.")
@@ -166,11 +164,10 @@ def predict(source: str, data: str, **options: Any) -> None:
     \b
     veneer predict runs/bbc headlines.csv --output topics.csv
     """
-    from rich.console import Console
 
     from veneer.commands.predict import predict_lines
 
-    result = predict_lines(source, data, Console(stderr=True), **given(options))
+    result = predict_lines(source, data, terminal(stderr=True), **given(options))
     if result.output is not None:
         click.echo(f"{len(result):,} {'row' if len(result) == 1 else 'rows'} written to {result.output}.")
 
@@ -195,7 +192,7 @@ def generate(source: str, prompt: str, as_json: bool, **options: Any) -> None:
         _print_json({"prompt": prompt, **texts, **({"probabilities": shares} if shares else {})})
     else:
         for name, side in said.items():
-            click.echo(f"{name}: {side}" if len(said) > 1 else str(side))
+            click.echo(harmless(f"{name}: {side}" if len(said) > 1 else str(side)))
 
 
 @cli.command(short_help="Talk to a run, an adapter or a model.")
@@ -293,9 +290,7 @@ def inspect(source: str, as_json: bool, **options: Any) -> None:
     if as_json:
         _print_json(inspected.as_json())
     else:
-        from rich.console import Console
-
-        inspected.show(Console())
+        inspected.show(terminal())
 
 
 @cli.command(short_help="One self-contained HTML page of a run or a study.")
@@ -336,7 +331,7 @@ def study(kind: str, **options: Any) -> None:
     """
     from veneer.studies.run import run_study
 
-    run_study(kind, StudyOptions(**given(options)), click.echo)
+    run_study(kind, StudyOptions(**given(options)), lambda line: click.echo(harmless(line)))
 
 
 @cli.command(short_help="Shell completion for bash, zsh or fish.")
@@ -365,11 +360,11 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
     except VeneerError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {harmless(str(error))}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:  # a full disk, a file that may not be read: what the system says of it
         where = error.filename2 or error.filename
-        click.echo(f"Error: {f'{where}: ' if where else ''}{error.strerror or error}", err=True)
+        click.echo(harmless(f"Error: {f'{where}: ' if where else ''}{error.strerror or error}"), err=True)
         sys.exit(1)
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from veneer.data.bbc import BBC_TOPICS
 from veneer.errors import VeneerError
+from veneer.terminal import terminal
 from veneer.threads import settle
 from veneer.training.config import TrainConfig
 
@@ -93,6 +94,6 @@ if __name__ == "__main__":
     settle()
     try:
         storage = dict(zip(["storage"], sys.argv[1:], strict=False))
-        demo(free_folder(Path("runs/demo")), Console(), **storage)
+        demo(free_folder(Path("runs/demo")), terminal(), **storage)
     except VeneerError as error:
         sys.exit(f"Error: {error}")

@@ -13,6 +13,7 @@ import click
 from veneer.commands.generate import said, sides
 from veneer.generation.config import GenerateOptions
 from veneer.runs.opened import open_named
+from veneer.terminal import harmless
 from veneer.unix import has_line_editor, termios
 
 
@@ -66,7 +67,7 @@ def _printed(pieces: Iterator[str]) -> str:
     """The text of these pieces, each printed as it comes, without the space before the first word."""
     text = ""
     for piece in pieces:
-        click.echo(piece if text.strip() else piece.lstrip(), nl=False)
+        click.echo(harmless(piece if text.strip() else piece.lstrip()), nl=False)
         text += piece
     click.echo()
     return text

@@ -25,6 +25,7 @@ from veneer.runs.memory import Process
 from veneer.runs.plan_rows import PlanRows, rows_of_plan
 from veneer.runs.prepare import take_given
 from veneer.runs.rows import Given, width_of
+from veneer.terminal import terminal
 from veneer.training.automatic import Size, automatic, awaited, sentence
 from veneer.units import amount, compared, duration
 
@@ -206,4 +207,4 @@ def _machine(options: PlanOptions, limit: int, known: dict[str, Any]) -> Machine
 
 def _say(sentence: str) -> None:
     """Where it is seen while the machine is measured, and is no part of a JSON answer."""
-    Console(stderr=True).print(sentence, highlight=False, markup=False, soft_wrap=True)
+    terminal(stderr=True).print(sentence, highlight=False, markup=False, soft_wrap=True)

@@ -23,6 +23,7 @@ from veneer.prediction.predict import predictions, refuse_taken_output
 from veneer.prediction.result import Predictions
 from veneer.runs.opened import Opened, open_named
 from veneer.runs.prepare import renderer_of
+from veneer.terminal import terminal
 from veneer.updates.record import adapters_of
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def predict(
     """
     asked = PredictOptions(**options)
     rows = _rows(data, asked)
-    return predictions(_opened(model, tokenizer), rows, asked, console or Console(stderr=True))
+    return predictions(_opened(model, tokenizer), rows, asked, console or terminal(stderr=True))
 
 
 def predict_lines(source: str, data: str, console: Console, **options: Any) -> Predictions:

@@ -22,6 +22,7 @@ from veneer.models.source import client_errors, hub_unreachable
 from veneer.options import shows
 from veneer.runs.facts import CARD_NAME, FACTS_NAME
 from veneer.runs.folder import RunFolder
+from veneer.terminal import terminal
 from veneer.units import amount
 from veneer.updates.adapter_file import WEIGHTS_NAME
 from veneer.updates.peft_config import CONFIG_NAME, read_fields
@@ -83,7 +84,7 @@ def push(source: str | Path, repo: str, *, console: Console | None = None, **opt
         raise HubError(
             f"{TOKEN} is not set: make a token that may write at {_SETTINGS}, and set it in the environment."
         )
-    say = console or Console()
+    say = console or terminal()
     say.print(f"To {repo}, from {folder}:", highlight=False, markup=False, soft_wrap=True)
     for name, content in files.items():
         say.print(f"  {name} ({_described(name, content)})", highlight=False, markup=False, soft_wrap=True)

@@ -7,14 +7,13 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
 
-from rich.console import Console
-
 from veneer.commands.card import write_card
 from veneer.commands.report import report
 from veneer.notebook import is_notebook, show_link
 from veneer.runs import train as runs
 from veneer.runs.facts import FACTS_NAME
 from veneer.runs.finish import Result
+from veneer.terminal import terminal
 
 _Run = TypeVar("_Run", bound=Callable[..., Result])
 
@@ -23,7 +22,7 @@ def _ending_with_its_card(run: _Run) -> _Run:
     @wraps(run)
     def wrapper(*arguments: Any, **options: Any) -> Result:
         result = run(*arguments, **options)
-        console = options.get("console") or Console()
+        console = options.get("console") or terminal()
         if (result.written / FACTS_NAME).is_file() and (note := write_card(result.written)):
             console.print(note, highlight=False, markup=False, soft_wrap=True)
         if is_notebook(console):

@@ -17,6 +17,7 @@ from veneer.errors import DataError, did_you_mean
 from veneer.reporting.charts import gigabytes
 from veneer.runs.folder import RunFolder
 from veneer.runs.history import MetricsTail, RunHistory
+from veneer.terminal import terminal
 from veneer.training.progress import clock
 
 _EVERY = 1.0  # seconds between two looks
@@ -33,7 +34,7 @@ def watch(path: str | Path, console: Console | None = None) -> None:
     Where nothing can be redrawn, in a pipe or a file, it is shown once. Raises DataError when it is not there then, and
     ConfigError for a damaged config.yaml.
     """
-    path, console = Path(path), console or Console()
+    path, console = Path(path), console or terminal()
     tail = MetricsTail(path)
     if not console.is_terminal:
         if not RunFolder(path).exists:

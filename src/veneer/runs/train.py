@@ -27,6 +27,7 @@ from veneer.runs.memory import Outlook, PlanAfterFirstStep, Process, look_before
 from veneer.runs.own_tokens import keep_tokenizer
 from veneer.runs.preflight import check_new_run, check_writable
 from veneer.runs.prepare import Prepared, prepare, take_given
+from veneer.terminal import terminal
 from veneer.threads import said
 from veneer.training.automatic import sentence
 from veneer.training.callbacks import Callback
@@ -117,7 +118,7 @@ def train(
         prepared = prepare(config, loaded, tokenizer, given)
         if loaded is not None:
             prepared.notes += notes_on(config.model)
-        return _train(prepared, None, process, Watchers(console or Console(), callbacks, on_the_way))
+        return _train(prepared, None, process, Watchers(console or terminal(), callbacks, on_the_way))
 
 
 @shows(TrainConfig, RESUMABLE)
@@ -152,7 +153,7 @@ def resume(
         run.tidy()
         process = Process.now()
         look_before_loading(config, process)
-        watchers = Watchers(console or Console(), callbacks, on_the_way)
+        watchers = Watchers(console or terminal(), callbacks, on_the_way)
         return _train(prepare(config), run.latest_checkpoint(), process, watchers)
 
 
