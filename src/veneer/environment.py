@@ -8,6 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from veneer.documents import read_json
+
+_ON_WHICH_BITS_DEPEND = ("processor", "threads", "torch", "transformers", "veneer")
+
 
 def environment(threads: int) -> dict[str, Any]:
     """Name → version or value. ``threads``: torch's, which are not asked for here."""
@@ -19,6 +23,20 @@ def environment(threads: int) -> dict[str, Any]:
         "threads": threads,
         **{name: version(name) for name in ("veneer", "torch", "transformers", "safetensors", "datasets")},
     }
+
+
+def changed(file: Path, now: dict[str, Any]) -> list[str]:
+    """What of ``now``, on which the bits of a result depend, is other than in the ``file`` of an earlier `environment`,
+    as a sentence; none where nothing is, or there is no such file."""
+    try:
+        before = read_json(file)
+        differing = [name for name in _ON_WHICH_BITS_DEPEND if before.get(name, now[name]) != now[name]]
+    except (OSError, ValueError, AttributeError):
+        return []
+    if not differing:
+        return []
+    said = "; ".join(f"{name}: {before[name]}, and now {now[name]}" for name in differing)
+    return [f"The run began elsewhere ({said}), so the last bits of its result may differ."]
 
 
 def processor() -> str:

@@ -1,14 +1,15 @@
 """Writing so that a reader, or a run killed at any instant, finds the old file or the new one, never half of one.
 
-Everything is written under a temporary name beside its goal, flushed to the disk, and renamed. It has the mode of any
-new file, as the umask says. A folder that is
-replaced steps aside first, since no rename puts one onto a full one: after a kill between these two renames,
-`remove_leftovers` puts it back.
+Everything is written under a temporary name beside its goal, which nobody can guess or has put there before, flushed
+to the disk, and renamed. It has the mode of any new file, as the umask says. A folder that is replaced steps aside
+first, since no rename puts one onto a full one: after a kill between these two renames, `remove_leftovers` puts it
+back.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """A temporary path to write to; it takes ``path``'s place when the block ends well, and goes when it does not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    temporary = _temporary(path)
     mode = _mode_of_new_file(temporary)
     try:
         yield temporary
@@ -43,10 +44,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A temporary folder to fill; it takes ``path``'s place, replacing the old one, when the block ends well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = _temporary(path)
     temporary.mkdir()
     mode, inner = _mode_of_new_file(temporary / TEMPORARY), temporary.stat().st_mode & 0o7777
+    (temporary / TEMPORARY).unlink()
     try:
         yield temporary
         for file in temporary.rglob("*"):
@@ -55,8 +56,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             _flush(file)
         _flush(temporary)
         if path.exists():
-            old = path.with_name(f"{_ASIDE}{os.getpid()}-{path.name}")
-            shutil.rmtree(old, ignore_errors=True)
+            old = _temporary(path, _ASIDE)
             os.replace(path, old)
             os.replace(temporary, path)
             shutil.rmtree(old)
@@ -101,8 +101,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Delete a folder so that a process killed on the way leaves nothing under its name."""
-    aside = folder.with_name(f"{TEMPORARY}{os.getpid()}-{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
+    aside = _temporary(folder)
     os.replace(folder, aside)
     shutil.rmtree(aside)
 
@@ -122,14 +121,17 @@ def remove_leftovers(folder: Path, age: float = 0.0) -> None:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
+def _temporary(path: Path, beginning: str = TEMPORARY) -> Path:
+    """A name beside ``path`` that nothing has: `remove_leftovers` finds it, and the name after its second part."""
+    return path.with_name(f"{beginning}{secrets.token_hex(8)}-{path.name}")
+
+
 def _mode_of_new_file(path: Path) -> int:
-    """The mode that the system gives a new file there, as the umask says; safetensors writes its files for their owner
-    alone, by temporary files of its own. The umask itself cannot be read without changing it for other threads."""
-    path.unlink(missing_ok=True)
-    path.touch()
-    mode = path.stat().st_mode & 0o777
-    path.unlink()
-    return mode
+    """Make the file ``path``, and give the mode that the system gave it, as the umask says; safetensors writes its
+    files for their owner alone, by temporary files of its own. The umask itself cannot be read without changing it for
+    other threads."""
+    path.touch(exist_ok=False)
+    return path.stat().st_mode & 0o777
 
 
 def _changed(path: Path) -> float:

@@ -91,7 +91,8 @@ def test_all_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
     flush, replace = files._flush, os.replace
     monkeypatch.setattr(files, "_flush", lambda path: (done.append(f"flush {path.name}"), flush(path)))
     monkeypatch.setattr(os, "replace", lambda a, b: (done.append(f"rename to {b.name}"), replace(a, b)))
-    temporary = f"{TEMPORARY}{os.getpid()}-"
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "some")
+    temporary = f"{TEMPORARY}some-"
     write_text(tmp_path / "file", "x")
     assert done == [f"flush {temporary}file", "rename to file", f"flush {tmp_path.name}"]
     done.clear()
@@ -100,6 +101,19 @@ def test_all_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
     assert done == [f"flush {name}" for name in ("inside", f"{temporary}folder")] + [
         "rename to folder", f"flush {tmp_path.name}",
     ]  # fmt: skip
+
+
+def test_a_link_put_under_a_guessed_name_is_not_followed(tmp_path, monkeypatch):
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    (tmp_path / f"{TEMPORARY}{os.getpid()}-report.html").symlink_to(victim)
+    write_text(tmp_path / "report.html", "x")
+    assert (victim.read_text(), (tmp_path / "report.html").read_text()) == ("kept", "x")
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "guessed")
+    (tmp_path / f"{TEMPORARY}guessed-report.html").symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        write_text(tmp_path / "report.html", "y")
+    assert victim.read_text() == "kept"
 
 
 _WRITE = """

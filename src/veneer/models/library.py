@@ -6,6 +6,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
+from threading import RLock
 from typing import Any, TypeVar
 
 import transformers
@@ -28,6 +29,7 @@ def call_library(call: Callable[..., _T], refusal: str, *arguments: Any, **optio
         raise ModelError(f"{refusal}: {reason_of(error)}") from error
 
 
+_SILENCE = RLock()
 OWN_CODE = "it needs its own code (auto_map in its config files), which Veneer does not run."
 
 
@@ -54,7 +56,15 @@ def some_of(keys: list[str]) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' own bars and warnings: what matters in them is an error here."""
+    """Without transformers' own bars and warnings: what matters in them is an error here.
+
+    One thread at a time is inside, since what it silences is the process's.
+    """
+    with _SILENCE:
+        yield from _silent()
+
+
+def _silent() -> Iterator[None]:
     logging = transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

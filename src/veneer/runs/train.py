@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 
 from veneer.data.memory import write_rows
 from veneer.data.read import Row
-from veneer.environment import environment
+from veneer.environment import changed, environment
 from veneer.errors import ConfigError, TrainingError, did_you_mean
 from veneer.files import atomic_file, write_text
 from veneer.options import shows
@@ -55,6 +56,9 @@ RESUMABLE = (
     *("gradient_checkpointing", "evaluate_every", "patience", "checkpoint_every", "keep_checkpoints"),
     *("optimizer", "optimizer_memory", "memory", "check_memory"),
 )
+
+
+_TRAINING = Lock()  # held while a run trains
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,25 @@ def resume(
 
 def _train(prepared: Prepared, checkpoint: Path | None, process: Process, watchers: Watchers) -> Result:
     """Begin, look at the memory, restore, take the steps, finish."""
+    with _alone():
+        return _trained(prepared, checkpoint, process, watchers)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Inside, no other run trains in this process: they would draw from one random state, and end in other bytes."""
+    if not _TRAINING.acquire(blocking=False):
+        raise TrainingError(
+            "Another run trains in this process, and both would draw from one random state; wait until it ends, or "
+            "train in a process of its own."
+        )
+    try:
+        yield
+    finally:
+        _TRAINING.release()
+
+
+def _trained(prepared: Prepared, checkpoint: Path | None, process: Process, watchers: Watchers) -> Result:
     begun = begin(prepared)
     outlook = look_before_training(begun, process)
     state = _restored(begun, checkpoint)
@@ -211,11 +234,11 @@ def _write_beginning(begun: Begun, state: State, labels: HeldOutLabels, *, new: 
         "steps": begun.total, "chosen": begun.steps.chosen, "largest_class": labels.largest if labels.rows else None,
         "tokens": model.get_input_embeddings().weight.shape[0],
     }  # fmt: skip
-    for file, values in (
-        (folder.rows_file, {**begun.prepared.facts(), **counted}),
-        (folder.environment_file, environment(torch.get_num_threads())),
-    ):
-        write_text(file, json.dumps(values, indent=2) + "\n")
+    write_text(folder.rows_file, json.dumps({**begun.prepared.facts(), **counted}, indent=2) + "\n")
+    around = environment(torch.get_num_threads())
+    if new or not folder.environment_file.is_file():  # else it says where the run began
+        write_text(folder.environment_file, json.dumps(around, indent=2) + "\n")
+    begun.prepared.notes += changed(folder.environment_file, around)
 
 
 def _take_steps(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import huggingface_hub
 import pytest
@@ -270,3 +272,13 @@ def test_what_transformers_says_while_it_loads_is_silenced_and_its_settings_come
         assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (before, bars)
     logging.enable_progress_bar()
     assert capsys.readouterr().err == ""
+
+
+def test_models_loaded_in_threads_leave_the_processs_streams_and_logs(tiny_folder):
+    before, verbosity = sys.stderr, tf.utils.logging.get_verbosity()
+    bars = tf.utils.logging.is_progress_bar_enabled()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: veneer.load(str(tiny_folder)), range(8)))
+    assert sys.stderr is before
+    assert tf.utils.logging.get_verbosity() == verbosity
+    assert tf.utils.logging.is_progress_bar_enabled() == bars

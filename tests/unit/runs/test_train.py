@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -290,6 +291,43 @@ def test_ctrl_c_and_a_closed_terminal_save_and_say_how_to_go_on(options, tmp_pat
     assert signal.getsignal(number) is before
     again = run.resume(options["output"], console=Console(file=io.StringIO()))
     assert _bytes(again.folder) == _bytes(whole.folder)
+
+
+def test_a_run_that_goes_on_elsewhere_says_so_and_keeps_where_it_began(options, monkeypatch):
+    _interrupted(options, monkeypatch, 5, MemoryError())
+    file = RunFolder(options["output"]).environment_file
+    before = json.loads(file.read_text())
+    file.write_text(json.dumps({**before, "threads": 77}))
+    shown = io.StringIO()
+    run.resume(options["output"], console=Console(file=shown, width=500))
+    said = f"The run began elsewhere (threads: 77, and now {before['threads']}), so the last bits of its result may"
+    assert said in shown.getvalue()
+    assert json.loads(file.read_text())["threads"] == 77
+
+
+def test_a_second_run_in_another_thread_is_refused(options, tmp_path, monkeypatch):
+    """Both would draw from one random state, and end in other bytes than alone."""
+    original, raised = loop.take_step, []
+
+    def step(*args):
+        if not raised:
+            other = threading.Thread(target=lambda: _fails(options, tmp_path, raised))
+            other.start()
+            other.join()
+        return original(*args)
+
+    monkeypatch.setattr(loop, "take_step", step)
+    _train(options, steps=2)
+    assert "Another run trains in this process" in str(raised[0])
+    monkeypatch.setattr(loop, "take_step", original)
+    _train(options, steps=2, output=str(tmp_path / "later"))
+
+
+def _fails(options, tmp_path, raised):
+    try:
+        _train(options, steps=2, output=str(tmp_path / "other"))
+    except TrainingError as error:
+        raised.append(error)
 
 
 def test_a_signal_that_is_ignored_stays_so(monkeypatch):
