@@ -14,10 +14,10 @@ from veneer.frozen.config import CODE_BITS, BlockwiseOptions
 from veneer.frozen.layers import DTYPES, HEADS, compute_in, quantise_linear_layers, storage_of
 from veneer.models import converted
 from veneer.models.checkpoint import CLASSES, Checkpoint, Task, checkpoint_of, name_classes
+from veneer.models.joined import NotTensorByTensor
 from veneer.models.library import call_library, no_model, quiet, some_of
 from veneer.models.own_tokenizer import pad_with_end
 from veneer.models.stream import stream_quantised, streamed
-from veneer.models.tensors import NotTensorByTensor
 
 STORAGES = (*DTYPES, *CODE_BITS)
 
@@ -30,6 +30,7 @@ def load(
     double_quantisation: bool = True,
     task: Task = "auto",
     labels: list[str] | None = None,
+    experts: bool = True,
 ) -> tuple[Any, Any]:
     """A model, in eval mode on the CPU, and its tokenizer.
 
@@ -46,6 +47,7 @@ def load(
         task: "causal", "seq2seq" or "classification"; "auto" takes it from ``labels`` and the config.
         labels: the names of the classes, for a sequence-classification model. Its head is new unless the checkpoint
             has one of that many.
+        experts: whether a mixture's experts are kept in codes, too, as all linear layers are.
 
     Returns:
         transformers' model (a ``PreTrainedModel``) and tokenizer. Both have the source's name as ``name_or_path``, by
@@ -76,7 +78,7 @@ def load(
     if labels:
         name_classes(config, labels)
     with quiet():
-        model = _kept_model(checkpoint, kind, config, how)
+        model = _kept_model(checkpoint, kind, config, how, experts)
         tokenizer = checkpoint.tokenizer()
     _forget_gguf(model)
     if checkpoint.kind == "gguf" and checkpoint.cache is not None and (storage, kind) == ("fp32", "causal"):
@@ -94,7 +96,7 @@ def load(
     return model.eval(), tokenizer
 
 
-def _kept_model(checkpoint: Checkpoint, kind: str, config: Any, how: dict[str, Any]) -> Any:
+def _kept_model(checkpoint: Checkpoint, kind: str, config: Any, how: dict[str, Any], experts: bool) -> Any:
     """The model, kept as ``how`` says, or as its checkpoint already keeps it."""
     dtype = DTYPES.get(how["storage"], torch.float32)
     if checkpoint.is_bitsandbytes:
@@ -109,11 +111,11 @@ def _kept_model(checkpoint: Checkpoint, kind: str, config: Any, how: dict[str, A
     if how["storage"] not in CODE_BITS:
         return _whole_model(checkpoint, kind, config, dtype)
     try:
-        return streamed(checkpoint, kind, copy.deepcopy(config), dtype, how)
+        return streamed(checkpoint, kind, copy.deepcopy(config), dtype, how, experts)
     except NotTensorByTensor as reason:
         checkpoint.notes.append(f"{checkpoint.name} was loaded whole before it was quantised: {reason}.")
     model = _whole_model(checkpoint, kind, config, dtype)
-    quantise_linear_layers(model, **how)
+    quantise_linear_layers(model, experts, **how)
     return model
 
 

@@ -25,6 +25,7 @@ from veneer.frozen.blockwise import NESTED_BLOCK, PANEL, Quantised, expand, tabl
 from veneer.frozen.codebook import dynamic8
 from veneer.frozen.compute import compute_name
 from veneer.frozen.config import CODE_BITS
+from veneer.frozen.experts import Experts, QuantisedStack, experts_of, own_experts, projections, put_stack
 from veneer.frozen.layers import DTYPES, compute_in, linear_layers
 from veneer.frozen.weight import BlockwiseWeight, QuantisedLinear, frozen_weight
 from veneer.kernels.dense import linear
@@ -163,41 +164,76 @@ def empty_model(base: Base, on_cpu: bool = True, times: Times | None = None) -> 
     if base.storage in CODE_BITS:
         for name in linear_layers(model):
             model.set_submodule(name, _in_codes(model.get_submodule(name), base, times))
+        for module in experts_of(model).values():
+            for projection in projections(module):
+                put_stack(own_experts(module), projection, _stack_in_codes(module, projection, base, times))
     elif on_cpu and base.dense is not torch.float32 and (compute := DTYPES[compute_name()]) is not base.dense:
         compute_in(model, compute)
+    plan_experts(model)
     return model.eval()
 
 
+def plan_experts(model: nn.Module) -> None:
+    """Which tokens an expert gets is in no plan: one of them gets all, of which it makes what all of them make."""
+    for module in model.modules():
+        if isinstance(module, Experts):
+            module.__dict__["groups"] = _one_group
+
+
+def _one_group(top_k_index: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    pairs = torch.arange(top_k_index.numel(), device=top_k_index.device)
+    yield 0, pairs // top_k_index.shape[-1], pairs % top_k_index.shape[-1]
+
+
+def _stack_in_codes(module: Any, projection: str, base: Base, times: Times) -> QuantisedStack:
+    experts, *shape = getattr(module, projection).shape
+    rows, columns = reversed(shape) if module.is_transposed else shape
+    one = _quantised(rows, columns, base)
+    made = QuantisedStack([one], base.dense, module.is_transposed)
+    for name, tensor in made.named_buffers():
+        setattr(made, name, tensor.new_empty(experts, *tensor.shape[1:]))
+    made.experts = experts
+    made.__dict__["frozen"] = lambda expert: _OnePanel(one, base.dense, times, experts)
+    return made
+
+
 def _in_codes(layer: nn.Module, base: Base, times: Times) -> QuantisedLinear:
-    rows, columns = frozen_weight(layer).shape
-    size = rows * columns
-    blocks = -(-size // base.block_size)
-    double = base.double_quantisation
-    quantised = Quantised(
-        base.storage, base.block_size, (rows, columns),
-        torch.empty(-(-size * CODE_BITS[base.storage] // 8), dtype=torch.uint8),
-        torch.empty(blocks, dtype=torch.uint8 if double else torch.float32),
-        torch.empty(-(-blocks // NESTED_BLOCK)) if double else None,
-        torch.empty(()) if double else None,
-    )  # fmt: skip
+    quantised = _quantised(*frozen_weight(layer).shape, base)
     bias = cast("Tensor | None", layer.bias)
     made = QuantisedLinear(quantised, bias, base.dense, isinstance(layer, Conv1D))
     made.__dict__["frozen"] = lambda: _OnePanel(made.quantised, made.dtype, times)
     return made
 
 
-class _OnePanel(BlockwiseWeight):
-    """Makes what a product by panels makes, but expands one of them for all: a large weight has many."""
+def _quantised(rows: int, columns: int, base: Base) -> Quantised:
+    size = rows * columns
+    blocks = -(-size // base.block_size)
+    double = base.double_quantisation
+    return Quantised(
+        base.storage, base.block_size, (rows, columns),
+        torch.empty(-(-size * CODE_BITS[base.storage] // 8), dtype=torch.uint8),
+        torch.empty(blocks, dtype=torch.uint8 if double else torch.float32),
+        torch.empty(-(-blocks // NESTED_BLOCK)) if double else None,
+        torch.empty(()) if double else None,
+    )  # fmt: skip
 
-    def __init__(self, quantised: Quantised, dtype: torch.dtype, times: Times) -> None:
+
+class _OnePanel(BlockwiseWeight):
+    """Makes what a product by panels makes, but expands one of them for all: a large weight has many.
+
+    ``experts``: how many weights share the rows of a product, each of which is expanded once if it gets one.
+    """
+
+    def __init__(self, quantised: Quantised, dtype: torch.dtype, times: Times, experts: int = 1) -> None:
         super().__init__(quantised, dtype)
-        self._times = times
+        self._times, self._experts = times, experts
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         rows, height = self.shape[0], self._height()
         y = x.new_empty(len(x), rows) if height < rows else None
+        panel = self._panel(x, rows / height)
         with self._times.repeated(rows / height):
-            part = linear(x, expand(self._quantised, 0, height, x.dtype))
+            part = linear(x, panel)
             if y is None:
                 y = part
             else:
@@ -206,11 +242,16 @@ class _OnePanel(BlockwiseWeight):
 
     def product_transposed(self, grad: Tensor) -> Tensor:
         rows, height = self.shape[0], self._height()
-        y = linear(grad[:, :height], expand(self._quantised, 0, height, grad.dtype).t())
+        panel = self._panel(grad, rows / height)
+        y = linear(grad[:, :height], panel.t())
         if height < rows:
             with self._times.repeated(rows / height - 1):
-                y.add_(linear(grad[:, :height], expand(self._quantised, 0, height, grad.dtype).t()))
+                y.add_(linear(grad[:, :height], panel.t()))
         return y
+
+    def _panel(self, rows: Tensor, panels: float) -> Tensor:
+        with self._times.repeated(panels * max(1, min(self._experts, len(rows)))):
+            return expand(self._quantised, 0, self._height(), rows.dtype)
 
     def _height(self) -> int:
         return min(self.shape[0], max(1, PANEL // self.shape[1]))

@@ -22,9 +22,9 @@ from veneer.errors import ModelError
 from veneer.frozen.layers import quantise_linear_layers
 from veneer.kernels.serving import serving
 from veneer.models.checkpoint import CLASSES, Checkpoint
+from veneer.models.joined import NotTensorByTensor
 from veneer.models.load import load
 from veneer.models.stream import streamed
-from veneer.models.tensors import NotTensorByTensor
 
 pytestmark = pytest.mark.unit
 
