@@ -69,6 +69,9 @@ MIXTURES: dict[str, Callable[[], nn.Module]] = {
     "qwen3-moe": lambda: tf.Qwen3MoeForCausalLM(
         tf.Qwen3MoeConfig(num_experts=4, moe_intermediate_size=48, head_dim=8, **_EXPERTS)
     ),
+    "gpt-oss": lambda: tf.GptOssForCausalLM(  # weights the other way round, biases, a gate of its own
+        tf.GptOssConfig(num_local_experts=4, head_dim=8, sliding_window=8, **_EXPERTS)
+    ),
 }
 
 

@@ -63,9 +63,11 @@ def _given_in(dtype: torch.dtype, module: nn.Module, arguments: Any, output: Ten
 
 def storage_of(model: nn.Module) -> dict[str, Any]:
     """How the weights of a loaded model are kept: the options of `load` that keep them so."""
+    dtype = next(model.parameters()).dtype
+    dense = next((name for name, known in DTYPES.items() if known is dtype), "fp32")
     for module in model.modules():
         if isinstance(module, QuantisedLinear | QuantisedStack):
             double = module.nested_scales is not None
-            return {"storage": module.storage, "block_size": module.block_size, "double_quantisation": double}
-    dtype = next(model.parameters()).dtype
-    return {"storage": next((name for name, known in DTYPES.items() if known is dtype), "fp32")}
+            kept = {"storage": module.storage, "block_size": module.block_size, "double_quantisation": double}
+            return kept if dense == "fp32" else {**kept, "dense_storage": dense}
+    return {"storage": dense}

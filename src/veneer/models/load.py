@@ -28,6 +28,7 @@ def load(
     *,
     block_size: int = 64,
     double_quantisation: bool = True,
+    dense_storage: str = "fp32",
     task: Task = "auto",
     labels: list[str] | None = None,
     experts: bool = True,
@@ -44,6 +45,7 @@ def load(
             type of all else.
         block_size: how many weights share a scale in 4 bits and int8: 32, 64, … 4096.
         double_quantisation: whether these scales are kept in 8 bits themselves.
+        dense_storage: how embeddings and head are kept beside a storage of codes: "fp32", "bf16" or "fp16".
         task: "causal", "seq2seq" or "classification"; "auto" takes it from ``labels`` and the config.
         labels: the names of the classes, for a sequence-classification model. Its head is new unless the checkpoint
             has one of that many.
@@ -66,28 +68,27 @@ def load(
         >>> type(model.model.layers[0].self_attn.q_proj).__name__, model.lm_head.weight.dtype
         ('QuantisedLinear', torch.float32)
     """
-    if storage not in STORAGES:
-        raise ConfigError(f"storage = {storage!r} is not one of {', '.join(STORAGES)}.")
+    for option, value, known in (("storage", storage, STORAGES), ("dense_storage", dense_storage, DTYPES)):
+        if value not in known:
+            raise ConfigError(f"{option} = {value!r} is not one of {', '.join(known)}.")
     how = {
         "storage": storage,
         **BlockwiseOptions(block_size=block_size, double_quantisation=double_quantisation).model_dump(),
     }
     checkpoint = checkpoint_of(source)
+    dense = dense_dtype(checkpoint, storage, dense_storage)
     kind = checkpoint.task(task, labels)
     config = copy.deepcopy(checkpoint.config)
     if labels:
         name_classes(config, labels)
     with quiet():
-        model = _kept_model(checkpoint, kind, config, how, experts)
+        model = _kept_model(checkpoint, kind, config, dense, how, experts)
         tokenizer = checkpoint.tokenizer()
     _forget_gguf(model)
     if checkpoint.kind == "gguf" and checkpoint.cache is not None and (storage, kind) == ("fp32", "causal"):
         with quiet():
             converted.keep(checkpoint.cache, model, tokenizer)
-    if (
-        DTYPES.get(storage, torch.float32) is not torch.float32
-        and (compute := DTYPES[compute_name()]) is not DTYPES[storage]
-    ):
+    if dense is not torch.float32 and (compute := DTYPES[compute_name()]) is not dense:
         compute_in(model, compute)
     pad_with_end(tokenizer)
     if model.config.pad_token_id is None:
@@ -96,13 +97,26 @@ def load(
     return model.eval(), tokenizer
 
 
-def _kept_model(checkpoint: Checkpoint, kind: str, config: Any, how: dict[str, Any], experts: bool) -> Any:
-    """The model, kept as ``how`` says, or as its checkpoint already keeps it."""
-    dtype = DTYPES.get(how["storage"], torch.float32)
+def dense_dtype(checkpoint: Checkpoint, storage: str, dense_storage: str) -> torch.dtype:
+    """The type of all that is not in codes. Raises ConfigError where nothing is and the two options differ."""
+    if dense_storage == "fp32" or storage == dense_storage:
+        return DTYPES.get(storage, torch.float32)
+    if storage in DTYPES and not (checkpoint.is_bitsandbytes and storage == "fp32"):
+        raise ConfigError(
+            f"dense_storage = {dense_storage!r} is for a base in codes ({', '.join(CODE_BITS)}), and storage = "
+            f"{storage!r} keeps all of it in one type; leave dense_storage out."
+        )
+    return DTYPES[dense_storage]
+
+
+def _kept_model(
+    checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype, how: dict[str, Any], experts: bool
+) -> Any:
+    """The model, kept as ``how`` says and else in ``dtype``, or as its checkpoint already keeps it."""
     if checkpoint.is_bitsandbytes:
         del config.quantization_config
         model = stream_quantised(checkpoint, kind, config, dtype)
-        if how["storage"] in CODE_BITS and how != (kept := storage_of(model)):
+        if how["storage"] in CODE_BITS and not how.items() <= (kept := storage_of(model)).items():
             raise ConfigError(
                 f"{checkpoint.name} is kept as {_listed(kept)}, and cannot be loaded as {_listed(how)}; leave storage "
                 f"out to load it as it is."

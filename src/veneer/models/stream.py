@@ -116,7 +116,7 @@ def _put_quantised(model: Any, weight: str, codes: Quantised, layers: set[str], 
 
 
 def _stacks(model: nn.Module) -> dict[str, tuple[Any, str]]:
-    """Of each projection of a mixture's experts by its name: the module that holds it, and what it is called there."""
+    """Name of a projection of a mixture's experts → the module that holds it, and what it is called there."""
     return {
         f"{path}.{name}": (module, name) for path, module in experts_of(model).items() for name in projections(module)
     }

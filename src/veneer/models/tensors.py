@@ -68,8 +68,8 @@ class SafetensorsFolder:
         self._names = names_for(model, self._files)
 
     def pieces(self, name: str) -> tuple[list[list[str]], dict[str, set[str]]]:
-        """Of a tensor that the files have in pieces: of each expert the keys of its parts, and what stands beside each
-        key that is kept in codes. Nothing of another tensor."""
+        """The keys of a tensor's parts, expert by expert, where the files have it in pieces, and what describes each
+        one that is kept in codes; nothing for another tensor."""
         joined = self._names.joined.get(name, [])
         return joined, {key: self._names.beside[key] for own in joined for key in own if key in self._names.beside}
 

@@ -31,6 +31,7 @@ from veneer.frozen.weight import BlockwiseWeight, QuantisedLinear, frozen_weight
 from veneer.kernels.dense import linear
 from veneer.models.checkpoint import CLASSES, Checkpoint, Task, checkpoint_of, name_classes
 from veneer.models.library import call_library, quiet
+from veneer.models.load import dense_dtype
 from veneer.models.stream import is_read_whole
 from veneer.planning.ledger import Times
 
@@ -72,11 +73,14 @@ class Base(NamedTuple):
     mapped: tuple[str, ...] = ()  # which of its codes, scales, dense are a file's pages, to be dropped and read again
     read: int = 0  # bytes of a number in a file of another type, whose pages stay beside the weights while it is read
 
-    def kept_as(self, storage: str) -> Base:
-        """The same model loaded with another ``storage``. Raises ModelError for one that has codes already."""
+    def kept_as(self, storage: str, dense_storage: str = "fp32") -> Base:
+        """The same model loaded with another ``storage``, and of codes another ``dense_storage``.
+
+        Raises ModelError for one that has codes already.
+        """
         if self.storage in CODE_BITS:
             raise ModelError(f"{self.name} is kept as {self.storage}, and cannot be loaded as {storage}.")
-        dense = DTYPES.get(storage, torch.float32)
+        dense = DTYPES[storage if storage in DTYPES else dense_storage]
         written = getattr(self.config, "dtype", None)
         whole = storage in DTYPES or is_read_whole(self.config)
         mapped = ("dense",) if whole and written is dense else ()
@@ -86,14 +90,14 @@ class Base(NamedTuple):
 
 def base_of(
     source: str | Checkpoint, storage: str, block_size: int, double_quantisation: bool, task: Task = "auto",
-    labels: list[str] | None = None,
+    labels: list[str] | None = None, dense_storage: str = "fp32",
 ) -> Base:  # fmt: skip
     """The base that `veneer.load` would make of a model; only its config is read.
 
     One that writes no text becomes a classifier, of the classes that ``labels`` name, or else its config; of two where
     that names none.
 
-    Raises ModelError where there is no such model.
+    Raises ModelError where there is no such model, ConfigError for a ``dense_storage`` that `load` would refuse.
     """
     checkpoint = checkpoint_of(source)
     config = copy.deepcopy(checkpoint.config)
@@ -101,9 +105,12 @@ def base_of(
         name_classes(config, labels)
     kind = checkpoint.task(task, labels or (None if checkpoint.generates_text else [*config.id2label.values()]))
     plain = Base(checkpoint.called, config, kind, "fp32", block_size, double_quantisation, torch.float32)
-    base = plain.kept_as(storage)
+    dense_dtype(checkpoint, storage, dense_storage)
+    base = plain.kept_as(storage, dense_storage)
     if not checkpoint.is_bitsandbytes:
         return base
+    if storage == "fp32" and dense_storage != "fp32":
+        base = base.kept_as(dense_storage)
     said = config.quantization_config
     said = said if isinstance(said, dict) else said.to_dict()
     del config.quantization_config
@@ -167,7 +174,7 @@ def empty_model(base: Base, on_cpu: bool = True, times: Times | None = None) -> 
         for module in experts_of(model).values():
             for projection in projections(module):
                 put_stack(own_experts(module), projection, _stack_in_codes(module, projection, base, times))
-    elif on_cpu and base.dense is not torch.float32 and (compute := DTYPES[compute_name()]) is not base.dense:
+    if on_cpu and base.dense is not torch.float32 and (compute := DTYPES[compute_name()]) is not base.dense:
         compute_in(model, compute)
     plan_experts(model)
     return model.eval()

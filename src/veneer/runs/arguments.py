@@ -25,6 +25,9 @@ class TrainArguments(Needed, total=False):
     """Weights of a quantised storage that share a scale: 32, 64, … 4096."""
     double_quantisation: bool
     """Keep the scales of a quantised storage in 8 bits, too."""
+    dense_storage: Literal["fp32", "bf16", "fp16"]
+    """How embeddings and head are kept beside a storage of codes (nf4, fp4, int4, int8). bf16 halves their
+    memory."""
     initial_rank: int | None
     """AdaLoRA: rank of every matrix at the start. Default: 1.5 times the target."""
     target_rank: float
@@ -233,6 +236,9 @@ class PlanArguments(TypedDict, total=False):
     """Weights of a quantised storage that share a scale: 32, 64, … 4096."""
     double_quantisation: bool
     """Keep the scales of a quantised storage in 8 bits, too."""
+    dense_storage: Literal["fp32", "bf16", "fp16"]
+    """How embeddings and head are kept beside a storage of codes (nf4, fp4, int4, int8). bf16 halves their
+    memory."""
     initial_rank: int | None
     """AdaLoRA: rank of every matrix at the start. Default: 1.5 times the target."""
     target_rank: float

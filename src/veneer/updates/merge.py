@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from veneer.arguments import refuse_no_model
 from veneer.device import META
 from veneer.errors import TargetError
-from veneer.frozen.weight import QuantisedLinear, frozen_weight
+from veneer.frozen.weight import STORED, QuantisedLinear, frozen_weight
 from veneer.updates.attach import forget_adapters, save_adapter_only, save_whole_model
 from veneer.updates.layers import Adapted, LowRank, NewRows, Replaced, training_dtype
 from veneer.updates.record import adapters_of, put, refuse_merged
@@ -147,6 +147,8 @@ def _with_weight(base: nn.Module, weight: nn.Parameter) -> nn.Module:
         with torch.device(META):
             sizes = base.out_features, base.in_features
             plain = Conv1D(*sizes) if base.transposed else nn.Linear(*sizes[::-1], bias=base.bias is not None)
+        if weight.dtype is not torch.float32:  # what it is given may be in fp32 all the same
+            plain.__class__ = STORED[type(plain)]
         plain.weight, plain.bias = weight, base.bias
         return plain.train(base.training)
     module = copy.copy(base)
