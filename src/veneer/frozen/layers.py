@@ -51,6 +51,7 @@ def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
             module.__class__ = STORED[type(module)]  # in place: what else holds the module, holds it still
             stay.add(id(module.weight))
         elif is_experts(module) and not apart & set(name.split(".")):
+            module.__dict__["stored"] = True  # it stays ours when adapters go
             stay |= {id(getattr(own_experts(module), name)) for name in projections(module)}
     for parameter in model.parameters():
         if parameter.is_floating_point() and id(parameter) not in stay:

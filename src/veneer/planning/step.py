@@ -19,7 +19,7 @@ from veneer.data.labels import Tokens
 from veneer.frozen.experts import QuantisedStack
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models.stream import is_read_whole, reassembled_names
-from veneer.planning.empty import Base, empty_model, no_values
+from veneer.planning.empty import Base, empty_model, no_values, plan_experts
 from veneer.planning.ledger import Ledger, Stretch, Times
 from veneer.planning.repeat import Kinds, repeated
 from veneer.training.fused import fused_passes
@@ -101,6 +101,7 @@ def _begun(base: Base, update: LoRA | AdaLoRA | str, on_cpu: bool, times: Times)
         train_own_weights(model, update)
     else:
         attach(model, _without_values(update))
+        plan_experts(model)
     weights = _weights(model, before, reassembled, base.dense)
     model.train()
     return model, weights

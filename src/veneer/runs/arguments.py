@@ -73,6 +73,9 @@ class TrainArguments(Needed, total=False):
     """Other ranks for some modules: a name's ending, or a regex for it → rank."""
     alpha_pattern: dict[str, float]
     """Other alphas for some modules: a name's ending, or a regex for it → alpha."""
+    target_parameters: str | list[str]
+    """Parameters of a mixture's experts to adapt beside the targets, by their name's ending
+    (experts.gate_up_proj). Targets that match no module find these, too."""
     rslora: bool
     """Scale by alpha / √rank instead of alpha / rank."""
     init: Literal["kaiming", "gaussian", "loftq"]
@@ -284,6 +287,9 @@ class PlanArguments(TypedDict, total=False):
     """Other ranks for some modules: a name's ending, or a regex for it → rank."""
     alpha_pattern: dict[str, float]
     """Other alphas for some modules: a name's ending, or a regex for it → alpha."""
+    target_parameters: str | list[str]
+    """Parameters of a mixture's experts to adapt beside the targets, by their name's ending
+    (experts.gate_up_proj). Targets that match no module find these, too."""
     rslora: bool
     """Scale by alpha / √rank instead of alpha / rank."""
     init: Literal["kaiming", "gaussian", "loftq"]
