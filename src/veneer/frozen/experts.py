@@ -240,14 +240,21 @@ def quantise_experts(module: nn.Module, name: str, **how: Any) -> None:
             put_stack(experts, projection, made)
 
 
-def without_codes(model: nn.Module) -> str | None:
-    """A sentence on the experts of a model in codes that are kept as they are, as their class is not known here."""
+def unknown_experts(model: nn.Module) -> dict[str, int]:
+    """Class of each kind of module that has 3-D parameters and is not known here → how many parameters these are."""
     kinds: dict[str, int] = {}
     for module in model.modules():
-        if not is_experts(module) and not type(module).__module__.startswith("torch."):
+        known = is_experts(module) or isinstance(module, Stack)
+        if not known and not type(module).__module__.startswith("torch."):
             size = sum(p.numel() for p in module.parameters(recurse=False) if p.dim() == 3)
             if size:
                 kinds[type(module).__name__] = kinds.get(type(module).__name__, 0) + size
+    return kinds
+
+
+def without_codes(model: nn.Module) -> str | None:
+    """A sentence on the experts of a model in codes that are kept as they are, as their class is not known here."""
+    kinds = unknown_experts(model)
     if not kinds:
         return None
     names = ", ".join(kinds)

@@ -22,7 +22,9 @@ from veneer.frozen.experts import (
     projections,
     put_stack,
     stack_of,
+    unknown_experts,
 )
+from veneer.updates.config import AdaLoRA, LoRA
 from veneer.updates.layers import Adapted, LowRank
 from veneer.updates.product import Factors, adapted_product
 
@@ -175,28 +177,45 @@ def _sum(held: nn.Module) -> Tensor:
     return whole
 
 
-def left_out(model: nn.Module, adapted: set[str]) -> str:
-    """A sentence on the experts' parameters that no active adapter adapts; "" where there are none."""
+def left_out(model: nn.Module, adapted: set[str], by_lora: bool) -> str:
+    """What of a mixture's experts no active adapter adapts, in a sentence for each kind; "" where there is none.
+
+    ``adapted``: the names of the modules that are; ``by_lora``: whether one of the adapters could adapt experts.
+    """
     frozen: dict[str, int] = {}
     for path, module in experts_of(model).items():
         if path.endswith(".base") or ".updates." in path:  # trained whole
             continue
         for name in projections(module):
-            if f"{path}.{name}" not in adapted:
+            full = f"{path}.{name}"
+            if full not in adapted:
                 held = stack_of(module, name)
                 stack = cast(Stack, held.base if isinstance(held, Adapted) else held)
-                size = stack.experts * stack.shape[0] * stack.shape[1]
-                frozen[f"experts.{name}"] = frozen.get(f"experts.{name}", 0) + size
-    if not frozen:
-        return ""
-    names = ", ".join(frozen)
-    return f"The {sum(frozen.values()):,} parameters of {names} are not adapted; to adapt them, name them in targets."
+                ending = ".".join(full.rsplit(".", 2)[-2:])
+                frozen[ending] = frozen.get(ending, 0) + stack.experts * stack.shape[0] * stack.shape[1]
+    remedy = "to adapt them, name them in target_parameters" if by_lora else "AdaLoRA adapts no experts, LoRA does"
+    sentences = (
+        [f"{sum(frozen.values()):,} parameters of {', '.join(frozen)} are not adapted; {remedy}."] if frozen else []
+    )
+    if unknown := unknown_experts(model):
+        sentences.append(
+            f"{sum(unknown.values()):,} parameters of {', '.join(unknown)} are not adapted, as these are no linear "
+            f"layers of a known kind."
+        )
+    return " ".join(sentences)
 
 
-def refuse_dropout(names: list[str], dropout: float) -> None:
-    """Raises TargetError where experts are adapted with dropout, of which PEFT could not load the adapter."""
-    if names and dropout:
+def refuse_for_experts(names: list[str], config: LoRA | AdaLoRA) -> None:
+    """Raises TargetError where ``config`` adapts these projections of experts in a way that they cannot be."""
+    if names and isinstance(config, AdaLoRA):
+        raise TargetError(f"{names[0]} is a parameter of experts, which AdaLoRA does not adapt; use LoRA.")
+    if names and isinstance(config, LoRA) and config.init == "loftq":
+        raise TargetError(
+            f"{names[0]} is a parameter of experts, whose updates do not start from what quantising lost; use init = "
+            f"'kaiming', or leave the experts out."
+        )
+    if names and config.dropout:
         raise TargetError(
             f"{names[0]} is a parameter of experts, whose updates have no dropout in PEFT, which could not load the "
-            f"adapter; use dropout = 0, or leave the experts out of targets."
+            f"adapter; use dropout = 0, or leave the experts out."
         )

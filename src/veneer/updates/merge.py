@@ -29,8 +29,8 @@ def merge(model: nn.Module, *, reversible: bool = True) -> None:
     Every quantised linear layer, adapted or not, becomes an ``nn.Linear``, and experts become parameters, in the
     model's floating-point type, so that what ``save_pretrained`` writes is a model that transformers reads. A module
     that is tied to another (an embedding and its head) is untied when an update holds for one of the two only, and the
-    model's config says so, so that ``save_pretrained`` writes both. ``reversible=False`` drops the adapters and the original weights;
-    otherwise they stay in memory for `unmerge`.
+    model's config says so, so that ``save_pretrained`` writes both. ``reversible=False`` drops the adapters and the
+    original weights; otherwise they stay in memory for `unmerge`.
 
     Raises TargetError when no adapter is active or the adapters are merged already.
 

@@ -13,7 +13,7 @@ from veneer.errors import TargetError, nearest
 from veneer.frozen.experts import QuantisedStack, Stack
 from veneer.frozen.weight import PLAIN_TYPES, QuantisedLinear
 from veneer.updates.config import AdaLoRA, LoRA, UpdateOptions
-from veneer.updates.experts import expert_stacks, refuse_dropout
+from veneer.updates.experts import expert_stacks, refuse_for_experts
 from veneer.updates.layers import Adapted, weight_shape
 
 _Number = TypeVar("_Number", int, float)
@@ -88,11 +88,9 @@ def choose(model: nn.Module, config: LoRA | AdaLoRA) -> list[Chosen]:
                 f"it into one, such as nn.Sequential(layer)."
             )
         _refuse_unadaptable(name, modules[name])
-        if isinstance(config, AdaLoRA) and isinstance(modules[name], Stack):
-            raise TargetError(f"{name} is a parameter of experts, which AdaLoRA does not adapt; use LoRA.")
         if isinstance(config, AdaLoRA) and isinstance(modules[name], nn.Embedding):
             raise TargetError(f"{name} is an Embedding, which AdaLoRA does not adapt; leave it out, or use LoRA.")
-    refuse_dropout([name for name in names if isinstance(modules[name], Stack)], config.dropout)
+    refuse_for_experts([name for name in names if isinstance(modules[name], Stack)], config)
     if not names and config.chooses:
         raise TargetError(_nothing(config, modules))
     if isinstance(config, AdaLoRA):
@@ -105,8 +103,9 @@ def choose(model: nn.Module, config: LoRA | AdaLoRA) -> list[Chosen]:
 def _matching_modules(targets: str | list[str], modules: dict[str, nn.Module]) -> list[str]:
     """What ``targets`` choose: modules, and where an entry matches none, parameters of experts, as PEFT's targets are
     of modules."""
-    stacks = [name for name in _matching(targets, modules, "targets") if isinstance(modules[name], Stack)]
-    plain = [name for name in _matching(targets, modules, "targets") if name not in set(stacks)]
+    matching = _matching(targets, modules, "targets")
+    stacks = [name for name in matching if isinstance(modules[name], Stack)]
+    plain = [name for name in matching if not isinstance(modules[name], Stack)]
     if isinstance(targets, str):
         return plain or stacks
     of_experts = [target for target in targets if not matching_suffix(target, plain)]
@@ -118,8 +117,20 @@ def _with_parameters(names: list[str], config: LoRA | AdaLoRA, modules: dict[str
     wanted = set(names)
     if isinstance(config, LoRA) and config.target_parameters:
         stacks: dict[str, nn.Module] = {name: module for name, module in modules.items() if isinstance(module, Stack)}
-        wanted |= set(_matching(config.target_parameters, stacks, "target_parameters"))
+        for target in config.target_parameters:
+            if not matching_suffix(target, stacks):
+                raise TargetError(_no_such_parameter(target, list(stacks)))
+            wanted |= set(matching_suffix(target, stacks))
     return [name for name in modules if name in wanted]
+
+
+def _no_such_parameter(target: str, stacks: list[str]) -> str:
+    endings = list(dict.fromkeys(".".join(name.rsplit(".", 2)[-2:]) for name in stacks))
+    have = f"it has {', '.join(endings)}" if endings else "it has no experts of a known kind"
+    return (
+        f"target_parameters names {target!r}, which matches no parameter of experts of this model; {have}. Layers are "
+        f"named in targets."
+    )
 
 
 def without_idle_names(model: nn.Module, config: LoRA | AdaLoRA) -> LoRA | AdaLoRA:
@@ -134,9 +145,13 @@ def without_idle_names(model: nn.Module, config: LoRA | AdaLoRA) -> LoRA | AdaLo
     def known(names: str | list[str], there: dict[str, nn.Module] = plain) -> str | list[str]:
         return names if isinstance(names, str) else [name for name in names if matching_suffix(name, there)]
 
+    parameters = getattr(config, "target_parameters", [])
+    of_experts = known(parameters, {name: module for name, module in modules.items() if name not in plain})
+    if isinstance(config, LoRA):
+        config = config.model_copy(update={"target_parameters": of_experts or parameters})  # or let `choose` say so
     config = config.model_copy(
         update={
-            "targets": known(config.targets) or ([] if _adapts_experts(config) else config.targets),
+            "targets": known(config.targets) or ([] if of_experts else config.targets),
             "exclude": known(config.exclude, modules),
             # PEFT's reading: the plain ending of a name, at a dot or not.
             "train_also": [name for name in modules if name and name.endswith(tuple(config.train_also))],
@@ -151,10 +166,6 @@ def without_idle_names(model: nn.Module, config: LoRA | AdaLoRA) -> LoRA | AdaLo
         for option, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern))
     }
     return config.model_copy(update=patterns)
-
-
-def _adapts_experts(config: LoRA | AdaLoRA) -> bool:
-    return isinstance(config, LoRA) and bool(config.target_parameters)
 
 
 def rank_and_scale(name: str, config: LoRA) -> tuple[int, float]:
@@ -302,7 +313,7 @@ def _refuse_unadaptable(name: str, module: nn.Module) -> None:
         if getattr(module, "max_norm", None) is not None:
             raise TargetError(f"{name} is an Embedding with max_norm, which changes its weight as it looks it up.")
         return
-    inside = [child for child, inner in module.named_modules() if child and isinstance(inner, LINEAR_TYPES)]
+    inside = [child for child, part in modules_of(module).items() if child and isinstance(part, (*LINEAR_TYPES, Stack))]
     remedy = f" It holds {', '.join(inside[:8])}: name those." if inside else " Leave it out with exclude."
     raise TargetError(
         f"{name} is a {type(module).__name__}, which cannot be adapted; Linear, Conv1D and Embedding layers can."
@@ -325,7 +336,9 @@ def _refuse_idle_keys(option: str, pattern: dict[str, int] | dict[str, float], n
 def _nothing(config: UpdateOptions, modules: dict[str, nn.Module]) -> str:
     narrowed = [option for option in ("exclude", "layers") if getattr(config, option)]
     because = f" once {' and '.join(narrowed)} had been applied" if narrowed else ""
-    return f"targets = {config.targets!r} chose no module{because}. {what_is_there(modules)}"
+    parameters = getattr(config, "target_parameters", [])
+    asked = f"targets = {config.targets!r}" + (f" and target_parameters = {parameters!r}" if parameters else "")
+    return f"{asked} chose no module{because}. {what_is_there(modules)}"
 
 
 def _listed(names: Iterable[object]) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 from veneer.arguments import refuse_no_model
 from veneer.frozen.experts import Stack
 from veneer.notebook import html_table
+from veneer.updates.config import LoRA
 from veneer.updates.experts import left_out
 from veneer.updates.layers import LowRank, weight_shape
 from veneer.updates.record import adapters_of, updates_of
@@ -99,7 +100,9 @@ def trainable(model: nn.Module) -> Trainable:
             seen.add(id(update))  # a tied embedding and head share their new rows
             rank = update.rank if isinstance(update, LowRank) else None
             rows.append(Row(path, _shape(modules[path]), rank, count))
-    said = left_out(model, {row.name for row in rows}) if any(row.rank is not None for row in rows) else ""
+    by_lora = any(isinstance(record.configs[name], LoRA) for name in record.active)
+    low_rank = any(row.rank is not None for row in rows)
+    said = left_out(model, {row.name for row in rows}, by_lora) if low_rank else ""
     return Trainable(rows, sum(row.parameters for row in rows), count_parameters(modules), said)
 
 

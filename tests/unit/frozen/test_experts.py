@@ -33,17 +33,6 @@ def _built(name):
     return model.requires_grad_(False)
 
 
-def _expanded(coded, plain):
-    """``plain`` with the values that the codes of ``coded`` stand for."""
-    for name, module in coded.named_modules():
-        if isinstance(module, QuantisedLinear):
-            plain.get_submodule(name).weight.copy_(module.frozen().dense())
-        if isinstance(module, QuantisedStack):
-            path, _, projection = name.rpartition(".")
-            getattr(plain.get_submodule(path), projection).copy_(module.dense())
-    return plain
-
-
 def _gradient(model):
     x = model.get_input_embeddings()(IDS["input_ids"]).detach().requires_grad_(True)
     model(inputs_embeds=x).logits.square().sum().backward()
@@ -57,7 +46,7 @@ def test_experts_in_codes_compute_what_transformers_computes_with_their_values(n
     coded = copy.deepcopy(plain)
     quantise_linear_layers(coded, storage=storage, block_size=32, double_quantisation=True)
     assert sum(isinstance(module, QuantisedStack) for module in coded.modules()) == 4
-    wanted = _expanded(coded, plain)
+    wanted = tiny.expanded(coded, plain)
     assert torch.allclose(tiny.logits(coded, IDS), tiny.logits(wanted, IDS), rtol=0, atol=1e-6)
     a, b = _gradient(coded), _gradient(wanted)
     assert (a - b).norm() <= 1e-6 * b.norm()
