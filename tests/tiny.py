@@ -9,6 +9,9 @@ import torch
 import transformers as tf
 from torch import Tensor, nn
 
+from veneer.frozen.experts import QuantisedStack
+from veneer.frozen.weight import QuantisedLinear
+
 VOCABULARY = 64
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -69,6 +72,9 @@ MIXTURES: dict[str, Callable[[], nn.Module]] = {
     "qwen3-moe": lambda: tf.Qwen3MoeForCausalLM(
         tf.Qwen3MoeConfig(num_experts=4, moe_intermediate_size=48, head_dim=8, **_EXPERTS)
     ),
+    "gpt-oss": lambda: tf.GptOssForCausalLM(  # weights the other way round, biases, a gate of its own
+        tf.GptOssConfig(num_local_experts=4, head_dim=8, sliding_window=8, **_EXPERTS)
+    ),
 }
 
 
@@ -82,6 +88,18 @@ def build(name: str, seed: int = 0) -> Any:
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.05)
     return model
+
+
+def expanded(coded: nn.Module, plain: Any) -> Any:
+    """``plain`` with the values that the codes of ``coded`` stand for."""
+    with torch.no_grad():
+        for name, module in coded.named_modules():
+            if isinstance(module, QuantisedLinear):
+                plain.get_submodule(name).weight.copy_(module.frozen().dense())
+            if isinstance(module, QuantisedStack):
+                path, _, projection = name.rpartition(".")
+                getattr(plain.get_submodule(path), projection).copy_(module.dense())
+    return plain
 
 
 def batch(name: str, rows: int = 3, length: int = 7, seed: int = 0) -> dict[str, Tensor]:

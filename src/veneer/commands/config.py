@@ -25,6 +25,10 @@ class QuantizeOptions(BlockwiseOptions):
     """veneer quantize MODEL OUT"""
 
     storage: Literal["nf4", "fp4"] = Field(default="nf4", description="How the linear layers are kept.")
+    experts: Literal["codes", "dense"] = Field(
+        default="codes",
+        description="A mixture's experts: in codes, which Veneer alone reads, or dense, which transformers reads.",
+    )
 
 
 class ExportOptions(Options):

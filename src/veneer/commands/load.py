@@ -19,6 +19,7 @@ def load(
     *,
     block_size: int | None = None,
     double_quantisation: bool | None = None,
+    dense_storage: str | None = None,
     task: Task = "auto",
     labels: list[str] | None = None,
     with_tokenizer: bool = True,
@@ -32,10 +33,12 @@ def load(
             active on it.
         storage: how the weights are kept: "fp32", the default; "bf16" or "fp16", which are multiplied in fp32 or bf16,
             whichever was measured to be faster on this CPU; or "nf4", "fp4", "int4" (4 bits) or "int8", every linear
-            layer except the head, the rest in fp32. A bitsandbytes checkpoint keeps its own codes: ``storage`` is then
-            the type of all else. An adapter's base is by default kept as it was in training.
+            layer except the head, the rest in ``dense_storage``. A bitsandbytes checkpoint keeps its own codes:
+            ``storage`` is then the type of all else. An adapter's base is by default kept as it was in training.
         block_size: how many weights share a scale in 4 bits and int8: 32, 64 (the default), … 4096.
         double_quantisation: whether these scales are kept in 8 bits themselves, which is the default.
+        dense_storage: how embeddings and head are kept beside a storage of codes: "fp32", the default, "bf16" or
+            "fp16".
         task: "causal", "seq2seq" or "classification"; "auto" takes it from ``labels`` and the config.
         labels: the names of the classes, for a sequence-classification model. Its head is new unless the checkpoint
             has one of that many. An adapter brings its own.
@@ -62,7 +65,8 @@ def load(
         >>> veneer.trainable(model).parameters
         0
     """
-    given = {"storage": storage, "block_size": block_size, "double_quantisation": double_quantisation}
+    given: dict[str, Any] = {"storage": storage, "block_size": block_size, "double_quantisation": double_quantisation}
+    given["dense_storage"] = dense_storage
     kept: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     adapter, base = _adapter_of(source)
     if adapter is None:

@@ -17,7 +17,8 @@ from veneer.runs.preflight import refuse_taken
 
 
 def quantise_to(source: str | Path, out: str | Path, **options: Any) -> None:
-    """Write a model with its linear layers in 4 bits to the folder ``out``, which transformers loads with bitsandbytes.
+    """Write a model with its linear layers in 4 bits to the folder ``out``, which transformers loads with bitsandbytes;
+    one with experts in codes Veneer alone loads.
 
     ``source``: as `load` takes it, with a tokenizer or without; ``options``: those of `QuantizeOptions`. Raises
     ConfigError for an option that does not exist or makes no sense, ModelError for what is no model, TrainingError for
@@ -29,7 +30,8 @@ def quantise_to(source: str | Path, out: str | Path, **options: Any) -> None:
     asked, out = QuantizeOptions(**options), folder_given("quantise_to", out, "out")
     refuse_taken(out)
     checkpoint = Checkpoint(source)
-    model, tokenizer = load(checkpoint, **asked.model_dump(), with_tokenizer=checkpoint.has_tokenizer)
+    kept = asked.model_dump(exclude={"experts"}) | {"experts": asked.experts == "codes"}
+    model, tokenizer = load(checkpoint, **kept, with_tokenizer=checkpoint.has_tokenizer)
     with atomic_folder(out) as folder, quiet():
         with whole(model):
             write_folder(model, folder, checkpoint.dtype)

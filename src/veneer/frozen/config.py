@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from veneer.options import Options
 
 Storage = Literal["fp32", "bf16", "fp16", "nf4", "fp4", "int4", "int8"]
+DenseStorage = Literal["fp32", "bf16", "fp16"]
 # A storage of codes → the bits of one. All have a scale for each block of weights.
 CODE_BITS = {"nf4": 4, "fp4": 4, "int4": 4, "int8": 8}
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -30,3 +31,13 @@ class BlockwiseOptions(Options):
         if value not in BLOCK_SIZES:
             raise ValueError(f"block_size = {value} is not one of {', '.join(map(str, BLOCK_SIZES))}.")
         return value
+
+
+class BaseOptions(BlockwiseOptions):
+    """How a base is kept, beside its storage."""
+
+    dense_storage: DenseStorage = Field(
+        default="fp32",
+        description="How embeddings and head are kept beside a storage of codes (nf4, fp4, int4, int8). bf16 halves "
+        "their memory.",
+    )

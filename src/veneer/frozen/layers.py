@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from veneer.frozen.experts import QuantisedStack, experts_of, is_experts, own_experts, projections, quantise_experts
 from veneer.frozen.read_outside import read_outside
 from veneer.frozen.text_part import HEADS as HEADS
 from veneer.frozen.text_part import beside_text
@@ -16,11 +17,14 @@ from veneer.frozen.weight import PLAIN_TYPES, STORED, QuantisedLinear
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def quantise_linear_layers(model: nn.Module, **how: Any) -> None:
-    """Keep every layer that `linear_layers` names in codes, in place, one after another; ``how``: as `quantise`."""
+def quantise_linear_layers(model: nn.Module, experts: bool = True, **how: Any) -> None:
+    """Keep every layer that `linear_layers` names, and with ``experts`` each of a mixture's, in codes, in place, one
+    after another; ``how``: as `quantise`."""
     for name in linear_layers(model):
         made = QuantisedLinear.of(model.get_submodule(name), f"{name}.weight", **how)
         model.set_submodule(name, made)
+    for name, module in (experts_of(model) if experts else {}).items():
+        quantise_experts(module, name, **how)
 
 
 def linear_layers(model: nn.Module) -> list[str]:
@@ -49,7 +53,7 @@ def dense_linear_layers(model: nn.Module) -> list[str]:
 def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
     """Multiply in ``dtype``, in place, by weights that stay in the type they are kept in.
 
-    Matrices of linear layers and embeddings stay; all else, which is small, is converted: norms, biases, a new
+    Matrices of linear layers, experts and embeddings stay; all else, which is small, is converted: norms, biases, a new
     classification head, what the model's class says must not be in 16 bits, and weights that it reads itself.
     """
     apart = {*HEADS, *(getattr(model, "_keep_in_fp32_modules", None) or ())}
@@ -62,6 +66,9 @@ def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
         elif type(module) in STORED and name not in outside and not apart & set(name.split(".")):
             module.__class__ = STORED[type(module)]  # in place: what else holds the module, holds it still
             stay.add(id(module.weight))
+        elif is_experts(module) and not apart & set(name.split(".")):
+            module.__dict__["stored"] = True  # it stays ours when adapters go
+            stay |= {id(getattr(own_experts(module), name)) for name in projections(module)}
     for parameter in model.parameters():
         if parameter.is_floating_point() and id(parameter) not in stay:
             parameter.data = parameter.data.to(dtype)
@@ -73,9 +80,11 @@ def _given_in(dtype: torch.dtype, module: nn.Module, arguments: Any, output: Ten
 
 def storage_of(model: nn.Module) -> dict[str, Any]:
     """How the weights of a loaded model are kept: the options of `load` that keep them so."""
-    for module in model.modules():
-        if isinstance(module, QuantisedLinear):
-            double = module.nested_scales is not None
-            return {"storage": module.storage, "block_size": module.block_size, "double_quantisation": double}
     dtype = next(model.parameters()).dtype
-    return {"storage": next((name for name, known in DTYPES.items() if known is dtype), "fp32")}
+    dense = next((name for name, known in DTYPES.items() if known is dtype), "fp32")
+    for module in model.modules():
+        if isinstance(module, QuantisedLinear | QuantisedStack):
+            double = module.nested_scales is not None
+            kept = {"storage": module.storage, "block_size": module.block_size, "double_quantisation": double}
+            return kept if dense == "fp32" else {**kept, "dense_storage": dense}
+    return {"storage": dense}

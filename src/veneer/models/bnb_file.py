@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,15 @@ from veneer.errors import ModelError
 from veneer.frozen.blockwise import NESTED_BLOCK, Quantised
 from veneer.frozen.codebook import codebook, dynamic8
 from veneer.frozen.config import BLOCK_SIZES
+from veneer.frozen.experts import QuantisedStack
 from veneer.frozen.layers import HEADS, dense_linear_layers
 from veneer.frozen.text_part import beside_text
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models.finite import is_finite
 
 TYPES = ("nf4", "fp4")
-_STATE = "quant_state.bitsandbytes__"
-_PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", *(f"{_STATE}{kind}" for kind in TYPES))
+STATE = "quant_state.bitsandbytes__"
+_DESCRIBES = re.compile(r"(.+?)\.(absmax|quant_map|nested_\w+|quant_state\.bitsandbytes__.*)")
 _SHARD = 4 * 2**30  # bytes of a file
 
 
@@ -54,13 +56,18 @@ def holds_codes(keys: Iterable[str]) -> bool:
     return any(".weight.absmax" in key or key.endswith(".SCB") for key in keys)
 
 
+def weight_and_part(key: str) -> tuple[str, str]:
+    """The weight that a key describes the codes of, and as what: ("…q_proj.weight", "absmax"); else the key and ""."""
+    parts = _DESCRIBES.fullmatch(key)
+    return (parts[1], parts[2]) if parts else (key, "")
+
+
 def quantised_weights(keys: Iterable[str]) -> dict[str, set[str]]:
     """The name of each weight that is kept in codes → the keys beside it that describe it."""
     parts: dict[str, set[str]] = {}
-    for key in keys:
-        weight, dot, part = key.partition(".weight.")
-        if dot and (part in _PARTS or part.startswith(_STATE)):
-            parts.setdefault(f"{weight}.weight", set()).add(part)
+    for weight, part in map(weight_and_part, keys):
+        if part:
+            parts.setdefault(weight, set()).add(part)
     return parts
 
 
@@ -69,10 +76,10 @@ def read_weight(name: str, parts: set[str], read: Callable[[str], Tensor]) -> Qu
 
     Its codes are the very tensor that ``read`` gave. Raises ModelError when a part is missing or fits no other.
     """
-    states = [part for part in parts if part.startswith(_STATE)]
+    states = [part for part in parts if part.startswith(STATE)]
     if len(states) != 1:
-        raise ModelError(f"{name} is kept in codes, but the checkpoint has no {_STATE}nf4 (or fp4) that describes it.")
-    kind = states[0].removeprefix(_STATE)
+        raise ModelError(f"{name} is kept in codes, but the checkpoint has no {STATE}nf4 (or fp4) that describes it.")
+    kind = states[0].removeprefix(STATE)
     if kind not in TYPES:
         raise ModelError(f"{name} is kept as {kind!r}; of bitsandbytes' types {' and '.join(TYPES)} can be read.")
     shape, block_size, nested = _state(name, read(f"{name}.{states[0]}"), kind)
@@ -112,11 +119,11 @@ def _state(name: str, tensor: Tensor, kind: str) -> tuple[tuple[int, int], int, 
         shape, block_size = (int(rows), int(columns)), int(state["blocksize"])
         nested = (int(state["nested_blocksize"]), float(state["nested_offset"])) if "nested_offset" in state else None
     except (ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{name}.{_STATE}{kind} cannot be read: {type(error).__name__} {error}.") from None
+        raise ModelError(f"{name}.{STATE}{kind} cannot be read: {type(error).__name__} {error}.") from None
     if state.get("quant_type") != kind:
-        raise ModelError(f"{name}.{_STATE}{kind} says that it is of the type {state.get('quant_type')!r}.")
+        raise ModelError(f"{name}.{STATE}{kind} says that it is of the type {state.get('quant_type')!r}.")
     if nested is not None and nested[0] < 1:
-        raise ModelError(f"{name}.{_STATE}{kind} has nested scales in blocks of {nested[0]}.")
+        raise ModelError(f"{name}.{STATE}{kind} has nested scales in blocks of {nested[0]}.")
     if block_size not in BLOCK_SIZES:
         raise ModelError(f"{name} has blocks of {block_size}, not of one of {', '.join(map(str, BLOCK_SIZES))}.")
     return shape, block_size, nested
@@ -158,12 +165,33 @@ def weight_tensors(layer: QuantisedLinear, name: str, dtype: torch.dtype) -> dic
         tensors[f"{name}.nested_absmax"] = q.nested_scales
         tensors[f"{name}.nested_quant_map"] = dynamic8()
         state |= {"nested_blocksize": NESTED_BLOCK, "nested_dtype": "float32", "nested_offset": float(q.offset)}
-    tensors[f"{name}.{_STATE}{q.storage}"] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+    tensors[f"{name}.{STATE}{q.storage}"] = state_tensor(state)
     return tensors
 
 
+def stack_tensors(stack: QuantisedStack, name: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Key → tensor of the experts called ``name``, to be given back in ``dtype``."""
+    state: dict[str, Any] = {
+        "quant_type": stack.storage, "blocksize": stack.block_size, "dtype": _name(dtype),
+        "shape": [stack.experts, *stack.shape],
+    }  # fmt: skip
+    tensors = {name: stack.codes, f"{name}.absmax": stack.scales, f"{name}.quant_map": codebook(stack.storage)}
+    if stack.nested_scales is not None and stack.offset is not None:
+        tensors[f"{name}.nested_absmax"] = stack.nested_scales
+        tensors[f"{name}.nested_quant_map"] = dynamic8()
+        tensors[f"{name}.nested_offset"] = stack.offset
+        state |= {"nested_blocksize": NESTED_BLOCK, "nested_dtype": "float32"}
+    return tensors | {f"{name}.{STATE}{stack.storage}": state_tensor(state)}
+
+
+def state_tensor(state: dict[str, Any]) -> Tensor:
+    """A weight's description as JSON in bytes."""
+    return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+
+
 def write_folder(model: Any, folder: Path, dtype: torch.dtype) -> None:
-    """A model with layers in nf4 or fp4 as a folder that transformers loads with bitsandbytes.
+    """A model with layers in nf4 or fp4 as a folder that transformers loads with bitsandbytes; with experts in codes
+    Veneer alone loads it.
 
     What is not kept in codes is written in ``dtype``. Raises ModelError for a model of which transformers would not
     load some of the codes.
@@ -177,7 +205,8 @@ def write_folder(model: Any, folder: Path, dtype: torch.dtype) -> None:
             f"their codes; load it with storage={next(iter(layers.values())).storage!r} instead."
         )
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    state = {key: t for key, t in model.state_dict().items() if key.rpartition(".")[0] not in layers}
+    stacks = {name: m for name, m in model.named_modules() if isinstance(m, QuantisedStack)}
+    state = {key: t for key, t in model.state_dict().items() if key.rpartition(".")[0] not in layers.keys() | stacks}
     tensors = {
         key: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for key, tensor in state.items()
@@ -187,6 +216,8 @@ def write_folder(model: Any, folder: Path, dtype: torch.dtype) -> None:
         tensors |= weight_tensors(layer, f"{name}.weight", dtype)
         if layer.bias is not None:
             tensors[f"{name}.bias"] = layer.bias.detach().to(dtype)
+    for name, stack in stacks.items():
+        tensors |= stack_tensors(stack, name, dtype)
     _save(tensors, folder)
     config = copy.deepcopy(model.config)
     config.dtype, config.architectures = dtype, [type(model).__name__]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +11,11 @@ import torch
 from gguf import GGUFReader, dequantize
 from torch import Tensor
 from transformers import modeling_gguf_pytorch_utils as gguf_models
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter
 
+from veneer.models.joined import NotTensorByTensor
 from veneer.models.library import call_library, no_model, unreadable
-from veneer.models.tensors import NotTensorByTensor
 
 # What these do to a tensor needs that tensor only. The others split, join or reshape.
 _TENSOR_BY_TENSOR = (
@@ -65,6 +68,8 @@ class GgufFile:
         return set(self._names)
 
     def rename(self, model: Any) -> None:
+        if any(isinstance(one, WeightConverter) for one in get_model_conversion_mapping(model, add_legacy=False)):
+            raise NotTensorByTensor("its tensors are joined or turned as they are read")
         self._processor = self._process(config=model.config.to_dict())
         try:
             keys = gguf_models.get_gguf_hf_weights_map(model, self._processor)
@@ -86,3 +91,6 @@ class GgufFile:
         del packed
         own = self._processor.process(weights=values, name=stored.name, tensor_key_mapping={}, parsed_parameters={})
         return torch.from_numpy(np.ascontiguousarray(own.weights))
+
+    def matrices(self, name: str) -> Iterator[Tensor]:
+        yield from self.read(name)

@@ -19,11 +19,11 @@ from veneer.models.checkpoint import Checkpoint, Task, checkpoint_of, name_class
 from veneer.models.composite import class_for
 from veneer.models.finite import refuse_model_not_finite
 from veneer.models.index import refuse_files_outside
+from veneer.models.joined import NotTensorByTensor
 from veneer.models.library import call_library, no_model, quiet, some_of
 from veneer.models.own_tokenizer import pad_with_end
 from veneer.models.places import refuse_without_place
 from veneer.models.stream import stream_quantised, streamed
-from veneer.models.tensors import NotTensorByTensor
 from veneer.models.ties import note_untied
 
 STORAGES = (*DTYPES, *CODE_BITS)
@@ -35,8 +35,10 @@ def load(
     *,
     block_size: int = 64,
     double_quantisation: bool = True,
+    dense_storage: str = "fp32",
     task: Task = "auto",
     labels: list[str] | None = None,
+    experts: bool = True,
     with_tokenizer: bool = True,
 ) -> tuple[Any, Any]:
     """A model, in eval mode on the CPU, and its tokenizer.
@@ -51,9 +53,11 @@ def load(
             type of all else.
         block_size: how many weights share a scale in 4 bits and int8: 32, 64, … 4096.
         double_quantisation: whether these scales are kept in 8 bits themselves.
+        dense_storage: how embeddings and head are kept beside a storage of codes: "fp32", "bf16" or "fp16".
         task: "causal", "seq2seq" or "classification"; "auto" takes it from ``labels`` and the config.
         labels: the names of the classes, for a sequence-classification model. Its head is new unless the checkpoint
             has one of that many.
+        experts: whether a mixture's experts are kept in codes, too, as all linear layers are.
         with_tokenizer: whether to read its tokenizer; None is returned in its place otherwise.
 
     Returns:
@@ -73,19 +77,21 @@ def load(
         >>> type(model.model.layers[0].self_attn.q_proj).__name__, model.lm_head.weight.dtype
         ('QuantisedLinear', torch.float32)
     """
-    if storage not in STORAGES:
-        raise ConfigError(f"storage = {storage!r} is not one of {', '.join(STORAGES)}.")
+    for option, value, known in (("storage", storage, STORAGES), ("dense_storage", dense_storage, DTYPES)):
+        if value not in known:
+            raise ConfigError(f"{option} = {value!r} is not one of {', '.join(known)}.")
     how = {
         "storage": storage,
         **BlockwiseOptions(block_size=block_size, double_quantisation=double_quantisation).model_dump(),
     }
     checkpoint = checkpoint_of(source)
+    dense = dense_dtype(checkpoint, storage, dense_storage)
     kind = checkpoint.task(task, labels)
     config = copy.deepcopy(checkpoint.config)
     if labels:
         name_classes(config, labels)
     with quiet():
-        model = _kept_model(checkpoint, kind, config, how)
+        model = _kept_model(checkpoint, kind, config, dense, how, experts)
         refuse_model_not_finite(model, checkpoint.name)
         checkpoint.notes += [*note_untied(model), *_note_dense(model)]
         tokenizer = checkpoint.tokenizer() if with_tokenizer else None
@@ -94,10 +100,7 @@ def load(
     if keeps and checkpoint.cache is not None and (storage, kind) == ("fp32", "causal"):
         with quiet():
             converted.keep(checkpoint.cache, model, tokenizer)
-    if (
-        DTYPES.get(storage, torch.float32) is not torch.float32
-        and (compute := DTYPES[compute_name()]) is not DTYPES[storage]
-    ):
+    if dense is not torch.float32 and (compute := DTYPES[compute_name()]) is not dense:
         compute_in(model, compute)
     model.config.name_or_path = model.name_or_path = checkpoint.name
     if tokenizer is not None:
@@ -109,9 +112,22 @@ def load(
     return model.eval(), tokenizer
 
 
-def _kept_model(checkpoint: Checkpoint, kind: str, config: Any, how: dict[str, Any]) -> Any:
-    """The model, kept as ``how`` says, or as its checkpoint already keeps it."""
-    dtype = DTYPES.get(how["storage"], torch.float32)
+def dense_dtype(checkpoint: Checkpoint, storage: str, dense_storage: str) -> torch.dtype:
+    """The type of all that is not in codes. Raises ConfigError where nothing is and the two options differ."""
+    if dense_storage == "fp32" or storage == dense_storage:
+        return DTYPES.get(storage, torch.float32)
+    if storage in DTYPES and not (checkpoint.is_bitsandbytes and storage == "fp32"):
+        raise ConfigError(
+            f"dense_storage = {dense_storage!r} is for a base in codes ({', '.join(CODE_BITS)}), and storage = "
+            f"{storage!r} keeps all of it in one type; leave dense_storage out."
+        )
+    return DTYPES[dense_storage]
+
+
+def _kept_model(
+    checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype, how: dict[str, Any], experts: bool
+) -> Any:
+    """The model, kept as ``how`` says and else in ``dtype``, or as its checkpoint already keeps it."""
     if checkpoint.kind == "folder" and says_bitsandbytes(config):
         coded = checkpoint.is_bitsandbytes  # else a merged model, whose config kept it
         del config.quantization_config
@@ -122,11 +138,11 @@ def _kept_model(checkpoint: Checkpoint, kind: str, config: Any, how: dict[str, A
     if how["storage"] not in CODE_BITS:
         return _whole_model(checkpoint, kind, config, dtype)
     try:
-        return streamed(checkpoint, kind, copy.deepcopy(config), dtype, how)
+        return streamed(checkpoint, kind, copy.deepcopy(config), dtype, how, experts)
     except NotTensorByTensor as reason:
         checkpoint.notes.append(f"{checkpoint.name} was loaded whole before it was quantised: {reason}.")
     model = _whole_model(checkpoint, kind, config, dtype)
-    quantise_linear_layers(model, **how)
+    quantise_linear_layers(model, experts, **how)
     return model
 
 

@@ -12,7 +12,7 @@ from transformers.core_model_loading import WeightRenaming
 
 from veneer.errors import ModelError
 from veneer.models.checkpoint import Checkpoint
-from veneer.models.tensors import NotTensorByTensor
+from veneer.models.joined import NotTensorByTensor
 
 
 class OriginalWeights:

@@ -20,20 +20,25 @@ from transformers.pytorch_utils import Conv1D
 from veneer.device import CPU
 from veneer.errors import ModelError
 from veneer.frozen.blockwise import Quantised, dense, quantise
+from veneer.frozen.experts import QuantisedStack, experts_of, own_experts, projections, put_stack
 from veneer.frozen.layers import HEADS, linear_layers
 from veneer.frozen.weight import QuantisedLinear
+from veneer.models.bnb_experts import read_one_by_one, read_stack
 from veneer.models.bnb_file import quantised_weights, read_weight
 from veneer.models.checkpoint import Checkpoint
 from veneer.models.composite import class_for
+from veneer.models.joined import NotTensorByTensor, is_joining
 from veneer.models.library import call_library, no_model, some_of
 from veneer.models.places import refuse_without_place, without_place
-from veneer.models.tensors import NotTensorByTensor, Tensors
+from veneer.models.tensors import Tensors
 from veneer.models.ties import tie
 
 
-def streamed(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype, how: dict[str, Any]) -> Any:
+def streamed(
+    checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype, how: dict[str, Any], experts: bool = True
+) -> Any:
     """The model of a folder or GGUF file, its linear layers quantised as ``how`` says (see `quantise`), the rest in
-    ``dtype``. ``kind``: of `CLASSES`.
+    ``dtype``. ``kind``: of `CLASSES`; ``experts``: whether a mixture's experts are quantised, too.
 
     Raises NotTensorByTensor when the checkpoint's tensors are not the model's own, name by name and shape by shape:
     other names, a head that is new, one file for many. transformers knows what to do about these, and what to call
@@ -50,6 +55,10 @@ def streamed(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype,
         made = quantise(weight.t() if transposed else weight, key, **how)
         del weight  # and with it the pages of the file
         model.set_submodule(name, QuantisedLinear(made, layer.bias, dtype, transposed))
+    for key, (module, projection) in (_stacks(model) if experts else {}).items():
+        transposed = module.is_transposed
+        stack = QuantisedStack.of(tensors.matrices(key), key, dtype, transposed, **how)
+        put_stack(own_experts(module), projection, stack)
     for key in set(_tensors(model)) & tensors.names():
         _fill(model, key, tensors.read(key), dtype, copy=True)
     return _finished(model, checkpoint, tensors.names())
@@ -69,12 +78,24 @@ def stream_quantised(checkpoint: Checkpoint, kind: str, config: Any, dtype: torc
     beside = {f"{weight}.{part}" for weight, parts in weights.items() for part in parts}
     layers = set(linear_layers(model))
     held = files.names() - beside
-    new = _new_head(model, files, held, set(weights)) if kind == "classification" else set()
+    stacks = _stacks(model)
+    one_by_one = {name: files.pieces(name) for name in stacks.keys() & held}
+    one_by_one = {name: pieces for name, pieces in one_by_one.items() if pieces[1]}
+    coded = {*weights, *one_by_one}
+    new = _new_head(model, files, held, coded) if kind == "classification" else set()
     held -= new
-    _refuse_others(model, files, held, set(weights), checkpoint.name, new, kind)
+    _refuse_others(model, files, held, coded, checkpoint.name, new, kind)
+    for name, pieces in one_by_one.items():
+        _put_experts(stacks[name], name, read_one_by_one(name, *pieces, files.stored), dtype, checkpoint.name)
     for weight, parts in weights.items():
+        if weight in stacks:
+            stack = _put_experts(
+                stacks[weight], weight, read_stack(weight, parts, files.mapped), dtype, checkpoint.name
+            )
+            stack.codes = files.mapped(weight)  # its pages
+            continue
         _put_quantised(model, weight, read_weight(weight, parts, files.mapped), layers, dtype, checkpoint.name)
-    for key in (set(_tensors(model)) & held) - set(weights):
+    for key in (set(_tensors(model)) & held) - coded:
         _fill(model, key, files.mapped(key), dtype)
     for head in {model.get_submodule(key.split(".")[0]) for key in new}:
         head.to_empty(device=CPU).to(dtype).apply(model._init_weights)
@@ -94,6 +115,28 @@ def _put_quantised(model: Any, weight: str, codes: Quantised, layers: set[str], 
     else:
         whole = dense(codes, dtype)
         _fill(model, weight, whole.t().contiguous() if transposed else whole, dtype)
+
+
+def _stacks(model: nn.Module) -> dict[str, tuple[Any, str]]:
+    """Name of a projection of a mixture's experts → the module that holds it, and what it is called there."""
+    return {
+        f"{path}.{name}": (module, name) for path, module in experts_of(model).items() for name in projections(module)
+    }
+
+
+def _put_experts(
+    place: tuple[Any, str], key: str, experts: list[Quantised], dtype: torch.dtype, name: str
+) -> QuantisedStack:
+    """Put experts in codes in their place. Raises ModelError where they are of another number or shape."""
+    module, projection = place
+    count, *shape = getattr(module, projection).shape
+    shape = shape[::-1] if module.is_transposed else shape
+    if (len(experts), *experts[0].shape) != (count, *shape):
+        here = (len(experts), *experts[0].shape)
+        raise ModelError(f"{key} of {name} is {here}, where its config.json says {(count, *shape)}.")
+    stack = QuantisedStack(experts, dtype, module.is_transposed)
+    put_stack(own_experts(module), projection, stack)
+    return stack
 
 
 def _new_head(model: Any, files: Tensors, held: set[str], weights: set[str]) -> set[str]:
@@ -116,7 +159,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     inside = {
         f"{name}.{buffer}"
         for name, m in model.named_modules()
-        if isinstance(m, QuantisedLinear)
+        if isinstance(m, QuantisedLinear | QuantisedStack)
         for buffer in m._buffers
     }
     return {key: tensor for key, tensor in model.state_dict().items() if key not in inside}
@@ -127,8 +170,6 @@ def _require_one_to_one(model: Any, tensors: Tensors, kind: str) -> None:
     names, wanted = tensors.names(), _tensors(model)
     if not names:
         raise NotTensorByTensor("it has no safetensors file")
-    if _conversions(model):
-        raise NotTensorByTensor("its tensors are joined or turned as they are read")
     missing, unexpected = _differences(model, names, kind)
     if missing and unexpected:
         raise NotTensorByTensor(f"it has other names, such as {unexpected[0]} where its model has {missing[0]}")
@@ -152,9 +193,9 @@ def reassembled_names(model: Any) -> set[str]:
 
 
 def is_read_whole(config: Any) -> bool:
-    """Whether checkpoints of this kind have tensors in other pieces, so that the whole model is in memory before its
-    layers are quantised."""
-    return bool(_joining(get_checkpoint_conversion_mapping(config.model_type) or []))
+    """Whether checkpoints of this kind have tensors in other pieces than experts one by one, so that the whole model is
+    in memory before its layers are quantised."""
+    return not all(map(is_joining, _joining(get_checkpoint_conversion_mapping(config.model_type) or [])))
 
 
 def _conversions(model: Any) -> list[WeightConverter]:

@@ -25,12 +25,14 @@ from veneer.frozen.blockwise import NESTED_BLOCK, PANEL, Quantised, expand, tabl
 from veneer.frozen.codebook import dynamic8
 from veneer.frozen.compute import compute_name
 from veneer.frozen.config import CODE_BITS
+from veneer.frozen.experts import Experts, QuantisedStack, experts_of, own_experts, projections, put_stack
 from veneer.frozen.layers import DTYPES, compute_in, linear_layers
 from veneer.frozen.weight import BlockwiseWeight, QuantisedLinear, frozen_weight
 from veneer.kernels.dense import linear
 from veneer.models.checkpoint import Checkpoint, Task, checkpoint_of, name_classes
 from veneer.models.composite import class_for
 from veneer.models.library import call_library, quiet
+from veneer.models.load import dense_dtype
 from veneer.models.stream import is_read_whole
 from veneer.planning.ledger import Times
 
@@ -72,11 +74,14 @@ class Base(NamedTuple):
     mapped: tuple[str, ...] = ()  # which of its codes, scales, dense are a file's pages, to be dropped and read again
     read: int = 0  # bytes of a number in a file of another type, whose pages stay beside the weights while it is read
 
-    def kept_as(self, storage: str) -> Base:
-        """The same model loaded with another ``storage``. Raises ModelError for one that has codes already."""
+    def kept_as(self, storage: str, dense_storage: str = "fp32") -> Base:
+        """The same model loaded with another ``storage``, and of codes another ``dense_storage``.
+
+        Raises ModelError for one that has codes already.
+        """
         if self.storage in CODE_BITS:
             raise ModelError(f"{self.name} is kept as {self.storage}, and cannot be loaded as {storage}.")
-        dense = DTYPES.get(storage, torch.float32)
+        dense = DTYPES[storage if storage in DTYPES else dense_storage]
         written = getattr(self.config, "dtype", None)
         whole = storage in DTYPES or is_read_whole(self.config)
         mapped = ("dense",) if whole and written is dense else ()
@@ -86,14 +91,14 @@ class Base(NamedTuple):
 
 def base_of(
     source: str | Checkpoint, storage: str, block_size: int, double_quantisation: bool, task: Task = "auto",
-    labels: list[str] | None = None,
+    labels: list[str] | None = None, dense_storage: str = "fp32",
 ) -> Base:  # fmt: skip
     """The base that `veneer.load` would make of a model; only its config is read.
 
     One that writes no text becomes a classifier, of the classes that ``labels`` name, or else its config; of two where
     that names none.
 
-    Raises ModelError where there is no such model.
+    Raises ModelError where there is no such model, ConfigError for a ``dense_storage`` that `load` would refuse.
     """
     checkpoint = checkpoint_of(source)
     config = copy.deepcopy(checkpoint.config)
@@ -101,9 +106,12 @@ def base_of(
         name_classes(config, labels)
     kind = checkpoint.task(task, labels or (None if checkpoint.generates_text else [*config.id2label.values()]))
     plain = Base(checkpoint.called, config, kind, "fp32", block_size, double_quantisation, torch.float32)
-    base = plain.kept_as(storage)
+    dense_dtype(checkpoint, storage, dense_storage)
+    base = plain.kept_as(storage, dense_storage)
     if not checkpoint.is_bitsandbytes:
         return base
+    if storage == "fp32" and dense_storage != "fp32":
+        base = base.kept_as(dense_storage)
     said = config.quantization_config
     said = said if isinstance(said, dict) else said.to_dict()
     del config.quantization_config
@@ -166,41 +174,76 @@ def empty_model(base: Base, on_cpu: bool = True, times: Times | None = None) -> 
     if base.storage in CODE_BITS:
         for name in linear_layers(model):
             model.set_submodule(name, _in_codes(model.get_submodule(name), base, times))
-    elif on_cpu and base.dense is not torch.float32 and (compute := DTYPES[compute_name()]) is not base.dense:
+        for module in experts_of(model).values():
+            for projection in projections(module):
+                put_stack(own_experts(module), projection, _stack_in_codes(module, projection, base, times))
+    if on_cpu and base.dense is not torch.float32 and (compute := DTYPES[compute_name()]) is not base.dense:
         compute_in(model, compute)
+    plan_experts(model)
     return model.eval()
 
 
+def plan_experts(model: nn.Module) -> None:
+    """Which tokens an expert gets is in no plan: one of them gets all, of which it makes what all of them make."""
+    for module in model.modules():
+        if isinstance(module, Experts):
+            module.__dict__["groups"] = _one_group
+
+
+def _one_group(top_k_index: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    pairs = torch.arange(top_k_index.numel(), device=top_k_index.device)
+    yield 0, pairs // top_k_index.shape[-1], pairs % top_k_index.shape[-1]
+
+
+def _stack_in_codes(module: Any, projection: str, base: Base, times: Times) -> QuantisedStack:
+    experts, *shape = getattr(module, projection).shape
+    rows, columns = reversed(shape) if module.is_transposed else shape
+    one = _quantised(rows, columns, base)
+    made = QuantisedStack([one], base.dense, module.is_transposed)
+    for name, tensor in made.named_buffers():
+        setattr(made, name, tensor.new_empty(experts, *tensor.shape[1:]))
+    made.experts = experts
+    made.__dict__["frozen"] = lambda expert: _OnePanel(one, base.dense, times, experts)
+    return made
+
+
 def _in_codes(layer: nn.Module, base: Base, times: Times) -> QuantisedLinear:
-    rows, columns = frozen_weight(layer).shape
-    size = rows * columns
-    blocks = -(-size // base.block_size)
-    double = base.double_quantisation
-    quantised = Quantised(
-        base.storage, base.block_size, (rows, columns),
-        torch.empty(-(-size * CODE_BITS[base.storage] // 8), dtype=torch.uint8),
-        torch.empty(blocks, dtype=torch.uint8 if double else torch.float32),
-        torch.empty(-(-blocks // NESTED_BLOCK)) if double else None,
-        torch.empty(()) if double else None,
-    )  # fmt: skip
+    quantised = _quantised(*frozen_weight(layer).shape, base)
     bias = cast("Tensor | None", layer.bias)
     made = QuantisedLinear(quantised, bias, base.dense, isinstance(layer, Conv1D))
     made.__dict__["frozen"] = lambda: _OnePanel(made.quantised, made.dtype, times)
     return made
 
 
-class _OnePanel(BlockwiseWeight):
-    """Makes what a product by panels makes, but expands one of them for all: a large weight has many."""
+def _quantised(rows: int, columns: int, base: Base) -> Quantised:
+    size = rows * columns
+    blocks = -(-size // base.block_size)
+    double = base.double_quantisation
+    return Quantised(
+        base.storage, base.block_size, (rows, columns),
+        torch.empty(-(-size * CODE_BITS[base.storage] // 8), dtype=torch.uint8),
+        torch.empty(blocks, dtype=torch.uint8 if double else torch.float32),
+        torch.empty(-(-blocks // NESTED_BLOCK)) if double else None,
+        torch.empty(()) if double else None,
+    )  # fmt: skip
 
-    def __init__(self, quantised: Quantised, dtype: torch.dtype, times: Times) -> None:
+
+class _OnePanel(BlockwiseWeight):
+    """Makes what a product by panels makes, but expands one of them for all: a large weight has many.
+
+    ``experts``: how many weights share the rows of a product, each of which is expanded once if it gets one.
+    """
+
+    def __init__(self, quantised: Quantised, dtype: torch.dtype, times: Times, experts: int = 1) -> None:
         super().__init__(quantised, dtype)
-        self._times = times
+        self._times, self._experts = times, experts
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         rows, height = self.shape[0], self._height()
         y = x.new_empty(len(x), rows) if height < rows else None
+        panel = self._panel(x, rows / height)
         with self._times.repeated(rows / height):
-            part = linear(x, expand(self._quantised, 0, height, x.dtype))
+            part = linear(x, panel)
             if y is None:
                 y = part
             else:
@@ -209,11 +252,16 @@ class _OnePanel(BlockwiseWeight):
 
     def product_transposed(self, grad: Tensor) -> Tensor:
         rows, height = self.shape[0], self._height()
-        y = linear(grad[:, :height], expand(self._quantised, 0, height, grad.dtype).t())
+        panel = self._panel(grad, rows / height)
+        y = linear(grad[:, :height], panel.t())
         if height < rows:
             with self._times.repeated(rows / height - 1):
-                y.add_(linear(grad[:, :height], expand(self._quantised, 0, height, grad.dtype).t()))
+                y.add_(linear(grad[:, :height], panel.t()))
         return y
+
+    def _panel(self, rows: Tensor, panels: float) -> Tensor:
+        with self._times.repeated(panels * max(1, min(self._experts, len(rows)))):
+            return expand(self._quantised, 0, self._height(), rows.dtype)
 
     def _height(self) -> int:
         return min(self.shape[0], max(1, PANEL // self.shape[1]))

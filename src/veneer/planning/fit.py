@@ -26,7 +26,7 @@ def what_would_fit(
     """The changes that make a run over ``base`` fit; its config is not read again."""
 
     def predict(other: TrainConfig) -> Plan:
-        kept = base if other.storage == config.storage else base.kept_as(other.storage)
+        kept = base if other.storage == config.storage else base.kept_as(other.storage, other.dense_storage)
         return predicted(other, machine, limit, base=kept, **known)
 
     return changes(config, limit, now, predict)

@@ -138,8 +138,9 @@ def base_asked(config: TrainConfig, checkpoint: Checkpoint | None = None, labels
     Raises ModelError where there is no such model.
     """
     return base_of(
-        checkpoint or config.model, config.storage, config.block_size, config.double_quantisation, config.task, labels
-    )
+        checkpoint or config.model, config.storage, config.block_size, config.double_quantisation, config.task, labels,
+        config.dense_storage,
+    )  # fmt: skip
 
 
 def _longest(config: TrainConfig, base: Base) -> list[Tokens]:

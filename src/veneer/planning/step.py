@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from veneer.data.labels import Tokens
+from veneer.frozen.experts import QuantisedStack
 from veneer.frozen.text_part import text_config_of, text_part
 from veneer.frozen.weight import QuantisedLinear
-from veneer.models.stream import reassembled_names
-from veneer.planning.empty import Base, empty_model, no_values
+from veneer.models.stream import is_read_whole, reassembled_names
+from veneer.planning.empty import Base, empty_model, no_values, plan_experts
 from veneer.planning.ledger import Ledger, Stretch, Times
 from veneer.planning.repeat import Kinds, repeated
 from veneer.training.fused import fused_passes
@@ -101,6 +102,7 @@ def _begun(base: Base, update: LoRA | AdaLoRA | str, on_cpu: bool, times: Times)
         train_own_weights(model, update)
     else:
         attach(model, _without_values(update))
+        plan_experts(model)
     weights = _weights(model, before, reassembled, base.dense)
     model.train()
     return model, weights
@@ -180,8 +182,10 @@ def _distinct(model: nn.Module) -> dict[int, Tensor]:
 def _weights(model: Any, base: dict[int, Tensor], reassembled: list[Tensor], dense: torch.dtype) -> Weights:
     codes = scales = whole = 0
     for module in model.modules():
-        if isinstance(module, QuantisedLinear):
-            whole += math.prod(module.quantised.shape) * module.dtype.itemsize
+        if isinstance(module, QuantisedLinear | QuantisedStack):
+            count = module.experts if isinstance(module, QuantisedStack) else 1
+            shape = module.shape if isinstance(module, QuantisedStack) else module.quantised.shape
+            whole += count * math.prod(shape) * module.dtype.itemsize
             codes += module.codes.nbytes
             scales += sum(t.nbytes for t in (module.scales, module.nested_scales, module.offset) if t is not None)
     trained = {key: tensor for key, tensor in _distinct(model).items() if tensor.requires_grad}
@@ -192,7 +196,8 @@ def _weights(model: Any, base: dict[int, Tensor], reassembled: list[Tensor], den
         codes, scales, frozen - codes - scales, held, 2 * held if allocator is not None else 0,
         sum(tensor.numel() for tensor in trained.values()), max(tensor.nbytes for tensor in base.values()),
         dense.itemsize * sum(tensor.numel() for tensor in reassembled),
-        sum(tensor.nbytes for tensor in reassembled if not tensor.requires_grad), whole if reassembled else 0,
+        sum(tensor.nbytes for tensor in reassembled if not tensor.requires_grad),
+        whole if is_read_whole(model.config) else 0,
     )  # fmt: skip
 
 

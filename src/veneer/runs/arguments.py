@@ -25,6 +25,9 @@ class TrainArguments(Needed, total=False):
     """Weights of a quantised storage that share a scale: 32, 64, … 4096."""
     double_quantisation: bool
     """Keep the scales of a quantised storage in 8 bits, too."""
+    dense_storage: Literal["fp32", "bf16", "fp16"]
+    """How embeddings and head are kept beside a storage of codes (nf4, fp4, int4, int8). bf16 halves their
+    memory."""
     initial_rank: int | None
     """AdaLoRA: rank of every matrix at the start. Default: 1.5 times the target."""
     target_rank: float
@@ -70,6 +73,9 @@ class TrainArguments(Needed, total=False):
     """Other ranks for some modules: a name's ending, or a regex for it → rank."""
     alpha_pattern: dict[str, float]
     """Other alphas for some modules: a name's ending, or a regex for it → alpha."""
+    target_parameters: str | list[str]
+    """Parameters of a mixture's experts to adapt beside the targets, by their name's ending
+    (experts.gate_up_proj). Targets that match no module find these, too."""
     rslora: bool
     """Scale by alpha / √rank instead of alpha / rank."""
     init: Literal["kaiming", "gaussian", "loftq"]
@@ -233,6 +239,9 @@ class PlanArguments(TypedDict, total=False):
     """Weights of a quantised storage that share a scale: 32, 64, … 4096."""
     double_quantisation: bool
     """Keep the scales of a quantised storage in 8 bits, too."""
+    dense_storage: Literal["fp32", "bf16", "fp16"]
+    """How embeddings and head are kept beside a storage of codes (nf4, fp4, int4, int8). bf16 halves their
+    memory."""
     initial_rank: int | None
     """AdaLoRA: rank of every matrix at the start. Default: 1.5 times the target."""
     target_rank: float
@@ -278,6 +287,9 @@ class PlanArguments(TypedDict, total=False):
     """Other ranks for some modules: a name's ending, or a regex for it → rank."""
     alpha_pattern: dict[str, float]
     """Other alphas for some modules: a name's ending, or a regex for it → alpha."""
+    target_parameters: str | list[str]
+    """Parameters of a mixture's experts to adapt beside the targets, by their name's ending
+    (experts.gate_up_proj). Targets that match no module find these, too."""
     rslora: bool
     """Scale by alpha / √rank instead of alpha / rank."""
     init: Literal["kaiming", "gaussian", "loftq"]

@@ -18,6 +18,7 @@ from veneer.data.labels import Tokens
 from veneer.device import CPU, device_of, usable_memory
 from veneer.errors import ModelError, TrainingError, VeneerError
 from veneer.files import write_text
+from veneer.frozen.experts import QuantisedStack
 from veneer.frozen.layers import DTYPES, storage_of
 from veneer.frozen.text_part import text_config_of
 from veneer.frozen.weight import QuantisedLinear
@@ -187,7 +188,7 @@ def mapped_parts(model: torch.nn.Module) -> tuple[str, ...]:
     """`Base.mapped` of a loaded model: the parts of the frozen weights of which most is mapped."""
     parts: dict[str, list[Tensor]] = {"codes": [], "scales": [], "dense": []}
     for module in model.modules():
-        coded = isinstance(module, QuantisedLinear)
+        coded = isinstance(module, QuantisedLinear | QuantisedStack)
         for name, tensor in module.named_buffers(recurse=False):
             parts["dense" if not coded else "codes" if name == "codes" else "scales"].append(tensor)
     own = reassembled_names(model)

@@ -273,7 +273,9 @@ def _take_steps(
 
 def _introduce(progress: RunProgress, begun: Begun, state: State, labels: HeldOutLabels) -> None:
     config, prepared = begun.config, begun.prepared
-    progress.note(f"{config.model}, {config.storage}: {str(begun.trained).splitlines()[-1]}")
+    progress.note(f"{config.model}, {config.storage}: {begun.trained.total}")
+    if begun.trained.left_out:
+        progress.note(begun.trained.left_out)
     progress.note(begun.steps.counts())
     if chosen := sentence(prepared.config, begun.steps.chosen):
         progress.note(chosen)

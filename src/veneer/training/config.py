@@ -12,7 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from veneer import documents
 from veneer.errors import ConfigError, did_you_mean
 from veneer.files import write_text
-from veneer.frozen.config import BlockwiseOptions, Storage
+from veneer.frozen.config import BaseOptions, BlockwiseOptions, Storage
 from veneer.options import Options, memory_size, without_unit
 from veneer.updates.config import AdaLoRA, AllocationOptions, LoRA, UpdateOptions
 
@@ -20,7 +20,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 
 
-class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
+class TrainConfig(LoRA, AllocationOptions, BaseOptions):
     """A run: the model, the rows, the update (every option of LoRA and AdaLoRA), and how it is trained."""
 
     model: str = Field(
@@ -194,7 +194,8 @@ class TrainConfig(LoRA, AllocationOptions, BlockwiseOptions):
 
     def kept(self) -> dict[str, Any]:
         """How the base is kept, as `veneer.load` takes it."""
-        return {name: getattr(self, name) for name in ("storage", *BlockwiseOptions.model_fields)}
+        own = {} if self.dense_storage == "fp32" else {"dense_storage": self.dense_storage}
+        return {name: getattr(self, name) for name in ("storage", *BlockwiseOptions.model_fields)} | own
 
     def update(self, total_steps: int) -> LoRA | AdaLoRA:
         """The update's own options; AdaLoRA lays its schedule out over the run's steps."""

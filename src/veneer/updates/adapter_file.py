@@ -17,6 +17,7 @@ from veneer.arguments import folder_given, refuse_no_model, refuse_no_name
 from veneer.device import CPU
 from veneer.errors import AdapterFileError, ConfigError, TargetError, nearest
 from veneer.files import atomic_file, atomic_folder, write_text
+from veneer.updates.experts import ExpertPairs, adapter_keys
 from veneer.updates.layers import NewRows, Pair, Triplets
 from veneer.updates.peft_config import CONFIG_NAME, to_peft
 from veneer.updates.record import adapters_of, refuse_merged, refuse_unknown, updates_of
@@ -75,7 +76,7 @@ def write_adapter(model: nn.Module, folder: Path, name: str | None = None, dtype
     tensors = {key: tensor.detach().to(CPU, to).contiguous() for key, tensor in adapter_tensors(model, name).items()}
     config = record.configs[name]
     rows = [path for path, update in updates_of(model, name).items() if isinstance(update, NewRows)]
-    chosen = choose(model, config) if config.targets else []
+    chosen = choose(model, config) if config.chooses else []
     fields = to_peft(model, config, chosen, rows[0] if rows else None, _kept(model, name))
     refuse_not_finite(tensors, f"The adapter {name!r} as {dtype or 'trained'}")
     # Keys in one order: the same adapter is the same bytes.
@@ -145,8 +146,13 @@ def adapter_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
     """PEFT's key → the adapter's own tensor (not a copy)."""
     modules = modules_of(model)
     tensors: dict[str, Tensor] = {}
-    for path, update in updates_of(model, name).items():
-        if isinstance(update, Triplets):
+    updates = updates_of(model, name)
+    experts = adapter_keys([path for path, update in updates.items() if isinstance(update, ExpertPairs)], modules)
+    for path, update in updates.items():
+        if isinstance(update, ExpertPairs):
+            parts = {"A": update.A, "B": update.B}
+            tensors |= {f"{PREFIX}{experts[path]}.lora_{part}.weight": tensor for part, tensor in parts.items()}
+        elif isinstance(update, Triplets):
             parts = {"A": update.Q, "B": update.P, "E": update.lam}
             tensors |= {f"{PREFIX}{path}.lora_{part}": tensor for part, tensor in parts.items()}
         elif isinstance(update, Pair):

@@ -17,10 +17,12 @@ from torch import nn
 
 from veneer.arguments import described, refuse_no_model, refuse_no_name
 from veneer.errors import ArgumentError, TargetError
+from veneer.frozen.experts import QuantisedStack, Stack
 from veneer.frozen.weight import QuantisedLinear
 from veneer.updates.allocator import Allocator
 from veneer.updates.budget import resolved
 from veneer.updates.config import AdaLoRA, LoRA
+from veneer.updates.experts import AdaptedStack, ExpertPairs, give_back_stacks, hold_stack, new_pairs
 from veneer.updates.layers import (
     Adapted,
     AdaptedEmbedding,
@@ -110,7 +112,7 @@ def add_adapter(model: nn.Module, config: LoRA | AdaLoRA, name: str) -> None:
     record = adapters_of(model)
     refuse_merged(record, "attach another adapter")
     _refuse_other_name(record, name)
-    chosen = choose(model, config) if config.targets else []
+    chosen = choose(model, config) if config.chooses else []
     whole = _trained_whole(model, config)
     embedding = _new_token_modules(model, config, {c.name for c in chosen} | set(whole))
     if isinstance(config, AdaLoRA):
@@ -121,6 +123,9 @@ def add_adapter(model: nn.Module, config: LoRA | AdaLoRA, name: str) -> None:
     if not record.configs:
         record = _first_record(model, iterations)
 
+    for module_chosen in chosen:
+        if isinstance(module_chosen.module, Stack):
+            hold_stack(model, module_chosen.name)
     holders = holders_of(model)
     for module_chosen in chosen:
         update = _low_rank(module_chosen, config, starts.get(module_chosen.name))
@@ -200,6 +205,7 @@ def remove(model: nn.Module, name: str = "default") -> None:
             del module.updates[name]
         if not module.updates:
             put(model, path, module.base)
+    give_back_stacks(model)
     del record.configs[name]
     record.allocators.pop(name, None)
     record.active = tuple(other for other in record.active if other != name)
@@ -262,6 +268,8 @@ def _refuse_conflicts(model: nn.Module, updated: set[str], whole: set[str]) -> N
 def _wrap(base: nn.Module, update: nn.Module) -> Adapted:
     if not isinstance(update, LowRank | NewRows):
         return Replaced(base)
+    if isinstance(update, ExpertPairs):
+        return AdaptedStack(base)
     return AdaptedEmbedding(base) if isinstance(base, nn.Embedding) else AdaptedLinear(base)
 
 
@@ -271,6 +279,8 @@ def _low_rank(chosen: Chosen, config: LoRA | AdaLoRA, start: Start | None) -> Lo
         alpha = config.alpha if config.alpha is not None else 2.0 * config.initial_rank
         made = new_triplets(chosen.module, config.initial_rank)
         return Triplets(*made, alpha / config.initial_rank, config.dropout)
+    if isinstance(chosen.module, Stack):
+        return new_pairs(chosen.module, chosen.rank, config.init, chosen.scale)
     if start is not None and start.quantised is not None and isinstance(chosen.module, QuantisedLinear):
         chosen.module.replace(start.quantised)
     A, B = (start.A, start.B) if start is not None else new_factors(chosen.module, chosen.rank, config.init)
@@ -303,7 +313,11 @@ def _trained_whole(model: nn.Module, config: LoRA | AdaLoRA) -> dict[str, nn.Mod
                 f"train_also names {path}, a list of modules that computes nothing itself; name modules in it, such "
                 f"as {path}.{next(iter(module._modules), 0)}."
             )
-        if any(isinstance(inner, QuantisedLinear) for inner in module.modules()):
+        if isinstance(module, Stack):
+            raise TargetError(
+                f"train_also names {path}, which is a parameter of {path.rpartition('.')[0]}; name that module."
+            )
+        if any(isinstance(inner, QuantisedLinear | QuantisedStack) for inner in module.modules()):
             raise TargetError(f"train_also names {path}, which is kept in codes and cannot be trained whole.")
     return whole
 

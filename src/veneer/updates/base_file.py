@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from veneer.arguments import described, folder_given, refuse_no_model
 from veneer.errors import ArgumentError, TargetError
 from veneer.files import atomic_folder
+from veneer.frozen.experts import DenseStack, Stack, put_stack
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models.bnb_file import write_folder
 from veneer.models.composite import copy_processor, whole
 from veneer.models.library import quiet
+from veneer.updates.experts import AdaptedStack
 from veneer.updates.layers import Adapted, training_dtype
 from veneer.updates.record import adapters_of, put, refuse_merged
 
@@ -39,7 +43,7 @@ def save_base(model: Any, tokenizer: Any, folder: str | Path) -> None:
         raise TargetError("save_base writes a base that is kept in nf4 or fp4; for any other use save_pretrained.")
     wrappers = {path: module for path, module in model.named_modules() if isinstance(module, Adapted)}
     for path, wrapper in wrappers.items():
-        put(model, path, wrapper.base)
+        _put(model, path, wrapper.base)
     try:
         with atomic_folder(folder) as temporary, quiet():
             with whole(model):
@@ -48,6 +52,15 @@ def save_base(model: Any, tokenizer: Any, folder: str | Path) -> None:
             tokenizer.save_pretrained(temporary)
     finally:
         for path, wrapper in wrappers.items():
-            put(model, path, wrapper)
+            _put(model, path, wrapper)
     model.config.name_or_path = model.name_or_path = str(folder.resolve())
     record.changed_base = 0
+
+
+def _put(model: Any, path: str, module: nn.Module) -> None:
+    """`put`, and of experts that are dense the parameter itself, which is written under its own name."""
+    parent, _, name = path.rpartition(".")
+    if isinstance(module, Stack | AdaptedStack):
+        put_stack(model.get_submodule(parent), name, module.weight if isinstance(module, DenseStack) else module)
+    else:
+        put(model, path, module)

@@ -42,6 +42,11 @@ class UpdateOptions(Options):
         description="Token ids whose embedding rows are trained while the rest of the vocabulary stays frozen.",
     )
 
+    @property
+    def chooses(self) -> bool:
+        """Whether there is anything that low-rank updates go on."""
+        return bool(self.targets or getattr(self, "target_parameters", ()))
+
     @field_validator("targets", "exclude")
     @classmethod
     def _plain_name_is_a_list(cls, value: str | list[str]) -> str | list[str]:
@@ -72,6 +77,11 @@ class LoRA(UpdateOptions):
     )
     alpha_pattern: dict[str, float] = Field(
         default={}, description="Other alphas for some modules: a name's ending, or a regex for it → alpha."
+    )
+    target_parameters: list[str] = Field(
+        default=[],
+        description="Parameters of a mixture's experts to adapt beside the targets, by their name's ending "
+        "(experts.gate_up_proj). Targets that match no module find these, too.",
     )
     rslora: bool = Field(default=False, description="Scale by alpha / √rank instead of alpha / rank.")
     init: Literal["kaiming", "gaussian", "loftq"] = Field(
@@ -111,7 +121,7 @@ class LoRA(UpdateOptions):
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> LoRA:
-        if not self.targets and not self.train_also and not self.new_tokens:
+        if not self.targets and not self.target_parameters and not self.train_also and not self.new_tokens:
             raise ValueError("LoRA has no targets, no train_also and no new_tokens, so nothing would be trained.")
         return self
 

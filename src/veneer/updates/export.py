@@ -73,6 +73,11 @@ def export(folder: str | Path, out: str | Path, *, padded: bool = True) -> None:
 def _updates(folder: Path) -> dict[str, tuple[Tensor, Tensor, bool]]:
     """Module name → A (rank, in) and B (out, rank) with λ and the scale in B, and whether it is an embedding."""
     config, tensors = from_peft(folder), read_tensors(folder)
+    if isinstance(config, LoRA) and config.target_parameters:
+        raise AdapterFileError(
+            f"{folder} adapts parameters of experts ({', '.join(config.target_parameters)}), which no plain LoRA can "
+            f"carry; merge it into its base instead."
+        )
     parts: dict[str, dict[str, Tensor]] = {}
     embeddings, others = set(), []
     for key, tensor in tensors.items():

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from veneer.errors import ModelError
+from veneer.frozen.experts import Stack
 from veneer.frozen.weight import frozen_weight
 from veneer.kernels.dense import Multiply
 from veneer.updates.product import Factors, adapted_product, drawn_seed
@@ -299,7 +300,9 @@ def new_triplets(base: nn.Module, rank: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def weight_shape(base: nn.Module) -> tuple[int, int]:
-    """(out, in) of what an update of ``base`` adds to: (dim, vocabulary) for an embedding."""
+    """(out, in) of what an update of ``base`` adds to: (dim, vocabulary) for an embedding; of experts one's."""
     if isinstance(base, nn.Embedding):
         return base.embedding_dim, base.num_embeddings
+    if isinstance(base, Stack):
+        return base.shape
     return frozen_weight(base).shape

@@ -15,9 +15,11 @@ from transformers.pytorch_utils import Conv1D
 from veneer.arguments import refuse_no_model
 from veneer.device import META
 from veneer.errors import TargetError
+from veneer.frozen.experts import Experts, is_experts, projections, stack_of
 from veneer.frozen.text_part import say_tied
-from veneer.frozen.weight import QuantisedLinear, frozen_weight
+from veneer.frozen.weight import STORED, QuantisedLinear, frozen_weight
 from veneer.updates.attach import forget_adapters, save_adapter_only, save_whole_model
+from veneer.updates.experts import merged_experts
 from veneer.updates.layers import Adapted, LowRank, NewRows, Replaced, training_dtype
 from veneer.updates.record import adapters_of, put, refuse_merged
 
@@ -25,11 +27,11 @@ from veneer.updates.record import adapters_of, put, refuse_merged
 def merge(model: nn.Module, *, reversible: bool = True) -> None:
     """Fold the active adapters into the weights; every adapted module becomes a plain one of its base's class.
 
-    Every quantised linear layer, adapted or not, becomes an ``nn.Linear`` in the model's floating-point type, so that
-    what ``save_pretrained`` writes is a model that transformers reads. A module that is tied to
-    another (an embedding and its head) is untied when an update holds for one of the two only, and the model's config
-    says so, so that ``save_pretrained`` writes both. ``reversible=False`` drops the adapters and the original weights;
-    otherwise they stay in memory for `unmerge`.
+    Every quantised linear layer, adapted or not, becomes an ``nn.Linear``, and experts become parameters, in the
+    model's floating-point type, so that what ``save_pretrained`` writes is a model that transformers reads. A module
+    that is tied to another (an embedding and its head) is untied when an update holds for one of the two only, and the
+    model's config says so, so that ``save_pretrained`` writes both. ``reversible=False`` drops the adapters and the
+    original weights; otherwise they stay in memory for `unmerge`.
 
     Raises TargetError when no adapter is active or the adapters are merged already.
 
@@ -93,24 +95,32 @@ def unmerge(model: nn.Module) -> None:
 
 def _type_and_place(module: nn.Module) -> str:
     """Type and device of a module's weight: the wrapper's, or that of the plain module in its place."""
-    weight = getattr(module, "weight", None)
+    weight = stack_of(module, projections(module)[0]).weight if is_experts(module) else getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         weight = next(module.parameters())
     return f"{str(weight.dtype).removeprefix('torch.')} on {weight.device}"
 
 
-def _outermost(model: nn.Module) -> list[tuple[str, Adapted | QuantisedLinear]]:
-    """What a merge replaces: the wrappers, and the quantised layers that stand alone."""
+def _outermost(model: nn.Module) -> list[tuple[str, Adapted | QuantisedLinear | Experts]]:
+    """What a merge replaces: the wrappers, the quantised layers that stand alone, and experts that have either."""
     inside = {id(module.base) for module in model.modules() if isinstance(module, Adapted)}
+    mixed = {
+        id(module): [module._modules[name] for name in projections(module) if name in module._modules]
+        for module in model.modules()
+        if isinstance(module, Experts)
+    }
+    inside |= {id(part) for parts in mixed.values() for part in parts}
     return [
         (path, module)
         for path, module in model.named_modules()
-        if isinstance(module, Adapted | QuantisedLinear) and id(module) not in inside
+        if (isinstance(module, Adapted | QuantisedLinear) or mixed.get(id(module))) and id(module) not in inside
     ]
 
 
-def _merged(wrapper: Adapted | QuantisedLinear, shared: dict[int, nn.Parameter]) -> nn.Module:
+def _merged(wrapper: Adapted | QuantisedLinear | Experts, shared: dict[int, nn.Parameter]) -> nn.Module:
     """The plain module that computes what the wrapper computes. ``shared`` keeps tied new rows tied."""
+    if isinstance(wrapper, Experts):
+        return merged_experts(wrapper)
     if isinstance(wrapper, QuantisedLinear):
         return _with_weight(wrapper, nn.Parameter(_sum(wrapper, []), requires_grad=False))
     if isinstance(wrapper, Replaced):
@@ -148,6 +158,8 @@ def _with_weight(base: nn.Module, weight: nn.Parameter) -> nn.Module:
         with torch.device(META):
             sizes = base.out_features, base.in_features
             plain = Conv1D(*sizes) if base.transposed else nn.Linear(*sizes[::-1], bias=base.bias is not None)
+        if weight.dtype is not torch.float32:  # what it is given may be in fp32 all the same
+            plain.__class__ = STORED[type(plain)]
         plain.weight, plain.bias = weight, base.bias
         return plain.train(base.training)
     module = copy.copy(base)

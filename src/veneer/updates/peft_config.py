@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from veneer.documents import read_json
 from veneer.errors import AdapterFileError, ConfigError, nearest
+from veneer.frozen.experts import Stack
 from veneer.frozen.text_part import is_composite
 from veneer.options import ELSEWHERE
 from veneer.updates.config import AdaLoRA, LoRA
@@ -20,7 +21,7 @@ CONFIG_NAME = "adapter_config.json"
 # PEFT options that change what an adapter computes and that Veneer does not have. Their harmless values, which every
 # file carries, are False, None, "none", [] and {}; anything else is refused by name.
 _UNSUPPORTED = (
-    *("use_dora", "bias", "lora_bias", "target_parameters", "alora_invocation_tokens", "use_qalora", "use_bdlora"),
+    *("use_dora", "bias", "lora_bias", "alora_invocation_tokens", "use_qalora", "use_bdlora"),
     *("arrow_config", "kasa_config", "layer_replication", "megatron_config", "monteclora_config", "velora_config"),
 )
 # Initialisations that also change the base's weights: such a file is right over the changed base only.
@@ -40,11 +41,14 @@ def to_peft(
     """The fields PEFT reads. ``embedding`` names the module that ``new_tokens`` belong to; ``kept`` says of each module
     of an AdaLoRA adapter which of its first triplets are left, once that is decided."""
     own = _adalora_fields(config, kept) if isinstance(config, AdaLoRA) else _lora_fields(config)
+    of_experts = [c.name for c in chosen if isinstance(c.module, Stack)]
+    if of_experts:
+        own["target_parameters"] = _shortest_parameters(model, of_experts)
     return own | {
         "task_type": _task(model),
         **_base(str(getattr(model, "name_or_path", None) or "")),
         "lora_dropout": config.dropout,
-        "target_modules": _shortest_targets(model, [module.name for module in chosen]),
+        "target_modules": _shortest_targets(model, [c.name for c in chosen if not isinstance(c.module, Stack)]),
         # Whole names: PEFT compares plain endings, and "norm" would reach every input_layernorm.
         "modules_to_save": _whole_names(model, config.train_also) or None,
         "trainable_token_indices": {embedding: config.new_tokens} if embedding else None,
@@ -128,6 +132,14 @@ def _shortest_targets(model: nn.Module, names: list[str]) -> list[str]:
     return endings if reached == set(names) else names
 
 
+def _shortest_parameters(model: nn.Module, names: list[str]) -> list[str]:
+    """The last two parts of the names where these choose exactly the same parameters, else the whole names."""
+    endings = sorted({".".join(name.rsplit(".", 2)[-2:]) for name in names})
+    stacks = [name for name, module in modules_of(model).items() if isinstance(module, Stack)]
+    reached = {name for ending in endings for name in matching_suffix(ending, stacks)}
+    return endings if reached == set(names) else names
+
+
 def from_peft(folder: Path) -> LoRA | AdaLoRA:
     """The LoRA or AdaLoRA config of a PEFT folder.
 
@@ -141,6 +153,8 @@ def from_peft(folder: Path) -> LoRA | AdaLoRA:
     for name in _UNSUPPORTED:
         if fields.get(name) not in (None, False, "none", [], {}):
             raise AdapterFileError(f"{path} sets {name} = {fields[name]!r}, which Veneer does not support.")
+    if fields.get("target_parameters") and fields["peft_type"] == "ADALORA":
+        raise AdapterFileError(f"{path} sets target_parameters, which AdaLoRA does not have here.")
     init = fields.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
         raise AdapterFileError(
@@ -160,6 +174,7 @@ def _lora(path: Path, fields: dict[str, Any]) -> LoRA:
         rank_pattern=fields.get("rank_pattern") or {},
         alpha_pattern=fields.get("alpha_pattern") or {},
         rslora=fields.get("use_rslora", False),
+        target_parameters=fields.get("target_parameters") or [],
         init="gaussian" if fields.get("init_lora_weights", True) == "gaussian" else "kaiming",
         **_shared(path, fields),
     )

@@ -10,10 +10,12 @@ from typing import TypeVar
 from torch import nn
 
 from veneer.errors import TargetError, nearest
+from veneer.frozen.experts import QuantisedStack, Stack
 from veneer.frozen.read_outside import read_outside
 from veneer.frozen.text_part import beside_text
 from veneer.frozen.weight import PLAIN_TYPES, QuantisedLinear
 from veneer.updates.config import AdaLoRA, LoRA, UpdateOptions
+from veneer.updates.experts import expert_stacks, refuse_for_experts
 from veneer.updates.layers import Adapted, weight_shape
 
 _Number = TypeVar("_Number", int, float)
@@ -42,7 +44,10 @@ class Chosen:
 
 
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:
-    """The model's own modules by name, as they were before any adapter: wrappers and updates are looked through."""
+    """The model's own modules by name, as they were before any adapter: wrappers and updates are looked through.
+
+    The parameters of a mixture's experts are among them, each as a `Stack`.
+    """
     return dict(_walk(model, "", set()))
 
 
@@ -53,6 +58,7 @@ def _walk(module: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str, n
         return
     seen.add(id(module))
     yield name, module
+    yield from expert_stacks(name, module)
     for child_name, child in module.named_children():
         yield from _walk(child, f"{name}.{child_name}" if name else child_name, seen)
 
@@ -73,7 +79,8 @@ def choose(model: nn.Module, config: LoRA | AdaLoRA) -> list[Chosen]:
         names = [name for name, module in modules.items() if isinstance(module, LINEAR_TYPES) and name not in heads
                  and name not in outside and not f"{name}.".startswith(beside)]  # fmt: skip
     else:
-        names = _matching(config.targets, modules, "targets")
+        names = _matching_modules(config.targets, modules)
+    names = _with_parameters(names, config, modules)
     inside_whole = {name for name in names if any(name == w or name.startswith(f"{w}.") for w in whole)}
     if config.targets != "all-linear" and inside_whole:
         raise TargetError(f"{_listed(inside_whole)} is in both targets and train_also; name it in one of them.")
@@ -93,13 +100,47 @@ def choose(model: nn.Module, config: LoRA | AdaLoRA) -> list[Chosen]:
             )
         if isinstance(config, AdaLoRA) and isinstance(modules[name], nn.Embedding):
             raise TargetError(f"{name} is an Embedding, which AdaLoRA does not adapt; leave it out, or use LoRA.")
-    if not names and config.targets:
+    refuse_for_experts([name for name in names if isinstance(modules[name], Stack)], config)
+    if not names and config.chooses:
         raise TargetError(_nothing(config, modules))
     if isinstance(config, AdaLoRA):
         return [Chosen(name, modules[name]) for name in names]
     for option, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
         _refuse_idle_keys(option, pattern, names)
     return [Chosen(name, modules[name], *rank_and_scale(name, config)) for name in names]
+
+
+def _matching_modules(targets: str | list[str], modules: dict[str, nn.Module]) -> list[str]:
+    """What ``targets`` choose: modules, and where an entry matches none, parameters of experts, as PEFT's targets are
+    of modules."""
+    matching = _matching(targets, modules, "targets")
+    stacks = [name for name in matching if isinstance(modules[name], Stack)]
+    plain = [name for name in matching if not isinstance(modules[name], Stack)]
+    if isinstance(targets, str):
+        return plain or stacks
+    of_experts = [target for target in targets if not matching_suffix(target, plain)]
+    return plain + [name for name in stacks if any(matching_suffix(target, [name]) for target in of_experts)]
+
+
+def _with_parameters(names: list[str], config: LoRA | AdaLoRA, modules: dict[str, nn.Module]) -> list[str]:
+    """The names and those that target_parameters choose, in the model's order."""
+    wanted = set(names)
+    if isinstance(config, LoRA) and config.target_parameters:
+        stacks: dict[str, nn.Module] = {name: module for name, module in modules.items() if isinstance(module, Stack)}
+        for target in config.target_parameters:
+            if not matching_suffix(target, stacks):
+                raise TargetError(_no_such_parameter(target, list(stacks)))
+            wanted |= set(matching_suffix(target, stacks))
+    return [name for name in modules if name in wanted]
+
+
+def _no_such_parameter(target: str, stacks: list[str]) -> str:
+    endings = list(dict.fromkeys(".".join(name.rsplit(".", 2)[-2:]) for name in stacks))
+    have = f"it has {', '.join(endings)}" if endings else "it has no experts of a known kind"
+    return (
+        f"target_parameters names {target!r}, which matches no parameter of experts of this model; {have}. Layers are "
+        f"named in targets."
+    )
 
 
 def without_idle_names(model: nn.Module, config: LoRA | AdaLoRA) -> LoRA | AdaLoRA:
@@ -109,22 +150,27 @@ def without_idle_names(model: nn.Module, config: LoRA | AdaLoRA) -> LoRA | AdaLo
     say what must be present. What a person asks for goes through `choose`, which refuses such names.
     """
     modules = modules_of(model)
+    plain = {name: module for name, module in modules.items() if not isinstance(module, Stack)}
 
-    def known(names: str | list[str]) -> str | list[str]:
-        return names if isinstance(names, str) else [name for name in names if matching_suffix(name, modules)]
+    def known(names: str | list[str], there: dict[str, nn.Module] = plain) -> str | list[str]:
+        return names if isinstance(names, str) else [name for name in names if matching_suffix(name, there)]
 
+    parameters = getattr(config, "target_parameters", [])
+    of_experts = known(parameters, {name: module for name, module in modules.items() if name not in plain})
+    if isinstance(config, LoRA):
+        config = config.model_copy(update={"target_parameters": of_experts or parameters})  # or let `choose` say so
     config = config.model_copy(
         update={
-            "targets": known(config.targets) or config.targets,  # when none is known, let `choose` say so
-            "exclude": known(config.exclude),
+            "targets": known(config.targets) or ([] if of_experts else config.targets),
+            "exclude": known(config.exclude, modules),
             # PEFT's reading: the plain ending of a name, at a dot or not.
             "train_also": [name for name in modules if name and name.endswith(tuple(config.train_also))],
         }
     )
     if isinstance(config, AdaLoRA):
         return config
-    plain = config.model_copy(update={"rank_pattern": {}, "alpha_pattern": {}})
-    names = [chosen.name for chosen in choose(model, plain)] if config.targets else []
+    without = config.model_copy(update={"rank_pattern": {}, "alpha_pattern": {}})
+    names = [chosen.name for chosen in choose(model, without)] if config.chooses else []
     patterns = {
         option: {key: value for key, value in pattern.items() if any(_key_matches(key, name) for name in names)}
         for option, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern))
@@ -212,7 +258,7 @@ def adaptable_kinds(modules: dict[str, nn.Module]) -> dict[str, int]:
     """The last part of the name of each module that can be adapted → how many there are."""
     kinds: dict[str, int] = {}
     for name, module in modules.items():
-        if isinstance(module, (*LINEAR_TYPES, nn.Embedding)) and name:
+        if isinstance(module, (*LINEAR_TYPES, nn.Embedding, Stack)) and name:
             kind = name.rsplit(".", 1)[-1]
             kinds[kind] = kinds.get(kind, 0) + 1
     return kinds
@@ -222,7 +268,8 @@ def count_parameters(modules: dict[str, nn.Module]) -> int:
     """Parameters of these modules; a quantised weight counts by its shape, a tied one once."""
     sizes = {id(p): p.numel() for module in modules.values() for p in module.parameters(recurse=False)}
     quantised = (weight_shape(module) for module in modules.values() if isinstance(module, QuantisedLinear))
-    return sum(sizes.values()) + sum(rows * columns for rows, columns in quantised)
+    stacks = (m.experts * m.shape[0] * m.shape[1] for m in modules.values() if isinstance(m, QuantisedStack))
+    return sum(sizes.values()) + sum(rows * columns for rows, columns in quantised) + sum(stacks)
 
 
 def head_names(model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
@@ -269,12 +316,14 @@ def _in_layers(names: list[str], layers: list[int], modules: dict[str, nn.Module
 def _refuse_unadaptable(name: str, module: nn.Module) -> None:
     # A subclass may compute something else than x W0ᵀ + b (a packed weight, an offset), or be read around its
     # forward (attention's own out_proj): only the types whose product is known are adapted.
+    if isinstance(module, Stack):
+        return
     known_embedding = type(module) is nn.Embedding or hasattr(module, "embed_scale")
     if type(module) in LINEAR_TYPES or (isinstance(module, nn.Embedding) and known_embedding):
         if getattr(module, "max_norm", None) is not None:
             raise TargetError(f"{name} is an Embedding with max_norm, which changes its weight as it looks it up.")
         return
-    inside = [child for child, inner in module.named_modules() if child and isinstance(inner, LINEAR_TYPES)]
+    inside = [child for child, part in modules_of(module).items() if child and isinstance(part, (*LINEAR_TYPES, Stack))]
     remedy = f" It holds {', '.join(inside[:8])}: name those." if inside else " Leave it out with exclude."
     raise TargetError(
         f"{name} is a {type(module).__name__}, which cannot be adapted; Linear, Conv1D and Embedding layers can."
@@ -297,7 +346,9 @@ def _refuse_idle_keys(option: str, pattern: dict[str, int] | dict[str, float], n
 def _nothing(config: UpdateOptions, modules: dict[str, nn.Module]) -> str:
     narrowed = [option for option in ("exclude", "layers") if getattr(config, option)]
     because = f" once {' and '.join(narrowed)} had been applied" if narrowed else ""
-    return f"targets = {config.targets!r} chose no module{because}. {what_is_there(modules)}"
+    parameters = getattr(config, "target_parameters", [])
+    asked = f"targets = {config.targets!r}" + (f" and target_parameters = {parameters!r}" if parameters else "")
+    return f"{asked} chose no module{because}. {what_is_there(modules)}"
 
 
 def _listed(names: Iterable[object]) -> str:

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from veneer.arguments import refuse_no_model
+from veneer.frozen.experts import Stack
 from veneer.notebook import html_table
+from veneer.updates.config import LoRA
+from veneer.updates.experts import left_out
 from veneer.updates.layers import LowRank, weight_shape
 from veneer.updates.record import adapters_of, updates_of
 from veneer.updates.select import LINEAR_TYPES, count_parameters, modules_of
@@ -41,6 +44,7 @@ class Trainable:
     rows: list[Row]
     parameters: int
     base_parameters: int
+    left_out: str = ""  # a sentence on a mixture's experts that are not adapted
 
     @property
     def share(self) -> float:
@@ -48,7 +52,7 @@ class Trainable:
         return self.parameters / self.base_parameters
 
     def __repr__(self) -> str:
-        return f"Trainable({self._total()}, {len(self.rows)} modules)"
+        return f"Trainable({self.total}, {len(self.rows)} modules)"
 
     def __str__(self) -> str:
         lines = [_HEADER, *self._lines()]
@@ -56,10 +60,10 @@ class Trainable:
         table = [
             f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}".rstrip() for a, b, c, d in lines
         ]
-        return "\n".join([*table, self._total()])
+        return "\n".join([*table, self.total, *([self.left_out] if self.left_out else [])])
 
     def _repr_html_(self) -> str:
-        return html_table(_HEADER, self._lines(), self._total())
+        return html_table(_HEADER, self._lines(), f"{self.total} {self.left_out}".strip())
 
     def _lines(self) -> list[tuple[str, str, str, str]]:
         return [
@@ -67,7 +71,9 @@ class Trainable:
             for name, shape, rank, parameters in _grouped(self.rows)
         ]
 
-    def _total(self) -> str:
+    @property
+    def total(self) -> str:
+        """How many parameters are trained, as a sentence."""
         return f"{self.parameters:,} of {self.base_parameters:,} parameters are trained ({100 * self.share:.3g} %)"
 
 
@@ -94,7 +100,10 @@ def trainable(model: nn.Module) -> Trainable:
             seen.add(id(update))  # a tied embedding and head share their new rows
             rank = update.rank if isinstance(update, LowRank) else None
             rows.append(Row(path, _shape(modules[path]), rank, count))
-    return Trainable(rows, sum(row.parameters for row in rows), count_parameters(modules))
+    by_lora = any(isinstance(record.configs[name], LoRA) for name in record.active)
+    low_rank = any(row.rank is not None for row in rows)
+    said = left_out(model, {row.name for row in rows}, by_lora) if low_rank else ""
+    return Trainable(rows, sum(row.parameters for row in rows), count_parameters(modules), said)
 
 
 def _of_plain_model(model: nn.Module) -> Trainable:
@@ -103,7 +112,9 @@ def _of_plain_model(model: nn.Module) -> Trainable:
 
 
 def _shape(module: nn.Module) -> tuple[int, ...]:
-    """(out, in) of a linear layer or embedding; () of a module that holds several weights."""
+    """(out, in) of a linear layer or embedding, (experts, out, in) of experts; () of one that holds several weights."""
+    if isinstance(module, Stack):
+        return (module.experts, *module.shape)
     if isinstance(module, (*LINEAR_TYPES, nn.Embedding)):
         return weight_shape(module)
     weight = getattr(module, "weight", None)
