@@ -11,7 +11,10 @@ import numpy as np
 
 from gguf_file import write_tokenizer
 
-_RENAMED = {"qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gemma3_text": "gemma3", "mistral": "llama"}
+_RENAMED = {
+    "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gemma3_text": "gemma3", "mistral": "llama", "umt5": "t5",
+    "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe",
+}  # fmt: skip
 
 
 def write_model(
@@ -56,7 +59,8 @@ def _keys(config: Any, kind: str) -> dict[str, Any]:
         "block_count": first("num_hidden_layers", "n_layer"),
         "context_length": first("max_position_embeddings", "n_positions"),
         "embedding_length": first("hidden_size", "n_embd"),
-        "feed_forward_length": first("ffn_hidden_size", "intermediate_size", "n_inner") or 4 * config.hidden_size,
+        "feed_forward_length": first("ffn_hidden_size", "intermediate_size", "n_inner", "d_ff")
+        or 4 * config.hidden_size,
         "attention.head_count": first("num_attention_heads", "n_head"),
         "attention.head_count_kv": first("num_kv_heads", "num_key_value_heads"),
         "attention.layer_norm_rms_epsilon": rms,
@@ -72,6 +76,8 @@ def _keys(config: Any, kind: str) -> dict[str, Any]:
         "expert_feed_forward_length": first("moe_intermediate_size"),
         "expert_shared_feed_forward_length": first("shared_expert_intermediate_size"),
     }
+    if kind == "bloom":
+        made |= {"feed_forward_length": 4 * config.hidden_size}
     if kind == "falcon":
         made |= {"tensor_data_layout": "jploski"}
     if kind == "stablelm":
@@ -82,6 +88,28 @@ def _keys(config: Any, kind: str) -> dict[str, Any]:
             "ssm.conv_kernel": config.conv_kernel, "ssm.inner_size": config.intermediate_size,
             "ssm.state_size": config.state_size, "ssm.time_step_rank": config.time_step_rank, "ssm.dt_b_c_rms": False,
             "attention.layer_norm_rms_epsilon": config.layer_norm_epsilon, "attention.layer_norm_epsilon": None,
+        }  # fmt: skip
+    if kind == "t5":
+        made |= {
+            "decoder_block_count": config.num_decoder_layers, "attention.key_length": config.d_kv,
+            "attention.value_length": config.d_kv, "context_length": 512,
+            "attention.relative_buckets_count": config.relative_attention_num_buckets,
+            "attention.layer_norm_rms_epsilon": config.layer_norm_epsilon,
+            "decoder_start_token_id": config.decoder_start_token_id,
+        }  # fmt: skip
+    if kind == "lfm2":
+        groups = [config.num_key_value_heads * (layer == "full_attention") for layer in config.layer_types]
+        made |= {
+            "attention.head_count_kv": groups, "shortconv.l_cache": config.conv_L_cache,
+            "attention.layer_norm_rms_epsilon": config.norm_eps, "attention.layer_norm_epsilon": None,
+        }  # fmt: skip
+    if kind.startswith("qwen35"):
+        made |= {
+            "full_attention_interval": 4, "ssm.conv_kernel": config.linear_conv_kernel_dim,
+            "ssm.state_size": config.linear_key_head_dim, "ssm.group_count": config.linear_num_key_heads,
+            "ssm.time_step_rank": config.linear_num_value_heads,
+            "ssm.inner_size": config.linear_num_value_heads * config.linear_value_head_dim,
+            "rope.dimension_sections": [*config.rope_parameters["mrope_section"], 0],
         }  # fmt: skip
     return made | _rope_keys(config, kind)
 
@@ -102,9 +130,9 @@ def _rope_keys(config: Any, kind: str) -> dict[str, Any]:
         return {}
     size = _head_dim(config)
     made = {"rope.freq_base": float(rope["rope_theta"])}
-    if kind not in ("falcon", "stablelm", "starcoder2", "phi3"):
+    if kind not in ("falcon", "stablelm", "starcoder2", "phi3", "lfm2"):
         made |= {"attention.key_length": size, "attention.value_length": size}
-    if kind in ("llama", "phi3", "stablelm", "nemotron"):
+    if kind in ("llama", "phi3", "stablelm", "nemotron", "qwen35", "qwen35moe"):
         made |= {"rope.dimension_count": int(size * rope.get("partial_rotary_factor", 1.0))}
     if rope["rope_type"] in ("linear", "yarn"):
         made |= {"rope.scaling.type": rope["rope_type"], "rope.scaling.factor": float(rope["factor"])}
@@ -145,11 +173,12 @@ def _rope_tensors(config: Any) -> dict[str, Any]:
 def _tensors(model: Any, kind: str) -> dict[str, Any]:
     config, made = model.config, {}
     names = gguf.get_tensor_name_map(
-        next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == kind), config.num_hidden_layers
+        next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == kind), config.num_hidden_layers + 1
     )
     state = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
     for key, array in state.items():
-        if key == "lm_head.weight" and config.tie_word_embeddings:
+        tied = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)  # of T5 it says so
+        if (key == "lm_head.weight" and tied) or key.endswith("coder.embed_tokens.weight"):
             continue
         if key.endswith("experts.gate_up_proj"):  # two tensors in the file
             layer = key.split(".")[2]
@@ -158,6 +187,8 @@ def _tensors(model: Any, kind: str) -> dict[str, Any]:
             continue
         named = key.removeprefix("transformer.") if kind == "bloom" else key
         name = names.get_name(named, (".weight", ".bias"))
+        if key.endswith("linear_attn.dt_bias"):
+            name = f"blk.{key.split('.')[2]}.ssm_dt.bias"
         assert name, f"gguf has no name for {key}"
         if key.endswith("experts.down_proj"):
             name += ".weight"
@@ -174,12 +205,14 @@ def _as_kept(key: str, array: Any, config: Any, kind: str) -> Any:
         return array + 1
     if kind == "gpt2" and key.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")):
         return array.T
-    if kind == "qwen2moe" and key.endswith("shared_expert_gate.weight"):
+    if key.endswith("shared_expert_gate.weight"):
         return array[0]
-    if kind == "mamba" and key.endswith("A_log"):
+    if key.endswith("A_log"):
         return -np.exp(array)
-    if kind == "mamba" and key.endswith("conv1d.weight"):
+    if key.endswith(("conv1d.weight", "conv.conv.weight")):
         return array[:, 0]
+    if kind.startswith("qwen35") and key.endswith("norm.weight") and "linear_attn" not in key:
+        return array + 1
     if kind in ("falcon", "bloom") and "query_key_value" in key:
         groups = config.num_kv_heads if kind == "falcon" else config.n_head
         size = config.hidden_size // config.num_attention_heads

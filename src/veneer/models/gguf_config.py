@@ -291,10 +291,33 @@ def _mamba(keys: Keys) -> dict[str, Any]:
     }
 
 
+def _t5(keys: Keys) -> dict[str, Any]:
+    """T5 has one table of distances for all layers, UMT5 one for each."""
+    holds = keys.header.holds
+    keys.take("context_length")  # its positions are distances
+    keys.take(_RMS)  # the same as the other
+    if keys.take("attention.value_length", size := keys.require("attention.key_length")) != size:
+        raise keys.refuse("attention.value_length")
+    layers = keys.require("block_count")
+    return {
+        "model_type": "umt5" if holds("enc.blk.1.attn_rel_b.weight") else "t5",
+        "d_model": keys.require("embedding_length"),
+        "d_kv": size,
+        "d_ff": keys.require("feed_forward_length"),
+        "num_layers": layers,
+        "num_decoder_layers": keys.take("decoder_block_count", layers),
+        "num_heads": keys.require("attention.head_count"),
+        "relative_attention_num_buckets": keys.require("attention.relative_buckets_count"),
+        "layer_norm_epsilon": keys.require(_NORM),
+        "feed_forward_proj": "gated-gelu" if holds("ffn_gate.weight") else "relu",
+        "decoder_start_token_id": keys.take("decoder_start_token_id", 0),
+    }
+
+
 _BUILDERS: dict[str, Callable[[Keys], dict[str, Any]]] = {
     "llama": _llama, "qwen2": _qwen2, "qwen2moe": _qwen2moe, "qwen3": _qwen3, "qwen3moe": _qwen3moe,
     "gemma2": _gemma2, "gemma3": _gemma3, "phi3": _phi3, "starcoder2": _starcoder2, "stablelm": _stablelm,
-    "nemotron": _nemotron, "falcon": _falcon, "bloom": _bloom, "gpt2": _gpt2, "mamba": _mamba,
+    "nemotron": _nemotron, "falcon": _falcon, "bloom": _bloom, "gpt2": _gpt2, "mamba": _mamba, "t5": _t5,
 }  # fmt: skip
 
 # Architectures whose files transformers reads by itself, tensors and config, and the keys that it takes over.

@@ -109,7 +109,8 @@ class GgufFile:
         architectures = [kind for kind, name in MODEL_ARCH_NAMES.items() if name == self._header.architecture]
         if not architectures:
             raise NotTensorByTensor(f"gguf has no names for the tensors of a {model.config.model_type}")
-        names = get_tensor_name_map(architectures[0], model.config.num_hidden_layers)
+        layers = max(model.config.num_hidden_layers, getattr(model.config, "num_decoder_layers", None) or 0)
+        names = get_tensor_name_map(architectures[0], layers)
         keys: dict[str, str] = {}
         for key in model.state_dict():
             name, suffix = key, ""
