@@ -346,7 +346,7 @@ def _by_transformers(header: GgufHeader) -> Any:
     if keys.take("attention.value_length", size := keys.take("attention.key_length")) != size:
         raise keys.refuse("attention.value_length")
     keys.refuse_others()
-    read = transformers.AutoConfig.from_pretrained
     return call_library(
-        read, no_model(header.name), header.path.parent, gguf_file=header.path.name, trust_remote_code=False
-    )
+        transformers.AutoConfig.from_pretrained, no_model(header.name), header.path.parent, trust_remote_code=False,
+        gguf_file=header.path.name,
+    )  # fmt: skip

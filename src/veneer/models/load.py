@@ -162,11 +162,14 @@ def _whole_model(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dt
     """The model, with every weight from the checkpoint except a classification head's."""
     if checkpoint.path.is_dir():
         refuse_files_outside(checkpoint.path, checkpoint.name)
-    read, where = _reader(checkpoint, kind, config, dtype)
-    model, differences = call_library(
-        read, no_model(checkpoint.name), output_loading_info=True, ignore_mismatched_sizes=True,
-        trust_remote_code=False, dtype=dtype, config=config, **where,
-    )  # fmt: skip
+    if checkpoint.kind == "gguf" and checkpoint.gguf.architecture not in READ_BY_TRANSFORMERS:
+        model, differences = _from_gguf(checkpoint, kind, config, dtype)
+    else:
+        model, differences = call_library(
+            class_for(kind, config, checkpoint.name).from_pretrained, no_model(checkpoint.name),
+            output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, dtype=dtype, config=config,
+            **checkpoint.pretrained(),
+        )  # fmt: skip
     may_be_new = HEADS if kind == "classification" else ()
     missing = sorted(key for key in differences["missing_keys"] if not key.startswith(may_be_new))
     wrong = sorted(str(key[0]) for key in differences["mismatched_keys"] if not str(key[0]).startswith(may_be_new))
@@ -183,14 +186,16 @@ def _whole_model(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dt
     return model
 
 
-def _reader(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
-    """transformers' ``from_pretrained``, and the arguments by which it finds the weights. A GGUF file's are read here:
-    transformers drops what it has no name for."""
-    if checkpoint.kind != "gguf" or checkpoint.gguf.architecture in READ_BY_TRANSFORMERS:
-        return class_for(kind, config, checkpoint.name).from_pretrained, checkpoint.pretrained()
+def _from_gguf(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    """The model and transformers' account of its tensors. They are read here: transformers drops what it has no name
+    for."""
     empty = unfilled_model(kind, copy.deepcopy(config), dtype, checkpoint.name)
     tensors = GgufFile(checkpoint.gguf).whole(empty, dtype)
-    return type(empty).from_pretrained, {"pretrained_model_name_or_path": None, "state_dict": tensors}
+    made: tuple[Any, dict[str, Any]] = call_library(
+        type(empty).from_pretrained, no_model(checkpoint.name), None, output_loading_info=True,
+        ignore_mismatched_sizes=True, trust_remote_code=False, dtype=dtype, config=config, state_dict=tensors,
+    )  # fmt: skip
+    return made
 
 
 def _forget_gguf(model: Any) -> None:
