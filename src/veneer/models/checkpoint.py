@@ -13,7 +13,9 @@ from veneer.errors import ConfigError, ModelError
 from veneer.frozen.layers import DTYPES
 from veneer.models import converted
 from veneer.models.bnb_file import holds_codes, refuse_8_bits, says_bitsandbytes
+from veneer.models.gguf_config import gguf_config
 from veneer.models.gguf_file import GgufFile
+from veneer.models.gguf_header import GgufHeader
 from veneer.models.library import call_library, no_model, quiet
 from veneer.models.own_code import refuse_own_config, refuse_own_tokenizer
 from veneer.models.packaged import PACKAGED_MODELS
@@ -50,6 +52,7 @@ class Checkpoint:
         self.kind: Literal["folder", "gguf", "converted"] = "folder"
         if self.cache is not None:
             self.kind = "converted" if self.cache.is_dir() else "gguf"
+            converted.used(self.cache)
 
     @cached_property
     def path(self) -> Path:
@@ -73,7 +76,13 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> Any:
-        """transformers' config of it. It is this checkpoint's own: copy it before you change it."""
+        """transformers' config of it. It is this checkpoint's own: copy it before you change it.
+
+        Raises ModelError for a GGUF file with keys that are not known.
+        """
+        if self.kind == "gguf":
+            with quiet():
+                return gguf_config(self.gguf)
         place = self._place if self.cache is None else self.path
         refuse_own_config(place, self.name)
         with quiet():
@@ -81,6 +90,11 @@ class Checkpoint:
                 transformers.AutoConfig.from_pretrained, no_model(self.name), trust_remote_code=False,
                 **_pretrained(place),
             )  # fmt: skip
+
+    @cached_property
+    def gguf(self) -> GgufHeader:
+        """What a GGUF file says before its tensors' values."""
+        return GgufHeader(self._place, self.name)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -138,7 +152,7 @@ class Checkpoint:
     def tensors(self) -> Tensors:
         """Its tensors, one at a time. Raises NotTensorByTensor where they are not the model's own, ModelError for a
         damaged file."""
-        return GgufFile(self.path, self.name) if self.kind == "gguf" else self.safetensors()
+        return GgufFile(self.gguf) if self.kind == "gguf" else self.safetensors()
 
     def safetensors(self) -> SafetensorsFolder:
         """The tensors of a folder, which can be mapped, too."""

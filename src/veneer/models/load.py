@@ -18,12 +18,14 @@ from veneer.models.bnb_file import says_bitsandbytes
 from veneer.models.checkpoint import Checkpoint, Task, checkpoint_of, name_classes
 from veneer.models.composite import class_for
 from veneer.models.finite import refuse_model_not_finite
+from veneer.models.gguf_config import READ_BY_TRANSFORMERS
+from veneer.models.gguf_file import GgufFile
 from veneer.models.index import refuse_files_outside
 from veneer.models.joined import NotTensorByTensor
 from veneer.models.library import call_library, no_model, quiet, some_of
 from veneer.models.own_tokenizer import pad_with_end
 from veneer.models.places import refuse_without_place
-from veneer.models.stream import stream_quantised, streamed
+from veneer.models.stream import stream_quantised, streamed, unfilled_model
 from veneer.models.ties import note_untied
 
 STORAGES = (*DTYPES, *CODE_BITS)
@@ -99,7 +101,7 @@ def load(
     keeps = checkpoint.kind == "gguf" and with_tokenizer
     if keeps and checkpoint.cache is not None and (storage, kind) == ("fp32", "causal"):
         with quiet():
-            converted.keep(checkpoint.cache, model, tokenizer)
+            converted.keep(checkpoint.cache, Path(checkpoint.path), model, tokenizer)
     if dense is not torch.float32 and (compute := DTYPES[compute_name()]) is not dense:
         compute_in(model, compute)
     model.config.name_or_path = model.name_or_path = checkpoint.name
@@ -176,10 +178,14 @@ def _whole_model(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dt
     """The model, with every weight from the checkpoint except a classification head's."""
     if checkpoint.path.is_dir():
         refuse_files_outside(checkpoint.path, checkpoint.name)
-    model, differences = call_library(
-        class_for(kind, config, checkpoint.name).from_pretrained, no_model(checkpoint.name), output_loading_info=True,
-        ignore_mismatched_sizes=True, trust_remote_code=False, dtype=dtype, config=config, **checkpoint.pretrained(),
-    )  # fmt: skip
+    if checkpoint.kind == "gguf" and checkpoint.gguf.architecture not in READ_BY_TRANSFORMERS:
+        model, differences = _from_gguf(checkpoint, kind, config, dtype)
+    else:
+        model, differences = call_library(
+            class_for(kind, config, checkpoint.name).from_pretrained, no_model(checkpoint.name),
+            output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, dtype=dtype, config=config,
+            **checkpoint.pretrained(),
+        )  # fmt: skip
     may_be_new = HEADS if kind == "classification" else ()
     missing = sorted(key for key in differences["missing_keys"] if not key.startswith(may_be_new))
     wrong = sorted(str(key[0]) for key in differences["mismatched_keys"] if not str(key[0]).startswith(may_be_new))
@@ -191,7 +197,21 @@ def _whole_model(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dt
             f"The checkpoint of {checkpoint.name} {fault}; it is incomplete, or belongs to another config.json."
         )
     refuse_without_place(model, differences["unexpected_keys"], kind, checkpoint.name)
+    if checkpoint.kind == "gguf" and model.can_generate():
+        model.generation_config = checkpoint.generation_config() or model.generation_config
     return model
+
+
+def _from_gguf(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    """The model and transformers' account of its tensors. They are read here: transformers drops what it has no name
+    for."""
+    empty = unfilled_model(kind, copy.deepcopy(config), dtype, checkpoint.name)
+    tensors = GgufFile(checkpoint.gguf).whole(empty, dtype)
+    made: tuple[Any, dict[str, Any]] = call_library(
+        type(empty).from_pretrained, no_model(checkpoint.name), None, output_loading_info=True,
+        ignore_mismatched_sizes=True, trust_remote_code=False, dtype=dtype, config=config, state_dict=tensors,
+    )  # fmt: skip
+    return made
 
 
 def _forget_gguf(model: Any) -> None:

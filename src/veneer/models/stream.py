@@ -45,7 +45,7 @@ def streamed(
     them. Raises ModelError for a damaged file.
     """
     tensors = checkpoint.tensors()
-    model = _empty(kind, config, dtype, checkpoint.name)
+    model = unfilled_model(kind, config, dtype, checkpoint.name)
     tensors.rename(model)
     _require_one_to_one(model, tensors, kind)
     for name in linear_layers(model):
@@ -72,7 +72,7 @@ def stream_quantised(checkpoint: Checkpoint, kind: str, config: Any, dtype: torc
     Raises ModelError when it is damaged, or its tensors are not the model's own.
     """
     files = checkpoint.safetensors()
-    model = _empty(kind, config, dtype, checkpoint.name)
+    model = unfilled_model(kind, config, dtype, checkpoint.name)
     files.rename(model)
     weights = quantised_weights(files.names())
     beside = {f"{weight}.{part}" for weight, parts in weights.items() for part in parts}
@@ -146,7 +146,7 @@ def _new_head(model: Any, files: Tensors, held: set[str], weights: set[str]) -> 
     return set() if fits else set(wanted)
 
 
-def _empty(kind: str, config: Any, dtype: torch.dtype, name: str) -> Any:
+def unfilled_model(kind: str, config: Any, dtype: torch.dtype, name: str) -> Any:
     """The model with parameters that have a shape and no values; buffers that no file holds have theirs."""
     with init_empty_weights(include_buffers=False):
         return call_library(

@@ -76,7 +76,7 @@ def test_a_file_that_has_changed_is_read_anew(file, monkeypatch):
     opened = _reading(monkeypatch)
     veneer.load(file)
     assert opened
-    assert len(list((cache_folder() / "gguf").iterdir())) == 2
+    assert len(list((cache_folder() / "gguf").iterdir())) == 1, "the copy of the file as it was is deleted"
 
 
 def test_a_cache_that_cannot_be_written_or_a_full_disk_is_no_error(file, monkeypatch):
@@ -86,6 +86,37 @@ def test_a_cache_that_cannot_be_written_or_a_full_disk_is_no_error(file, monkeyp
     monkeypatch.setattr("veneer.models.converted.shutil.disk_usage", lambda _: _Full)
     _same(first, veneer.load(file))
     assert not list((cache_folder() / "gguf").iterdir())
+
+
+def test_copies_that_nobody_can_use_or_has_used_for_a_month_are_deleted(file, monkeypatch):
+    veneer.load(file)
+    cache = cache_folder() / "gguf"
+    [kept] = cache.iterdir()
+    source = (kept / "veneer-source.json").read_text()
+    (cache / "of-the-first-version").mkdir()
+    for name, said in {
+        "gone": source.replace("tiny", "gone"),
+        "damaged": "{",
+        "unused": source,
+        "used": source,
+    }.items():
+        (cache / name).mkdir()
+        (cache / name / "veneer-source.json").write_text(said)
+    os.utime(cache / "unused" / "veneer-source.json", (0, 0))
+    os.utime(kept / "veneer-source.json", (0, 0))
+    veneer.load(file)  # from the copy, which is used now
+    other = file.with_name("other.gguf")
+    other.write_bytes(file.read_bytes())
+    veneer.load(other)
+    assert {path.name.rpartition("-")[0] or path.name for path in cache.iterdir()} == {"tiny", "other", "used"}
+
+
+def test_a_copy_is_of_one_version_of_veneer(file, monkeypatch):
+    veneer.load(file)
+    monkeypatch.setattr("veneer.models.converted.__version__", "99")
+    opened = _reading(monkeypatch)
+    veneer.load(file)
+    assert opened
 
 
 class _Full:

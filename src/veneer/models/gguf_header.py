@@ -1,0 +1,72 @@
+"""What a GGUF file says before its tensors' values: keys, and where each tensor is. Read once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from gguf import GGUFReader, GGUFValueType, dequantize
+
+from veneer.errors import ModelError
+from veneer.models.library import call_library, no_model, unreadable
+
+
+class Stored(NamedTuple):
+    """Where a tensor is in a GGUF file."""
+
+    name: str
+    type: Any
+    shape: tuple[int, ...]
+    offset: int  # bytes
+    size: int  # bytes
+
+
+class GgufHeader:
+    """The keys and tensors of the GGUF file ``path``, of the model ``name``.
+
+    ``metadata``: values by key; None for the tokenizer's arrays. Raises ModelError for a damaged
+    file.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        reader = call_library(GGUFReader, no_model(name), path)
+        self.path, self.name = path, name
+        # Without the reader's own tensors, which would keep the file mapped.
+        self.tensors = {
+            t.name: Stored(
+                t.name, t.tensor_type, tuple(map(int, reversed(t.shape))), int(t.data_offset), int(t.n_bytes)
+            )
+            for t in reader.tensors
+        }
+        self.swapped = reader.byte_order == "S"
+        self.metadata = {key: call_library(_value, no_model(name), field) for key, field in reader.fields.items()}
+        architecture = self.metadata.get("general.architecture")
+        if not isinstance(architecture, str):
+            raise ModelError(f"{no_model(name)}: its header has no general.architecture.")
+        self.architecture = architecture
+
+    def holds(self, ending: str) -> bool:
+        """Whether any tensor's name ends so."""
+        return any(tensor.endswith(ending) for tensor in self.tensors)
+
+    def expand(self, tensor: str) -> np.ndarray[Any, np.dtype[Any]]:
+        """A tensor's values, expanded to fp32 but in the file's order. Raises ModelError for a type that cannot be."""
+        stored = self.tensors[tensor]
+        with self.path.open("rb") as file:
+            packed = np.fromfile(file, np.uint8, stored.size, offset=stored.offset)
+        try:
+            values: np.ndarray[Any, np.dtype[Any]] = dequantize(packed.reshape(*stored.shape[:-1], -1), stored.type)
+        except NotImplementedError as error:  # a type that gguf knows by its name alone
+            raise unreadable(self.name, error) from error
+        return values
+
+
+def _value(field: Any) -> Any:
+    """A key's value. A float of 32 bits is the shortest decimal that is this float: 1e-06, not 9.99999997e-07."""
+    if field.name.startswith("tokenizer.") and field.types[:1] == [GGUFValueType.ARRAY]:
+        return None
+    value = field.contents()
+    if field.types[-1:] != [GGUFValueType.FLOAT32]:
+        return value
+    return [float(str(np.float32(v))) for v in value] if isinstance(value, list) else float(str(np.float32(value)))
