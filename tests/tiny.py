@@ -64,6 +64,26 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "bert": lambda: tf.BertForSequenceClassification(tf.BertConfig(**_SIZES, num_labels=3)),
     "t5": _t5,
 }
+# Models whose weights several modules hold: an encoder's embedding, a decoder's and a head; a head's two biases.
+_BOTH = {
+    "vocab_size": VOCABULARY, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": None,
+}  # fmt: skip
+TIED: dict[str, Callable[[], nn.Module]] = {
+    "bart": lambda: tf.BartForConditionalGeneration(tf.BartConfig(**_BOTH, scale_embedding=True)),
+    "mbart": lambda: tf.MBartForConditionalGeneration(tf.MBartConfig(**_BOTH)),
+    "m2m100": lambda: tf.M2M100ForConditionalGeneration(tf.M2M100Config(**_BOTH)),
+    "pegasus": lambda: tf.PegasusForConditionalGeneration(tf.PegasusConfig(**_BOTH)),
+    "marian": lambda: tf.MarianMTModel(tf.MarianConfig(**_BOTH, decoder_vocab_size=VOCABULARY)),
+    "umt5": lambda: tf.UMT5ForConditionalGeneration(
+        tf.UMT5Config(
+            vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4, pad_token_id=0,
+            decoder_start_token_id=0, initializer_factor=0.5,
+        )
+    ),
+    "bert-mlm": lambda: tf.BertForMaskedLM(tf.BertConfig(**_SIZES)),
+}  # fmt: skip
 # Mixtures of experts, whose checkpoints have the experts one by one.
 _EXPERTS = {"num_experts_per_tok": 2, **_GROUPED}
 MIXTURES: dict[str, Callable[[], nn.Module]] = {
@@ -82,11 +102,12 @@ def build(name: str, seed: int = 0) -> Any:
     """A tiny model in eval mode; the global random state is left as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = (ARCHITECTURES | MIXTURES)[name]().eval()
+        model = (ARCHITECTURES | TIED | MIXTURES)[name]().eval()
         # Fresh heads and norms are too regular (zero biases, ones): a mistake there would not show.
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.05)
+                if parameter.requires_grad:  # Marian's constant positions do not, and are in no checkpoint
+                    parameter.add_(torch.randn_like(parameter) * 0.05)
     return model
 
 

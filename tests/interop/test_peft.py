@@ -40,6 +40,9 @@ def test_peft_loads_ours(name, tmp_path):
         ("llama", {"targets": ["q_proj"], "train_also": ["norm"]}),  # whose ending PEFT finds in input_layernorm
         ("llama", {"targets": ["q_proj"], "new_tokens": [5, 9]}),
         ("llama-tied", {"targets": ["q_proj"], "new_tokens": [5, 9]}),
+        *((name, {"targets": ["q_proj"], "new_tokens": [5, 9]}) for name in ("bart", "m2m100")),
+        ("t5", {"targets": ["q", "lm_head"], "train_also": ["encoder.embed_tokens"]}),
+        ("bart", {"targets": ["q_proj", "embed_tokens"]}),
         ("gpt2", {"targets": ["wte", "c_attn"]}),
         ("bert", {"targets": ["query"], "layers": [1]}),
     ],
@@ -74,6 +77,9 @@ def test_peft_loads_every_kind(name, options, dtype, tmp_path):
         ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["norm"]}),  # every one whose name ends so
         ("llama", {"target_modules": ["q_proj"], "trainable_token_indices": [5, 9]}),
         ("llama-tied", {"target_modules": ["q_proj"], "trainable_token_indices": [5, 9]}),
+        ("llama", {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [5], "lm_head": [5]}}),
+        *(("bart", {"target_modules": ["q_proj"], "trainable_token_indices": form}) for form in ([5], {"shared": [5]})),
+        ("t5", {"target_modules": ["q"], "trainable_token_indices": {"shared": [5]}}),
         ("bert", {"target_modules": ["query", "value"], "task_type": "SEQ_CLS"}),
         ("bert", {"target_modules": ["query", "value"]}),  # the head as it was
     ],

@@ -25,6 +25,7 @@ from veneer.updates.select import choose, modules_of
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+ROWS = ".token_adapter.trainable_tokens_delta"
 _STORAGE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -75,9 +76,9 @@ def write_adapter(model: nn.Module, folder: Path, name: str | None = None, dtype
     to = _STORAGE.get(dtype or "")
     tensors = {key: tensor.detach().to(CPU, to).contiguous() for key, tensor in adapter_tensors(model, name).items()}
     config = record.configs[name]
-    rows = [path for path, update in updates_of(model, name).items() if isinstance(update, NewRows)]
+    rows = list({id(update): path for path, update in reversed(_rows_of(model, name))}.values())[::-1]
     chosen = choose(model, config) if config.chooses else []
-    fields = to_peft(model, config, chosen, rows[0] if rows else None, _kept(model, name))
+    fields = to_peft(model, config, chosen, rows, _kept(model, name))
     refuse_not_finite(tensors, f"The adapter {name!r} as {dtype or 'trained'}")
     # Keys in one order: the same adapter is the same bytes.
     tensors = dict(sorted(tensors.items()))
@@ -90,6 +91,10 @@ def write_adapter(model: nn.Module, folder: Path, name: str | None = None, dtype
         with atomic_folder(folder) as temporary:
             write_tensors(tensors, temporary / WEIGHTS_NAME)
             (temporary / CONFIG_NAME).write_text(text, encoding="utf-8")
+
+
+def _rows_of(model: nn.Module, name: str) -> list[tuple[str, NewRows]]:
+    return [(path, update) for path, update in updates_of(model, name).items() if isinstance(update, NewRows)]
 
 
 def _kept(model: nn.Module, name: str) -> dict[str, list[bool]]:
@@ -163,7 +168,7 @@ def adapter_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
         elif isinstance(update, NewRows):
             # A tied head shares the embedding's rows: PEFT stores them once, with the embedding.
             if all(tensor is not update.rows for tensor in tensors.values()):
-                tensors[f"{PREFIX}{path}.token_adapter.trainable_tokens_delta"] = update.rows
+                tensors[f"{PREFIX}{path}{ROWS}"] = update.rows
         else:
             tensors.update(
                 {f"{PREFIX}{path}.{key}": tensor for key, tensor in update.state_dict(keep_vars=True).items()}

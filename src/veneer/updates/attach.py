@@ -11,9 +11,9 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 from types import MethodType
-from typing import TypeVar
+from typing import TypeVar, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from veneer.arguments import described, refuse_no_model, refuse_no_name
 from veneer.errors import ArgumentError, TargetError
@@ -60,8 +60,8 @@ from veneer.updates.select import (
     matching_suffix,
     modules_of,
     no_such_modules,
-    output_head,
 )
+from veneer.updates.ties import never_called, row_groups
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -107,17 +107,19 @@ def _no_config(config: object) -> str:
     return text
 
 
-def add_adapter(model: nn.Module, config: LoRA | AdaLoRA, name: str) -> None:
-    """`attach` of exactly what ``config`` names."""
+def add_adapter(model: nn.Module, config: LoRA | AdaLoRA, name: str, rows_on: list[str] | None = None) -> None:
+    """`attach` of exactly what ``config`` names. ``rows_on``: modules that hold its new tokens' rows, where not all."""
     record = adapters_of(model)
     refuse_merged(record, "attach another adapter")
     _refuse_other_name(record, name)
     chosen = choose(model, config) if config.chooses else []
     whole = _trained_whole(model, config)
-    embedding = _new_token_modules(model, config, {c.name for c in chosen} | set(whole))
+    row_modules = _rows_for(model, config, {c.name for c in chosen} | set(whole), rows_on)
     if isinstance(config, AdaLoRA):
         config = resolved(config, [weight_shape(c.module) for c in chosen], count_parameters(modules_of(model)))
-    _refuse_conflicts(model, {c.name for c in chosen} | set(embedding), set(whole))
+    updated = {c.name for c in chosen}.union(*row_modules)
+    _refuse_conflicts(model, updated, set(whole))
+    _refuse_never_called(model, updated.difference(*row_modules) | set(whole))
     iterations = _loftq_iterations(record, config)
     starts = loftq_starts(model, chosen, iterations) if iterations else {}
     if not record.configs:
@@ -135,9 +137,9 @@ def add_adapter(model: nn.Module, config: LoRA | AdaLoRA, name: str) -> None:
         record.allocators[name] = Allocator(config, triplets)
     for path, module in whole.items():
         _add(model, path, name, copy.deepcopy(module).requires_grad_(True), holders)
-    if embedding:
-        rows = NewRows(config.new_tokens, next(iter(embedding.values())).weight)
-        for path in embedding:
+    for group in row_modules:
+        rows = NewRows(config.new_tokens, cast(Tensor, next(iter(group.values())).weight))
+        for path in group:
             _add(model, path, name, rows, holders)
     record.configs[name] = config
     activate(model, name)
@@ -265,6 +267,15 @@ def _refuse_conflicts(model: nn.Module, updated: set[str], whole: set[str]) -> N
                 )
 
 
+def _refuse_never_called(model: nn.Module, names: set[str]) -> None:
+    for path, others in never_called(model).items():
+        if path in names:
+            raise TargetError(
+                f"{path} is never called: it only lends its weight to {' and '.join(others)}, so an update of it would "
+                f"do nothing; name {'those' if len(others) > 1 else 'that'} instead."
+            )
+
+
 def _wrap(base: nn.Module, update: nn.Module) -> Adapted:
     if not isinstance(update, LowRank | NewRows):
         return Replaced(base)
@@ -322,29 +333,29 @@ def _trained_whole(model: nn.Module, config: LoRA | AdaLoRA) -> dict[str, nn.Mod
     return whole
 
 
-def _new_token_modules(model: nn.Module, config: LoRA | AdaLoRA, taken: set[str]) -> dict[str, nn.Embedding]:
-    """The embedding, and the head that is tied to it, by name; empty when no new tokens are asked for."""
+def _rows_for(
+    model: nn.Module, config: LoRA | AdaLoRA, taken: set[str], on: list[str] | None
+) -> list[dict[str, nn.Module]]:
+    """The modules that ``config.new_tokens`` give new rows, those that share them together: the embedding's, and an
+    untied head's unless it is trained otherwise (``taken``). ``on``: names of modules, one of each group that is meant;
+    None means all."""
     if not config.new_tokens:
-        return {}
-    get = getattr(model, "get_input_embeddings", None)
-    embedding = get() if get is not None else None
-    embedding = embedding.base if isinstance(embedding, Adapted) else embedding
-    if not isinstance(embedding, nn.Embedding):
+        return []
+    groups = row_groups(model)
+    if not groups:
         raise TargetError(f"new_tokens needs a model with an input embedding; {type(model).__name__} has none.")
-    beyond = [token for token in config.new_tokens if not 0 <= token < embedding.num_embeddings]
+    rows = cast(nn.Embedding, next(iter(groups[0].values()))).weight.shape[0]
+    beyond = [token for token in config.new_tokens if not 0 <= token < rows]
     if beyond:
         raise TargetError(
-            f"new_tokens names {beyond}, but the embedding has {embedding.num_embeddings} rows; call "
+            f"new_tokens names {beyond}, but the embedding has {rows} rows; call "
             f"model.resize_token_embeddings(len(tokenizer)) first."
         )
     if len(set(config.new_tokens)) < len(config.new_tokens):
         raise TargetError(f"new_tokens names a token twice: {config.new_tokens}.")
-    head = output_head(model)
-    tied = head if head is not None and getattr(head, "weight", None) is embedding.weight else None
-    tied_modules = {
-        path: m for path, m in modules_of(model).items() if m is embedding or (tied is not None and m is tied)
-    }
-    both = sorted(set(tied_modules) & taken)
+    if on is not None:
+        return [group for group in groups if set(group) & set(on)]
+    both = sorted(set(groups[0]) & taken)
     if both:
         raise TargetError(f"{', '.join(both)} is adapted or trained whole and holds new_tokens too; choose one.")
-    return tied_modules  # type: ignore[return-value]  # a tied head has the embedding's weight, which is all that is used
+    return [group for group in groups if not set(group) & taken]

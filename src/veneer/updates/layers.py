@@ -264,9 +264,11 @@ def training_dtype(weight: Tensor) -> torch.dtype:
 
 
 def embedding_factor(embedding: nn.Module) -> float:
-    """What the embedding multiplies its rows by (Gemma: √dim), else 1."""
+    """What the embedding multiplies its rows by (Gemma: √dim, a tensor; BART: a number), else 1."""
     factor = getattr(embedding, "embed_scale", None)
-    return 1.0 if factor is None else float(factor.to(cast(Tensor, embedding.weight).dtype))
+    if isinstance(factor, Tensor):
+        factor = factor.to(cast(Tensor, embedding.weight).dtype)
+    return 1.0 if factor is None else float(factor)
 
 
 def new_factors(base: nn.Module, rank: int, init: str) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from veneer.arguments import folder_given, refuse_no_model, refuse_no_name
 from veneer.errors import AdapterFileError, TargetError
 from veneer.updates.adapter_file import (
     PREFIX,
+    ROWS,
     WEIGHTS_NAME,
     adapter_tensors,
     copy_tensors,
@@ -46,7 +47,7 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
     try:
         # The random state is the caller's: initial values that the file overwrites must not consume it.
         with torch.random.fork_rng(devices=[]):
-            add_adapter(model, without_idle_names(model, config), name)
+            add_adapter(model, without_idle_names(model, config), name, _rows_on(tensors))
     except TargetError as error:
         if name in adapters_of(model).configs:
             raise
@@ -63,6 +64,11 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
     copy_tensors(tensors, own)
     for update in updates_of(model, name).values():
         update.requires_grad_(trainable)
+
+
+def _rows_on(tensors: dict[str, Tensor]) -> list[str] | None:
+    """The modules that a file has new rows of, of tied ones one; None where it has none."""
+    return [key.removeprefix(PREFIX).removesuffix(ROWS) for key in tensors if key.endswith(ROWS)] or None
 
 
 def _cut_as_in(model: nn.Module, name: str, folder: Path) -> None:

@@ -22,16 +22,17 @@ from veneer.updates.attach import forget_adapters, save_adapter_only, save_whole
 from veneer.updates.experts import merged_experts
 from veneer.updates.layers import Adapted, LowRank, NewRows, Replaced, training_dtype
 from veneer.updates.record import adapters_of, put, refuse_merged
+from veneer.updates.ties import part_where_broken, tied_parameters
 
 
 def merge(model: nn.Module, *, reversible: bool = True) -> None:
     """Fold the active adapters into the weights; every adapted module becomes a plain one of its base's class.
 
     Every quantised linear layer, adapted or not, becomes an ``nn.Linear``, and experts become parameters, in the
-    model's floating-point type, so that what ``save_pretrained`` writes is a model that transformers reads. A module
-    that is tied to another (an embedding and its head) is untied when an update holds for one of the two only, and the
-    model's config says so, so that ``save_pretrained`` writes both. ``reversible=False`` drops the adapters and the
-    original weights; otherwise they stay in memory for `unmerge`.
+    model's floating-point type, so that what ``save_pretrained`` writes is a model that transformers reads. Where
+    modules hold one weight (an embedding and its head, an encoder's embedding and a decoder's) and an update holds for
+    some of them only, all are untied and the model's config says so, so that ``save_pretrained`` writes each.
+    ``reversible=False`` drops the adapters and the original weights; otherwise they stay in memory for `unmerge`.
 
     Raises TargetError when no adapter is active or the adapters are merged already.
 
@@ -45,17 +46,16 @@ def merge(model: nn.Module, *, reversible: bool = True) -> None:
     refuse_merged(record, "merge again")
     if not record.active:
         raise TargetError("No adapter is active, so there is nothing to merge; attach or activate one first.")
-    tied = _tied(model)
+    tied = tied_parameters(model)
     merged: dict[str, nn.Module] = {}
     shared: dict[int, nn.Parameter] = {}
     for path, wrapper in _outermost(model):
         put(model, path, _merged(wrapper, shared))
         if reversible:
             merged[path] = wrapper
-    if tied and not _tied(model):
-        _say_tied(model, False)
+    parted, was_tied = part_where_broken(model, tied)
     if reversible:
-        record.merged, record.was_tied = merged, tied
+        record.merged, record.was_tied = {**parted, **merged}, was_tied
         save_whole_model(model)
     else:
         forget_adapters(model)
@@ -88,7 +88,7 @@ def unmerge(model: nn.Module) -> None:
         wrapper.train(model.get_submodule(path).training)
         put(model, path, wrapper)
     if record.was_tied:
-        _say_tied(model, True)
+        say_tied(model.config, True)
     record.merged, record.was_tied = {}, None
     save_adapter_only(model)
 
@@ -167,16 +167,3 @@ def _with_weight(base: nn.Module, weight: nn.Parameter) -> nn.Module:
     module._parameters = dict(base._parameters)
     module.weight = weight
     return module
-
-
-def _tied(model: nn.Module) -> bool:
-    """Whether the input embedding and the output head are one matrix."""
-    ends = [getattr(model, f"get_{end}_embeddings", lambda: None)() for end in ("input", "output")]
-    weights = [getattr(end, "weight", None) for end in ends]
-    return weights[0] is not None and weights[0] is weights[1]
-
-
-def _say_tied(model: nn.Module, tied: bool) -> None:
-    config = getattr(model, "config", None)
-    if config is not None:
-        say_tied(config, tied)

@@ -36,10 +36,10 @@ _TASKS = (
 
 
 def to_peft(
-    model: nn.Module, config: LoRA | AdaLoRA, chosen: list[Chosen], embedding: str | None, kept: dict[str, list[bool]]
+    model: nn.Module, config: LoRA | AdaLoRA, chosen: list[Chosen], rows: list[str], kept: dict[str, list[bool]]
 ) -> dict[str, Any]:
-    """The fields PEFT reads. ``embedding`` names the module that ``new_tokens`` belong to; ``kept`` says of each module
-    of an AdaLoRA adapter which of its first triplets are left, once that is decided."""
+    """The fields PEFT reads. ``rows``: a module of each that ``new_tokens`` belong to, of tied ones the first; ``kept``
+    says of each module of an AdaLoRA adapter which of its first triplets are left, once that is decided."""
     own = _adalora_fields(config, kept) if isinstance(config, AdaLoRA) else _lora_fields(config)
     of_experts = [c.name for c in chosen if isinstance(c.module, Stack)]
     if of_experts:
@@ -51,7 +51,7 @@ def to_peft(
         "target_modules": _shortest_targets(model, [c.name for c in chosen if not isinstance(c.module, Stack)]),
         # Whole names: PEFT compares plain endings, and "norm" would reach every input_layernorm.
         "modules_to_save": _whole_names(model, config.train_also) or None,
-        "trainable_token_indices": {embedding: config.new_tokens} if embedding else None,
+        "trainable_token_indices": dict.fromkeys(rows, config.new_tokens) or None,
         "fan_in_fan_out": any(isinstance(module.module, Conv1D) for module in chosen),
         "bias": "none",
         "inference_mode": True,
@@ -253,8 +253,10 @@ def _as_list(value: int | list[int] | None) -> list[int]:
 
 def _token_ids(path: Path, value: list[int] | dict[str, list[int]] | None) -> list[int]:
     if isinstance(value, dict):
-        if len(value) > 1:
-            raise AdapterFileError(f"{path} trains tokens of {', '.join(value)}; Veneer trains the input embedding's.")
+        if len({tuple(ids) for ids in value.values()}) > 1:
+            raise AdapterFileError(
+                f"{path} trains other tokens of {' than of '.join(value)}; Veneer trains the same ones of each."
+            )
         value = next(iter(value.values()), [])
     return list(value or [])
 

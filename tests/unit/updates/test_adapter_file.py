@@ -124,7 +124,7 @@ def test_configs_of_what_is_not_supported(saved):
     _edit_config(saved, init_lora_weights=True, r=0)
     _refused(saved, r"adapter_config.json: LoRA: rank = 0 is not valid")
     _edit_config(saved, r=2, trainable_token_indices={"a": [1], "b": [2]})
-    _refused(saved, r"trains tokens of a, b")
+    _refused(saved, r"trains other tokens of a than of b; Veneer trains the same ones")
     _edit_config(saved, peft_type="IA3")
     _refused(saved, r"describes a IA3 adapter; only LORA")
 
