@@ -50,8 +50,12 @@ def save(model: nn.Module, folder: str | Path, *, name: str | None = None, dtype
         raise AdapterFileError(f"{path} cannot be written to: {error.strerror or error}.") from None
 
 
-def write_adapter(model: nn.Module, folder: Path, name: str | None = None, dtype: str | None = None) -> None:
-    """`save`, with the system's own error for a disk that is full."""
+def write_adapter(
+    model: nn.Module, folder: Path, name: str | None = None, dtype: str | None = None,
+    state: dict[str, Tensor] | None = None,
+) -> None:  # fmt: skip
+    """`save`, with the system's own error for a disk that is full. ``state``: a state dict of the model, of which the
+    values are taken instead of the model's own."""
     record = adapters_of(model)
     refuse_merged(record, "save an adapter")
     if name is None:
@@ -72,7 +76,9 @@ def write_adapter(model: nn.Module, folder: Path, name: str | None = None, dtype
     if folder.is_file():
         raise AdapterFileError(f"{folder} is a file; an adapter is saved as a folder.")
     to = _STORAGE.get(dtype or "")
-    tensors = {key: tensor.detach().to(CPU, to).contiguous() for key, tensor in adapter_tensors(model, name).items()}
+    own = adapter_tensors(model, name)
+    own = own if state is None else tensors_of_state(model, own, state)
+    tensors = {key: tensor.detach().to(CPU, to).contiguous() for key, tensor in own.items()}
     config = record.configs[name]
     rows = [path for path, update in updates_of(model, name).items() if isinstance(update, NewRows)]
     chosen = choose(model, config) if config.targets else []
@@ -89,6 +95,29 @@ def write_adapter(model: nn.Module, folder: Path, name: str | None = None, dtype
         with atomic_folder(folder) as temporary:
             write_tensors(tensors, temporary / WEIGHTS_NAME)
             (temporary / CONFIG_NAME).write_text(text, encoding="utf-8")
+
+
+def tensors_of_state(model: nn.Module, own: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``own``, tensors of the model by any keys, with the values that a state dict of the model has for them.
+
+    Raises AdapterFileError where it lacks one, or has it in another shape.
+    """
+    places: dict[int, list[str]] = {}
+    for place, tensor in model.state_dict(keep_vars=True).items():
+        places.setdefault(id(tensor), []).append(place)
+    values: dict[str, Tensor] = {}
+    for key, tensor in own.items():
+        if not tensor.numel():  # of a matrix that has no triplet left; not in a state dict
+            values[key] = tensor
+            continue
+        value = next((state[place] for place in places.get(id(tensor), []) if place in state), None)
+        if value is None or value.shape != tensor.shape:
+            raise AdapterFileError(
+                f"The state_dict given lacks {places.get(id(tensor), [key])[0]} in the shape {tuple(tensor.shape)}; "
+                f"give the whole model's, as model.state_dict() has it, or none."
+            )
+        values[key] = value
+    return values
 
 
 def _kept(model: nn.Module, name: str) -> dict[str, list[bool]]:

@@ -9,8 +9,6 @@ remove(model, "b")                    gone; with the last one, the base is what 
 from __future__ import annotations
 
 import copy
-from pathlib import Path
-from types import MethodType
 from typing import TypeVar
 
 from torch import nn
@@ -60,6 +58,8 @@ from veneer.updates.select import (
     no_such_modules,
     output_head,
 )
+from veneer.updates.stand_ins import stand_back, stand_in
+from veneer.updates.state import hooked
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -170,7 +170,8 @@ def _first_record(model: nn.Module, iterations: int) -> Adapters:
     record.changed_base = iterations if iterations > 1 else 0
     model.__dict__[RECORD] = record
     model.requires_grad_(False)
-    save_adapter_only(model)
+    record.hooks = hooked(model)
+    stand_in(model)
     return record
 
 
@@ -213,30 +214,9 @@ def remove(model: nn.Module, name: str = "default") -> None:
 
 def forget_adapters(model: nn.Module) -> None:
     """Nothing is attached to ``model`` any more."""
-    del model.__dict__[RECORD]
-    save_whole_model(model)
-
-
-def save_adapter_only(model: nn.Module) -> None:
-    """``model.save_pretrained`` writes the active adapter, as PEFT's does.
-
-    The keys of an adapted model's weights are of no use to transformers, which would load the rest as if new; loops
-    of others call save_pretrained at their checkpoints.
-    """
-    if hasattr(model, "save_pretrained"):
-        model.__dict__["save_pretrained"] = MethodType(save_pretrained, model)
-
-
-def save_whole_model(model: nn.Module) -> None:
-    """``model.save_pretrained`` is its class's own again."""
-    model.__dict__.pop("save_pretrained", None)
-
-
-def save_pretrained(model: nn.Module, folder: str | Path, **ignored: object) -> None:
-    """What ``model.save_pretrained`` is while an adapter is attached and not merged."""
-    from veneer.updates.adapter_file import save
-
-    save(model, folder)
+    for hook in model.__dict__.pop(RECORD).hooks:
+        hook.remove()
+    stand_back(model)
 
 
 def _add(model: nn.Module, path: str, name: str, update: nn.Module, holders: Holders) -> None:

@@ -17,9 +17,10 @@ from veneer.device import META
 from veneer.errors import TargetError
 from veneer.frozen.text_part import say_tied
 from veneer.frozen.weight import QuantisedLinear, frozen_weight
-from veneer.updates.attach import forget_adapters, save_adapter_only, save_whole_model
+from veneer.updates.attach import forget_adapters
 from veneer.updates.layers import Adapted, LowRank, NewRows, Replaced, training_dtype
 from veneer.updates.record import adapters_of, put, refuse_merged
+from veneer.updates.stand_ins import stand_back, stand_in
 
 
 def merge(model: nn.Module, *, reversible: bool = True) -> None:
@@ -54,7 +55,7 @@ def merge(model: nn.Module, *, reversible: bool = True) -> None:
         _say_tied(model, False)
     if reversible:
         record.merged, record.was_tied = merged, tied
-        save_whole_model(model)
+        stand_back(model)
     else:
         forget_adapters(model)
 
@@ -88,7 +89,7 @@ def unmerge(model: nn.Module) -> None:
     if record.was_tied:
         _say_tied(model, True)
     record.merged, record.was_tied = {}, None
-    save_adapter_only(model)
+    stand_in(model)
 
 
 def _type_and_place(module: nn.Module) -> str:

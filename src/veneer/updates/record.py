@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from veneer.arguments import refuse_no_model, refuse_no_name
 from veneer.errors import TargetError, did_you_mean
@@ -36,6 +37,8 @@ class Adapters:
     was_tied: bool | None = None
     # Iterations of LoftQ that changed the base's codes, until the changed base is saved.
     changed_base: int = 0
+    # What completes the model's state dict, and takes it back.
+    hooks: list[RemovableHandle] = field(default_factory=list)
 
 
 def adapters_of(model: nn.Module) -> Adapters:
