@@ -17,10 +17,12 @@ from veneer.arguments import folder_given, refuse_no_model, refuse_no_name
 from veneer.device import CPU
 from veneer.errors import AdapterFileError, ConfigError, TargetError, nearest
 from veneer.files import atomic_file, atomic_folder, write_text
+from veneer.updates.inner import inner_model
 from veneer.updates.layers import NewRows, Pair, Triplets
 from veneer.updates.peft_config import CONFIG_NAME, to_peft
 from veneer.updates.record import adapters_of, refuse_merged, refuse_unknown, updates_of
 from veneer.updates.select import choose, modules_of
+from veneer.updates.wrappers import plain_name
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -41,6 +43,7 @@ def save(model: nn.Module, folder: str | Path, *, name: str | None = None, dtype
         ['adapter_config.json', 'adapter_model.safetensors']
     """
     refuse_no_model("save", model)
+    model = inner_model(model)
     path = folder_given("save", folder)
     if name is not None:
         refuse_no_name("save", name)
@@ -86,7 +89,7 @@ def write_adapter(
     refuse_not_finite(tensors, f"The adapter {name!r} as {dtype or 'trained'}")
     # Keys in one order: the same adapter is the same bytes.
     tensors = dict(sorted(tensors.items()))
-    text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
+    text = plain_name(json.dumps(fields, indent=2, sort_keys=True)) + "\n"
     if folder.is_dir():
         with atomic_file(folder / WEIGHTS_NAME) as path:
             write_tensors(tensors, path)
@@ -191,7 +194,7 @@ def adapter_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
             tensors.update(
                 {f"{PREFIX}{path}.{key}": tensor for key, tensor in update.state_dict(keep_vars=True).items()}
             )
-    return tensors
+    return {plain_name(key): tensor for key, tensor in tensors.items()}
 
 
 def read_tensors(folder: Path, name: str = WEIGHTS_NAME) -> dict[str, Tensor]:

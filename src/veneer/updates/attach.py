@@ -19,6 +19,7 @@ from veneer.frozen.weight import QuantisedLinear
 from veneer.updates.allocator import Allocator
 from veneer.updates.budget import resolved
 from veneer.updates.config import AdaLoRA, LoRA
+from veneer.updates.inner import inner_model
 from veneer.updates.layers import (
     Adapted,
     AdaptedEmbedding,
@@ -60,6 +61,7 @@ from veneer.updates.select import (
 )
 from veneer.updates.stand_ins import stand_back, stand_in
 from veneer.updates.state import hooked
+from veneer.updates.wrappers import refuse_occupied
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -67,16 +69,17 @@ M = TypeVar("M", bound=nn.Module)
 def attach(model: M, config: LoRA | AdaLoRA, name: str = "default") -> M:
     """Freeze every weight of ``model`` and put the updates that ``config`` describes on the modules it chooses.
 
-    Returns ``model`` itself. The new adapter is the active one. The model's output does not change until the updates
-    are trained, unless they start from what quantising lost (``init="loftq"``): then it is nearer to the unquantised
-    model's. A sequence-classification model's head is trained whole, unless ``config`` targets it: frozen, it would
-    stay random.
+    Returns ``model`` itself; the adapters of one that is compiled, or a DataParallel, are on the model inside. The new
+    adapter is the active one. The model's output does not change until the updates are trained, unless they start from
+    what quantising lost (``init="loftq"``): then it is nearer to the unquantised model's. A sequence-classification
+    model's head is trained whole, unless ``config`` targets it: frozen, it would stay random.
 
     An `AdaLoRA` adapter then finds its ranks by itself, in the steps of whichever torch optimizer holds its parameters.
 
     Raises TargetError, with the model unchanged, when a name matches nothing, a module cannot be adapted, or an
-    adapter of this name is attached already; ModelError when loftq needs weights that are not available; ConfigError
-    for an AdaLoRA without total_steps or with an impossible budget; ArgumentError for arguments of another type.
+    adapter of this name, or one of peft's, is attached already; ModelError when loftq needs weights that are not
+    available; ConfigError for an AdaLoRA without total_steps or with an impossible budget; ArgumentError for arguments
+    of another type.
 
     Example:
         >>> model = veneer.attach(model, veneer.LoRA(rank=4, targets=["q_proj", "v_proj"]))
@@ -87,9 +90,11 @@ def attach(model: M, config: LoRA | AdaLoRA, name: str = "default") -> M:
     if not isinstance(config, LoRA | AdaLoRA):
         raise ArgumentError(_no_config(config))
     refuse_no_name("attach", name)
-    add_adapter(model, _with_head(model, config), name)
+    inner = inner_model(model)
+    refuse_occupied(inner, model)
+    add_adapter(inner, _with_head(inner, config), name)
     if isinstance(config, AdaLoRA):
-        allocator(model, name).prepare()
+        allocator(inner, name).prepare()
     return model
 
 
@@ -187,6 +192,7 @@ def remove(model: nn.Module, name: str = "default") -> None:
         'Linear'
     """
     refuse_no_model("remove", model)
+    model = inner_model(model)
     refuse_no_name("remove", name)
     record = adapters_of(model)
     refuse_merged(record, "remove an adapter")

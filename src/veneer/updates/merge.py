@@ -18,6 +18,7 @@ from veneer.errors import TargetError
 from veneer.frozen.text_part import say_tied
 from veneer.frozen.weight import QuantisedLinear, frozen_weight
 from veneer.updates.attach import forget_adapters
+from veneer.updates.inner import inner_model
 from veneer.updates.layers import Adapted, LowRank, NewRows, Replaced, training_dtype
 from veneer.updates.record import adapters_of, put, refuse_merged
 from veneer.updates.stand_ins import stand_back, stand_in
@@ -40,6 +41,7 @@ def merge(model: nn.Module, *, reversible: bool = True) -> None:
         >>> model.save_pretrained("merged")
     """
     refuse_no_model("merge", model)
+    model = inner_model(model)
     record = adapters_of(model)
     refuse_merged(record, "merge again")
     if not record.active:
@@ -74,6 +76,7 @@ def unmerge(model: nn.Module) -> None:
         True
     """
     refuse_no_model("unmerge", model)
+    model = inner_model(model)
     record = adapters_of(model)
     if not record.merged:
         raise TargetError("Nothing is merged into this model (or it was merged with reversible=False).")

@@ -51,7 +51,7 @@ class StandIn:
 
 class SavePretrained(StandIn):
     """``model.save_pretrained`` writes the active adapter, as PEFT's does, and into Trainer's checkpoints also what
-    resumes it. Of several active ones each has a folder of its own name.
+    resumes it. Several active ones are written into folders of their own names.
 
     The keys of an adapted model's weights are of no use to transformers, which would load the rest as if new.
     """
