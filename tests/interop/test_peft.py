@@ -8,6 +8,7 @@ import torch
 
 import tiny
 import veneer
+from veneer.errors import TargetError
 
 pytestmark = pytest.mark.interop
 
@@ -101,3 +102,25 @@ def test_our_scaled_embedding_matches_peft(tmp_path):
     veneer.save(model, tmp_path / "a")
     theirs = peft.PeftModel.from_pretrained(tiny.build("gemma3"), tmp_path / "a").eval()
     _assert_same(tiny.logits(theirs, inputs), tiny.logits(model, inputs))
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "prompts", "add_adapter"])
+def test_a_model_with_adapters_of_peft_is_refused(kind):
+    base = tiny.build("llama")
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
+    if kind == "add_adapter":
+        base.add_adapter(lora)
+        model = base
+    else:
+        prompts = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+        model = peft.get_peft_model(base, lora if kind == "LoRA" else prompts)
+    state = tiny.state(model)
+    where = "" if kind == "prompts" else r" \(on .*layers.0.self_attn.q_proj, .*layers.0.self_attn.v_proj and 2 more\)"
+    message = (
+        rf"has adapters of peft already{where}, under which no other.*model.unload\(\), or merge them with merge_and_"
+    )
+    with pytest.raises(TargetError, match=message):
+        veneer.attach(model, veneer.LoRA())
+    assert tiny.same_state(model, state)
+    if kind == "LoRA":
+        veneer.attach(model.unload(), veneer.LoRA(rank=2))

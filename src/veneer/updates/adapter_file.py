@@ -18,10 +18,12 @@ from veneer.device import CPU
 from veneer.errors import AdapterFileError, ConfigError, TargetError, nearest
 from veneer.files import atomic_file, atomic_folder, write_text
 from veneer.updates.experts import ExpertPairs, adapter_keys
+from veneer.updates.inner import inner_model
 from veneer.updates.layers import NewRows, Pair, Triplets
 from veneer.updates.peft_config import CONFIG_NAME, to_peft
 from veneer.updates.record import adapters_of, refuse_merged, refuse_unknown, updates_of
 from veneer.updates.select import choose, modules_of
+from veneer.updates.wrappers import plain_name
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -43,6 +45,7 @@ def save(model: nn.Module, folder: str | Path, *, name: str | None = None, dtype
         ['adapter_config.json', 'adapter_model.safetensors']
     """
     refuse_no_model("save", model)
+    model = inner_model(model)
     path = folder_given("save", folder)
     if name is not None:
         refuse_no_name("save", name)
@@ -52,8 +55,12 @@ def save(model: nn.Module, folder: str | Path, *, name: str | None = None, dtype
         raise AdapterFileError(f"{path} cannot be written to: {error.strerror or error}.") from None
 
 
-def write_adapter(model: nn.Module, folder: Path, name: str | None = None, dtype: str | None = None) -> None:
-    """`save`, with the system's own error for a disk that is full."""
+def write_adapter(
+    model: nn.Module, folder: Path, name: str | None = None, dtype: str | None = None,
+    state: dict[str, Tensor] | None = None,
+) -> None:  # fmt: skip
+    """`save`, with the system's own error for a disk that is full. ``state``: a state dict of the model, of which the
+    values are taken instead of the model's own."""
     record = adapters_of(model)
     refuse_merged(record, "save an adapter")
     if name is None:
@@ -74,7 +81,9 @@ def write_adapter(model: nn.Module, folder: Path, name: str | None = None, dtype
     if folder.is_file():
         raise AdapterFileError(f"{folder} is a file; an adapter is saved as a folder.")
     to = _STORAGE.get(dtype or "")
-    tensors = {key: tensor.detach().to(CPU, to).contiguous() for key, tensor in adapter_tensors(model, name).items()}
+    own = adapter_tensors(model, name)
+    own = own if state is None else tensors_of_state(model, own, state)
+    tensors = {key: tensor.detach().to(CPU, to).contiguous() for key, tensor in own.items()}
     config = record.configs[name]
     rows = list({id(update): path for path, update in reversed(_rows_of(model, name))}.values())[::-1]
     chosen = choose(model, config) if config.chooses else []
@@ -82,7 +91,7 @@ def write_adapter(model: nn.Module, folder: Path, name: str | None = None, dtype
     refuse_not_finite(tensors, f"The adapter {name!r} as {dtype or 'trained'}")
     # Keys in one order: the same adapter is the same bytes.
     tensors = dict(sorted(tensors.items()))
-    text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
+    text = plain_name(json.dumps(fields, indent=2, sort_keys=True)) + "\n"
     if folder.is_dir():
         with atomic_file(folder / WEIGHTS_NAME) as path:
             write_tensors(tensors, path)
@@ -95,6 +104,29 @@ def write_adapter(model: nn.Module, folder: Path, name: str | None = None, dtype
 
 def _rows_of(model: nn.Module, name: str) -> list[tuple[str, NewRows]]:
     return [(path, update) for path, update in updates_of(model, name).items() if isinstance(update, NewRows)]
+
+
+def tensors_of_state(model: nn.Module, own: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``own``, tensors of the model by any keys, with the values that a state dict of the model has for them.
+
+    Raises AdapterFileError where it lacks one, or has it in another shape.
+    """
+    places: dict[int, list[str]] = {}
+    for place, tensor in model.state_dict(keep_vars=True).items():
+        places.setdefault(id(tensor), []).append(place)
+    values: dict[str, Tensor] = {}
+    for key, tensor in own.items():
+        if not tensor.numel():  # of a matrix that has no triplet left; not in a state dict
+            values[key] = tensor
+            continue
+        value = next((state[place] for place in places.get(id(tensor), []) if place in state), None)
+        if value is None or value.shape != tensor.shape:
+            raise AdapterFileError(
+                f"The state_dict given lacks {places.get(id(tensor), [key])[0]} in the shape {tuple(tensor.shape)}; "
+                f"give the whole model's, as model.state_dict() has it, or none."
+            )
+        values[key] = value
+    return values
 
 
 def _kept(model: nn.Module, name: str) -> dict[str, list[bool]]:
@@ -173,7 +205,7 @@ def adapter_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
             tensors.update(
                 {f"{PREFIX}{path}.{key}": tensor for key, tensor in update.state_dict(keep_vars=True).items()}
             )
-    return tensors
+    return {plain_name(key): tensor for key, tensor in tensors.items()}
 
 
 def read_tensors(folder: Path, name: str = WEIGHTS_NAME) -> dict[str, Tensor]:

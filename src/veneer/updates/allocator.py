@@ -21,7 +21,7 @@ from veneer.errors import TrainingError
 from veneer.notebook import html_table
 from veneer.updates.budget import Schedule, sizes_of
 from veneer.updates.config import AdaLoRA
-from veneer.updates.cut import cut
+from veneer.updates.cut import cut, grow
 from veneer.updates.importance import LAM, Importance, Stack, most_important, orthogonality, parts_of, stacks_by_shape
 from veneer.updates.layers import Triplets
 
@@ -119,26 +119,46 @@ class Allocator:
         """Go on from a state that `state_dict` gave, before the parameters and the optimizer's states are loaded.
 
         If the triplets had been cut by then, they are cut here, and out of ``optimizer``, too: so give it when it was
-        made before this call. Raises TrainingError when the schedule was another one and the ranks are not fixed yet,
+        made before this call. If they are cut now and were not then, they grow again, the new ones to be loaded. Raises
+        TrainingError when the schedule was another one and the ranks are not fixed yet, or the matrices were others,
         ValueError for a tensor of another shape.
         """
-        step, first, last, fixed = state["progress"].tolist()
+        self.refuse_other(state)
+        step, _, _, fixed = state["progress"].tolist()
+        kept = state["kept"].bool()
+        if optimizer is None and self._optimizer is not None:
+            optimizer = self._optimizer()
+        for update, wanted in zip(self.triplets.values(), kept, strict=True):
+            lacking = wanted if fixed else torch.ones_like(wanted)
+            if bool((lacking & ~update.kept.to(lacking.device)).any()):
+                grow(update, optimizer)
+        self.step, self._acting = step, False
+        if fixed:
+            self.fix(kept, optimizer)
+            return
+        self.kept, self.fixed, self._importance = kept, False, None
+        self._stacks = stacks_by_shape(list(self.triplets.values()))
+        if "sensitivity.0" in state:
+            self._importance = self._new_importance()
+            for name in ("sensitivity", "uncertainty"):
+                for number, tensor in enumerate(getattr(self._importance, name)):
+                    tensor.copy_(_of_shape(state, f"{name}.{number}", tensor))
+
+    def refuse_other(self, state: dict[str, Tensor]) -> None:
+        """Raises TrainingError, with nothing changed, when `load_state_dict` could not go on from ``state``."""
+        _, first, last, fixed = state["progress"].tolist()
+        if state["kept"].shape != self.kept.shape:
+            shapes = state["kept"].shape, self.kept.shape
+            was, now = (f"{matrices} matrices of initial rank {rank}" for matrices, rank in shapes)
+            raise TrainingError(
+                f"AdaLoRA trained {was}, and would now train {now}; attach an adapter with the options of the run that "
+                f"is resumed."
+            )
         if not fixed and (first, last) != (self.schedule.first, self.schedule.last):
             raise TrainingError(
                 f"AdaLoRA was taking ranks from step {first} to {last}, and would now from {self.schedule.first} to "
                 f"{self.schedule.last}; go on with the same number of steps until the ranks are fixed."
             )
-        self.step = step
-        self.kept = _of_shape(state, "kept", self.kept).bool()
-        if fixed:
-            self.fix(self.kept, optimizer)
-            return
-        names = ("sensitivity", "uncertainty")
-        if "sensitivity.0" in state:
-            self._importance = self._new_importance()
-            for name in names:
-                for number, tensor in enumerate(getattr(self._importance, name)):
-                    tensor.copy_(_of_shape(state, f"{name}.{number}", tensor))
 
     def fix(self, kept: Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Cut all but ``kept`` (matrices, initial rank) out of the parameters and the optimizer; no more is taken."""

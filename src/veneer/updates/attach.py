@@ -9,8 +9,6 @@ remove(model, "b")                    gone; with the last one, the base is what 
 from __future__ import annotations
 
 import copy
-from pathlib import Path
-from types import MethodType
 from typing import TypeVar, cast
 
 from torch import Tensor, nn
@@ -23,6 +21,7 @@ from veneer.updates.allocator import Allocator
 from veneer.updates.budget import resolved
 from veneer.updates.config import AdaLoRA, LoRA
 from veneer.updates.experts import AdaptedStack, ExpertPairs, give_back_stacks, hold_stack, new_pairs
+from veneer.updates.inner import inner_model
 from veneer.updates.layers import (
     Adapted,
     AdaptedEmbedding,
@@ -61,7 +60,10 @@ from veneer.updates.select import (
     modules_of,
     no_such_modules,
 )
+from veneer.updates.stand_ins import stand_back, stand_in
+from veneer.updates.state import hooked
 from veneer.updates.ties import never_called, row_groups
+from veneer.updates.wrappers import refuse_occupied
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -69,16 +71,17 @@ M = TypeVar("M", bound=nn.Module)
 def attach(model: M, config: LoRA | AdaLoRA, name: str = "default") -> M:
     """Freeze every weight of ``model`` and put the updates that ``config`` describes on the modules it chooses.
 
-    Returns ``model`` itself. The new adapter is the active one. The model's output does not change until the updates
-    are trained, unless they start from what quantising lost (``init="loftq"``): then it is nearer to the unquantised
-    model's. A sequence-classification model's head is trained whole, unless ``config`` targets it: frozen, it would
-    stay random.
+    Returns ``model`` itself; the adapters of one that is compiled, or a DataParallel, are on the model inside. The new
+    adapter is the active one. The model's output does not change until the updates are trained, unless they start from
+    what quantising lost (``init="loftq"``): then it is nearer to the unquantised model's. A sequence-classification
+    model's head is trained whole, unless ``config`` targets it: frozen, it would stay random.
 
     An `AdaLoRA` adapter then finds its ranks by itself, in the steps of whichever torch optimizer holds its parameters.
 
     Raises TargetError, with the model unchanged, when a name matches nothing, a module cannot be adapted, or an
-    adapter of this name is attached already; ModelError when loftq needs weights that are not available; ConfigError
-    for an AdaLoRA without total_steps or with an impossible budget; ArgumentError for arguments of another type.
+    adapter of this name, or one of peft's, is attached already; ModelError when loftq needs weights that are not
+    available; ConfigError for an AdaLoRA without total_steps or with an impossible budget; ArgumentError for arguments
+    of another type.
 
     Example:
         >>> model = veneer.attach(model, veneer.LoRA(rank=4, targets=["q_proj", "v_proj"]))
@@ -89,9 +92,11 @@ def attach(model: M, config: LoRA | AdaLoRA, name: str = "default") -> M:
     if not isinstance(config, LoRA | AdaLoRA):
         raise ArgumentError(_no_config(config))
     refuse_no_name("attach", name)
-    add_adapter(model, _with_head(model, config), name)
+    inner = inner_model(model)
+    refuse_occupied(inner, model)
+    add_adapter(inner, _with_head(inner, config), name)
     if isinstance(config, AdaLoRA):
-        allocator(model, name).prepare()
+        allocator(inner, name).prepare()
     return model
 
 
@@ -177,7 +182,8 @@ def _first_record(model: nn.Module, iterations: int) -> Adapters:
     record.changed_base = iterations if iterations > 1 else 0
     model.__dict__[RECORD] = record
     model.requires_grad_(False)
-    save_adapter_only(model)
+    record.hooks = hooked(model)
+    stand_in(model)
     return record
 
 
@@ -193,6 +199,7 @@ def remove(model: nn.Module, name: str = "default") -> None:
         'Linear'
     """
     refuse_no_model("remove", model)
+    model = inner_model(model)
     refuse_no_name("remove", name)
     record = adapters_of(model)
     refuse_merged(record, "remove an adapter")
@@ -221,30 +228,9 @@ def remove(model: nn.Module, name: str = "default") -> None:
 
 def forget_adapters(model: nn.Module) -> None:
     """Nothing is attached to ``model`` any more."""
-    del model.__dict__[RECORD]
-    save_whole_model(model)
-
-
-def save_adapter_only(model: nn.Module) -> None:
-    """``model.save_pretrained`` writes the active adapter, as PEFT's does.
-
-    The keys of an adapted model's weights are of no use to transformers, which would load the rest as if new; loops
-    of others call save_pretrained at their checkpoints.
-    """
-    if hasattr(model, "save_pretrained"):
-        model.__dict__["save_pretrained"] = MethodType(save_pretrained, model)
-
-
-def save_whole_model(model: nn.Module) -> None:
-    """``model.save_pretrained`` is its class's own again."""
-    model.__dict__.pop("save_pretrained", None)
-
-
-def save_pretrained(model: nn.Module, folder: str | Path, **ignored: object) -> None:
-    """What ``model.save_pretrained`` is while an adapter is attached and not merged."""
-    from veneer.updates.adapter_file import save
-
-    save(model, folder)
+    for hook in model.__dict__.pop(RECORD).hooks:
+        hook.remove()
+    stand_back(model)
 
 
 def _add(model: nn.Module, path: str, name: str, update: nn.Module, holders: Holders) -> None:

@@ -16,6 +16,7 @@ from veneer.models.bnb_file import write_folder
 from veneer.models.composite import copy_processor, whole
 from veneer.models.library import quiet
 from veneer.updates.experts import AdaptedStack
+from veneer.updates.inner import inner_model
 from veneer.updates.layers import Adapted, training_dtype
 from veneer.updates.record import adapters_of, put, refuse_merged
 
@@ -34,6 +35,7 @@ def save_base(model: Any, tokenizer: Any, folder: str | Path) -> None:
         >>> veneer.save(model, "adapter-of-base")
     """
     refuse_no_model("save_base", model)
+    model = inner_model(model)
     if not hasattr(tokenizer, "save_pretrained"):
         raise ArgumentError(f"save_base takes the model's tokenizer as tokenizer, not {described(tokenizer)}.")
     folder = folder_given("save_base", folder)

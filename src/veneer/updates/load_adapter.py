@@ -21,9 +21,11 @@ from veneer.updates.adapter_file import (
 )
 from veneer.updates.attach import add_adapter, remove
 from veneer.updates.config import AdaLoRA
+from veneer.updates.inner import inner_model
 from veneer.updates.peft_config import from_peft, kept_triplets
 from veneer.updates.record import activate, adapters_of, updates_of
 from veneer.updates.select import modules_of, without_idle_names
+from veneer.updates.wrappers import plain_name, refuse_occupied
 
 
 def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default", trainable: bool = False) -> None:
@@ -38,6 +40,9 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
         True
     """
     refuse_no_model("load_adapter", model)
+    inner = inner_model(model)
+    refuse_occupied(inner, model)
+    model = inner
     folder = folder_given("load_adapter", folder)
     refuse_no_name("load_adapter", name)
     config = from_peft(folder)
@@ -76,7 +81,7 @@ def _cut_as_in(model: nn.Module, name: str, folder: Path) -> None:
     flags, allocator = kept_triplets(folder), adapters_of(model).allocators[name]
     kept = allocator.kept.clone()
     for row, path in zip(kept, allocator.triplets, strict=True):
-        given = flags.get(path)
+        given = flags.get(plain_name(path))
         if given is not None and len(given) == len(row):  # any other is found when the shapes are compared
             row.copy_(torch.tensor(given))
     if flags:

@@ -18,10 +18,12 @@ from veneer.errors import TargetError
 from veneer.frozen.experts import Experts, is_experts, projections, stack_of
 from veneer.frozen.text_part import say_tied
 from veneer.frozen.weight import STORED, QuantisedLinear, frozen_weight
-from veneer.updates.attach import forget_adapters, save_adapter_only, save_whole_model
+from veneer.updates.attach import forget_adapters
 from veneer.updates.experts import merged_experts
+from veneer.updates.inner import inner_model
 from veneer.updates.layers import Adapted, LowRank, NewRows, Replaced, training_dtype
 from veneer.updates.record import adapters_of, put, refuse_merged
+from veneer.updates.stand_ins import stand_back, stand_in
 from veneer.updates.ties import part_where_broken, tied_parameters
 
 
@@ -42,6 +44,7 @@ def merge(model: nn.Module, *, reversible: bool = True) -> None:
         >>> model.save_pretrained("merged")
     """
     refuse_no_model("merge", model)
+    model = inner_model(model)
     record = adapters_of(model)
     refuse_merged(record, "merge again")
     if not record.active:
@@ -56,7 +59,7 @@ def merge(model: nn.Module, *, reversible: bool = True) -> None:
     parted, was_tied = part_where_broken(model, tied)
     if reversible:
         record.merged, record.was_tied = {**parted, **merged}, was_tied
-        save_whole_model(model)
+        stand_back(model)
     else:
         forget_adapters(model)
 
@@ -75,6 +78,7 @@ def unmerge(model: nn.Module) -> None:
         True
     """
     refuse_no_model("unmerge", model)
+    model = inner_model(model)
     record = adapters_of(model)
     if not record.merged:
         raise TargetError("Nothing is merged into this model (or it was merged with reversible=False).")
@@ -90,7 +94,7 @@ def unmerge(model: nn.Module) -> None:
     if record.was_tied:
         say_tied(model.config, True)
     record.merged, record.was_tied = {}, None
-    save_adapter_only(model)
+    stand_in(model)
 
 
 def _type_and_place(module: nn.Module) -> str:

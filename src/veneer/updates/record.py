@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from veneer.arguments import refuse_no_model, refuse_no_name
 from veneer.errors import TargetError, did_you_mean
 from veneer.updates.allocator import Allocator
 from veneer.updates.config import AdaLoRA, LoRA
+from veneer.updates.inner import inner_model
 from veneer.updates.layers import Adapted, LowRank, Replaced
 from veneer.updates.rows import Names, RowAdapters
 
@@ -36,6 +38,8 @@ class Adapters:
     was_tied: bool | None = None
     # Iterations of LoftQ that changed the base's codes, until the changed base is saved.
     changed_base: int = 0
+    # What completes the model's state dict, and takes it back.
+    hooks: list[RemovableHandle] = field(default_factory=list)
 
 
 def adapters_of(model: nn.Module) -> Adapters:
@@ -57,6 +61,7 @@ def activate(model: nn.Module, *names: str) -> None:
         >>> veneer.activate(model)  # none: the base
     """
     refuse_no_model("activate", model)
+    model = inner_model(model)
     record = adapters_of(model)
     refuse_merged(record, "activate an adapter")
     for name in names:
@@ -79,6 +84,7 @@ def allocator(model: nn.Module, name: str | None = None) -> Allocator:
         Allocator(step 0, budget 6 triplets, ranks 3 to 3 of 2 matrices, ranks fixed at step 50)
     """
     refuse_no_model("allocator", model)
+    model = inner_model(model)
     if name is not None:
         refuse_no_name("allocator", name)
     record = adapters_of(model)
@@ -109,6 +115,7 @@ def disabled(model: nn.Module) -> Iterator[None]:
         False
     """
     refuse_no_model("disabled", model)
+    model = inner_model(model)
     active = adapters_of(model).active
     activate(model)
     try:

@@ -12,6 +12,7 @@ from veneer.frozen.experts import Stack
 from veneer.notebook import html_table
 from veneer.updates.config import LoRA
 from veneer.updates.experts import left_out
+from veneer.updates.inner import inner_model
 from veneer.updates.layers import LowRank, weight_shape
 from veneer.updates.record import adapters_of, updates_of
 from veneer.updates.select import LINEAR_TYPES, count_parameters, modules_of
@@ -87,6 +88,7 @@ def trainable(model: nn.Module) -> Trainable:
         256 of ... parameters are trained (... %)
     """
     refuse_no_model("trainable", model)
+    model = inner_model(model)
     record = adapters_of(model)
     if not record.configs:
         return _of_plain_model(model)
