@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from veneer.data.dates import date_arguments
-from veneer.data.formats import Example, class_of
+from veneer.data.formats import Example, class_of, counted_rows
 from veneer.errors import DataError, did_you_mean
 from veneer.frozen.text_part import text_config_of
 
@@ -52,10 +52,11 @@ class Report:
         """One sentence for each thing the user should know; none when all rows went through whole."""
         sentences = []
         if self.cut:
-            sentences.append(f"{_rows(self.cut)} longer than max_length = {max_length} tokens: cut at the end.")
+            sentences.append(f"{counted_rows(self.cut)} longer than max_length = {max_length} tokens: cut at the end.")
         if self.left_out:
             sentences.append(
-                f"{_rows(self.left_out)} left out, because no token to learn remains within max_length = {max_length}."
+                f"{counted_rows(self.left_out)} left out, because no token to learn remains within max_length = "
+                f"{max_length}."
             )
         return sentences
 
@@ -289,11 +290,6 @@ def _through_end_token(text: str, tokenizer: Any) -> tuple[str, str]:
         return text + (tokenizer.eos_token or ""), ""
     stop = max(text.rindex(token) + len(token) for token in ends)
     return text[:stop], text[stop:]
-
-
-def _rows(where: list[str]) -> str:
-    shown = ", ".join(where[:3]) + (", …" if len(where) > 3 else "")
-    return f"{len(where)} row{'s' if len(where) > 1 else ''} ({shown})"
 
 
 def longest_row(wanted: int, config: Any) -> int:
