@@ -112,7 +112,7 @@ def exact_matches(model: Any, renderer: Renderer, examples: list[Example], batch
     """Whether the greedy continuation of each prompt is its answer, apart from space around it."""
     matches = [False] * len(examples)
     prompts = [renderer.prompt(example) for example in examples]
-    answers = [answer_of(example) for example in examples]
+    answers = [renderer.answer(example) for example in examples]
     order = sorted(range(len(examples)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from veneer.data.classes import classes_of, counted_classes
-from veneer.data.formats import Example, to_examples
-from veneer.data.labels import Renderer, Report, Tokens
+from veneer.data.formats import Example, class_of, counted_rows, to_examples
+from veneer.data.labels import Renderer, Tokens
 from veneer.data.read import Row, read_rows
+from veneer.data.report import Report
 from veneer.data.split import split
 from veneer.frozen.text_part import text_config_of
 from veneer.models.checkpoint import Checkpoint
@@ -58,6 +59,10 @@ def read_split(
     elif config.held_out:
         train, held_out, more = split(examples.items, config.held_out, config.seed, classes=classified)
         notes += more
+    if classified:
+        unlabelled = [example.where for example in train + held_out if not class_of(example)]
+        train, held_out = ([example for example in side if class_of(example)] for side in (train, held_out))
+        notes += [f"{counted_rows(unlabelled)} left out: the answer, which is the class, is empty."] * bool(unlabelled)
     classes = classes_of(train, held_out) if classified and not has_classes else {}
     notes += [f"{len(classes)} classes: {counted_classes(classes)}."] if classes else []
     return SplitRows(train, held_out, examples.shape, sorted(classes), notes)
