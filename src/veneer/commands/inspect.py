@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -12,12 +13,14 @@ from rich.text import Text
 
 from veneer.commands.config import InspectOptions
 from veneer.data.bbc import BBC_TOPICS
-from veneer.data.formats import Examples, to_examples
+from veneer.data.classes import counted_classes
+from veneer.data.formats import Examples, class_of, to_examples
 from veneer.data.labels import IGNORE, Renderer, Tokens
 from veneer.data.read import read_rows
 from veneer.errors import ConfigError, DataError
 from veneer.frozen.compute import compute_line, compute_name
 from veneer.generation.decoder import generates_by
+from veneer.generation.likelihood import choices_of
 from veneer.kernels.serving import serving, serving_line
 from veneer.models.composite import left_out_of
 from veneer.models.load import load
@@ -179,6 +182,10 @@ def _rows(source: str, options: InspectOptions) -> Inspected:
     lines: list[Text | str] = [f"{source}: {len(rows):,} rows of the shape {examples.shape}"]
     if examples.unused:
         lines.append(f"columns not used: {', '.join(examples.unused)}")
+    lines += examples.left_out()
+    if labels := _labels(examples):
+        values["labels"] = labels
+        lines.append(f"{len(labels)} labels: {counted_classes(labels)}")
     if options.model is None:
         lines.append("Give --model M to see its tokens, and which of them are learned.")
         return Inspected(values, lines)
@@ -187,6 +194,12 @@ def _rows(source: str, options: InspectOptions) -> Inspected:
         raise DataError(f"{options.model} is a classifier: of a row it learns the label, and no token.")
     marked, row_lines = _marked(examples, renderer_of(model, tokenizer, options), options.rows)
     return Inspected({**values, **marked}, [*lines, *row_lines])
+
+
+def _labels(examples: Examples) -> dict[str, int]:
+    """Label → rows, where answers are labels: few, or in a column of that name."""
+    few = examples.shape == "text/label" or choices_of(examples.items)
+    return dict(Counter(sorted(map(class_of, examples.items)))) if few else {}
 
 
 def _marked(examples: Examples, renderer: Renderer, rows: int) -> tuple[dict[str, Any], list[Text | str]]:

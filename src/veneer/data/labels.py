@@ -6,19 +6,23 @@ goes on from there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from veneer.data.dates import date_arguments
 from veneer.data.formats import Example, class_of
+from veneer.data.messages import said_in
+from veneer.data.report import Report
+from veneer.data.template import ChatTemplate
 from veneer.errors import DataError, did_you_mean
 from veneer.frozen.text_part import text_config_of
 
 IGNORE = -100  # the label of a token that is not learned, in PyTorch's cross-entropy and everywhere else
 Template = Literal["auto", "chat", "plain"]
-Learn = Literal["answer", "all"]
+Learn = Literal["answer", "last", "all"]
 
 
 @dataclass(frozen=True)
@@ -39,27 +43,6 @@ class Tokens:
         return sum(label != IGNORE for label in self.labels)
 
 
-@dataclass
-class Report:
-    """What happened to rows on their way to tokens: nothing is left out or cut without being counted here."""
-
-    rows: int = 0
-    learned: int = 0
-    cut: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-
-    def sentences(self, max_length: int) -> list[str]:
-        """One sentence for each thing the user should know; none when all rows went through whole."""
-        sentences = []
-        if self.cut:
-            sentences.append(f"{_rows(self.cut)} longer than max_length = {max_length} tokens: cut at the end.")
-        if self.left_out:
-            sentences.append(
-                f"{_rows(self.left_out)} left out, because no token to learn remains within max_length = {max_length}."
-            )
-        return sentences
-
-
 @dataclass(frozen=True)
 class Renderer:
     """How examples become tokens: the tokenizer, the template, what is learned, and where long rows are cut."""
@@ -70,6 +53,8 @@ class Renderer:
     max_length: int = 1024
     seq2seq: bool = False
     classes: tuple[str, ...] = ()  # of a classifier; else empty
+    fold_turns: bool = False  # the system message into the first user turn, and turns of one role as one
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of the chat template
 
     @property
     def kind(self) -> Literal["causal", "seq2seq", "classification"]:
@@ -82,20 +67,25 @@ class Renderer:
         return self.tokenizer.pad_token_id or 0
 
     def all(self, examples: list[Example]) -> tuple[list[Tokens], Report]:
-        """Tokens of every example that has something to learn, and what became of the others.
+        """Tokens of every example that has something to learn, and what became of the others. An example has a row, or
+        a row for each of its answers where these cannot be learned in one.
 
-        Raises DataError when no example has.
+        Raises DataError when none has.
         """
         report, kept = Report(rows=len(examples)), []
         for example in examples:
-            tokens, cut = self._cut(self.one(example))
-            if not tokens.learned:
-                report.left_out.append(example.where)
-                continue
-            if cut:
-                report.cut.append(example.where)
-            report.learned += tokens.learned
-            kept.append(tokens)
+            rows = self._rows(example, report)
+            if not any(row.learned for row in rows):
+                report.empty.append(example.where)
+            for whole in rows or [Tokens([], [], example.where)]:
+                tokens, cut = self._cut(whole)
+                if not tokens.learned:
+                    report.left_out.append(example.where)
+                    continue
+                if cut:
+                    report.cut.append(example.where)
+                report.learned += tokens.learned
+                kept.append(tokens)
         if not kept:
             raise DataError(
                 f"None of the {len(examples)} rows has a token to learn within max_length = {self.max_length}; the "
@@ -104,25 +94,15 @@ class Renderer:
         return kept, report
 
     def one(self, example: Example) -> Tokens:
-        """Tokens of an example at full length."""
-        if self.classes:
-            return self._classified(example)
-        if self.seq2seq:
-            prompt, answer = self._source_and_target(example)
-            return Tokens(prompt, answer, example.where)
-        ids: list[int] = []
-        labels: list[int] = []
-        for piece, learned in self._pieces(example):
-            ids += piece
-            labels += piece if learned or self.learn == "all" else [IGNORE] * len(piece)
-        # Nothing stands before the first token that it could be predicted from.
-        return Tokens(ids, [IGNORE, *labels[1:]], example.where)
+        """Tokens of an example at full length; of one that is a row for each of its answers, the last row."""
+        rows = self._rows(example, Report())
+        return rows[-1] if rows else Tokens([], [], example.where)
 
     def prompt(self, example: Example) -> list[int]:
         """The tokens before the last answer: what generation starts from. Raises DataError when there are none."""
         if self.seq2seq:
-            return self._source_and_target(example)[0]
-        pieces = list(self._pieces(example))
+            return self._source(example)
+        pieces = self._pieces(example, Report())[-1]
         last = max((i for i, (_, learned) in enumerate(pieces) if learned), default=len(pieces))
         ids = [token for piece, _ in pieces[:last] for token in piece]
         if not ids:
@@ -131,15 +111,21 @@ class Renderer:
             )
         return ids
 
+    def answer(self, example: Example) -> str:
+        """The last answer as the model writes it: its text in the row, without special tokens and space around it."""
+        if self.classes or self.seq2seq or not example.messages:
+            return example.last_answer()
+        learned = [piece for piece, is_learned in self._pieces(example, Report())[-1] if is_learned]
+        return str(self.tokenizer.decode(learned[-1], skip_special_tokens=True)).strip() if learned else ""
+
     def turn(self, messages: tuple[dict[str, Any], ...]) -> list[int]:
         """The tokens of a conversation in the chat template, up to where the model is to answer."""
-        example = Example("the conversation", messages=messages)
         if not self.tokenizer.chat_template:
             raise DataError(
                 f"The tokenizer of {self.tokenizer.name_or_path} has no chat template; use the template plain, or the "
                 f"model's instruct variant."
             )
-        return self.encode(_renderer(self.tokenizer, messages, example)(len(messages), True))
+        return self.encode(self._chat.question(messages, "the conversation"))
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text inside a row, without begin and end tokens."""
@@ -148,12 +134,17 @@ class Renderer:
 
     def ends(self) -> list[int]:
         """The tokens that end an answer: the end token, and what the chat template closes an answer with."""
+        return list(self._ends)
+
+    @cached_property
+    def _ends(self) -> tuple[int, ...]:
         ends = self._end()
-        if self.tokenizer.chat_template:
+        if self.tokenizer.chat_template and self.kind == "causal":
             talk = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
-            ids = self.one(Example("the chat template", messages=talk)).ids
-            ends += [ids[-1]] if ids[-1] in self.tokenizer.all_special_ids else []
-        return list(dict.fromkeys(ends))
+            with suppress(DataError):  # a template need not take this conversation
+                ids = replace(self, learn="answer").one(Example("the chat template", messages=talk)).ids
+                ends += [ids[-1]] if ids and ids[-1] in self.tokenizer.all_special_ids else []
+        return tuple(dict.fromkeys(ends))
 
     def _cut(self, tokens: Tokens) -> tuple[Tokens, bool]:
         ids, labels, limit = tokens.ids, tokens.labels, self.max_length
@@ -163,20 +154,77 @@ class Renderer:
             ids = [*ids[: limit - 1], ids[-1]]  # an encoder's input keeps its closing token
         return Tokens(ids[:limit], labels[:limit], tokens.where), True
 
-    def _pieces(self, example: Example) -> Iterator[tuple[list[int], bool]]:
-        """(tokens, whether they are an answer) in order."""
-        messages = example.messages or self._as_messages(example)
-        if messages:
-            texts, learned = zip(*_rendered(self.tokenizer, messages, example), strict=True)
-            yield from zip(self._encode_in_turn(texts), learned, strict=True)
-            return
-        if example.prompt is None:
-            yield self._opening, False
-            yield [*self.encode(example.answer), *self._end()], True
-            return
-        prompt, answer = self._encode_in_turn((example.prompt, example.answer))
-        yield [*self._opening, *prompt], False
-        yield [*answer, *(self._end() if example.answer else [])], True
+    def _rows(self, example: Example, report: Report) -> list[Tokens]:
+        """The rows that an example is learned in, at full length."""
+        if self.classes:
+            return [self._classified(example)]
+        if self.seq2seq:
+            return self._sources_and_targets(example)
+        rows = []
+        for pieces in self._pieces(example, report):
+            ids: list[int] = []
+            labels: list[int] = []
+            for piece, learned in pieces:
+                ids += piece
+                labels += piece if learned or self.learn == "all" else [IGNORE] * len(piece)
+            # Nothing stands before the first token that it could be predicted from.
+            rows.append(Tokens(ids, [IGNORE, *labels[1:]], example.where))
+        return rows
+
+    def _pieces(self, example: Example, report: Report) -> list[list[tuple[list[int], bool]]]:
+        """The rows of an example, each as (tokens, whether they are an answer) in order."""
+        if example.messages or (self.template == "chat" and example.prompt is not None):
+            rendered = self._chat.render(self._talk(example), everything=self.learn == "all")
+            report.saw(example.where, rendered)
+            rows = []
+            for pieces in rendered.rows:
+                texts, learned = zip(*pieces, strict=True) if pieces else ((), ())
+                rows.append(list(zip(self._encode_in_turn(texts), learned, strict=True)))
+            return rows
+        texts = (example.answer,) if example.prompt is None else (example.prompt, example.answer)
+        self._look_for_markers(example.where, "".join(texts), report)
+        *prompt, answer = self._encode_in_turn(texts)
+        opening = [] if self._opens((*prompt, answer)[0]) else self._opening
+        ended = not (example.answer or example.prompt is None) or self._is_ended("".join(texts))
+        given = [*opening, *(prompt[0] if prompt else [])]
+        return [[(given, False), ([*answer, *([] if ended else self._end())], True)]]
+
+    def _talk(self, example: Example) -> Example:
+        """A conversation of which the answers to be learned are left; of a prompted text, one of a question."""
+        if not example.messages and example.prompt is not None:
+            asked = {"role": "user", "content": example.prompt.strip()}
+            return replace(example, messages=(asked, {"role": "assistant", "content": example.answer.strip()}))
+        answers = example.answers()
+        return replace(example, given=answers[-1]) if self.learn == "last" and answers else example
+
+    @cached_property
+    def _chat(self) -> ChatTemplate:
+        return ChatTemplate(self.tokenizer, self.arguments, self.fold_turns)
+
+    def _opens(self, ids: list[int]) -> bool:
+        """Whether a text's tokens bring what the tokenizer puts before a text."""
+        return bool(self._opening) and ids[: len(self._opening)] == self._opening
+
+    def _is_ended(self, text: str) -> bool:
+        """Whether a text brings its end token."""
+        return text.rstrip().endswith(self._end_texts)
+
+    @cached_property
+    def _end_texts(self) -> tuple[str, ...]:
+        return tuple(str(self.tokenizer.convert_ids_to_tokens(token)) for token in self.ends())
+
+    def _look_for_markers(self, where: str, text: str, report: Report) -> None:
+        if self._markers and (markers := self._markers.findall(text)):
+            report.marked.append(where)
+            report.markers |= dict.fromkeys(markers)
+
+    @cached_property
+    def _markers(self) -> re.Pattern[str] | None:
+        """The special tokens, as text, except those that stand for unknown words."""
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        tokens = {*self.tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
+        tokens -= {self.tokenizer.unk_token}
+        return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))) if tokens else None
 
     def _encode_in_turn(self, texts: tuple[str, ...]) -> list[list[int]]:
         """The tokens of texts that follow one another, those of each text apart.
@@ -210,17 +258,31 @@ class Renderer:
         end = self.tokenizer.eos_token_id
         return [] if end is None else [end]
 
-    def _source_and_target(self, example: Example) -> tuple[list[int], list[int]]:
+    def _sources_and_targets(self, example: Example) -> list[Tokens]:
+        """What an encoder reads and a decoder writes: of a conversation, a row for each answer."""
+        if not example.messages:
+            return [Tokens(self._source(example), self._target(example.answer.strip()), example.where)]
+        numbers = example.answers()[-1 if self.learn == "last" else 0 :]
+        parts = [replace(example, messages=example.messages[: number + 1], given=number) for number in numbers]
+        return [Tokens(self._source(part), self._target(part.last_answer()), part.where) for part in parts]
+
+    def _source(self, example: Example) -> list[int]:
         if example.messages:
-            prompt = "\n".join(message["content"] for message in example.messages[:-1])
-            answer = example.messages[-1]["content"]
+            before = example.asked()
+            roles = sum(message["role"] != "system" for message in before) > 1  # else who speaks is clear
+            prompt = "\n".join(f"{m['role']}: {said_in(m)}" if roles else said_in(m) for m in before)
         elif example.prompt is None:
             raise DataError(
                 f"{example.where} is plain text; an encoder-decoder model learns from a prompt and an answer."
             )
         else:
-            prompt, answer = example.prompt, example.answer.strip()
-        return self.tokenizer(prompt).input_ids, [*self.encode(answer), *self._end()] if answer else []
+            prompt = example.prompt
+        ids: list[int] = self.tokenizer(prompt).input_ids
+        twice = len(ids) > 1 and ids[-1] == ids[-2] and ids[-1] in self._end()  # the text brings one
+        return ids[:-1] if twice else ids
+
+    def _target(self, answer: str) -> list[int]:
+        return [*self.encode(answer), *([] if self._is_ended(answer) else self._end())] if answer else []
 
     def _classified(self, example: Example) -> Tokens:
         if example.prompt is None:
@@ -232,68 +294,6 @@ class Renderer:
                 f"{did_you_mean(name, self.classes)}"
             )
         return Tokens(self.tokenizer(example.prompt.strip()).input_ids, [self.classes.index(name)], example.where)
-
-
-def _rendered(tokenizer: Any, messages: tuple[dict[str, Any], ...], example: Example) -> Iterator[tuple[str, bool]]:
-    """The conversation in the model's chat template, cut where an assistant's answer begins and ends.
-
-    A template renders a whole conversation. The answers can be located only if the text of the first messages begins
-    the text of all of them; that is checked.
-    """
-    if not tokenizer.chat_template:
-        raise DataError(_no_template(tokenizer, example))
-    render = _renderer(tokenizer, messages, example)
-    done = ""
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant" or number < example.given:
-            continue
-        before, after = render(number, True), render(number + 1, False)
-        if not (before.startswith(done) and after.startswith(before)):
-            raise DataError(
-                f"{example.where}: the chat template of {tokenizer.name_or_path} changes the text before message "
-                f"{number + 1} once others follow, so the learned part cannot be located; split the conversation."
-            )
-        answer, rest = _through_end_token(after[len(before) :], tokenizer)
-        if message["content"]:
-            yield before[len(done) :], False
-            yield answer, True
-            done = after[: len(after) - len(rest)]
-    whole = render(len(messages), False)
-    if whole.startswith(done) and whole[len(done) :].strip():
-        yield whole[len(done) :], False
-
-
-def _no_template(tokenizer: Any, example: Example) -> str:
-    return (
-        f"{example.where} is a conversation, but the tokenizer of {tokenizer.name_or_path} has no chat template; use "
-        f"prompt and completion columns, or the model's instruct variant."
-    )
-
-
-def _renderer(tokenizer: Any, messages: tuple[dict[str, Any], ...], example: Example) -> Callable[[int, bool], str]:
-    def render(count: int, ask: bool) -> str:
-        first, date = list(messages[:count]), date_arguments(tokenizer)
-        try:
-            text: str = tokenizer.apply_chat_template(first, tokenize=False, add_generation_prompt=ask, **date)
-        except Exception as error:  # a template is a program of the model's, which may raise anything
-            raise DataError(f"{example.where}: the chat template refuses this conversation: {error}") from None
-        return text
-
-    return render
-
-
-def _through_end_token(text: str, tokenizer: Any) -> tuple[str, str]:
-    """An answer through its end token, and what the template writes after it; an end token is added if it has none."""
-    ends = [token for token in tokenizer.all_special_tokens if token in text]
-    if not ends:
-        return text + (tokenizer.eos_token or ""), ""
-    stop = max(text.rindex(token) + len(token) for token in ends)
-    return text[:stop], text[stop:]
-
-
-def _rows(where: list[str]) -> str:
-    shown = ", ".join(where[:3]) + (", …" if len(where) > 3 else "")
-    return f"{len(where)} row{'s' if len(where) > 1 else ''} ({shown})"
 
 
 def longest_row(wanted: int, config: Any) -> int:

@@ -12,6 +12,11 @@ from veneer.errors import DataError, nearest
 _HELD = "a"  # in an answer's place: prompts are rendered as those of rows with answers
 # The column that makes a question → the columns of training's shapes that hold its answer.
 ASKED = {"messages": (), "prompt": ("completion",), "instruction": ("output",), "text": ("label",)}
+# What else belongs to a question.
+_BESIDE = {
+    "messages": ("tools", "functions", "system"), "prompt": ("tools", "functions"),
+    "instruction": ("input", "system", "history"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,12 +72,13 @@ def _with_placeholder(row: Row, column: str, labelled: bool) -> Row:
     if value is None:
         raise DataError(f"{row.where} has no {column} (its columns: {', '.join(row.fields) or '(none)'}).")
     reply = {"role": "assistant", "content": _HELD}
+    beside = {name: row.fields[name] for name in _BESIDE.get(column, ()) if row.fields.get(name) is not None}
     if column == "messages":
-        return Row({"messages": _answered(row, value, reply)}, row.where)
+        return Row({"messages": _answered(row, value, reply), **beside}, row.where)
     if column == "prompt":
-        return Row({"prompt": value, "completion": [reply] if isinstance(value, list) else _HELD}, row.where)
+        return Row({"prompt": value, "completion": [reply] if isinstance(value, list) else _HELD, **beside}, row.where)
     if column == "instruction":
-        return Row({"instruction": value, "input": row.fields.get("input"), "output": _HELD}, row.where)
+        return Row({"instruction": value, "output": _HELD, **beside}, row.where)
     if not isinstance(value, str):
         raise DataError(f"{row.where}: text is a {type(value).__name__}, not text.")
     return Row({"text": value, "label": _HELD} if labelled else {"prompt": value, "completion": _HELD}, row.where)

@@ -7,6 +7,7 @@ from typing import Any
 
 from veneer.data.formats import Example
 from veneer.data.labels import Renderer
+from veneer.data.messages import said_in
 from veneer.generation.generate import answer_of, continuations
 from veneer.generation.likelihood import likeliest
 from veneer.runs.opened import as_it_was
@@ -61,5 +62,5 @@ def _answers(model: Any, renderer: Renderer, examples: list[Example], batch_size
 def _prompt(example: Example) -> str:
     """As a person reads it: a conversation with who says what."""
     if example.messages:
-        return "\n".join(f"{message['role']}: {message['content']}" for message in example.messages[:-1])
+        return "\n".join(f"{message['role']}: {said_in(message)}" for message in example.asked())
     return (example.prompt or "").strip()

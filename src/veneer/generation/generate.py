@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, overload
 
-from veneer.data.formats import Example, class_of
+from veneer.data.formats import Example
 from veneer.data.labels import Renderer
 from veneer.errors import ArgumentError
 from veneer.generation.config import GenerateOptions
@@ -112,7 +112,7 @@ def exact_matches(model: Any, renderer: Renderer, examples: list[Example], batch
     """Whether the greedy continuation of each prompt is its answer, apart from space around it."""
     matches = [False] * len(examples)
     prompts = [renderer.prompt(example) for example in examples]
-    answers = [answer_of(example) for example in examples]
+    answers = [renderer.answer(example) for example in examples]
     order = sorted(range(len(examples)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
@@ -126,7 +126,5 @@ def exact_matches(model: Any, renderer: Renderer, examples: list[Example], batch
 
 
 def answer_of(example: Example) -> str:
-    """The right answer: the last message of a conversation, or the completion."""
-    if example.messages:
-        return str(example.messages[-1]["content"]).strip()
-    return class_of(example)
+    """The right answer: the assistant's last one in a conversation, or the completion."""
+    return example.last_answer()

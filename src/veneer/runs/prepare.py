@@ -18,7 +18,7 @@ from veneer.models.checkpoint import Checkpoint
 from veneer.models.load import load
 from veneer.runs.folder import RunFolder
 from veneer.runs.own_tokens import kept_tokenizer, with_the_runs_tokens
-from veneer.runs.rows import read_split
+from veneer.runs.rows import classifies, read_split
 from veneer.training.config import TrainConfig
 
 
@@ -72,12 +72,12 @@ def prepare(
     ``given``: file name → rows that came in memory, which are not in that file yet.
     """
     given = given or {}
-    rows = read_split(config, given)
-    torch.manual_seed(config.seed)  # before a new classification head is made
     checkpoint = Checkpoint(RunFolder(config.output).base_source(config)) if model is None else None
+    classified = classifies(config, checkpoint) if checkpoint is not None else is_classifier(model)
+    rows = read_split(config, given, classified=classified, has_classes=checkpoint is None)
+    torch.manual_seed(config.seed)  # before a new classification head is made
     if checkpoint is not None:
-        classes = rows.classes(config, checkpoint)
-        model, tokenizer = load(checkpoint, **config.kept(), task=config.task, labels=classes or None)
+        model, tokenizer = load(checkpoint, **config.kept(), task=config.task, labels=rows.classes or None)
         run = RunFolder(config.output)
         tokenizer = kept_tokenizer(run) or tokenizer
         with_the_runs_tokens(model, run, config)
@@ -87,7 +87,7 @@ def prepare(
         config, model, tokenizer, renderer, rows.train, rows.held_out, rows.shape, checkpoint is None, given,
         checkpoint=checkpoint,
     )  # fmt: skip
-    prepared.notes += [*(checkpoint.notes if checkpoint is not None else []), *rows.notes()]
+    prepared.notes += [*(checkpoint.notes if checkpoint is not None else []), *rows.notes]
     return prepared
 
 
@@ -119,13 +119,17 @@ class TokenOptions(Protocol):
 
 def renderer_of(model: Any, tokenizer: Any, options: TokenOptions | None = None) -> Renderer:
     """How examples become this model's tokens, as ``options`` say, or by a run's defaults."""
-    classifies = type(model).__name__.endswith("ForSequenceClassification")
-    return renderer_by_config(model.config, classifies, tokenizer, options)
+    return renderer_by_config(model.config, is_classifier(model), tokenizer, options)
 
 
-def renderer_by_config(config: Any, classifies: bool, tokenizer: Any, options: TokenOptions | None = None) -> Renderer:
+def is_classifier(model: Any) -> bool:
+    """Whether a loaded model chooses among classes."""
+    return type(model).__name__.endswith("ForSequenceClassification")
+
+
+def renderer_by_config(config: Any, classified: bool, tokenizer: Any, options: TokenOptions | None = None) -> Renderer:
     """The same for a model that is not loaded, with transformers' ``config`` of it."""
-    names = config.id2label if classifies else {}
+    names = config.id2label if classified else {}
     fields = TrainConfig.model_fields
     template, learn, longest = (
         getattr(options, name) if options is not None else fields[name].default

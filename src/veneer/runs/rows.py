@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from veneer.data.formats import Example, class_of, to_examples
-from veneer.data.labels import Renderer, Report, Tokens
+from veneer.data.classes import classes_of, counted_classes
+from veneer.data.formats import Example, class_of, counted_rows, to_examples
+from veneer.data.labels import Renderer, Tokens
 from veneer.data.read import Row, read_rows
+from veneer.data.report import Report
 from veneer.data.split import split
 from veneer.frozen.text_part import text_config_of
 from veneer.models.checkpoint import Checkpoint
@@ -31,30 +33,39 @@ class SplitRows:
     train: list[Example]
     held_out: list[Example]
     shape: str
-    unused: list[str]  # columns
-
-    def classes(self, config: TrainConfig, checkpoint: Checkpoint | None) -> list[str]:
-        """The names of a new head's classes: the rows' labels, when they are asked for, or for a model that writes no
-        text; else none."""
-        asked = config.task == "classification"
-        if config.task == "auto" and checkpoint is not None:
-            asked = not checkpoint.generates_text
-        return sorted({class_of(example) for example in self.train}) if asked else []
-
-    def notes(self) -> list[str]:
-        """What the user should know of the columns."""
-        return [f"Columns not used ({self.shape} rows): {', '.join(self.unused)}."] if self.unused else []
+    classes: list[str]  # of a classifier's new head, else none
+    notes: list[str]  # what the user should know of the rows, as sentences
 
 
-def read_split(config: TrainConfig, given: Given) -> SplitRows:
-    """The rows that ``config`` names. Raises DataError where they cannot be read or split."""
+def classifies(config: TrainConfig, checkpoint: Checkpoint) -> bool:
+    """Whether the model gets a head of classes: asked for, or since it writes no text."""
+    return config.task == "classification" or (config.task == "auto" and not checkpoint.generates_text)
+
+
+def read_split(
+    config: TrainConfig, given: Given, *, classified: bool = False, has_classes: bool = False
+) -> SplitRows:  # fmt: skip
+    """The rows that ``config`` names; ``classified``: for a classifier, so that their answers are its classes, except
+    for one that ``has_classes`` already.
+
+    Raises DataError where they cannot be read or split, or make no classes.
+    """
     examples = to_examples(_rows(config.data, given))
-    train, held_out = examples.items, []
+    train, held_out, notes = examples.items, [], examples.notes()
     if isinstance(config.held_out, str):
-        held_out = to_examples(_rows(config.held_out, given)).items
+        others = to_examples(_rows(config.held_out, given))
+        held_out = others.items
+        notes += others.left_out()
     elif config.held_out:
-        train, held_out = split(examples.items, config.held_out, config.seed)
-    return SplitRows(train, held_out, examples.shape, examples.unused)
+        train, held_out, more = split(examples.items, config.held_out, config.seed, classes=classified)
+        notes += more
+    if classified:
+        unlabelled = [example.where for example in train + held_out if not class_of(example)]
+        train, held_out = ([example for example in side if class_of(example)] for side in (train, held_out))
+        notes += [f"{counted_rows(unlabelled)} left out: the answer, which is the class, is empty."] * bool(unlabelled)
+    classes = classes_of(train, held_out) if classified and not has_classes else {}
+    notes += [f"{len(classes)} classes: {counted_classes(classes)}."] if classes else []
+    return SplitRows(train, held_out, examples.shape, sorted(classes), notes)
 
 
 def _rows(source: str, given: Given) -> list[Row]:

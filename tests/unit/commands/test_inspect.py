@@ -116,9 +116,11 @@ def test_a_run(finished_run, veneer_command, tmp_path):
 def test_rows(rows_file, veneer_command):
     assert _json(veneer_command, rows_file) == {
         "kind": "rows", "rows": 48, "shape": "prompt/completion", "unused_columns": [],
+        "labels": {"no": 24, "yes": 24},
     }  # fmt: skip
     assert veneer_command("inspect", rows_file).out == (
         f"{rows_file}: 48 rows of the shape prompt/completion\n"
+        "2 labels: no 24, yes 24\n"
         "Give --model M to see its tokens, and which of them are learned.\n"
     )
 

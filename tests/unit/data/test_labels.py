@@ -112,9 +112,14 @@ def test_a_template_without_end_token_gets_one():
     assert _learned(Renderer(made), Example("d", messages=TALK[1:3]))[1] == "yo<|end|>"
 
 
-def test_a_template_that_rewrites_what_came_before_is_refused():
-    made = tokenizer(chat="{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    with pytest.raises(DataError, match=r"d:7: the chat template of tiny changes the text before message 3"):
+def test_a_template_that_rewrites_what_came_before_gives_a_row_for_each_answer():
+    counts = "{{ messages | length }}{% for m in messages %}{{ m['content']FILTER }}{% endfor %}"
+    made = tokenizer(chat=counts.replace("FILTER", ""))
+    kept, report = Renderer(made).all([Example("d:7", messages=TALK)])
+    assert [made.decode(row.ids) for row in kept] == ["2Shiyo<|end|>", "4Shiyogook<|end|>"]
+    assert (report.split, report.parts) == (["d:7"], 2)
+    made = tokenizer(chat=counts.replace("FILTER", " | upper"))
+    with pytest.raises(DataError, match=r"^d:7: the chat template of tiny writes message 3 in a text in which"):
         Renderer(made).one(Example("d:7", messages=TALK))
 
 
@@ -138,7 +143,8 @@ def test_rows_cut_or_left_out_are_counted():
     assert report.learned == sum(tokens.learned for tokens in kept)
     assert report.sentences(10) == [
         "1 row (d:3) longer than max_length = 10 tokens: cut at the end.",
-        "2 rows (d:2, d:4) left out, because no token to learn remains within max_length = 10.",
+        "1 row (d:4) left out, because there is no answer to learn in it.",
+        "1 row (d:2) left out, because no token to learn remains within max_length = 10.",
     ]
 
 

@@ -1,0 +1,118 @@
+"""Which shape rows have, by their columns; and what is said of columns that fit none, or that mean something else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from veneer.data.read import Row
+from veneer.errors import DataError, nearest
+
+# The shapes by the columns that make them: needed, and those that may stand beside them.
+SHAPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "messages": (("messages",), ("tools", "functions", "system")),
+    "prompt/completion": (("prompt", "completion"), ("tools", "functions")),
+    "instruction/output": (("instruction", "output"), ("input", "system", "history")),
+    "text/label": (("text", "label"), ()),
+    "text": (("text",), ()),
+}
+# What other data sets call a column, by what it means here.
+_MEANT: dict[str, tuple[str, ...]] = {
+    "prompt": ("question", "query", "article", "document", "dialogue", "source", "problem", "request"),
+    "completion": ("answer", "response", "output", "summary", "highlights", "target", "solution", "reply", "chosen"),
+    "messages": ("conversation", "conversations", "dialog", "chat"),
+    "output": ("response", "answer", "completion"),
+    "input": ("context",),
+    "text": ("sentence", "content", "document", "review", "headline", "tweet"),
+    "label": ("labels", "class", "category", "sentiment", "topic", "intent"),
+}
+
+
+def recognise(rows: list[Row]) -> str:
+    """The name of the shape that the rows have, judged by the columns of the first.
+
+    Raises DataError, showing the columns given and what each shape needs, when none fits or several do, and for rows
+    whose columns fit one and mean something else.
+    """
+    _refuse_other_meanings(rows)
+    columns = list(rows[0].fields)
+    fitting = [name for name, (needed, _) in SHAPES.items() if set(needed) <= set(columns)]
+    if "text/label" in fitting:
+        fitting.remove("text")  # the smaller shape is a part of it, not another reading
+    if len(fitting) == 1:
+        return fitting[0]
+    needs = "; ".join(f"{name} needs {' and '.join(needed)}" for name, (needed, _) in SHAPES.items())
+    columns_given = f"{rows[0].where} has the columns {', '.join(columns) or '(none)'}"
+    if fitting:
+        raise DataError(
+            f"{columns_given}, which fit several shapes: {', '.join(fitting)}. Keep the columns of one ({needs})."
+        )
+    renamed = _renames(columns)
+    hint = f" Perhaps rename {', '.join(f'{old} → {new}' for old, new in renamed.items())}." if renamed else ""
+    raise DataError(f"{columns_given}, which fit no shape. {needs}.{hint}")
+
+
+def _renames(columns: list[str]) -> dict[str, str]:
+    """Column → name, so that the columns make one shape: by what they mean, then by how they are spelt; of the shape
+    that most of them take part in. None where no shape would be complete."""
+    best: dict[str, str] = {}
+    most = 0
+    for needed, optional in SHAPES.values():
+        renames: dict[str, str] = {}
+        for name in (*needed, *optional):
+            left = [column for column in columns if column not in renames and column not in (*needed, *optional)]
+            if name not in columns and (like := _column_for(name, left, spelt=name in needed)):
+                renames[like] = name
+        names = {renames.get(column, column) for column in columns}
+        own = names & {*needed, *optional}
+        if set(needed) <= names and len(own) > most:
+            best, most = renames, len(own)
+    return best
+
+
+def _column_for(name: str, columns: list[str], *, spelt: bool) -> str | None:
+    meant = [column for synonym in _MEANT.get(name, ()) for column in columns if column.lower() == synonym]
+    near = nearest(name, columns, 1) if spelt else []
+    taken = {synonym for synonyms in _MEANT.values() for synonym in synonyms}
+    return next(iter(meant), next((column for column in near if column.lower() not in taken), None))
+
+
+def _refuse_other_meanings(rows: list[Row]) -> None:
+    """Raises DataError for rows of a kind whose columns would be read as another's."""
+    first = rows[0]
+    for needed, is_it, sentence in _OTHER:
+        if needed <= first.fields.keys() and (row := next((row for row in rows if is_it(row.fields)), None)):
+            raise DataError(f"{row.where} {sentence}")
+
+
+_OTHER: list[tuple[set[str], Callable[[dict[str, Any]], bool], str]] = [
+    (
+        {"chosen", "rejected"},
+        lambda fields: True,
+        "is a preference row (chosen and rejected answers), which Veneer does not train on; keep the chosen answers as "
+        "prompt and completion, or as messages.",
+    ),
+    (
+        {"prompt", "completion", "label"},
+        lambda fields: str(fields.get("label")).lower() in ("true", "false"),
+        "has a true or false label beside prompt and completion: a judgement of the answer, as KTO's rows have it. "
+        "Veneer learns every completion; keep the rows whose label is true, and drop the column label.",
+    ),
+    (
+        {"text", "labels"},
+        lambda fields: "label" not in fields and isinstance(fields.get("labels"), list),
+        "has a list of labels: a text of several classes, which Veneer does not train on; give one class a row in a "
+        "column label.",
+    ),
+    (
+        {"text", "labels"},
+        lambda fields: "label" not in fields,
+        "has text and labels, and would be read as plain text without its label; rename labels → label.",
+    ),
+    (
+        {"text", "role", "parent_id"},
+        lambda fields: "messages" not in fields,
+        "is one message of a tree (text, role, parent_id), and would be read as plain text; join each conversation's "
+        "messages into a row of messages.",
+    ),
+]

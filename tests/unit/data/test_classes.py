@@ -1,0 +1,47 @@
+"""Classes are looked at before a model is made of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from veneer.data.classes import classes_of, counted_classes
+from veneer.data.formats import Example, to_examples
+from veneer.data.read import Row
+from veneer.errors import DataError
+
+pytestmark = pytest.mark.unit
+
+
+def _labelled(*labels):
+    return to_examples([Row({"text": f"t{i}", "label": label}, f"d:{i}") for i, label in enumerate(labels)])
+
+
+def _rows(*labels):
+    return [Example(f"d:{i}", prompt="t", answer=label) for i, label in enumerate(labels)]
+
+
+def test_a_blank_label_is_no_class():
+    examples = _labelled("pos", "", " ", None, float("nan"), "neg")
+    assert [example.answer for example in examples.items] == ["pos", "neg"]
+    assert examples.notes() == ["4 rows (d:1, d:2, d:3, …) left out: the label is empty."]
+    with pytest.raises(DataError, match=r"^None of the 2 rows has a label; the first is d:0"):
+        _labelled("", None)
+
+
+def test_a_whole_number_that_pandas_made_a_float_is_that_number():
+    assert [example.answer for example in _labelled(1.0, 0, 2.0).items] == ["1", "0", "2"]
+    with pytest.raises(DataError, match=r"^d:1: label is a float \(0.5\); a class is a name or a whole number"):
+        _labelled(1.0, 0.5)
+
+
+def test_classes_are_those_of_both_sides():
+    assert classes_of(_rows("b", "a", "b"), _rows("a")) == {"a": 2, "b": 2}
+    assert counted_classes({"a": 2, "b": 1200, "c": 2}) == "b 1,200, a 2, c 2"
+    assert counted_classes(dict.fromkeys("abcdefghijklmn", 1)).endswith("l 1, and 2 more")
+
+
+def test_rows_that_make_no_classes_are_refused():
+    with pytest.raises(DataError, match=r"^All 2 training rows have the class 'a'; a classifier needs rows of two"):
+        classes_of(_rows("a", "a"), [])
+    with pytest.raises(DataError, match=r"^d:0 has the label 'goood', which no training row has; .* mean 'good'"):
+        classes_of(_rows("good", "bad"), _rows("goood"))
