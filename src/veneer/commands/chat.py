@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from veneer.commands.generate import said, sides
+from veneer.commands.generate import said, say_what_is_not_followed, sides
 from veneer.generation.config import GenerateOptions
 from veneer.runs.opened import open_named
 
@@ -23,6 +23,7 @@ def talk(source: str | Path, **options: Any) -> None:
     """
     asked, opened = GenerateOptions(**options), open_named(source)
     names = sides(opened, asked)
+    say_what_is_not_followed(opened, asked)
     histories: dict[str, tuple[dict[str, str], ...]] = dict.fromkeys(names, ())
     if sys.stdin.isatty():
         click.echo("An empty line or Ctrl-D ends the conversation, /new starts another one.")

@@ -17,11 +17,13 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from veneer.data.formats import Example
+from veneer.data.known_tokens import refuse_unknown_tokens
 from veneer.data.labels import IGNORE, Renderer, Tokens
 from veneer.data.questions import with_answer
 from veneer.frozen.text_part import text_config_of
 from veneer.generation.batched import has_steps
 from veneer.generation.decoder import ROTATIONS_BY_LENGTH
+from veneer.generation.sampling import refuse_no_numbers
 from veneer.training.batches import Batch, by_length, collate
 
 _WORTH_SHARING = 4  # tokens
@@ -72,6 +74,8 @@ class LabelScores:
 
     def __init__(self, model: Any, renderer: Renderer, asked: list[Asked]) -> None:
         self._model, self._renderer = model, renderer
+        tokens = (token for row in asked for part in (row.prompt, *row.answers) for token in part)
+        refuse_unknown_tokens(model, "A prompt or a label", [max(tokens)])
         self._longest = max(len(answer) for row in asked for answer in row.answers)
         takes = signature(model.forward).parameters
         self._continues = not renderer.seq2seq and has_steps(model) and "logits_to_keep" in takes and _is_plain(model)
@@ -81,7 +85,13 @@ class LabelScores:
 
     @torch.no_grad()
     def __call__(self, part: list[Asked]) -> Tensor:
-        """(rows, labels), fp32: log-likelihoods of the labels, up to a number that is the same for all of a row."""
+        """(rows, labels), fp32: log-likelihoods of the labels, up to a number that is the same for all of a row.
+        Raises ModelError where they are no numbers."""
+        scores = self._scores(part)
+        refuse_no_numbers(~scores.isnan())
+        return scores
+
+    def _scores(self, part: list[Asked]) -> Tensor:
         if self._continues:
             return self._by_continuing(part)
         if not self._renderer.seq2seq and self._longest == 1:

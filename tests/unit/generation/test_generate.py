@@ -159,8 +159,8 @@ def test_other_wrong_arguments_are_sentences(parts, tiny_encoder):
             " takes a loaded model (a torch.nn.Module) as model, not the str 'folder'.",
         ),
         ((model, "folder", "x"), {}, " takes the model's tokenizer as tokenizer, not the str 'folder'."),
-        ((model, made, "x"), {"max_new_tokens": 0}, "GenerateOptions: max_new_tokens = 0 is not valid: "),
-        ((model, made, "x"), {"temperature": "hot"}, "GenerateOptions: temperature = 'hot' is not valid: "),
+        ((model, made, "x"), {"max_new_tokens": 0}, "SamplingOptions: max_new_tokens = 0 is not valid: "),
+        ((model, made, "x"), {"temperature": "hot"}, "SamplingOptions: temperature = 'hot' is not valid: "),
         ((tf.BertModel.from_pretrained(tiny_encoder), made, "x"), {}, "A BertModel has no head that generates text"),
     ):
         for function in (veneer.generate, veneer.stream):
