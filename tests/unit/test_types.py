@@ -17,6 +17,7 @@ import pytest
 import arguments_file
 import veneer
 from veneer.evaluation.config import EvaluateOptions
+from veneer.generation.config import SamplingOptions
 from veneer.planning.config import PlanOptions
 from veneer.prediction.config import PredictOptions
 from veneer.runs.train import RESUMABLE
@@ -168,6 +169,8 @@ def test_help_lists_every_option_with_its_type_default_and_description():
         (veneer.evaluate, EvaluateOptions, set(EvaluateOptions.model_fields)),
         (veneer.predict, PredictOptions, set(PredictOptions.model_fields)),
         (veneer.plan, PlanOptions, set(PlanOptions.model_fields) - {"model", "data", "output"}),
+        (veneer.generate, SamplingOptions, set(SamplingOptions.model_fields) - {"max_new_tokens"}),
+        (veneer.stream, SamplingOptions, set(SamplingOptions.model_fields) - {"max_new_tokens"}),
     ):
         parameters = inspect.signature(function).parameters
         assert names <= set(parameters)

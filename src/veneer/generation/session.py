@@ -133,11 +133,13 @@ class Session:
             repetition_penalty=asked.repetition_penalty, forbidden=self._own.forbidden,
             before=start if self._renderer.seq2seq else prompt,
         )  # fmt: skip
-        tokenizer = self._renderer.tokenizer
-        special = {str(token): id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-        ends = self._own.ends | {special[stop] for stop in asked.stop if stop in special}
-        text = Text(tokenizer, asked.stop) if asked.stop else None
-        return Continuation(self._next, prompt, adapters, limit, sampler, ends, text)
+        new = Continuation(self._next, prompt, adapters, limit, sampler, self._own.ends)
+        if asked.stop:
+            tokenizer = self._renderer.tokenizer
+            special = {str(token): id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+            new.ends |= {special[stop] for stop in asked.stop if stop in special}
+            new.text = Text(tokenizer, asked.stop)
+        return new
 
     def _leave(self, continuations: list[Continuation], lane: Lane) -> None:
         if continuations:
