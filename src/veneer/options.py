@@ -143,7 +143,7 @@ def _explain(error: ValidationError, options: type[Options]) -> str:
 
 def _is_type(part: int | str) -> bool:
     """Whether a part of pydantic's place of a problem is one of the types that an option may have."""
-    return str(part) in ("float", "int", "str", "bool") or str(part).startswith(("literal[", "constrained-"))
+    return str(part) in ("float", "int", "str", "bool") or str(part).startswith(("literal[", "list[", "constrained-"))
 
 
 def unknown_options(names: list[str], options: type[Options]) -> list[str]:

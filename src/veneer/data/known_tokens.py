@@ -9,6 +9,12 @@ from veneer.data.labels import Tokens
 from veneer.errors import ModelError
 
 
+def known_pad(model: Any, pad: int) -> int:
+    """The token that fills up masked places: ``pad``, or 0 where the model has no embedding for it, as for a pad token
+    that was added to the tokenizer alone."""
+    return pad if pad < model.get_input_embeddings().weight.shape[0] else 0
+
+
 def refuse_unknown_tokens(model: Any, where: str, ids: Sequence[int]) -> None:
     """Raises ModelError when one of ``ids``, tokens of what is called ``where``, is beyond the input embedding."""
     rows, highest = model.get_input_embeddings().weight.shape[0], max(ids, default=0)

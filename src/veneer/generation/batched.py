@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer
 
+from veneer.data.known_tokens import known_pad
 from veneer.data.labels import Renderer
 from veneer.generation.lane import Continuation
 from veneer.generation.own_settings import OwnSettings
@@ -151,10 +152,11 @@ class WholeLane:
 
     def _generate(self, members: list[Continuation]) -> list[list[int]]:
         """The tokens after each prompt, padded after an end token up to the longest limit."""
-        ids, mask = padded(self._model, members, self._renderer.pad)
+        pad = known_pad(self._model, self._renderer.pad)
+        ids, mask = padded(self._model, members, pad)
         how = GenerationConfig(
             max_new_tokens=max(member.limit for member in members), do_sample=False,
-            eos_token_id=sorted(self._own.ends) or None, pad_token_id=self._renderer.pad,
+            eos_token_id=sorted(self._own.ends) or None, pad_token_id=pad,
             bos_token_id=self._renderer.tokenizer.bos_token_id, decoder_start_token_id=self._own.start,
         )  # fmt: skip
         drawn = LogitsProcessorList([_Drawn([member.sampler for member in members])])

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from veneer.arguments import refuse_no_model
-from veneer.data.known_tokens import refuse_unknown_tokens
+from veneer.data.known_tokens import known_pad, refuse_unknown_tokens
 from veneer.data.labels import Renderer
 from veneer.errors import DataError, ModelError
 from veneer.frozen.text_part import text_config_of
@@ -68,7 +68,9 @@ class Session:
         self._next = 0
         self._decoder = DecoderLane(model)
         self._other: Lane = (
-            BatchedLane(model, renderer.pad) if has_steps(model) else WholeLane(model, renderer, self._own)
+            BatchedLane(model, known_pad(model, renderer.pad))
+            if has_steps(model)
+            else WholeLane(model, renderer, self._own)
         )
 
     def add(

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from veneer.data.formats import Example
+from veneer.data.known_tokens import refuse_unknown_tokens
 from veneer.data.labels import Renderer
 from veneer.errors import DataError
 from veneer.frozen.text_part import text_config_of
@@ -102,6 +103,8 @@ class Texts:
         whole = [renderer.prompt(question) for question in questions]
         self.cut = [question.where for question, prompt in zip(questions, whole, strict=True) if len(prompt) > limit]
         self._prompts = [prompt[-limit:] for prompt in whole]
+        for question, prompt in zip(questions, self._prompts, strict=True):
+            refuse_unknown_tokens(model, question.where, prompt)
         self._where = [question.where for question in questions]
         self._asked = asked
         self._model, self._renderer = model, renderer

@@ -238,6 +238,15 @@ def test_a_token_without_an_embedding_is_a_sentence_to_every_command(tmp_path, r
         assert "but the model's embedding has 64 rows" in refused(*more)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
+def test_a_pad_token_without_an_embedding_pads_all_the_same(name):
+    model, renderer = tiny.build(name), Renderer(tokenizer(), seq2seq=name == "t5")
+    assert renderer.pad >= tiny.VOCABULARY
+    prompts = [[5, 6, 7, 8], [7], [9, 10]]
+    alone = [continuations(model, renderer, [prompt], max_new_tokens=4)[0] for prompt in prompts]
+    assert continuations(model, renderer, prompts, max_new_tokens=4) == alone
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
 def test_logits_that_are_no_numbers_are_a_sentence(name, temperature):
