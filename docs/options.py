@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from veneer import AdaLoRA, LoRA
 from veneer.frozen.config import BlockwiseOptions
+from veneer.generation.config import GenerateOptions, SamplingOptions
 from veneer.options import Options
 from veneer.training.config import TrainConfig
 from veneer.updates.config import AllocationOptions, UpdateOptions
@@ -36,6 +37,13 @@ SECTIONS: tuple[tuple[str, tuple[type[Options], ...], str], ...] = (
     ),
     ("A quantised base", (BlockwiseOptions,), "What each storage costs: [qlora.md](qlora.md#bits-of-a-parameter)."),
     ("A run", (TrainConfig,), "What a step does with them: [training.md](training.md#what-a-step-does)."),
+    (
+        "An answer",
+        (SamplingOptions,),
+        "`veneer generate`, `chat` and `predict` take these, and so do `veneer.generate` and `veneer.stream`, whose "
+        "`max_new_tokens` is 64. What they do: [answers.md](answers.md#what-decides-an-answer).",
+    ),
+    ("An answer of a command", (GenerateOptions,), "`veneer generate` and `veneer chat` take these, too."),
 )
 
 INTRODUCTION = """\
@@ -43,7 +51,7 @@ INTRODUCTION = """\
 
 <!-- Made by docs/options.py from the fields in src/veneer. Do not edit; run: make docs-options -->
 
-`veneer train` takes all of these, as flags with `-` for `_`, in a YAML file and in Python. A flag wins over the file,
+`veneer train` takes all of these except the last two sections', as flags with `-` for `_`, in a YAML file and in Python. A flag wins over the file,
 and the file over the default. `veneer.LoRA` and `veneer.AdaLoRA` take those of their sections. An unknown name is an
 error that names the nearest known one.
 """

@@ -1,4 +1,5 @@
-"""Writes src/veneer/runs/arguments.py from the options: python tests/arguments_file.py. A test compares the two."""
+"""Writes src/veneer/runs/arguments.py, and that of generation, from the options: python tests/arguments_file.py. A test
+compares."""
 
 from __future__ import annotations
 
@@ -10,12 +11,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from veneer.evaluation.config import EvaluateOptions
+from veneer.generation.config import SamplingOptions
 from veneer.planning.config import PlanOptions
 from veneer.prediction.config import PredictOptions
 from veneer.runs.train import RESUMABLE
 from veneer.training.config import TrainConfig
 
 FILE = Path(__file__).parents[1] / "src" / "veneer" / "runs" / "arguments.py"
+OF_GENERATION = FILE.parents[1] / "generation" / "arguments.py"
 HEAD = '''"""The options that public functions take by name, as type checkers read them. No torch here.
 
 Written by tests/arguments_file.py from the option classes, where each option is declared; do not edit.
@@ -88,5 +91,16 @@ def written() -> str:
     )
 
 
+def written_of_generation() -> str:
+    """The whole file of generation, which knows nothing of runs."""
+    sampling = {name: field for name, field in SamplingOptions.model_fields.items() if name != "max_new_tokens"}
+    head = HEAD.replace(
+        "from pathlib import Path\nfrom typing import Any, Literal, TypedDict", "from typing import TypedDict"
+    )
+    about = "The options of `veneer.generate` and `veneer.stream`."
+    return head + _class("SamplingArguments", about, sampling)
+
+
 if __name__ == "__main__":
     FILE.write_text(written(), encoding="utf-8")
+    OF_GENERATION.write_text(written_of_generation(), encoding="utf-8")

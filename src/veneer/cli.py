@@ -154,7 +154,7 @@ def evaluate(run: Path, as_json: bool, **options: Any) -> None:
 @cli.command(short_help="Answer every row of a file.")
 @click.argument("source", metavar="RUN|ADAPTER|MODEL", shell_complete=completes.models)
 @click.argument("data", shell_complete=completes.rows)
-@flags(PredictOptions)
+@flags(PredictOptions, first=("output", "overwrite", "keep", "answer", "labels"))
 def predict(source: str, data: str, **options: Any) -> None:
     """Write what a run, an adapter or a model answers to each row of DATA: label and probabilities, or text.
 

@@ -58,6 +58,8 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("assistant_only_loss", "completion_only_loss", "mask_prompt", "train_on_inputs"), ("learn",)),
     **dict.fromkeys(("max_tokens", "max_completion_tokens"), ("max_new_tokens",)),
     "temp": ("temperature",),
+    **dict.fromkeys(("stop_strings", "stop_sequences", "stop_words"), ("stop",)),
+    **dict.fromkeys(("repeat_penalty", "rep_pen"), ("repetition_penalty",)),
     **dict.fromkeys(("random_state", "random_seed"), ("seed",)),
     "bnb_4bit_use_double_quant": ("double_quantisation",),
     **dict.fromkeys(("bnb_4bit_quant_type", "quant_type"), ("storage",)),
@@ -73,6 +75,7 @@ EXPLAINED: dict[str, tuple[str, str]] = {
         ("bf16", "fp16"), ("storage", "is said by storage, which is how the frozen base is kept; the update is trained "
          "in fp32"),
     ),
+    "do_sample": ("temperature", "follows from temperature: above 0 tokens are sampled"),
 }  # fmt: skip
 
 
@@ -140,7 +143,7 @@ def _explain(error: ValidationError, options: type[Options]) -> str:
 
 def _is_type(part: int | str) -> bool:
     """Whether a part of pydantic's place of a problem is one of the types that an option may have."""
-    return str(part) in ("float", "int", "str", "bool") or str(part).startswith(("literal[", "constrained-"))
+    return str(part) in ("float", "int", "str", "bool") or str(part).startswith(("literal[", "list[", "constrained-"))
 
 
 def unknown_options(names: list[str], options: type[Options]) -> list[str]:

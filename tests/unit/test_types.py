@@ -17,6 +17,7 @@ import pytest
 import arguments_file
 import veneer
 from veneer.evaluation.config import EvaluateOptions
+from veneer.generation.config import SamplingOptions
 from veneer.planning.config import PlanOptions
 from veneer.prediction.config import PredictOptions
 from veneer.runs.train import RESUMABLE
@@ -86,6 +87,8 @@ assert_type(veneer.plan("m", storage="nf4", device="cuda", memory="24GB"), Answe
 veneer.plan("m", storage="nf5")  # refused
 assert_type(veneer.generate(model, tokenizer, "one"), str)
 assert_type(veneer.generate(model, tokenizer, ["one", "two"]), list[str])
+assert_type(veneer.generate(model, tokenizer, "one", temperature=0.7, top_p=0.9, top_k=40, stop="\\n"), str)
+veneer.generate(model, tokenizer, "one", top_q=0.9)  # refused
 for piece in veneer.stream(model, tokenizer, "one"):
     assert_type(piece, str)
 """
@@ -156,6 +159,7 @@ def test_public_calls_are_typed(errors):
 def test_the_arguments_are_the_options():
     """After a change of the options: .venv/bin/python tests/arguments_file.py."""
     assert arguments_file.FILE.read_text(encoding="utf-8") == arguments_file.written()
+    assert arguments_file.OF_GENERATION.read_text(encoding="utf-8") == arguments_file.written_of_generation()
 
 
 def test_help_lists_every_option_with_its_type_default_and_description():
@@ -165,6 +169,8 @@ def test_help_lists_every_option_with_its_type_default_and_description():
         (veneer.evaluate, EvaluateOptions, set(EvaluateOptions.model_fields)),
         (veneer.predict, PredictOptions, set(PredictOptions.model_fields)),
         (veneer.plan, PlanOptions, set(PlanOptions.model_fields) - {"model", "data", "output"}),
+        (veneer.generate, SamplingOptions, set(SamplingOptions.model_fields) - {"max_new_tokens"}),
+        (veneer.stream, SamplingOptions, set(SamplingOptions.model_fields) - {"max_new_tokens"}),
     ):
         parameters = inspect.signature(function).parameters
         assert names <= set(parameters)

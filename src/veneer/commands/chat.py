@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from veneer.commands.generate import said, sides
+from veneer.commands.generate import said, say_what_is_not_followed, sides
 from veneer.generation.config import GenerateOptions
 from veneer.runs.opened import open_named
 from veneer.terminal import harmless
@@ -26,6 +26,7 @@ def talk(source: str | Path, **options: Any) -> None:
     """
     asked, opened = GenerateOptions(**options), open_named(source)
     names = sides(opened, asked)
+    say_what_is_not_followed(opened, asked)
     histories: dict[str, tuple[dict[str, str], ...]] = dict.fromkeys(names, ())
     edited = sys.stdin.isatty() and sys.stdout.isatty() and has_line_editor()
     if sys.stdin.isatty():

@@ -60,7 +60,13 @@ def evaluate(run: str | Path, **options: Unpack[EvaluateArguments]) -> Compariso
         raise DataError(f"{folder} was trained without held-out rows; give some with --data.")
     comparison = _measured(opened, rows, seen, asked, base_of_run(folder))
     write_text(RunFolder(folder).evaluation_file, json.dumps(comparison.as_json(), indent=2) + "\n")
-    return comparison if asked.data else replace(comparison, note=put_scores(RunFolder(folder), comparison))
+    if asked.data:
+        return comparison
+    return replace(comparison, note=_both(comparison.note, put_scores(RunFolder(folder), comparison)))
+
+
+def _both(*notes: str) -> str:
+    return "\n".join(note for note in notes if note)
 
 
 def _of_adapter(folder: Path, asked: EvaluateOptions) -> Comparison:

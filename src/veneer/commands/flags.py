@@ -58,6 +58,8 @@ def _flag(name: str, field: FieldInfo) -> Callable[[Any], Any]:
     kind = field.annotation
     flag = f"--{name.replace('_', '-')}"
     text = field.description or ""
+    if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("texts"):
+        return _texts(flag, name, f"{text} May be given several times; a written \\n is a line break.")
     if kind is bool:
         return click.option(f"{flag}/--no-{name.replace('_', '-')}", name, default=None, help=_help(text, field))
     if get_origin(kind) is Literal:
@@ -68,6 +70,15 @@ def _flag(name: str, field: FieldInfo) -> Callable[[Any], Any]:
         flag, name, callback=_reader(name, kind), metavar=_metavar(kind), help=_help(text, field),
         shell_complete=completer(name, _parts(kind)),
     )  # fmt: skip
+
+
+def _texts(flag: str, name: str, text: str) -> Callable[[Any], Any]:
+    """A flag of whole texts, commas included, one each time that it is given."""
+
+    def read(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> list[str] | None:
+        return [each.replace("\\n", "\n") for each in texts] or None
+
+    return click.option(flag, name, multiple=True, callback=read, metavar="TEXT", help=text)
 
 
 def _help(text: str, field: FieldInfo) -> str:

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
+
 from veneer.data.formats import Example
 from veneer.errors import ConfigError
 from veneer.frozen.weight import int8_activations
 from veneer.generation.config import GenerateOptions
 from veneer.generation.likelihood import class_probabilities
+from veneer.generation.own_settings import not_followed
 from veneer.generation.stream import pieces
 from veneer.runs.opened import Opened, open_named
 from veneer.updates.record import disabled
@@ -50,10 +53,17 @@ def answers(source: str | Path, prompt: str, **options: Any) -> dict[str, Answer
     asked, opened = GenerateOptions(**options), open_named(source)
     question = ({"role": "user", "content": prompt},)
     names = sides(opened, asked)
+    say_what_is_not_followed(opened, asked)
     if opened.renderer.classes:
         shares = {name: _probabilities(opened, prompt, name) for name in names}
         return {name: Answer(next(iter(of_side)), of_side) for name, of_side in shares.items()}
     return {name: Answer("".join(said(opened, question, name, asked))) for name in names}
+
+
+def say_what_is_not_followed(opened: Opened, asked: GenerateOptions) -> None:
+    """A line on standard error about settings of the model that would change an answer elsewhere."""
+    if not opened.renderer.classes and (note := not_followed(opened.model, asked)):
+        click.echo(note, err=True)
 
 
 def with_probability(shares: dict[str, float]) -> str:
@@ -103,7 +113,5 @@ def _said(
         messages = ({"role": "system", "content": opened.system}, *messages)
     chat = opened.chat if options.template == "auto" else options.template == "chat"
     ids = renderer.turn(messages) if chat else renderer.prompt(Example(_ASKED, prompt=prompt, answer="a"))
-    yield from pieces(
-        opened.model, renderer, ids, max_new_tokens=options.max_new_tokens, temperature=options.temperature,
-        seed=options.seed, **({"adapter": None} if side == "base" else {}),
-    )  # fmt: skip
+    adapter: dict[str, Any] = {"adapter": None} if side == "base" else {}
+    yield from pieces(opened.model, renderer, ids, **options.sampling(), **adapter)

@@ -17,7 +17,7 @@ from veneer.data.formats import Example, class_of
 from veneer.data.messages import said_in
 from veneer.data.report import Report
 from veneer.data.template import ChatTemplate
-from veneer.errors import DataError, did_you_mean
+from veneer.errors import DataError, did_you_mean, shown
 from veneer.frozen.text_part import text_config_of
 
 IGNORE = -100  # the label of a token that is not learned, in PyTorch's cross-entropy and everywhere else
@@ -129,8 +129,7 @@ class Renderer:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text inside a row, without begin and end tokens."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
-        return ids
+        return _tokens(self.tokenizer, text, add_special_tokens=False)
 
     def ends(self) -> list[int]:
         """The tokens that end an answer: the end token, and what the chat template closes an answer with."""
@@ -277,7 +276,7 @@ class Renderer:
             )
         else:
             prompt = example.prompt
-        ids: list[int] = self.tokenizer(prompt).input_ids
+        ids = _tokens(self.tokenizer, prompt)
         twice = len(ids) > 1 and ids[-1] == ids[-2] and ids[-1] in self._end()  # the text brings one
         return ids[:-1] if twice else ids
 
@@ -293,7 +292,20 @@ class Renderer:
                 f"{example.where} has the label {name!r}, which is not one of the model's: {', '.join(self.classes)}."
                 f"{did_you_mean(name, self.classes)}"
             )
-        return Tokens(self.tokenizer(example.prompt.strip()).input_ids, [self.classes.index(name)], example.where)
+        return Tokens(_tokens(self.tokenizer, example.prompt.strip()), [self.classes.index(name)], example.where)
+
+
+def _tokens(tokenizer: Any, text: str, **how: bool) -> list[int]:
+    """The tokens of a text. Raises DataError for one with half of a surrogate pair, which no encoding has."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"A text has {text[error.start]!r} as its character {error.start + 1}, half of a surrogate pair, which is "
+            f"no character: the text was cut or decoded wrongly. It begins {shown(text[:60])}."
+        ) from None
+    ids: list[int] = tokenizer(text, **how).input_ids
+    return ids
 
 
 def longest_row(wanted: int, config: Any) -> int:

@@ -10,11 +10,14 @@ from typing import Any
 from rich.table import Table
 
 from veneer.data.formats import Example, class_of
+from veneer.data.known_tokens import refuse_unknown_tokens_in
 from veneer.data.labels import Renderer
 from veneer.evaluation.answers import Answered
 from veneer.evaluation.classes import HEAD, Classes
+from veneer.generation.config import SamplingOptions
 from veneer.generation.generate import exact_matches
 from veneer.generation.likelihood import accuracy, choices_of, likeliest
+from veneer.generation.own_settings import not_followed
 from veneer.notebook import html_table
 from veneer.runs.opened import as_it_was
 from veneer.training.loss import Loss
@@ -133,7 +136,8 @@ def compare(
         before = measure(untrained, renderer, examples, choices, exact, batch_size)
     after = measure(model, renderer, examples, choices, exact, batch_size)
     trained = "adapter" if base is None else "trained model"
-    return Comparison(len(examples), choices, before, after, trained=trained)
+    note = not_followed(model, SamplingOptions()) if exact else ""
+    return Comparison(len(examples), choices, before, after, trained=trained, note=note)
 
 
 def measure(
@@ -142,6 +146,7 @@ def measure(
     """The scores of the model as it is."""
     model.eval()
     rows, _ = renderer.all(examples)
+    refuse_unknown_tokens_in(model, rows)
     loss = Loss(model, renderer.pad, rows[0], kind=renderer.kind).mean(rows, batch_size)
     chosen = likeliest(model, renderer, examples, choices, batch_size) if choices else None
     matched = exact_matches(model, renderer, examples, batch_size) if exact else None

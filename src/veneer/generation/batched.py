@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
 from typing import Any
 
@@ -13,8 +13,10 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer
 
+from veneer.data.known_tokens import known_pad
 from veneer.data.labels import Renderer
 from veneer.generation.lane import Continuation
+from veneer.generation.own_settings import OwnSettings
 from veneer.generation.sampling import Sampler, draw
 from veneer.updates.record import adapters_of, row_adapters
 
@@ -128,8 +130,8 @@ class WholeLane:
     after they were added, and each step hands out one token of them. What they cost is paid in that first step, also by
     an answer that is dropped later."""
 
-    def __init__(self, model: Any, renderer: Renderer, ends: set[int]) -> None:
-        self._model, self._renderer, self._ends = model, renderer, ends
+    def __init__(self, model: Any, renderer: Renderer, own: OwnSettings) -> None:
+        self._model, self._renderer, self._own = model, renderer, own
         self._pending: list[Continuation] = []
         self._answers: dict[int, tuple[Continuation, Iterator[int]]] = {}
 
@@ -150,21 +152,31 @@ class WholeLane:
 
     def _generate(self, members: list[Continuation]) -> list[list[int]]:
         """The tokens after each prompt, padded after an end token up to the longest limit."""
-        ids, mask = padded(self._model, members, self._renderer.pad)
+        pad = known_pad(self._model, self._renderer.pad)
+        ids, mask = padded(self._model, members, pad)
         how = GenerationConfig(
             max_new_tokens=max(member.limit for member in members), do_sample=False,
-            eos_token_id=sorted(self._ends) or None, pad_token_id=self._renderer.pad,
-            bos_token_id=self._renderer.tokenizer.bos_token_id,
-            decoder_start_token_id=getattr(self._model.config, "decoder_start_token_id", None),
+            eos_token_id=sorted(self._own.ends) or None, pad_token_id=pad,
+            bos_token_id=self._renderer.tokenizer.bos_token_id, decoder_start_token_id=self._own.start,
         )  # fmt: skip
         drawn = LogitsProcessorList([_Drawn([member.sampler for member in members])])
-        with each_its_own(self._model, members, ids.shape[1]):
+        with each_its_own(self._model, members, ids.shape[1]), _without_settings(self._model):
             out = self._model.generate(
                 input_ids=ids, attention_mask=mask, generation_config=how, logits_processor=drawn
             )  # fmt: skip
         # A decoder's answer begins with its start token, which no one generated.
         tokens: list[list[int]] = out[:, 1 if self._renderer.seq2seq else ids.shape[1] :].tolist()
         return tokens
+
+
+@contextmanager
+def _without_settings(model: Any) -> Iterator[None]:
+    """transformers' generate fills in what it is not given from the model's settings; here samplers decide alone."""
+    settings, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = settings
 
 
 class _Drawn(LogitsProcessor):  # type: ignore[misc]

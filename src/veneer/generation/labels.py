@@ -17,11 +17,13 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from veneer.data.formats import Example
+from veneer.data.known_tokens import known_pad, refuse_unknown_tokens
 from veneer.data.labels import IGNORE, Renderer, Tokens
 from veneer.data.questions import with_answer
 from veneer.frozen.text_part import text_config_of
 from veneer.generation.batched import has_steps
 from veneer.generation.decoder import ROTATIONS_BY_LENGTH
+from veneer.generation.sampling import refuse_no_numbers
 from veneer.training.batches import Batch, by_length, collate
 
 _WORTH_SHARING = 4  # tokens
@@ -71,7 +73,9 @@ class LabelScores:
     computed once. The model and its adapters stay as they are meanwhile."""
 
     def __init__(self, model: Any, renderer: Renderer, asked: list[Asked]) -> None:
-        self._model, self._renderer = model, renderer
+        self._model, self._renderer, self._pad = model, renderer, known_pad(model, renderer.pad)
+        tokens = (token for row in asked for part in (row.prompt, *row.answers) for token in part)
+        refuse_unknown_tokens(model, "A prompt or a label", [max(tokens)])
         self._longest = max(len(answer) for row in asked for answer in row.answers)
         takes = signature(model.forward).parameters
         self._continues = not renderer.seq2seq and has_steps(model) and "logits_to_keep" in takes and _is_plain(model)
@@ -81,7 +85,13 @@ class LabelScores:
 
     @torch.no_grad()
     def __call__(self, part: list[Asked]) -> Tensor:
-        """(rows, labels), fp32: log-likelihoods of the labels, up to a number that is the same for all of a row."""
+        """(rows, labels), fp32: log-likelihoods of the labels, up to a number that is the same for all of a row.
+        Raises ModelError where they are no numbers."""
+        scores = self._scores(part)
+        refuse_no_numbers(~scores.isnan())
+        return scores
+
+    def _scores(self, part: list[Asked]) -> Tensor:
         if self._continues:
             return self._by_continuing(part)
         if not self._renderer.seq2seq and self._longest == 1:
@@ -144,7 +154,7 @@ class LabelScores:
         each = max(map(len, stems))
         if not each:
             return torch.zeros(())
-        flat = [list(stem) for own in stems for stem in [*own, *[(self._renderer.pad,)] * (each - len(own))]]
+        flat = [list(stem) for own in stems for stem in [*own, *[(self._pad,)] * (each - len(own))]]
         ids, more = self._padded(flat)
         cache.batch_repeat_interleave(each)
         mask = torch.cat([mask.repeat_interleave(each, 0), more], dim=1)
@@ -159,12 +169,12 @@ class LabelScores:
 
     def _padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Tokens and mask (rows, width), padded at the right."""
-        batch = collate([Tokens(ids, [], "") for ids in rows], self._renderer.pad)
+        batch = collate([Tokens(ids, [], "") for ids in rows], self._pad)
         return batch.ids.to(self._model.device), batch.mask.to(self._model.device)
 
     def _by_first_token(self, part: list[Asked]) -> Tensor:
         """By a pass of any model, which keeps nothing."""
-        batch = _on(self._model, collate([Tokens(row.prompt, [], "") for row in part], self._renderer.pad))
+        batch = _on(self._model, collate([Tokens(row.prompt, [], "") for row in part], self._pad))
         logits = _logits(self._model, batch, batch.mask.sum(dim=1) - 1).float().log_softmax(-1).cpu()
         return logits.gather(1, torch.tensor([[answer[0] for answer in row.answers] for row in part]))
 
@@ -209,7 +219,7 @@ def _log_likelihoods(model: Any, renderer: Renderer, rows: list[Tokens], size: i
     places = {id(row): i for i, row in enumerate(rows)}
     scores = torch.empty(len(rows))
     for part in by_length(rows, size):
-        batch = _on(model, collate(part, renderer.pad))
+        batch = _on(model, collate(part, known_pad(model, renderer.pad)))
         if renderer.seq2seq:
             shifted = model.prepare_decoder_input_ids_from_labels(labels=batch.labels)
             logits = model(input_ids=batch.ids, attention_mask=batch.mask, decoder_input_ids=shifted).logits

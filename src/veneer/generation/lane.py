@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from veneer.generation.sampling import Sampler
+from veneer.generation.text import Text
 from veneer.updates.rows import Names
 
 
@@ -18,7 +19,17 @@ class Continuation:
     adapters: Names  # that it is generated with; none: the base
     limit: int  # tokens to generate at most
     sampler: Sampler
+    ends: frozenset[int] = frozenset()  # tokens that end it
+    text: Text | None = None  # where texts end it, too
     tokens: list[int] = field(default_factory=list)
+
+    def put(self, token: int) -> bool:
+        """Add a token to it. Whether it ends with this one."""
+        self.tokens.append(token)
+        if self.text is not None:
+            self.text.put(token)
+        stopped = self.text is not None and self.text.stopped
+        return stopped or token in self.ends or len(self.tokens) == self.limit
 
 
 class Lane(Protocol):

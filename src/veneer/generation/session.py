@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
 from veneer.arguments import refuse_no_model
+from veneer.data.known_tokens import known_pad, refuse_unknown_tokens
 from veneer.data.labels import Renderer
 from veneer.errors import DataError, ModelError
 from veneer.frozen.text_part import text_config_of
 from veneer.generation.batched import BatchedLane, WholeLane, has_steps
+from veneer.generation.config import SamplingOptions
 from veneer.generation.decoder import DecoderLane, Unsupported
 from veneer.generation.lane import Continuation, Lane
+from veneer.generation.own_settings import own_settings
 from veneer.generation.sampling import Sampler
+from veneer.generation.text import Text
 from veneer.updates.record import adapters_of, refuse_merged, refuse_unknown
 from veneer.updates.rows import Names
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from veneer.generation.arguments import SamplingArguments
 
 
 class Adapter(Enum):
@@ -51,35 +62,40 @@ class Session:
     """
 
     def __init__(self, model: Any, renderer: Renderer) -> None:
-        known = getattr(model.generation_config, "eos_token_id", None)
-        self._ends = {*renderer.ends(), *(known if isinstance(known, list) else [] if known is None else [known])}
+        self._own = own_settings(model, renderer)
         self._model, self._renderer = model, renderer
         self._live: dict[int, tuple[Continuation, Lane]] = {}
         self._next = 0
         self._decoder = DecoderLane(model)
         self._other: Lane = (
-            BatchedLane(model, renderer.pad) if has_steps(model) else WholeLane(model, renderer, self._ends)
+            BatchedLane(model, known_pad(model, renderer.pad))
+            if has_steps(model)
+            else WholeLane(model, renderer, self._own)
         )
 
     def add(
         self, prompt: list[int], *, adapter: str | Literal[Adapter.ACTIVE] | None = Adapter.ACTIVE,
-        max_new_tokens: int = 64, temperature: float = 0.0, seed: int = 0,
+        max_new_tokens: int = 64, **how: Unpack[SamplingArguments],
     ) -> int:  # fmt: skip
         """Begin a sequence after ``prompt`` (token ids) and return its key; it gets its first token in the next step.
 
-        ``adapter``: the name of one, None for the base, by default those that are active now. ``temperature``: 0 is
-        greedy; else tokens are drawn from a generator of this ``seed``, for this sequence alone. Raises DataError for a
-        prompt that is empty or fills the model's positions, TargetError for an adapter that is not attached.
+        ``adapter``: the name of one, None for the base, by default those that are active now. ``how``: the others of
+        `SamplingOptions`; tokens are drawn from a generator of this sequence alone. Raises DataError for a prompt that
+        is empty or fills the model's positions, ModelError for one with a token that the model does not have,
+        TargetError for an adapter that is not attached, ConfigError for an option that makes no sense.
         """
+        asked = SamplingOptions(max_new_tokens=max_new_tokens, **how)
         adapters = self._adapters(adapter)
-        limit = min(max_new_tokens, self._positions_after(prompt))
-        new = Continuation(self._next, prompt, adapters, limit, Sampler(temperature, seed))
+        limit = min(asked.max_new_tokens, self._positions_after(prompt))
+        refuse_unknown_tokens(self._model, "A prompt", prompt)
+        new = self._continuation(prompt, adapters, limit, asked)
         lane: Lane = self._decoder
-        try:
-            lane.add(new)
-        except Unsupported:
-            lane = self._other
-            lane.add(new)
+        with _evaluating(self._model):
+            try:
+                lane.add(new)
+            except Unsupported:
+                lane = self._other
+                lane.add(new)
         self._live[new.key] = new, lane
         self._next += 1
         return new.key
@@ -90,9 +106,10 @@ class Session:
         added = []
         for lane in (self._decoder, self._other):
             ended = []
-            for continuation, token in lane.step():
-                continuation.tokens.append(token)
-                ends = token in self._ends or len(continuation.tokens) == continuation.limit
+            with _evaluating(self._model):
+                tokens = lane.step()
+            for continuation, token in tokens:
+                ends = continuation.put(token)
                 ended += [continuation] if ends else []
                 added.append(Added(continuation.key, token, ends))
             self._leave(ended, lane)
@@ -110,6 +127,21 @@ class Session:
     def keys(self) -> list[int]:
         """The sequences that go on, in the order in which they were added."""
         return list(self._live)
+
+    def _continuation(self, prompt: list[int], adapters: Names, limit: int, asked: SamplingOptions) -> Continuation:
+        start = [self._own.start] if self._own.start is not None else []
+        sampler = Sampler(
+            asked.temperature, asked.seed, top_k=asked.top_k, top_p=asked.top_p, min_p=asked.min_p,
+            repetition_penalty=asked.repetition_penalty, forbidden=self._own.forbidden,
+            before=start if self._renderer.seq2seq else prompt,
+        )  # fmt: skip
+        new = Continuation(self._next, prompt, adapters, limit, sampler, self._own.ends)
+        if asked.stop:
+            tokenizer = self._renderer.tokenizer
+            special = {str(token): id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+            new.ends |= {special[stop] for stop in asked.stop if stop in special}
+            new.text = Text(tokenizer, asked.stop)
+        return new
 
     def _leave(self, continuations: list[Continuation], lane: Lane) -> None:
         if continuations:
@@ -140,6 +172,19 @@ class Session:
                 f"A prompt has {len(prompt)} tokens, but the model positions for {positions}: nothing can follow."
             )
         return positions - start
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Answers are those of evaluation, without dropout, also of a model that is being trained."""
+    training = [part for part in model.modules() if part.training] if model.training else []
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def refuse_no_generator(function: str, model: Any) -> None:

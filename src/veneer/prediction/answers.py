@@ -10,13 +10,16 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from veneer.data.formats import Example
+from veneer.data.known_tokens import refuse_unknown_tokens
 from veneer.data.labels import Renderer
 from veneer.errors import DataError
 from veneer.frozen.text_part import text_config_of
 from veneer.generation.batched import has_steps
+from veneer.generation.config import SamplingOptions
 from veneer.generation.labels import LabelScores, asked_of, shortened
 from veneer.generation.likelihood import class_scores, classified
 from veneer.generation.session import Session
+from veneer.generation.text import answer_text
 from veneer.prediction.memory import Room, batched, room_for
 from veneer.prediction.result import Prediction
 
@@ -94,19 +97,20 @@ class Texts:
     labels: tuple[str, ...] = ()
 
     def __init__(
-        self, model: Any, renderer: Renderer, questions: list[Example], tokens: int, *, max_new_tokens: int,
-        temperature: float, seed: int,
-    ) -> None:  # fmt: skip
+        self, model: Any, renderer: Renderer, questions: list[Example], tokens: int, asked: SamplingOptions
+    ) -> None:
         limit = renderer.max_length
         whole = [renderer.prompt(question) for question in questions]
         self.cut = [question.where for question, prompt in zip(questions, whole, strict=True) if len(prompt) > limit]
         self._prompts = [prompt[-limit:] for prompt in whole]
+        for question, prompt in zip(questions, self._prompts, strict=True):
+            refuse_unknown_tokens(model, question.where, prompt)
         self._where = [question.where for question in questions]
-        self._how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+        self._asked = asked
         self._model, self._renderer = model, renderer
         mean = sum(map(len, self._prompts)) / len(self._prompts)
         # Those that are read in a pass are added to up to _LIVE that go on, whose keys and values are kept.
-        kept = 1.0 + _LIVE * (mean + max_new_tokens) / tokens
+        kept = 1.0 + _LIVE * (mean + asked.max_new_tokens) / tokens
         self.room = room_for(model, tokens, logits=_vocabulary(model) / max(1.0, mean), kept=kept)
 
     def of(self, rows: list[int]) -> Iterator[Predicted]:
@@ -116,19 +120,16 @@ class Texts:
         while waiting or live:
             if waiting and (not live or len(live) + len(waiting[0]) <= _LIVE):
                 for row in waiting.popleft():
-                    live[session.add(self._prompts[row], **self._how)] = row, []
+                    live[session.add(self._prompts[row], **self._asked.sampling())] = row, []
             ended: Predicted = []
             for added in session.step():
                 live[added.key][1].append(added.token)
                 if added.ended:
                     row, ids = live.pop(added.key)
-                    ended.append((row, Prediction(self._text(ids))))
+                    text = answer_text(self._renderer.tokenizer, ids, self._asked.stop)
+                    ended.append((row, Prediction(text)))
             if ended:
                 yield ended
-
-    def _text(self, ids: list[int]) -> str:
-        text: str = self._renderer.tokenizer.decode(ids, skip_special_tokens=True)
-        return text
 
 
 def _parts(rows: list[int], widths: list[int], where: list[str], room: Room, most: int = _ANY) -> list[list[int]]:

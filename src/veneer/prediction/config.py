@@ -8,12 +8,12 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from veneer.errors import did_you_mean
-from veneer.options import Options
+from veneer.generation.config import SamplingOptions
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
-class PredictOptions(Options):
+class PredictOptions(SamplingOptions):
     """veneer predict RUN|ADAPTER|MODEL DATA"""
 
     output: str | None = Field(
@@ -33,9 +33,6 @@ class PredictOptions(Options):
     labels: list[str] = Field(
         default=[], description="Labels for a model that generates text. Default: those of the run's rows, if few."
     )
-    max_new_tokens: int = Field(default=128, ge=1, description="Longest text, in tokens.")
-    temperature: float = Field(default=0.0, ge=0, description="0 is greedy; higher is more varied. For text.")
-    seed: int = Field(default=0, ge=0, description="Seed of sampling, each row's own.")
     template: Literal["auto", "chat", "plain"] | None = Field(
         default=None,
         description="Chat template for conversations only (auto), or for prompts, too. Default: the run's.",

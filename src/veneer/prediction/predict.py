@@ -14,6 +14,8 @@ from veneer.data.labels import Renderer, longest_row
 from veneer.data.questions import Questions, to_questions
 from veneer.data.read import Row
 from veneer.errors import ConfigError, DataError, ModelError
+from veneer.generation.config import SamplingOptions
+from veneer.generation.own_settings import not_followed
 from veneer.generation.session import refuse_no_generator
 from veneer.prediction.answers import Answers, Classes, Labels, Texts
 from veneer.prediction.config import PredictOptions
@@ -26,7 +28,7 @@ from veneer.runs.opened import Opened, labels_of
 from veneer.training.fused import fused_passes
 from veneer.updates.record import adapters_of
 
-_OF_TEXT = ("max_new_tokens", "temperature", "seed")
+_OF_TEXT = tuple(SamplingOptions.model_fields)
 
 
 def refuse_taken_output(options: PredictOptions) -> Path | None:
@@ -57,6 +59,8 @@ def predictions(opened: Opened, rows: list[Row], options: PredictOptions, consol
     kept = kept_columns(rows, options.keep, answers.labels)
     output = Output(path, rows, kept) if path else None
     notes = _notes(questions, answers, renderer)
+    if isinstance(answers, Texts) and (note := not_followed(opened.model, options)):
+        notes.append(note)
     for note in [*notes, _summary(rows, answers)]:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     with _kept(opened, rows, renderer, options, answers.labels, path) as there:
@@ -111,7 +115,7 @@ def _kept(
         return
     how: dict[str, Any] = {"labels": list(labels), "template": renderer.template, "max_length": renderer.max_length}
     if not labels:
-        how |= {name: getattr(options, name) for name in _OF_TEXT}
+        how |= options.sampling()
     known = identity(opened.model, adapters_of(opened.model).active, rows, how)
     with partial(path, known, overwrite=options.overwrite) as there:
         try:
@@ -145,8 +149,7 @@ def _answers(opened: Opened, renderer: Renderer, questions: Questions, options: 
     refuse_no_generator("predict", model)
     labels = _labels(opened, items, options)
     if not labels:
-        how = {name: getattr(options, name) for name in _OF_TEXT}
-        return Texts(model, renderer, items, tokens, **how)
+        return Texts(model, renderer, items, tokens, options)
     asked = [name for name in _OF_TEXT if name in options.model_fields_set]
     if asked:
         raise ConfigError(

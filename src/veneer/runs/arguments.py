@@ -205,6 +205,22 @@ class EvaluateArguments(TypedDict, total=False):
 class PredictArguments(TypedDict, total=False):
     """The options of `veneer.predict`."""
 
+    max_new_tokens: int
+    """Longest answer, in tokens."""
+    temperature: float
+    """0 is greedy; higher is more varied."""
+    top_p: float
+    """Sample among the likeliest tokens that make up this share; 1: among all."""
+    top_k: int
+    """Sample among this many of the likeliest tokens; 0: among all."""
+    min_p: float
+    """Sample among tokens with at least this share of the likeliest one's probability; 0: among all."""
+    repetition_penalty: float
+    """Above 1 tokens of the prompt and of the answer so far become less likely; 1: no penalty."""
+    stop: str | list[str]
+    """Texts that end an answer, which does not include them. A special token counts, too."""
+    seed: int
+    """Seed of sampling, for each prompt its own generator of this seed."""
     output: str | Path
     """File to write, in the rows' order: .jsonl, .csv or .parquet. Default: JSON lines on the terminal, or in
     Python no file."""
@@ -217,12 +233,6 @@ class PredictArguments(TypedDict, total=False):
     classifier, where the run was trained on a few, or where labels gives some."""
     labels: str | list[str]
     """Labels for a model that generates text. Default: those of the run's rows, if few."""
-    max_new_tokens: int
-    """Longest text, in tokens."""
-    temperature: float
-    """0 is greedy; higher is more varied. For text."""
-    seed: int
-    """Seed of sampling, each row's own."""
     template: Literal["auto", "chat", "plain"] | None
     """Chat template for conversations only (auto), or for prompts, too. Default: the run's."""
     max_length: int | None

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from veneer.data.known_tokens import refuse_unknown_tokens_in
 from veneer.data.labels import Tokens
 from veneer.errors import ConfigError, ModelError, TrainingError
 from veneer.frozen.layers import storage_of
@@ -98,7 +99,7 @@ def begin(prepared: Prepared) -> Begun:
     _refuse_other_schedule(allocator, total)
     if not trained.parameters:
         raise TrainingError("The active adapter is not trainable; load it with trainable=True to train it further.")
-    _refuse_unknown_tokens(model, steps.rows + steps.held_out)
+    refuse_unknown_tokens_in(model, steps.rows + steps.held_out)
     _check_disk(folder, config, model, trained, allocator)
     optimizer = _optimizer(config, [p for p in trained_tensors(model).values() if p.requires_grad])
     renderer = prepared.renderer
@@ -158,16 +159,6 @@ def _refuse_other_schedule(allocator: Allocator | None, total: int) -> None:
             f"The attached AdaLoRA adapter has taken {allocator.step} of total_steps = {allocator.config.total_steps}, "
             f"and the run takes {total} from the start; attach it with total_steps={total}, or give "
             f"steps={allocator.config.total_steps} to a new one."
-        )
-
-
-def _refuse_unknown_tokens(model: Any, rows: list[Tokens]) -> None:
-    embedding = model.get_input_embeddings()
-    row = max(rows, key=lambda row: max(row.ids))
-    if max(row.ids) >= embedding.weight.shape[0]:
-        raise ModelError(
-            f"{row.where} holds token {max(row.ids)}, but the model's embedding has {embedding.weight.shape[0]} rows: "
-            f"the tokenizer is another model's, or lacks model.resize_token_embeddings(len(tokenizer))."
         )
 
 

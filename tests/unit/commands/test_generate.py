@@ -73,6 +73,36 @@ def test_sampling(finished_run, veneer_command):
     assert sample(1) == sample(1) != sample(2)
 
 
+def test_stop_texts(tiny_folder, veneer_command, refused):
+    asked = ("generate", tiny_folder, "x", "--max-new-tokens", 30, "--json")
+    whole = json.loads(veneer_command(*asked).out)["model"]
+    place = len(whole) // 2
+    stop = next(whole[i : i + 2] for i in range(place, len(whole)) if whole[i].isascii() and whole[i].isprintable())
+    found = json.loads(veneer_command(*asked, "--stop", "a, never said", "--stop", stop).out)["model"]
+    assert found == whole[: whole.index(stop)]
+    assert found != whole
+    said = veneer_command("chat", tiny_folder, "--max-new-tokens", 30, "--stop", stop, stdin="x\n").out
+    assert stop not in said.removeprefix("you> model> ").removesuffix("\nyou> ")
+    assert refused("generate", tiny_folder, "x", "--stop", "") == (
+        "stop has an empty text, which would end every answer at once; leave it out."
+    )
+
+
+def test_a_written_line_break_stops_at_a_line_break(tiny_folder, veneer_command, monkeypatch):
+    given = []
+    monkeypatch.setattr("veneer.commands.generate.answers", lambda *_, **options: given.append(options) or {})
+    veneer_command("generate", tiny_folder, "x", "--stop", r"\n", "--stop", "User:, a")
+    veneer_command("generate", tiny_folder, "x")
+    assert given == [{"stop": ["\n", "User:, a"]}, {}]
+
+
+def test_cutting_off_needs_a_temperature(tiny_folder, refused, veneer_command):
+    assert refused("generate", tiny_folder, "x", "--top-k", "5").startswith("top_k = 5 does nothing at temperature 0, ")
+    how = ("--temperature", 3, "--top-k", 1, "--max-new-tokens", 6)
+    greedy = veneer_command("generate", tiny_folder, "x", "--max-new-tokens", 6)
+    assert veneer_command("generate", tiny_folder, "x", *how) == greedy
+
+
 def test_the_template_is_the_one_the_run_was_trained_with(conversing, finished_run, veneer_command):
     assert veneer_command("generate", conversing, "hi").out == "yo\n"
     plain = veneer_command("generate", conversing, "hi", "--template", "plain", "--max-new-tokens", 8).out

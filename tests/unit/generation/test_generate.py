@@ -159,8 +159,8 @@ def test_other_wrong_arguments_are_sentences(parts, tiny_encoder):
             " takes a loaded model (a torch.nn.Module) as model, not the str 'folder'.",
         ),
         ((model, "folder", "x"), {}, " takes the model's tokenizer as tokenizer, not the str 'folder'."),
-        ((model, made, "x"), {"max_new_tokens": 0}, "GenerateOptions: max_new_tokens = 0 is not valid: "),
-        ((model, made, "x"), {"temperature": "hot"}, "GenerateOptions: temperature = 'hot' is not valid: "),
+        ((model, made, "x"), {"max_new_tokens": 0}, "SamplingOptions: max_new_tokens = 0 is not valid: "),
+        ((model, made, "x"), {"temperature": "hot"}, "SamplingOptions: temperature = 'hot' is not valid: "),
         ((tf.BertModel.from_pretrained(tiny_encoder), made, "x"), {}, "A BertModel has no head that generates text"),
     ):
         for function in (veneer.generate, veneer.stream):
@@ -175,6 +175,87 @@ def test_other_wrong_arguments_are_sentences(parts, tiny_encoder):
     plain = tokenizer(chat=None)
     with pytest.raises(veneer.VeneerError, match="has no chat template"):
         veneer.generate(model, plain, [{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": -1}, "SamplingOptions: max_new_tokens = -1 is not valid: Input should be greater than"),
+        ({"temperature": float("nan")}, "SamplingOptions: temperature = nan is not valid: Input should be a finite"),
+        ({"temperature": float("inf")}, "SamplingOptions: temperature = inf is not valid: Input should be a finite"),
+        ({"temperature": -0.1}, "SamplingOptions: temperature = -0.1 is not valid: Input should be greater"),
+        ({"seed": 2**64}, "SamplingOptions: seed = 18446744073709551616 is not valid: Input should be less than"),
+        ({"top_p": 0.0, "temperature": 1}, "SamplingOptions: top_p = 0.0 is not valid: Input should be"),
+        ({"top_k": -1}, "SamplingOptions: top_k = -1 is not valid: "),
+        ({"min_p": 1.5}, "SamplingOptions: min_p = 1.5 is not valid: "),
+        ({"repetition_penalty": 0}, "SamplingOptions: repetition_penalty = 0 is not valid: "),
+        ({"top_p": 0.9}, "top_p = 0.9 does nothing at temperature 0, which takes the likeliest token; give a "
+                         "temperature above 0, such as 0.7, or leave top_p out."),
+        ({"stop": ["a", ""]}, "stop has an empty text, which would end every answer at once; leave it out."),
+        ({"stop": 3}, "SamplingOptions: stop = 3 is not valid: Input should be a valid string, or a valid list."),
+        ({"stop_strings": "a"}, "SamplingOptions has other names for these: stop_strings is stop."),
+        ({"do_sample": True}, "SamplingOptions has other names for these: do_sample follows from temperature: above 0"),
+        ({"top_q": 1}, "SamplingOptions has no option 'top_q'. Did you mean 'top_p'"),
+    ],
+)  # fmt: skip
+def test_options_that_make_no_sense_are_sentences(parts, options, message):
+    model, renderer = parts
+    for function in (veneer.generate, veneer.stream):
+        with pytest.raises(veneer.VeneerError, match=f"^{re.escape(message)}"):
+            function(model, renderer.tokenizer, "a", **options)
+
+
+def test_half_of_a_surrogate_pair_is_a_sentence(parts):
+    model, renderer = parts
+    message = re.escape(
+        r"A text has '\ud83d' as its character 3, half of a surrogate pair, which is no character: the text was cut or "
+        r"decoded wrongly. It begins 'ab\ud83d'."
+    )
+    with pytest.raises(veneer.VeneerError, match=f"^{message}$"):
+        veneer.generate(model, renderer.tokenizer, "ab\ud83d")
+    with pytest.raises(veneer.VeneerError, match="half of a surrogate pair"):
+        veneer.generate(model, renderer.tokenizer, [{"role": "user", "content": "ab\ud83d"}])
+    for seq2seq in (False, True):
+        with pytest.raises(veneer.VeneerError, match="half of a surrogate pair"):
+            Renderer(renderer.tokenizer, seq2seq=seq2seq).prompt(Example("d", prompt="\udc00", answer="a"))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
+def test_a_token_without_an_embedding_is_a_sentence(name):
+    made = tokenizer()
+    message = r"^A prompt holds token \d+, but the model's embedding has 64 rows: .*resize_token_embeddings"
+    with pytest.raises(veneer.VeneerError, match=message):
+        veneer.generate(tiny.build(name), made, "a\xff")
+
+
+def test_a_token_without_an_embedding_is_a_sentence_to_every_command(tmp_path, refused):
+    made, folder = tokenizer(), tmp_path / "small"
+    for part in (tiny.build("llama"), made):
+        part.save_pretrained(folder)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a\xff"}\n', encoding="utf-8")
+    for more in (("generate", folder, "a\xff"), ("predict", folder, tmp_path / "rows.jsonl"),
+                 ("predict", folder, tmp_path / "rows.jsonl", "--labels", "a,b")):  # fmt: skip
+        assert "but the model's embedding has 64 rows" in refused(*more)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
+def test_a_pad_token_without_an_embedding_pads_all_the_same(name):
+    model, renderer = tiny.build(name), Renderer(tokenizer(), seq2seq=name == "t5")
+    assert renderer.pad >= tiny.VOCABULARY
+    prompts = [[5, 6, 7, 8], [7], [9, 10]]
+    alone = [continuations(model, renderer, [prompt], max_new_tokens=4)[0] for prompt in prompts]
+    assert continuations(model, renderer, prompts, max_new_tokens=4) == alone
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
+def test_logits_that_are_no_numbers_are_a_sentence(name, temperature):
+    model = tiny.build(name)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[3] = float("nan")
+    renderer = Renderer(tokenizer(), seq2seq=name == "t5")
+    with pytest.raises(veneer.VeneerError, match=r"^The model's logits are not finite, so there is no answer: "):
+        continuations(model, renderer, [[5, 6], [7]], max_new_tokens=3, temperature=temperature)
 
 
 def test_exact_matches(tiny_folder):

@@ -128,6 +128,14 @@ def test_choices_have_the_tokens_that_are_trained():
     assert [each.answers[0] for each in scored] == [trained[:-1], trained]
 
 
+def test_scores_that_are_no_numbers_are_a_sentence(tiny_folder, tiny_encoder):
+    model, made = veneer.load(tiny_folder)
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    with pytest.raises(veneer.VeneerError, match=r"^The model's logits are not finite"):
+        likeliest(model, Renderer(made), _examples(), ["a", "bc"], 4)
+
+
 def test_accuracy_is_the_share_of_right_answers():
     examples = _examples((" a", " b"))
     assert accuracy([" a"] * len(examples), examples) == pytest.approx(4 / 7)

@@ -89,7 +89,13 @@ def test_a_classifiers_classes(finished_classifier):
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_texts_are_those_that_generate_gives(loaded, temperature, monkeypatch):
     monkeypatch.setattr(kinds, "_LIVE", 4)  # fewer than rows, so that some join while others go on
-    how = {"max_new_tokens": 6, "temperature": temperature, "seed": 5}
+    how = {
+        "max_new_tokens": 6,
+        "temperature": temperature,
+        "seed": 5,
+        "repetition_penalty": 1.2,
+        "stop": ["a", "\ufffd"],
+    }
     result, said = _predict(*loaded, data=ROWS, **how)
     assert [each.text for each in result] == [veneer.generate(*loaded, prompt, **how) for prompt in PROMPTS]
     assert result.labels == ()
