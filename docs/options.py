@@ -51,9 +51,9 @@ INTRODUCTION = """\
 
 <!-- Made by docs/options.py from the fields in src/veneer. Do not edit; run: make docs-options -->
 
-`veneer train` takes all of these except the last two sections', as flags with `-` for `_`, in a YAML file and in Python. A flag wins over the file,
-and the file over the default. `veneer.LoRA` and `veneer.AdaLoRA` take those of their sections. An unknown name is an
-error that names the nearest known one.
+`veneer train` takes all of these except the last two sections', as flags with `-` for `_`, in a YAML file and in
+Python. A flag wins over the file, and the file over the default. `veneer.LoRA` and `veneer.AdaLoRA` take those of their
+sections. An unknown name is an error that names the nearest known one.
 """
 
 

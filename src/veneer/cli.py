@@ -71,9 +71,10 @@ def plan(model: str | None, run_yaml: Path | None, as_json: bool, **options: Any
 
     from veneer.commands.plan import Answer, answer
     from veneer.kernels.heap import own_heap
+    from veneer.runs.start_options import with_start_options
 
     own_heap()  # as train does, whose memory is planned
-    if model is None:
+    if model is None and options["adapter"] is None:
         from veneer.planning.sizes import Sizes, sizes
 
         others = [f"--{name.replace('_', '-')}" for name in given(options) if name != "rank"]
@@ -84,10 +85,10 @@ def plan(model: str | None, run_yaml: Path | None, as_json: bool, **options: Any
             )
         prediction: Answer | Sizes = sizes(PlanOptions(model="", **given(options)).rank)
     else:
-        if run_yaml is None and model.endswith((".yaml", ".yml")):
+        if run_yaml is None and model is not None and model.endswith((".yaml", ".yml")):
             run_yaml, model = Path(model), None
         values = {**(read_options(run_yaml) if run_yaml else {}), **given({"model": model, **options})}
-        prediction = answer(PlanOptions(**values))
+        prediction = answer(PlanOptions(**with_start_options(values, PlanOptions)))
     if as_json:
         _print_json(prediction.as_json())
     else:
@@ -100,7 +101,7 @@ def plan(model: str | None, run_yaml: Path | None, as_json: bool, **options: Any
     "--resume", type=click.Path(path_type=Path), metavar="RUN", shell_complete=completes.folders,
     help="Go on with a run from where it is.",
 )  # fmt: skip
-@flags(TrainConfig, first=("model", "data", "output", "held_out", "method", "storage", "steps", "rank"))
+@flags(TrainConfig, first=("model", "data", "output", "adapter", "held_out", "method", "storage", "steps", "rank"))
 def train(run_yaml: Path | None, resume: Path | None, **options: Any) -> None:
     """Train an adapter for MODEL on the rows of DATA and write it, with checkpoints and metrics, to OUTPUT.
 
@@ -110,10 +111,12 @@ def train(run_yaml: Path | None, resume: Path | None, **options: Any) -> None:
     veneer train --model smollm2-135m-instruct --data bbc-topics --steps 100 --output runs/bbc
     veneer train runs/bbc/config.yaml --rank 16 --output runs/bbc-r16
     veneer train --resume runs/bbc
+    veneer train --adapter runs/bbc --data more.jsonl --output runs/bbc-more
     """
 
     from veneer.commands import train as runs
     from veneer.kernels.heap import own_heap
+    from veneer.runs.start_options import with_start_options
 
     own_heap()
     if resume is not None:
@@ -122,7 +125,7 @@ def train(run_yaml: Path | None, resume: Path | None, **options: Any) -> None:
         result = runs.resume(resume, **given(options))
     else:
         values = {**(read_options(run_yaml) if run_yaml else {}), **given(options)}
-        result = runs.train(config=TrainConfig(**values))
+        result = runs.train(config=TrainConfig(**with_start_options(values, TrainConfig)))
     loss = "" if result.loss_after is None else f" Held-out loss {result.loss_before:.3f} → {result.loss_after:.3f}."
     written, folder = result.written, result.folder
     both = " --both" if written.name == "adapter" else ""

@@ -22,6 +22,7 @@ from veneer.reporting.heatmap import ranks_of
 from veneer.reporting.loading import LoadedBy, Recipe, own_tokens, ways_to_load
 from veneer.runs.facts import CARD_NAME, Facts, read_facts
 from veneer.runs.folder import RunFolder
+from veneer.runs.start import started_from
 from veneer.updates.adapter_file import read_tensors
 from veneer.updates.peft_config import CONFIG_NAME, read_fields
 
@@ -234,6 +235,7 @@ def _trained(described: _Described) -> list[str]:
     lines = [
         f"- Rows: {rows.train:,} of the shape {rows.shape}; {rows.held_out:,} more were held out.",
         f"- Steps: {facts.steps:,}." + ("" if described.own_weights else f" Base kept in {facts.kept['storage']}."),
+        *([f"- Began from the adapter {', then '.join(map(started_from, facts.began))}."] if facts.began else []),
         *([f"- Classes: {', '.join(facts.classes)}."] if facts.classes else []),
         *(["- Questions are asked in the chat template."] if prompts.chat and not facts.classes else []),
         *(["- All conversations begin with one system message, which is in `veneer.json`."] if prompts.system else []),

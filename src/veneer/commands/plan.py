@@ -25,6 +25,8 @@ from veneer.runs.memory import Process
 from veneer.runs.plan_rows import PlanRows, rows_of_plan
 from veneer.runs.prepare import take_given
 from veneer.runs.rows import Given, width_of
+from veneer.runs.start import planned_update
+from veneer.runs.start_options import with_start_options
 from veneer.terminal import terminal
 from veneer.training.automatic import Size, automatic, awaited, sentence
 from veneer.units import amount, compared, duration
@@ -142,10 +144,11 @@ class Answer:
 
 
 @shows(PlanOptions, [name for name in PlanOptions.model_fields if name not in ("model", "output")])
-def plan(model: str | os.PathLike[str], **options: Unpack[PlanArguments]) -> Answer:
+def plan(model: str | os.PathLike[str] | None = None, **options: Unpack[PlanArguments]) -> Answer:
     """Whether a training run over ``model`` fits the memory, how long it takes, and what would fit if it does not.
 
-    ``model``: a name, folder or GGUF file, of which the config is read, and for ``data`` the tokenizer; no weights.
+    ``model``: a name, folder or GGUF file, of which the config is read, and for ``data`` the tokenizer; no weights. It
+    may be left out where ``adapter`` names a run or an adapter's folder to start from.
     ``data``: the rows that the run will train on, as a path or name or in memory, as `veneer.train` takes them: the
     plan is the one that ``train`` makes just before its first step. Without rows each is assumed to have ``max_length``
     tokens. Other ``options``: those of `veneer.train`, and ``device`` ("cpu", or "cuda" for the memory on a GPU);
@@ -163,10 +166,11 @@ def plan(model: str | os.PathLike[str], **options: Unpack[PlanArguments]) -> Ans
         >>> 0 < answer.plan.needed <= answer.plan.peak
         True
     """
-    if not isinstance(model, str | os.PathLike):
+    if not isinstance(model, str | os.PathLike) and (model is not None or not options.get("adapter")):
         raise ArgumentError(f"plan takes a model's name or path (str or pathlib.Path), not {described(model)}.")
     asked, given = take_given(dict(options))
-    return answer(PlanOptions(model=os.fspath(model), **asked), given, Process.now())
+    named = {} if model is None else {"model": os.fspath(model)}
+    return answer(PlanOptions(**with_start_options({**named, **asked}, PlanOptions)), given, Process.now())
 
 
 def answer(options: PlanOptions, given: Given | None = None, process: Process | None = None) -> Answer:
@@ -177,7 +181,8 @@ def answer(options: PlanOptions, given: Given | None = None, process: Process | 
     """
     limit = limit_of(options, usable_memory(CPU))
     rows = rows_of_plan(options, given or {}) if options.data else None
-    known = {"base": base_asked(options)} if rows is None else rows.known()
+    known: dict[str, Any] = {"base": base_asked(options)} if rows is None else rows.known()
+    known |= planned_update(options)
     machine = _machine(options, limit, known)
     if process is not None and options.device == CPU:
         machine = replace(process, machine=machine).at()

@@ -27,6 +27,7 @@ from veneer.training.config import TrainConfig
 from veneer.training.eight_bit import state_bytes
 from veneer.training.loss import How, tokens_gone_through
 from veneer.units import amount, duration
+from veneer.updates.config import LoRA
 
 # The share of the activations that glibc's heap held beyond the blocks: 0.28 to 0.55 in runs of benchmarks/plan.py
 # without a heap of our own, whose holes hold nothing. It varies, and is not predicted run by run.
@@ -89,13 +90,14 @@ class Plan:
 
 def plan(
     config: TrainConfig, machine: Machine, *, base: Base | None = None, rows: list[Tokens] | None = None,
-    how: How | None = None, recomputed: int | None = None, steps: int | None = None,
+    how: How | None = None, recomputed: int | None = None, steps: int | None = None, update: LoRA | None = None,
 ) -> Plan:  # fmt: skip
     """The plan of the run that ``config`` describes.
 
     ``rows``: those of the step that takes the most memory; without them they are as many and as long as the options
     allow, every token learned. ``how`` the loss is computed, where it is known; ``recomputed``: the number of layers
-    whose activations are recomputed, where it is not all or none; ``steps`` of the run, where its epochs say so.
+    whose activations are recomputed, where it is not all or none; ``steps`` of the run, where its epochs say so;
+    ``update``: what is trained, where the options do not describe it.
 
     Raises ModelError where there is no such model, and what the options of its update raise.
 
@@ -111,9 +113,9 @@ def plan(
         recomputed = 0
     steps = config.steps or steps
     passes, largest, count = _passes(config, base, rows, how is not None and how.packed)
-    update = config.method if config.trains_own_weights else config.update(steps or _MANY_STEPS)
+    trained = update or (config.method if config.trains_own_weights else config.update(steps or _MANY_STEPS))
     step = trace_step(
-        base, update, largest, recomputed=recomputed, how=how, smoothing=config.label_smoothing, on_cpu=on_cpu
+        base, trained, largest, recomputed=recomputed, how=how, smoothing=config.label_smoothing, on_cpu=on_cpu
     )  # fmt: skip
     loading, read = _loading(base, step.weights, machine, on_cpu)
     seconds, shares = _time(step, passes, machine) if on_cpu and machine.rates else (None, {})

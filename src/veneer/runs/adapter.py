@@ -33,9 +33,9 @@ def load_adapted(folder: Path, base: str | None = None, **kept: Any) -> tuple[An
     """
     from_peft(folder)  # refuses what is no adapter's config
     facts = read_facts(folder)
-    source = base or _base_of(folder, facts)
+    source = base or named_base(folder, facts)
     if facts is None:
-        model, tokenizer = load(source, **kept, **_task_by_peft(folder))
+        model, tokenizer = load(source, **kept, **task_by_peft(folder))
         load_adapter(model, folder)
         return model, tokenizer
     torch.manual_seed(facts.seed)  # as before the run: a classification head may be new
@@ -43,7 +43,7 @@ def load_adapted(folder: Path, base: str | None = None, **kept: Any) -> tuple[An
     model, tokenizer = load(source, **how, task=facts.task, labels=facts.classes or None)
     if facts.own_tokenizer:
         tokenizer = tokenizer_in(folder)
-    _resize(model, folder, facts)
+    give_tokens(model, folder, facts)
     tokenizer.chat_template = facts.prompts.chat_template
     if facts.prompts.date is not None:
         pin_date(tokenizer, facts.prompts.date)
@@ -57,7 +57,7 @@ def known_of(folder: Path) -> str:
     return f"{facts.base.name}, {facts.base.kind}, {facts.base.parameters:,} parameters" if facts else ""
 
 
-def _base_of(folder: Path, facts: Facts | None) -> str:
+def named_base(folder: Path, facts: Facts | None) -> str:
     """The base that the folder names. Raises AdapterFileError where it names none, or a place that is not here."""
     config = folder / CONFIG_NAME
     base = base_named(read_fields(folder))
@@ -72,7 +72,7 @@ def _base_of(folder: Path, facts: Facts | None) -> str:
     return base
 
 
-def _task_by_peft(folder: Path) -> dict[str, Any]:
+def task_by_peft(folder: Path) -> dict[str, Any]:
     """The task that PEFT's config names; of a classifier its classes, numbered, as many as its head has rows."""
     task = _TASKS.get(read_fields(folder).get("task_type"))
     if task != "classification":
@@ -87,7 +87,7 @@ def _task_by_peft(folder: Path) -> dict[str, Any]:
     return {"task": task, "labels": [f"LABEL_{number}" for number in range(sizes[-1])]}
 
 
-def _resize(model: Any, folder: Path, facts: Facts) -> None:
+def give_tokens(model: Any, folder: Path, facts: Facts) -> None:
     """Give the base as many tokens as it had under the adapter. Raises AdapterFileError where these are not in it."""
     there, wanted = model.get_input_embeddings().weight.shape[0], facts.base.tokens
     if there == wanted:

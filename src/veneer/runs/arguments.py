@@ -83,6 +83,8 @@ class TrainArguments(Needed, total=False):
     B start from what quantising the base lost."""
     loftq_iterations: int
     """Iterations of init loftq; from the second on the base's codes change, and are saved, too."""
+    adapter: str | None
+    """Run or adapter folder to start from; model, method and the update's options are those of it."""
     held_out: float | str | Path
     """Rows kept from training to measure on: a share, a number of rows, or a file. 0: none."""
     method: Literal["lora", "adalora", "full", "bias", "head"]
@@ -309,6 +311,8 @@ class PlanArguments(TypedDict, total=False):
     """Iterations of init loftq; from the second on the base's codes change, and are saved, too."""
     data: Any
     """Rows, as train takes them. Default: each row is assumed to have max_length tokens."""
+    adapter: str | None
+    """Run or adapter folder to start from; model, method and the update's options are those of it."""
     held_out: float | str | Path
     """Rows kept from training to measure on: a share, a number of rows, or a file. 0: none."""
     method: Literal["lora", "adalora", "full", "bias", "head"]

@@ -94,7 +94,7 @@ def begin(prepared: Prepared) -> Begun:
     torch.manual_seed(config.seed)
     with_adapter = bool(adapters_of(model).configs)
     if not with_adapter:
-        _let_train(model, config, total, folder)
+        _let_train(prepared, config, total, folder)
     allocator, trained = active_allocator(model), trainable(model)
     _refuse_other_schedule(allocator, total)
     if not trained.parameters:
@@ -139,10 +139,14 @@ def notes_on(name: str) -> list[str]:
     return []
 
 
-def _let_train(model: Any, config: TrainConfig, total: int, folder: RunFolder) -> None:
-    """Let the model's own weights train, or attach the update that the options describe."""
+def _let_train(prepared: Prepared, config: TrainConfig, total: int, folder: RunFolder) -> None:
+    """Let the model's own weights train, or attach the update: the one to start from, or as the options describe it."""
+    model = prepared.model
     if config.trains_own_weights:
         train_own_weights(model, config.method)
+        return
+    if prepared.start is not None:
+        prepared.start.put_on(model, config.dropout)
         return
     # A base that LoftQ changed already is not changed again: the checkpoint has A and B.
     begun = folder.base_source(config) == str(folder.base)

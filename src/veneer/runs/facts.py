@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,13 +18,15 @@ from veneer.documents import read_json
 from veneer.errors import AdapterFileError
 from veneer.files import write_text
 from veneer.models.origin import bare_name, license_of
-from veneer.runs.prepare import Prepared
 from veneer.updates.trainable import trainable
+
+if TYPE_CHECKING:
+    from veneer.runs.prepare import Prepared
 
 FACTS_NAME = "veneer.json"
 CARD_NAME = "README.md"
-VERSION = 1
-_PATHS = {"model", "data", "output", "held_out"}  # options that name places of one machine
+VERSION = 2  # that is read; a file without `began` is of version 1, which earlier releases read
+_PATHS = {"model", "data", "output", "held_out", "adapter"}  # options that name places of one machine
 
 Before = tuple[float | None, float | None]
 
@@ -63,10 +65,18 @@ class Rows(_Part):
     held_out: int
 
 
+class Began(_Part):
+    """An adapter that a run started from."""
+
+    adapter: str  # its name, without a path
+    steps: int | None = None  # None where it has no veneer.json
+    rows: int | None = None  # that it was trained on
+
+
 class Facts(_Part):
     """What veneer.json says. ``scores``: a measure's name → (base, adapter), losses in nats."""
 
-    version: int = VERSION
+    version: int = 1
     task: Literal["causal", "seq2seq", "classification"]
     classes: list[str]  # by their ids
     choices: list[str] = Field(default_factory=list)  # the few answers of the rows, as they follow a prompt
@@ -79,17 +89,23 @@ class Facts(_Part):
     options: dict[str, Any]  # those that are not the defaults
     rows: Rows
     steps: int
+    began: list[Began] = Field(default_factory=list)  # the adapters it started from, the first one first
     scores: dict[str, Before] = Field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write `veneer.json` into an adapter's or a model's folder. Raises OSError."""
-        write_text(folder / FACTS_NAME, json.dumps(self.model_dump(), indent=2, ensure_ascii=False) + "\n")
+        values = {**self.model_dump(), "version": VERSION if self.began else 1}
+        if not self.began:
+            del values["began"]
+        write_text(folder / FACTS_NAME, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def facts_of(prepared: Prepared, steps: int, losses: Before, *, own_tokenizer: bool) -> Facts:
     """The facts of a run that ends after so many ``steps``; ``losses``: of held-out rows, before and after."""
     config, model, tokenizer, renderer = prepared.config, prepared.model, prepared.tokenizer, prepared.renderer
-    rows = prepared.facts()
+    rows, start = prepared.facts(), prepared.start
+    if start is not None:  # what was measured first was no base
+        losses = None, losses[1]
     options = {name: value for name, value in config.changed().items() if name not in _PATHS}
     return Facts(
         task=renderer.kind,
@@ -103,12 +119,13 @@ def facts_of(prepared: Prepared, steps: int, losses: Before, *, own_tokenizer: b
             date=pinned_date(tokenizer),
         ),
         own_tokenizer=own_tokenizer,
-        seed=config.seed,
+        seed=config.seed if start is None else start.seed(config),
         method=config.method,
         options=options,
         rows=Rows(**{name: rows[name] for name in Rows.model_fields}),
         steps=steps,
-        scores={} if None in losses else {"loss": losses},
+        began=[] if start is None else start.began(),
+        scores={} if losses[1] is None or (losses[0] is None and start is None) else {"loss": losses},
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 run/
   config.yaml  data.jsonl  rows.json  environment.json  plan.json  metrics.jsonl  advice.json
   evaluation.json  report.html
-  adapter/ (or model/)  best/  base/  tokenizer/  checkpoints/step-000200/  tensorboard/
+  adapter/ (or model/)  best/  base/  start/  tokenizer/  checkpoints/step-000200/  tensorboard/
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class RunFolder:
     model = _Inside("model")  # or, where the model's own weights are trained: a transformers folder
     best = _Inside("best")  # the adapter (or weights) with the lowest held-out loss so far
     tokenizer = _Inside("tokenizer")  # where it is not the model's own: it came changed in memory
+    start = _Inside("start")  # the adapter that it started from, copied, where it did
     base = _Inside("base")  # the base, where LoftQ changed it
     checkpoints = _Inside("checkpoints")
     tensorboard = _Inside("tensorboard")

@@ -84,6 +84,8 @@ def advice(
             f"{strange} of {answers} answers to held-out rows {verb} none of the {len(labels.labels)} labels: more "
             f"steps, or more rows, would help; veneer predict --answer label chooses among the labels."
         )
+    if config.adapter is not None:
+        said.append(not_better(config, metrics))
     rose = best_step and best_step < len(losses)  # then more steps would not help the held-out rows
     if not rose:
         said.append(more_steps(config, losses))
@@ -120,6 +122,18 @@ def not_learned(
     return (
         f"It has not learned the labels: {100 * reached:.0f} % of the held-out rows are right, and always answering "
         f"the largest class would be right in {100 * largest:.0f} %. {todo}."
+    )
+
+
+def not_better(config: RunConfig, metrics: Sequence[dict[str, Any]]) -> str:
+    """A sentence where a run that started from an adapter has no lower held-out loss than that one."""
+    losses = [record["held_out_loss"] for record in metrics if "held_out_loss" in record]
+    if len(losses) < 2 or min(losses[1:]) < losses[0]:
+        return ""
+    return (
+        f"The held-out loss is never lower than that of the adapter it started from, {config.adapter}: "
+        f"{losses[0]:.3f} before, {min(losses[1:]):.3f} at best. Use that one for such rows, or take a lower rate, "
+        f"--learning-rate {config.learning_rate / 3:.2g}."
     )
 
 

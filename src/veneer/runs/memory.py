@@ -31,6 +31,7 @@ from veneer.planning.machine import Machine, remembered
 from veneer.planning.plan import Plan, base_asked, limit_of
 from veneer.runs.begin import Begun
 from veneer.runs.folder import RunFolder
+from veneer.runs.start import planned_update
 from veneer.training.callbacks import EvaluationRecord, StepRecord
 from veneer.training.config import TrainConfig
 from veneer.training.loss import Loss
@@ -119,11 +120,12 @@ def look_before_loading(config: TrainConfig, process: Process) -> None:
     least = type(config)(**{**config.changed(), "batch_size": 1, "micro_batch_size": None, "max_length": 2})
     try:
         base = base_asked(config)
-        plan = predicted(least, process.at(), limit, base=base)
+        known = {"base": base, **planned_update(config)}
+        plan = predicted(least, process.at(), limit, **known)
     except ModelError:  # one that cannot be planned, or that is refused with a better reason when it is loaded
         return
     if plan.needed > _CLEARLY * limit:
-        raise TrainingError(refusal(config, process, plan, limit, {"base": base}))
+        raise TrainingError(refusal(config, process, plan, limit, known))
 
 
 def look_before_training(begun: Begun, process: Process) -> Outlook | None:
@@ -141,6 +143,7 @@ def look_before_training(begun: Begun, process: Process) -> Outlook | None:
 def _outlook(begun: Begun, process: Process, limit: int, *, refuse: bool) -> Outlook:
     config = begun.config
     known: dict[str, Any] = {"rows": begun.largest_step(), "how": begun.loss.how, "steps": begun.total}
+    known |= planned_update(config)
     try:
         known["base"] = _base_of(config, begun.model, begun.loss, begun.prepared.checkpoint)
         with torch.random.fork_rng(devices=[]):  # a run that has begun must not notice

@@ -14,6 +14,7 @@ from veneer.runs.folder import RunFolder
 from veneer.runs.own_tokens import kept_tokenizer
 from veneer.runs.prepare import renderer_by_config
 from veneer.runs.rows import Given, Steps, Work, classifies, in_steps, read_split
+from veneer.runs.start import start_adapter
 from veneer.training.config import TrainConfig
 from veneer.training.loss import How
 
@@ -50,9 +51,11 @@ def rows_of_plan(config: TrainConfig, given: Given) -> PlanRows:
     Raises DataError where they cannot be used, ModelError where there is no such model, or none that can be planned.
     """
     checkpoint = Checkpoint(RunFolder(config.output).base_source(config) if config.output else config.model)
+    start = start_adapter(config)
     rows = read_split(config, given, classified=classifies(config, checkpoint))
-    base = base_asked(config, checkpoint, rows.classes)
+    base = base_asked(config, checkpoint, rows.classes if start is None else start.classes(rows))
     kept = kept_tokenizer(RunFolder(config.output)) if config.output else None
+    kept = kept or (start and start.tokenizer())
     renderer = renderer_by_config(base.config, base.kind == "classification", kept or checkpoint.tokenizer(), config)
     steps = in_steps(renderer, rows.train, rows.held_out, config, base.config, {})
     how = how_by_shapes(base, steps.rows[0])

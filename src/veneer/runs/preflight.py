@@ -23,8 +23,8 @@ def check_new_run(folder: RunFolder) -> None:
             f"output."
         )
     folder.tidy()
-    left = {RunFolder.checkpoints, RunFolder.base, RunFolder.data_file, RunFolder.held_out_file}  # by a killed start
-    if any(path.name not in left for path in folder.path.iterdir()):
+    left = {RunFolder.checkpoints, RunFolder.base, RunFolder.start, RunFolder.data_file, RunFolder.held_out_file}
+    if any(path.name not in left for path in folder.path.iterdir()):  # left by a killed start
         raise TrainingError(f"{folder} is not empty and holds no run; choose a new folder as output.")
 
 

@@ -19,6 +19,7 @@ from veneer.models.load import load
 from veneer.runs.folder import RunFolder
 from veneer.runs.own_tokens import kept_tokenizer, with_the_runs_tokens
 from veneer.runs.rows import classifies, read_split
+from veneer.runs.start import StartAdapter, start_adapter
 from veneer.training.config import TrainConfig
 
 
@@ -36,6 +37,7 @@ class Prepared:
     came_loaded: bool = False  # whether the caller brought model and tokenizer, which need not be those of its name
     given: dict[str, list[Row]] = field(default_factory=dict)  # file name → rows to write there: they came in memory
     notes: list[str] = field(default_factory=list)
+    start: StartAdapter | None = None  # the adapter that it starts from
     checkpoint: Checkpoint | None = None  # that the model was loaded from; None where it came loaded
 
     def facts(self) -> dict[str, Any]:
@@ -50,6 +52,7 @@ class Prepared:
             "choices": [] if self.renderer.classes else choices_of([*self.train, *self.held_out]),
             "date": pinned_date(self.tokenizer),
             "system": self.system,
+            **({"began": [one.model_dump() for one in self.start.began()]} if self.start is not None else {}),
             **({"commit": source.name} if source is not None and source.has_revision else {}),
         }
 
@@ -72,22 +75,31 @@ def prepare(
     ``given``: file name → rows that came in memory, which are not in that file yet.
     """
     given = given or {}
+    start = start_adapter(config)
     checkpoint = Checkpoint(RunFolder(config.output).base_source(config)) if model is None else None
     classified = classifies(config, checkpoint) if checkpoint is not None else is_classifier(model)
     rows = read_split(config, given, classified=classified, has_classes=checkpoint is None)
-    torch.manual_seed(config.seed)  # before a new classification head is made
+    torch.manual_seed(config.seed if start is None else start.seed(config))  # before a new classification head is made
     if checkpoint is not None:
-        model, tokenizer = load(checkpoint, **config.kept(), task=config.task, labels=rows.classes or None)
+        classes = rows.classes if start is None else start.classes(rows)
+        model, tokenizer = load(checkpoint, **config.kept(), task=config.task, labels=classes or None)
         run = RunFolder(config.output)
-        tokenizer = kept_tokenizer(run) or tokenizer
+        tokenizer = kept_tokenizer(run) or (start and start.tokenizer()) or tokenizer
+        if start is not None:
+            start.fit(model, tokenizer)
         with_the_runs_tokens(model, run, config)
-    pin_date(tokenizer, RunFolder(config.output).date() or today())
+    before = start.facts.prompts.date if start is not None and start.facts is not None else None
+    pin_date(tokenizer, RunFolder(config.output).date() or before or today())
     renderer = renderer_of(model, tokenizer, config)
     prepared = Prepared(
         config, model, tokenizer, renderer, rows.train, rows.held_out, rows.shape, checkpoint is None, given,
-        checkpoint=checkpoint,
+        start=start, checkpoint=checkpoint,
     )  # fmt: skip
-    prepared.notes += [*(checkpoint.notes if checkpoint is not None else []), *rows.notes]
+    prepared.notes += [
+        *(start.notes(config) if start is not None else []),
+        *(checkpoint.notes if checkpoint is not None else []),
+        *rows.notes,
+    ]
     return prepared
 
 

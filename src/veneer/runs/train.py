@@ -28,6 +28,7 @@ from veneer.runs.memory import Outlook, PlanAfterFirstStep, Process, look_before
 from veneer.runs.own_tokens import keep_tokenizer
 from veneer.runs.preflight import check_new_run, check_writable
 from veneer.runs.prepare import Prepared, prepare, take_given
+from veneer.runs.start_options import with_start_options
 from veneer.terminal import terminal
 from veneer.threads import said
 from veneer.training.automatic import sentence
@@ -110,7 +111,14 @@ def train(
         elif model is not None:
             options["model"] = str(model)
         options, given = take_given(options)
-        config = TrainConfig(**options)
+        if loaded is not None and options.get("adapter") is not None:
+            raise ConfigError(
+                f"adapter = {options['adapter']} is for a model that is named; put it on the loaded one, "
+                f"veneer.load_adapter(model, {str(options['adapter'])!r}, trainable=True), and train that."
+            )
+        config = TrainConfig(**with_start_options(options, TrainConfig))
+    elif config.adapter is not None:
+        config = TrainConfig(**with_start_options(config.model_dump(exclude_unset=True), TrainConfig))
     refuse_missing(config)
     folder = RunFolder(config.output)
     check_writable(folder.path)
@@ -223,9 +231,13 @@ def _write_beginning(begun: Begun, state: State, labels: HeldOutLabels, *, new: 
     own_base = bool(adapters_of(model).changed_base)
     if own_base:
         save_base(model, begun.prepared.tokenizer, folder.base)
-    own_tokens = begun.prepared.came_loaded and keep_tokenizer(folder, begun.prepared.tokenizer, model.name_or_path)
+    start = begun.prepared.start
+    perhaps = begun.prepared.came_loaded or (start is not None and start.tokenizer() is not None)
+    own_tokens = perhaps and keep_tokenizer(folder, begun.prepared.tokenizer, model.name_or_path)
     if (begun.with_adapter or own_base or own_tokens) and new:
         save_checkpoint(folder.checkpoints, model, begun.optimizer, state, begun.config.keep_checkpoints)
+    if start is not None and new:
+        start.keep(folder)
     for name, rows in begun.prepared.given.items():
         with atomic_file(name) as temporary:
             write_rows(rows, temporary)

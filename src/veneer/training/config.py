@@ -28,6 +28,10 @@ class TrainConfig(LoRA, AllocationOptions, BaseOptions):
     )
     data: str = Field(description="Rows: .jsonl, .json, .csv, .tsv, .parquet, a datasets folder or name, bbc-topics.")
     output: str = Field(description="Run folder to make: adapter, checkpoints, metrics.")
+    adapter: str | None = Field(
+        default=None,
+        description="Run or adapter folder to start from; model, method and the update's options are those of it.",
+    )
     held_out: float | str = Field(
         default=0.1, description="Rows kept from training to measure on: a share, a number of rows, or a file. 0: none."
     )
@@ -112,7 +116,7 @@ class TrainConfig(LoRA, AllocationOptions, BaseOptions):
         default=0, ge=0, description="Seed of the split, the order of rows, the initial values and dropout."
     )
 
-    @field_validator("model", "data", "output", "held_out", mode="before")
+    @field_validator("model", "data", "output", "held_out", "adapter", mode="before")
     @classmethod
     def _path_is_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
