@@ -8,7 +8,7 @@ from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook,
 from rich.segment import Segment
 
 # ESC begins the sequences by which a text moves the cursor, renames the window or writes the clipboard; a carriage
-# return writes over what stands there; a mark of direction shows a text in another order than it has.
+# return writes over the line; a mark of direction shows a text in another order than it has.
 _ACTS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -36,7 +36,7 @@ class _Harmless(RenderHook):
 
 
 class _Written:
-    """A renderable whose texts are harmless; what rich itself tells the terminal stays."""
+    """A renderable whose texts are harmless; rich's own colours stay."""
 
     def __init__(self, renderable: ConsoleRenderable) -> None:
         self._renderable = renderable

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from veneer.documents import parsed_json
 from veneer.errors import DataError, nearest, shown
 
 Message = dict[str, Any]
@@ -157,7 +158,7 @@ def _from_json(value: Any) -> Any:
     if not isinstance(value, str) or not value.strip():
         return value
     try:
-        return json.loads(value)
+        return parsed_json(value)
     except ValueError:
         return value
 

@@ -8,13 +8,13 @@ expert and matrix, and so has a checkpoint of it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from veneer.documents import parsed_json
 from veneer.errors import ModelError
 from veneer.frozen.blockwise import NESTED_BLOCK, Quantised
 from veneer.frozen.codebook import dynamic8
@@ -29,7 +29,7 @@ def read_stack(name: str, parts: set[str], read: Callable[[str], Tensor]) -> lis
     states = [part for part in parts if part.startswith(STATE)]
     tensors = {part: read(f"{name}.{part}") for part in parts} | {"": read(name)}
     try:
-        state: dict[str, Any] = json.loads(bytes(tensors[states[0]].tolist()))
+        state: dict[str, Any] = parsed_json(bytes(tensors[states[0]].tolist()))
         experts, *shape = map(int, state["shape"])
         offsets = tensors["nested_offset"].tolist() if "nested_offset" in parts else None
     except (IndexError, ValueError, TypeError, KeyError) as error:

@@ -14,6 +14,7 @@ from typing import Any
 import transformers
 
 from veneer import __version__
+from veneer.documents import read_json
 from veneer.files import atomic_folder, cache_folder, remove_leftovers
 
 _FORM = 2  # raised when the same file becomes another model than before, within a version, too
@@ -65,7 +66,7 @@ def _prune(cache: Path) -> None:
 def _may_be_used(source: Path) -> bool:
     """Not where it says nothing, as copies of the first version do, which had lost a part of what the file says."""
     try:
-        said = json.loads(source.read_text(encoding="utf-8"))
+        said = read_json(source)
         return time.time() - source.stat().st_mtime < _UNUSED and bool(_state(Path(said[0])) == said)
     except (OSError, ValueError, IndexError, TypeError):
         return False

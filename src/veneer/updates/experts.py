@@ -126,7 +126,7 @@ def new_pairs(stack: Stack, rank: int, init: str, scale: float) -> ExpertPairs:
 
 
 def adapter_keys(paths: list[str], modules: dict[str, nn.Module]) -> dict[str, str]:
-    """Of experts' projections that an adapter has: what PEFT calls each. It wraps a module of experts once for each of
+    """What PEFT calls each of the experts' projections that an adapter has. It wraps a module of experts once for each of
     its parameters, in their order, and the last wrapper is the outermost one."""
     keys: dict[str, str] = {}
     by_module: dict[str, list[str]] = {}
