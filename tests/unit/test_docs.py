@@ -38,7 +38,7 @@ from veneer.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-DOCUMENTS = [*PAGES, *(ROOT / f"{name}.md" for name in ("ARCHITECTURE", "CONTRIBUTING", "CHANGELOG"))]
+DOCUMENTS = [*PAGES, *(ROOT / f"{name}.md" for name in ("ARCHITECTURE", "CONTRIBUTING", "SECURITY", "CHANGELOG"))]
 NOTEBOOKS = sorted((ROOT / "docs").glob("*.ipynb"))
 REAL_MODEL = "smollm2-135m-instruct"
 MOST_NOT_RUN = 0
