@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from veneer.frozen.experts import Stack
 from veneer.frozen.text_part import say_tied
 from veneer.updates.layers import Adapted
 from veneer.updates.record import put
@@ -65,7 +66,7 @@ def tied_parameters(model: nn.Module) -> list[list[Holder]]:
     holders: dict[int, list[Holder]] = {}
     for path, module in modules_of(model).items():
         for name, parameter in module._parameters.items():
-            if parameter is not None:
+            if parameter is not None and not isinstance(module, Stack):  # which holds a parameter of its own experts
                 holders.setdefault(id(parameter), []).append((path, name))
     return [its for its in holders.values() if len(its) > 1]
 
