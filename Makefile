@@ -6,7 +6,7 @@ READY := .venv/ready
 .NOTPARALLEL:
 
 .PHONY: demo test coverage lint bench bench-rows study study-adalora learning-rate defaults site docs-options \
-	test-sanitize test-neon dist
+	test-sanitize test-neon dist fuzz
 
 # make demo STORAGE=nf4: over a base in 4 bits.
 STORAGE ?= fp32
@@ -96,6 +96,11 @@ site: $(READY)
 # docs/options.md, from the fields that declare the options.
 docs-options: $(READY)
 	$(BIN)/python docs/options.py
+
+# Damaged files of every kind, 10,000 cases; make fuzz CASES=500 KINDS="gguf adapter".
+CASES := 10000
+fuzz: $(READY)
+	$(BIN)/python tests/fuzz/fuzz.py $(CASES) $(KINDS)
 
 # The C++ kernels built with AddressSanitizer, in an environment that borrows the packages of the usual one, and their
 # tests. Python itself never frees everything, so leaks are not looked for; torch throws before the extension brings

@@ -147,7 +147,7 @@ def _is_type(part: int | str) -> bool:
 
 
 def unknown_options(names: list[str], options: type[Options]) -> list[str]:
-    """What to say of names that are no options: what each is called here, or the nearest name and all there are."""
+    """What to say of names that are no options: what each is called here, or the nearest name, or all there are."""
     clauses = []
     renamed = {name: here for name in names if (here := named_here(name, options.model_fields))}
     if renamed:
@@ -155,10 +155,9 @@ def unknown_options(names: list[str], options: type[Options]) -> list[str]:
         clauses.append(f"{options.__name__} has other names for these: {', '.join(said)}.")
     for name in names:
         if name not in renamed:
-            clauses.append(
-                f"{options.__name__} has no option {shown(name)}.{did_you_mean(name, options.model_fields)}"
-                f" It has: {', '.join(options.model_fields)}."
-            )
+            near = did_you_mean(name, options.model_fields)
+            known = "" if near else f" It has: {', '.join(options.model_fields)}."
+            clauses.append(f"{options.__name__} has no option {shown(name)}.{near or known}")
     return clauses
 
 

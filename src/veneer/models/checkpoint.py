@@ -133,7 +133,7 @@ class Checkpoint:
             raise ConfigError(f"task = {asked!r} is not one of auto, {', '.join(CLASSES)}.")
         if asked != "auto":
             return asked
-        architecture = (getattr(self.config, "architectures", None) or [""])[0]
+        architecture = str((getattr(self.config, "architectures", None) or [""])[0])
         if labels or architecture.endswith("ForSequenceClassification"):
             return "classification"
         if getattr(self.config, "is_encoder_decoder", False):

@@ -8,14 +8,15 @@ run/
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, overload
 
+from veneer.documents import read_json
 from veneer.errors import TrainingError, did_you_mean
 from veneer.files import locked, remove_leftovers
+from veneer.runs.records import RowsRecord, checked
 from veneer.training.config import TrainConfig
 from veneer.training.metrics import read_metrics
 from veneer.training.state import checkpoints_in
@@ -86,9 +87,18 @@ class RunFolder:
         return config.model_copy(update=own)
 
     def rows(self) -> dict[str, Any]:
-        """What `rows.json` says: shape, train, held_out, classes, choices, date, steps, chosen, largest_class …"""
-        values: dict[str, Any] = json.loads(self.rows_file.read_text(encoding="utf-8"))
-        return values
+        """What `rows.json` says: shape, train, held_out, classes, choices, date, steps, chosen, largest_class …
+
+        Raises TrainingError where the file is missing or damaged.
+        """
+        try:
+            return dict(checked(read_json(self.rows_file), RowsRecord))
+        except (OSError, ValueError) as error:
+            said = error.strerror if isinstance(error, OSError) else error
+            raise TrainingError(
+                f"{self.rows_file}, which says what the run's rows were, cannot be read ({said}); copy it again from "
+                f"where the run was made, or train again."
+            ) from None
 
     def chosen(self) -> dict[str, Any]:
         """The numbers that were chosen for options that are ``auto``: option → number; none before the run began."""
@@ -97,7 +107,7 @@ class RunFolder:
     def date(self) -> str | None:
         """The ISO date on which the run began; None where there is no run yet, or one that did not note it."""
         date: str | None = None
-        with suppress(OSError, ValueError):  # a file that is missing or damaged
+        with suppress(TrainingError):  # a file that is missing or damaged
             date = self.rows().get("date")
         return date
 

@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 from veneer.documents import parsed_json, read_json
 from veneer.runs.folder import RunFolder
+from veneer.runs.records import EvaluationRecord, PlanRecord, RowsRecord, checked
 from veneer.training.config import TrainConfig
 from veneer.training.metrics import is_written
+from veneer.training.state import STATE_NAME
 
 Phase = Literal["starting", "running", "stopped", "finished"]
 _OF_A_STEP = ("loss", "learning_rate", "gradient_norm", "tokens", "tokens_per_second", "peak_memory")
@@ -100,10 +102,10 @@ class RunHistory:
         records = tail.read()
         notes = _damage_notes(tail, written)
         files = {
-            name: _json(file, notes)
-            for name, file in (
-                ("environment", folder.environment_file), ("rows", folder.rows_file),
-                ("evaluation", folder.evaluation_file), ("plan", folder.plan_file),
+            name: _json(file, notes, kind)
+            for name, file, kind in (
+                ("environment", folder.environment_file, dict), ("rows", folder.rows_file, RowsRecord),
+                ("evaluation", folder.evaluation_file, EvaluationRecord), ("plan", folder.plan_file, PlanRecord),
             )
         }  # fmt: skip
         config = folder.config()
@@ -143,9 +145,10 @@ class RunHistory:
     def _took_its_steps(self) -> bool:
         """As the loop judges it, by the last checkpoint, which is written when it ends: patience is counted there."""
         saved = self.folder.latest_checkpoint()
-        state = _json(saved / "state.json", []) if saved else {}
+        worse = _json(saved / STATE_NAME, []).get("worse") if saved else 0
         patience = self.rows.get("chosen", {}).get("patience", self.config.patience)
-        return self.total is None or self.step >= self.total or 0 < patience <= state.get("worse", 0)
+        counted = isinstance(worse, int) and isinstance(patience, int)
+        return self.total is None or self.step >= self.total or (counted and 0 < patience <= worse)
 
     def seconds(self) -> list[float]:
         """What each step took. Metrics hold its speed, and the tokens of all steps so far."""
@@ -194,7 +197,7 @@ class RunHistory:
         mark = self.folder.best / "step"
         if not mark.is_file():
             return None
-        number = mark.read_text(encoding="utf-8").strip()
+        number = mark.read_bytes().decode(errors="replace").strip()
         return next((record for record in reversed(self.held_out) if str(record["step"]) == number), None)
 
 
@@ -215,15 +218,14 @@ def _sentences(content: dict[str, Any]) -> list[str]:
     return [str(sentence) for sentence in advice] if isinstance(advice, list) else []
 
 
-def _json(path: Path, notes: list[str]) -> dict[str, Any]:
+def _json(path: Path, notes: list[str], kind: Any = dict) -> dict[str, Any]:
     try:
         content = read_json(path)
+        if not isinstance(content, dict):
+            raise ValueError("it holds no JSON object")
+        return dict(checked(content, kind))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         notes.append(f"{path.name} could not be read ({error}), and what it held is missing here.")
         return {}
-    if not isinstance(content, dict):
-        notes.append(f"{path.name} holds no JSON object, and is left out.")
-        return {}
-    return content

@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from veneer.documents import parsed_json
+from veneer.errors import TrainingError
 from veneer.files import write_text
 from veneer.unix import fcntl
 
@@ -47,13 +49,22 @@ class Metrics:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line that a kill cut short is not one."""
-    records = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+    """The records of a metrics.jsonl; a last line that a kill cut short is not one.
+
+    Raises TrainingError for a line that is damaged.
+    """
+    records: list[dict[str, Any]] = []
+    *lines, cut = file.read_bytes().split(b"\n") if file.is_file() else [b""]
+    for number, line in enumerate([*lines, *([cut] if cut else [])], 1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
+            record = parsed_json(line)
+            if not isinstance(record, dict) or type(record.get("step")) is not int:
+                raise ValueError("it is no record of a step")
+        except ValueError as error:
+            if line is cut:
+                break
+            raise TrainingError(f"{file}:{number} is damaged ({error}); delete the line to go on without it.") from None
+        records.append(record)
     return records
 
 

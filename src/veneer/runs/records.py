@@ -1,0 +1,84 @@
+"""What the JSON files of a run's folder hold, and of which types. No torch here."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from typing_extensions import NotRequired, TypedDict
+
+_T = TypeVar("_T")
+_AND_MORE = ConfigDict(extra="allow")  # another version's
+
+
+@with_config(_AND_MORE)
+class RowsRecord(TypedDict):
+    """rows.json: what the rows were, and how many steps they make."""
+
+    classes: list[str]  # of a classifier
+    conversations: bool  # whether any row is one
+    shape: NotRequired[str]
+    train: NotRequired[int]
+    held_out: NotRequired[int]
+    choices: NotRequired[list[str]]  # the few answers that there are
+    date: NotRequired[str | None]
+    system: NotRequired[str | None]
+    commit: NotRequired[str]
+    steps: NotRequired[int]
+    chosen: NotRequired[dict[str, int | float]]  # for options that are auto
+    largest_class: NotRequired[float | None]
+    tokens: NotRequired[int]
+
+
+@with_config(_AND_MORE)
+class ScoresRecord(TypedDict, total=False):
+    """What evaluation.json says of one side."""
+
+    loss: float | None
+    perplexity: float | None
+    choice_accuracy: float | None
+    exact_match: float | None
+    macro_f1: float | None
+
+
+@with_config(_AND_MORE)
+class ExampleRecord(TypedDict):
+    """A row of evaluation.json, with the answers of both sides."""
+
+    where: str
+    prompt: str
+    expected: str
+    base: str
+    adapter: str
+
+
+@with_config(_AND_MORE)
+class EvaluationRecord(TypedDict, total=False):
+    """evaluation.json."""
+
+    rows: int
+    data: str | None
+    base: ScoresRecord
+    adapter: ScoresRecord
+    examples: list[ExampleRecord]
+
+
+@with_config(_AND_MORE)
+class PlanRecord(TypedDict, total=False):
+    """plan.json: bytes."""
+
+    peak: int
+    terms: dict[str, int]
+
+
+def checked(values: Any, kind: type[_T]) -> _T:
+    """``values`` of a file, as they are. Raises ValueError, with the first place that is wrong, where they are none of
+    this ``kind``."""
+    try:
+        TypeAdapter(kind).validate_python(values, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where[:100]}: {first['msg']}" if where else first["msg"]) from None
+    found: _T = values
+    return found
