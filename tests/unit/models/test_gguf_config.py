@@ -7,6 +7,7 @@ import functools
 import math
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 import transformers as tf
@@ -365,6 +366,35 @@ def test_a_classifier_has_no_use_for_the_head(file):
     model = veneer.load(file, labels=["bad", "good"])[0]
     assert model.num_labels == 2
     assert torch.equal(model.model.norm.weight, _made("llama").model.norm.weight)
+
+
+def test_how_text_is_split_is_as_the_file_says_or_it_is_said_that_it_is_not(file):
+    """Two line ends are one token where they are not torn apart, as by Qwen 2's expression."""
+    line_ends = tokenizer(merges=(("Ċ", "Ċ"), (";", "ĊĊ")))
+    config = tf.LlamaConfig(**{**GROUPED, "vocab_size": len(line_ends)})
+    ids = {}
+    for split in ("gpt-2", "stablelm2", "qwen2", "falcon"):
+        write_model(file, tf.LlamaForCausalLM(config), line_ends, split=split)
+        checkpoint = Checkpoint(file)
+        ids[split] = len(checkpoint.tokenizer()("a;\n\nb", add_special_tokens=False).input_ids)
+        assert bool(checkpoint.notes) == (split == "falcon")
+    assert ids == {"gpt-2": 4, "stablelm2": 3, "qwen2": 3, "falcon": 4}
+    assert "splits text as 'falcon' (tokenizer.ggml.pre), which is not known here" in checkpoint.notes[0]
+    checkpoint.tokenizer()
+    assert len(checkpoint.notes) == 1
+
+
+def test_a_large_vocabulary_is_passed_over(file):
+    """Its words, types and merges; what comes after them in the file is read."""
+    words = tokenizer(merges=tuple((chr(a), chr(b)) for a in range(65, 123) for b in range(97, 123)))
+    assert len(words) > 1200
+    config = tf.LlamaConfig(**{**GROUPED, "vocab_size": len(words)})
+    write_model(file, tf.LlamaForCausalLM(config), words)
+    header, reader = Checkpoint(file).gguf, gguf.GGUFReader(file)
+    assert set(header.metadata) == set(reader.fields)
+    assert header.metadata["tokenizer.ggml.tokens"] is None
+    assert header.metadata["tokenizer.chat_template"] == words.chat_template
+    assert {name: one.offset for name, one in header.tensors.items()} == {t.name: t.data_offset for t in reader.tensors}
 
 
 def test_the_documents_name_each_architecture():
