@@ -85,9 +85,14 @@ class GgufHeader:
 
 def _value(field: Any) -> Any:
     """A key's value. A float of 32 bits is the shortest decimal that is this float: 1e-06, not 9.99999997e-07."""
-    if field.types[:1] == [GGUFValueType.ARRAY] and not field.data:
-        return None
-    value = field.contents()
-    if field.types[-1:] != [GGUFValueType.FLOAT32]:
-        return value
-    return [float(str(np.float32(v))) for v in value] if isinstance(value, list) else float(str(np.float32(value)))
+    values = [_scalar(field.parts[i], field.types[-1]) for i in field.data]
+    if field.types[:1] == [GGUFValueType.ARRAY]:
+        return values or None
+    return values[0]
+
+
+def _scalar(part: Any, kind: GGUFValueType) -> Any:
+    if kind == GGUFValueType.STRING:
+        return bytes(part).decode()
+    value = part.tolist()[0]
+    return float(str(np.float32(value))) if kind == GGUFValueType.FLOAT32 else value
