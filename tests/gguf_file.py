@@ -42,11 +42,11 @@ def write_gguf(path: Path, model: Any, tokenizer: Any, kind: gguf.GGMLQuantizati
     writer.close()
 
 
-def write_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any) -> None:
+def write_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, split: str = "default") -> None:
     words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
     special = set(tokenizer.all_special_tokens)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
+    writer.add_tokenizer_pre(split)
     writer.add_token_list(words)
     writer.add_token_types([gguf.TokenType.CONTROL if word in special else gguf.TokenType.NORMAL for word in words])
     writer.add_token_merges([" ".join(pair) for pair in json.loads(tokenizer._tokenizer.to_str())["model"]["merges"]])

@@ -18,17 +18,24 @@ _RENAMED = {
 
 
 def write_model(
-    path: Path, model: Any, tokenizer: Any, *, without: tuple[str, ...] = (), tensors: Any = None, **more: Any
+    path: Path,
+    model: Any,
+    tokenizer: Any,
+    *,
+    without: tuple[str, ...] = (),
+    tensors: Any = None,
+    split: str = "default",
+    **more: Any,
 ) -> None:
     """``more``: keys to write in place of, or besides, the model's own; ``without``: keys to leave out. Both without
     the architecture; dots as in the file. A value is a number, a string, a bool or a list of one of these.
-    ``tensors``: to write besides."""
+    ``tensors``: to write besides; ``split``: how the tokenizer splits text."""
     kind = _RENAMED.get(model.config.model_type, model.config.model_type)
     writer = gguf.GGUFWriter(path, kind)
     for key, value in (_keys(model.config, kind) | more).items():
         if value is not None and key not in without:
             _write(writer, key if key.startswith(("general.", "split.", "clip.")) else f"{kind}.{key}", value)
-    write_tokenizer(writer, tokenizer)
+    write_tokenizer(writer, tokenizer, split)
     for name, array in (_tensors(model, kind) | _rope_tensors(model.config) | (tensors or {})).items():
         writer.add_tensor(name, np.ascontiguousarray(array, dtype=np.float32))
     writer.write_header_to_file()

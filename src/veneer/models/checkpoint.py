@@ -16,6 +16,7 @@ from veneer.models.bnb_file import holds_codes, refuse_8_bits, says_bitsandbytes
 from veneer.models.gguf_config import gguf_config
 from veneer.models.gguf_file import GgufFile
 from veneer.models.gguf_header import GgufHeader
+from veneer.models.gguf_words import split_as_written
 from veneer.models.library import call_library, no_model, quiet
 from veneer.models.own_code import refuse_own_config, refuse_own_tokenizer
 from veneer.models.packaged import PACKAGED_MODELS
@@ -168,6 +169,8 @@ class Checkpoint:
             made = call_library(
                 transformers.AutoTokenizer.from_pretrained, refusal, trust_remote_code=False, **_pretrained(place)
             )
+        if self.kind == "gguf":
+            self.notes += [note for note in split_as_written(made, self.gguf) if note not in self.notes]
         if set(made.get_vocab()) <= set(made.all_special_tokens):  # one without words, made up by transformers
             raise ModelError(f"{self.name} has no tokenizer: save one beside the model with tokenizer.save_pretrained.")
         return made

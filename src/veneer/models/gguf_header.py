@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from struct import Struct
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,9 @@ from gguf import GGUFReader, GGUFValueType, dequantize
 
 from veneer.errors import ModelError
 from veneer.models.library import call_library, no_model, unreadable
+
+_ARRAY, _LENGTH = Struct("<IQ"), Struct("<Q")
+_LONG = 1000  # elements: of a vocabulary, not of layers
 
 
 class Stored(NamedTuple):
@@ -22,15 +26,32 @@ class Stored(NamedTuple):
     size: int  # bytes
 
 
+class _Reader(GGUFReader):  # type: ignore[misc]
+    """gguf's reader makes arrays of each word of a vocabulary, of its type and score, which takes it half a minute for
+    128,000 words and their merges. Nothing here asks for them."""
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        kind, count = _ARRAY.unpack_from(self.data, orig_offs) if raw_type == GGUFValueType.ARRAY else (None, 0)
+        if count < _LONG or self.byte_order == "S":
+            return super()._get_field_parts(orig_offs, raw_type)
+        size = _ARRAY.size
+        if kind == GGUFValueType.STRING:
+            for _ in range(count):
+                size += _LENGTH.size + _LENGTH.unpack_from(self.data, orig_offs + size)[0]
+        else:
+            size += count * np.dtype(self.gguf_scalar_to_np[GGUFValueType(kind)]).itemsize
+        return size, [], [], [GGUFValueType.ARRAY, GGUFValueType(kind)]
+
+
 class GgufHeader:
     """The keys and tensors of the GGUF file ``path``, of the model ``name``.
 
-    ``metadata``: values by key; None for the tokenizer's arrays. Raises ModelError for a damaged
+    ``metadata``: values by key; None for long arrays, which are a vocabulary's. Raises ModelError for a damaged
     file.
     """
 
     def __init__(self, path: Path, name: str) -> None:
-        reader = call_library(GGUFReader, no_model(name), path)
+        reader = call_library(_Reader, no_model(name), path)
         self.path, self.name = path, name
         # Without the reader's own tensors, which would keep the file mapped.
         self.tensors = {
@@ -64,9 +85,14 @@ class GgufHeader:
 
 def _value(field: Any) -> Any:
     """A key's value. A float of 32 bits is the shortest decimal that is this float: 1e-06, not 9.99999997e-07."""
-    if field.name.startswith("tokenizer.") and field.types[:1] == [GGUFValueType.ARRAY]:
-        return None
-    value = field.contents()
-    if field.types[-1:] != [GGUFValueType.FLOAT32]:
-        return value
-    return [float(str(np.float32(v))) for v in value] if isinstance(value, list) else float(str(np.float32(value)))
+    values = [_scalar(field.parts[i], field.types[-1]) for i in field.data]
+    if field.types[:1] == [GGUFValueType.ARRAY]:
+        return values or None
+    return values[0]
+
+
+def _scalar(part: Any, kind: GGUFValueType) -> Any:
+    if kind == GGUFValueType.STRING:
+        return bytes(part).decode()
+    value = part.tolist()[0]
+    return float(str(np.float32(value))) if kind == GGUFValueType.FLOAT32 else value

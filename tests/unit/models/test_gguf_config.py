@@ -7,6 +7,7 @@ import functools
 import math
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 import transformers as tf
@@ -88,9 +89,6 @@ MODELS = {
     "gemma2, other caps": lambda: _of(
         "gemma2", **WIDE, query_pre_attn_scalar=16, sliding_window=20, attn_logit_softcapping=0.5,
         final_logit_softcapping=0.2,
-    ),
-    "gemma2, 27B": lambda: _of(
-        "gemma2", **{**WIDE, "num_hidden_layers": 46}, query_pre_attn_scalar=8, sliding_window=20
     ),
     "gemma3": lambda: _of(
         "gemma3_text", **{**WIDE, "num_hidden_layers": 7}, query_pre_attn_scalar=16, sliding_window=20
@@ -238,12 +236,13 @@ def test_factors_that_are_of_no_known_rotation_are_used_as_they_are(file):
     assert _off(read, model) < CLOSE
 
 
-def test_the_queries_scale_of_gemma_3_27b(file):
-    write_model(file, _made("gemma3"), TOKENIZER)
+@pytest.mark.parametrize(("name", "layers"), [("gemma2", 46), ("gemma3", 62)])
+def test_the_queries_scale_of_gemmas_27b_is_known_by_its_layers(name, layers, file):
+    write_model(file, _made(name), TOKENIZER)
     header = Checkpoint(file).gguf
-    assert gguf_config(header).query_pre_attn_scalar == 16
-    header.metadata["gemma3.block_count"] = 62
-    assert gguf_config(header).query_pre_attn_scalar == 8
+    assert gguf_config(header).query_pre_attn_scalar == 16, "the size of a head"
+    header.metadata[f"{name}.block_count"] = layers
+    assert gguf_config(header).query_pre_attn_scalar == 8, "hidden_size / heads"
 
 
 def _read(file, name="llama", **more):
@@ -266,6 +265,16 @@ def test_what_early_converters_left_out_has_llama_cpps_default(file):
 
 def test_a_model_that_is_named_mistral(file):
     assert _off(_read(file, **{"general.name": "mistral"}), _made("llama")) < CLOSE
+
+
+@pytest.mark.parametrize("name", ["falcon 7B", "bloom"])
+def test_a_head_in_the_file_of_a_model_whose_head_is_the_embedding(name, file):
+    """llama.cpp's converter writes it, too; where it is another one, it is the head."""
+    embedding = _made(name).get_input_embeddings().weight.detach()
+    write_model(file, _made(name), TOKENIZER, tensors={"output.weight": embedding})
+    assert _off(veneer.load(file)[0], _made(name)) < CLOSE
+    write_model(file, _made(name), TOKENIZER, tensors={"output.weight": embedding.flip(0)})
+    assert torch.allclose(_logits(veneer.load(file)[0]), _logits(_made(name)).flip(2), rtol=1e-4, atol=1e-5)
 
 
 def test_other_spellings_of_the_same(file):
@@ -365,6 +374,35 @@ def test_a_classifier_has_no_use_for_the_head(file):
     model = veneer.load(file, labels=["bad", "good"])[0]
     assert model.num_labels == 2
     assert torch.equal(model.model.norm.weight, _made("llama").model.norm.weight)
+
+
+def test_how_text_is_split_is_as_the_file_says_or_it_is_said_that_it_is_not(file):
+    """Two line ends are one token where they are not torn apart, as by Qwen 2's expression."""
+    line_ends = tokenizer(merges=(("Ċ", "Ċ"), (";", "ĊĊ")))
+    config = tf.LlamaConfig(**{**GROUPED, "vocab_size": len(line_ends)})
+    ids = {}
+    for split in ("gpt-2", "stablelm2", "qwen2", "falcon"):
+        write_model(file, tf.LlamaForCausalLM(config), line_ends, split=split)
+        checkpoint = Checkpoint(file)
+        ids[split] = len(checkpoint.tokenizer()("a;\n\nb", add_special_tokens=False).input_ids)
+        assert bool(checkpoint.notes) == (split == "falcon")
+    assert ids == {"gpt-2": 5, "stablelm2": 3, "qwen2": 3, "falcon": 5}
+    assert "splits text as 'falcon' (tokenizer.ggml.pre), which is not known here" in checkpoint.notes[0]
+    checkpoint.tokenizer()
+    assert len(checkpoint.notes) == 1
+
+
+def test_a_large_vocabulary_is_passed_over(file):
+    """Its words, types and merges; what comes after them in the file is read."""
+    words = tokenizer(merges=tuple((chr(a), chr(b)) for a in range(65, 123) for b in range(97, 123)))
+    assert len(words) > 1200
+    config = tf.LlamaConfig(**{**GROUPED, "vocab_size": len(words)})
+    write_model(file, tf.LlamaForCausalLM(config), words)
+    header, reader = Checkpoint(file).gguf, gguf.GGUFReader(file)
+    assert set(header.metadata) == set(reader.fields)
+    assert header.metadata["tokenizer.ggml.tokens"] is None
+    assert header.metadata["tokenizer.chat_template"] == words.chat_template
+    assert {name: one.offset for name, one in header.tensors.items()} == {t.name: t.data_offset for t in reader.tensors}
 
 
 def test_the_documents_name_each_architecture():
