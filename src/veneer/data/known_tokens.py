@@ -11,15 +11,15 @@ from veneer.errors import ModelError
 
 def known_pad(model: Any, renderer: Renderer) -> int:
     """The token that fills up short rows: the tokenizer's, or 0, masked as it is, where the model has no embedding for
-    that one because it was added to the tokenizer alone. Raises ModelError for a classifier, which reads the class where
-    the padding begins."""
+    that one because it was added to the tokenizer alone. Raises ModelError for a classifier, which reads the class
+    where the padding begins."""
     pad, rows = renderer.pad, model.get_input_embeddings().weight.shape[0]
     if pad < rows:
         return pad
     if renderer.classes:
         raise ModelError(
-            f"The tokenizer's pad token is {pad}, but the model's embedding has {rows} rows: choose another pad token, or "
-            f"call model.resize_token_embeddings(len(tokenizer))."
+            f"The tokenizer's pad token is {pad}, but the model's embedding has {rows} rows: choose another pad token, "
+            f"or call model.resize_token_embeddings(len(tokenizer))."
         )
     return 0
 
