@@ -31,6 +31,7 @@ import veneer
 from veneer.cli import cli, main
 from veneer.commands.flags import given
 from veneer.data.formats import SHAPES
+from veneer.generation.config import GenerateOptions
 from veneer.planning.ledger import KINDS
 from veneer.planning.machine import Machine
 from veneer.runs.train import RESUMABLE
@@ -336,8 +337,11 @@ def _script(path: str) -> ModuleType:
 def test_the_page_of_options_is_what_its_generator_makes_and_leaves_none_out():
     text = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
     assert text == _script("docs/options.py").page(), "run: make docs-options"
-    rows = re.findall(r"^\| `([a-z_0-9]+)` \|", text, re.MULTILINE)
-    assert sorted(rows) == sorted({*TrainConfig.model_fields, *veneer.AdaLoRA.model_fields})
+    of_runs, of_answers = (
+        re.findall(r"^\| `([a-z_0-9]+)` \|", part, re.MULTILINE) for part in text.split("## An answer\n")
+    )
+    assert sorted(of_runs) == sorted({*TrainConfig.model_fields, *veneer.AdaLoRA.model_fields})
+    assert of_answers == list(GenerateOptions.model_fields)
 
 
 @pytest.mark.unit

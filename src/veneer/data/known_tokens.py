@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from veneer.data.labels import Tokens
+from veneer.data.labels import Renderer, Tokens
 from veneer.errors import ModelError
 
 
-def known_pad(model: Any, pad: int) -> int:
-    """The token that fills up masked places: ``pad``, or 0 where the model has no embedding for it, as for a pad token
-    that was added to the tokenizer alone."""
-    return pad if pad < model.get_input_embeddings().weight.shape[0] else 0
+def known_pad(model: Any, renderer: Renderer) -> int:
+    """The token that fills up short rows: the tokenizer's, or 0, masked as it is, where the model has no embedding for
+    that one because it was added to the tokenizer alone. Raises ModelError for a classifier, which reads the class
+    where the padding begins."""
+    pad, rows = renderer.pad, model.get_input_embeddings().weight.shape[0]
+    if pad < rows:
+        return pad
+    if renderer.classes:
+        raise ModelError(
+            f"The tokenizer's pad token is {pad}, but the model's embedding has {rows} rows: choose another pad token, "
+            f"or call model.resize_token_embeddings(len(tokenizer))."
+        )
+    return 0
 
 
 def refuse_unknown_tokens(model: Any, where: str, ids: Sequence[int]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from veneer.data.formats import Example, class_of
-from veneer.data.known_tokens import refuse_unknown_tokens_in
+from veneer.data.known_tokens import known_pad, refuse_unknown_tokens_in
 from veneer.data.labels import Renderer
 from veneer.evaluation.answers import Answered
 from veneer.evaluation.classes import HEAD, Classes
@@ -147,7 +147,7 @@ def measure(
     model.eval()
     rows, _ = renderer.all(examples)
     refuse_unknown_tokens_in(model, rows)
-    loss = Loss(model, renderer.pad, rows[0], kind=renderer.kind).mean(rows, batch_size)
+    loss = Loss(model, known_pad(model, renderer), rows[0], kind=renderer.kind).mean(rows, batch_size)
     chosen = likeliest(model, renderer, examples, choices, batch_size) if choices else None
     matched = exact_matches(model, renderer, examples, batch_size) if exact else None
     classes = None

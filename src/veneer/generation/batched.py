@@ -152,7 +152,7 @@ class WholeLane:
 
     def _generate(self, members: list[Continuation]) -> list[list[int]]:
         """The tokens after each prompt, padded after an end token up to the longest limit."""
-        pad = known_pad(self._model, self._renderer.pad)
+        pad = known_pad(self._model, self._renderer)
         ids, mask = padded(self._model, members, pad)
         how = GenerationConfig(
             max_new_tokens=max(member.limit for member in members), do_sample=False,

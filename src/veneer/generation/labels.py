@@ -73,7 +73,7 @@ class LabelScores:
     computed once. The model and its adapters stay as they are meanwhile."""
 
     def __init__(self, model: Any, renderer: Renderer, asked: list[Asked]) -> None:
-        self._model, self._renderer, self._pad = model, renderer, known_pad(model, renderer.pad)
+        self._model, self._renderer, self._pad = model, renderer, known_pad(model, renderer)
         tokens = (token for row in asked for part in (row.prompt, *row.answers) for token in part)
         refuse_unknown_tokens(model, "A prompt or a label", [max(tokens)])
         self._longest = max(len(answer) for row in asked for answer in row.answers)
@@ -219,7 +219,7 @@ def _log_likelihoods(model: Any, renderer: Renderer, rows: list[Tokens], size: i
     places = {id(row): i for i, row in enumerate(rows)}
     scores = torch.empty(len(rows))
     for part in by_length(rows, size):
-        batch = _on(model, collate(part, known_pad(model, renderer.pad)))
+        batch = _on(model, collate(part, known_pad(model, renderer)))
         if renderer.seq2seq:
             shifted = model.prepare_decoder_input_ids_from_labels(labels=batch.labels)
             logits = model(input_ids=batch.ids, attention_mask=batch.mask, decoder_input_ids=shifted).logits

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from veneer.data.formats import Example, class_of
-from veneer.data.known_tokens import refuse_unknown_tokens_in
+from veneer.data.known_tokens import known_pad, refuse_unknown_tokens_in
 from veneer.data.labels import Renderer, Tokens
 from veneer.generation.labels import LabelScores, asked_of
 from veneer.generation.sampling import refuse_no_numbers
@@ -80,7 +80,7 @@ def classified(renderer: Renderer, examples: list[Example]) -> list[Tokens]:
 def class_scores(model: Any, renderer: Renderer, rows: list[Tokens]) -> Tensor:
     """(rows, classes): a classifier's logits, fp32. Raises ModelError where they are no numbers."""
     refuse_unknown_tokens_in(model, rows)
-    batch = collate(rows, renderer.pad, classes=True)
+    batch = collate(rows, known_pad(model, renderer), classes=True)
     logits: Tensor = model(input_ids=batch.ids.to(model.device), attention_mask=batch.mask.to(model.device)).logits
     refuse_no_numbers(~logits.isnan())
     return logits.float().cpu()

@@ -68,7 +68,7 @@ class Session:
         self._next = 0
         self._decoder = DecoderLane(model)
         self._other: Lane = (
-            BatchedLane(model, known_pad(model, renderer.pad))
+            BatchedLane(model, known_pad(model, renderer))
             if has_steps(model)
             else WholeLane(model, renderer, self._own)
         )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from veneer.data.known_tokens import refuse_unknown_tokens_in
+from veneer.data.known_tokens import known_pad, refuse_unknown_tokens_in
 from veneer.data.labels import Tokens
 from veneer.errors import ConfigError, ModelError, TrainingError
 from veneer.frozen.layers import storage_of
@@ -100,10 +100,10 @@ def begin(prepared: Prepared) -> Begun:
     if not trained.parameters:
         raise TrainingError("The active adapter is not trainable; load it with trainable=True to train it further.")
     refuse_unknown_tokens_in(model, steps.rows + steps.held_out)
+    renderer, pad = prepared.renderer, known_pad(model, prepared.renderer)
     _check_disk(folder, config, model, trained, allocator)
     optimizer = _optimizer(config, [p for p in trained_tensors(model).values() if p.requires_grad])
-    renderer = prepared.renderer
-    loss = Loss(model, renderer.pad, steps.rows[0], kind=renderer.kind, smoothing=config.label_smoothing)
+    loss = Loss(model, pad, steps.rows[0], kind=renderer.kind, smoothing=config.label_smoothing)
     return Begun(prepared, folder, steps, with_adapter, trained, allocator, optimizer, loss)
 
 

@@ -12,7 +12,9 @@ import transformers as tf
 
 import veneer
 from tokens import tokenizer
+from veneer.data.formats import Example
 from veneer.data.labels import Renderer
+from veneer.evaluation.compare import compare
 from veneer.generation import batched, decoder
 from veneer.generation.config import SamplingOptions
 from veneer.generation.generate import continuations, exact_matches
@@ -29,7 +31,7 @@ OTHERS = {
     "output_scores": True, "stop_strings": ["a"], "penalty_alpha": 0.6, "dola_layers": "high", "guidance_scale": 2.0,
     "cache_implementation": "quantized", "prompt_lookup_num_tokens": 2, "min_new_tokens": 3, "top_k": 2,
     "do_sample": True, "sequence_bias": [[[5], 9.0]], "temperature": 3.0, "repetition_penalty": 1.5,
-    "forced_eos_token_id": 257,
+    "forced_eos_token_id": 20,
 }  # fmt: skip
 
 
@@ -259,14 +261,20 @@ def test_commands_name_them_on_standard_error(tiny_folder, tmp_path, veneer_comm
 
 
 def test_exact_matches_are_the_same_with_other_settings():
-    from veneer.data.formats import Example
-
     model, renderer = _llama(), Renderer(MADE)
-    (said,) = continuations(model, renderer, [renderer.encode("ab")], max_new_tokens=4)
+    model.generation_config.suppress_tokens = list(range(94, len(MADE)))  # printable characters of one token
+    model.generation_config.eos_token_id = _tokens(model, renderer, renderer.encode("ab"))[4]
+    (said,) = continuations(model, renderer, [renderer.encode("ab")], max_new_tokens=6)
     rows = [Example("d", prompt="ab", answer=said)]
     before = exact_matches(model, renderer, rows, 1)
+    assert before == [True]
+    veneer.attach(model, veneer.LoRA(rank=2))
+    assert compare(model, renderer, rows, exact_match=True).note == ""
     model.generation_config.update(**OTHERS)
     assert exact_matches(model, renderer, rows, 1) == before
+    measured = compare(model, renderer, rows, exact_match=True)
+    assert measured.adapter.exact_match == 1
+    assert measured.note.startswith("Veneer does not follow the model's generation_config.json in temperature=3.0, ")
 
 
 def test_a_model_in_training_answers_without_dropout(monkeypatch):

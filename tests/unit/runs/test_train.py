@@ -19,7 +19,8 @@ import torch
 from rich.console import Console
 
 import veneer
-from veneer.data.labels import Tokens
+from veneer.data.known_tokens import known_pad
+from veneer.data.labels import Renderer, Tokens
 from veneer.errors import AdapterFileError, ConfigError, DivergedError, ModelError, TrainingError
 from veneer.runs import begin
 from veneer.runs import train as run
@@ -457,6 +458,25 @@ def test_a_token_beyond_the_embedding_is_refused(options):
     rest = {name: value for name, value in options.items() if name != "model"}
     with pytest.raises(ModelError, match=r"holds token (\d+), but the model's embedding has \1 rows: .*resize_token"):
         veneer.train(model, tokenizer, **rest, console=_silent())
+
+
+def test_a_pad_token_beyond_the_embedding_is_masked_or_refused(options, tmp_path):
+    rest = {name: value for name, value in options.items() if name != "model"} | {"steps": 2, "batch_size": 4}
+    losses = []
+    for name in ("plain", "beyond"):
+        model, tokenizer = veneer.load(options["model"])
+        if name == "beyond":
+            tokenizer.add_special_tokens({"pad_token": "<pad>"})
+            assert tokenizer.pad_token_id >= model.get_input_embeddings().weight.shape[0]
+        result = veneer.train(model, tokenizer, **{**rest, "output": tmp_path / name}, console=_silent())
+        losses.append((result.loss_before, result.loss_after))
+    assert losses[0] == losses[1]
+
+    message = (
+        r"^The tokenizer's pad token is (\d+), but the model's embedding has \1 rows: choose another pad token, or "
+    )
+    with pytest.raises(ModelError, match=message):
+        known_pad(model, Renderer(tokenizer, classes=("no", "yes")))
 
 
 @pytest.mark.parametrize("held_out", ["nan", "inf", -5, 1.5])
