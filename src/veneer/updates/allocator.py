@@ -125,7 +125,7 @@ class Allocator:
         """
         self.refuse_other(state)
         step, _, _, fixed = state["progress"].tolist()
-        kept = state["kept"].bool()
+        kept = state["kept"].bool().to(self.kept.device)
         if optimizer is None and self._optimizer is not None:
             optimizer = self._optimizer()
         for update, wanted in zip(self.triplets.values(), kept, strict=True):
