@@ -21,8 +21,8 @@ class MergeOptions(BlockwiseOptions):
     )
     experts: Literal["codes", "dense"] = Field(
         default="codes",
-        description="A mixture's experts in nf4 or fp4: in codes, which Veneer alone reads, or dense, which transformers "
-        "reads.",
+        description="A mixture's experts in nf4 or fp4: in codes, which Veneer alone reads, or dense, which "
+        "transformers reads.",
     )
 
 
