@@ -272,7 +272,8 @@ def quantize(model: str, out: Path, **options: Any) -> None:
     """
     from veneer.commands.quantize import quantise_to
 
-    quantise_to(model, out, **given(options))
+    if left := quantise_to(model, out, **given(options)):
+        click.echo(left)
     click.echo(f"Quantised model written to {out}. Next: veneer train --model {out}")
 
 

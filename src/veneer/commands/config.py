@@ -19,6 +19,11 @@ class MergeOptions(BlockwiseOptions):
     check: str | None = Field(
         default=None, description="Rows on which to measure what nf4 or fp4 changes. Default: the run's held-out rows."
     )
+    experts: Literal["codes", "dense"] = Field(
+        default="codes",
+        description="A mixture's experts in nf4 or fp4: in codes, which Veneer alone reads, or dense, which "
+        "transformers reads.",
+    )
 
 
 class QuantizeOptions(BlockwiseOptions):

@@ -17,6 +17,7 @@ from veneer.errors import ConfigError, DataError, ModelError
 from veneer.evaluation.moved import Moved, swap_and_measure
 from veneer.files import atomic_folder
 from veneer.frozen.config import CODE_BITS, BlockwiseOptions
+from veneer.frozen.experts import DenseStack, QuantisedStack
 from veneer.frozen.layers import DTYPES, linear_layers
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models.bnb_file import write_folder
@@ -26,7 +27,9 @@ from veneer.runs.folder import RunFolder
 from veneer.runs.opened import Opened, open_named, open_run, refuse_own_weights
 from veneer.runs.preflight import refuse_taken
 from veneer.runs.prepare import Prepared
+from veneer.updates.experts import hold_stack
 from veneer.updates.merge import merge
+from veneer.updates.select import modules_of
 
 
 def merge_to(source: str | Path, out: str | Path, **options: Any) -> Moved | None:
@@ -59,6 +62,8 @@ def merge_to(source: str | Path, out: str | Path, **options: Any) -> Moved | Non
             name: QuantisedLinear.of(model.get_submodule(name), f"{name}.weight", **how)
             for name in linear_layers(model)
         }
+        if asked.experts == "codes":
+            layers |= _experts_in_codes(model, how)
         moved = swap_and_measure(model, layers, opened.renderer, rows)
     else:
         model.to(DTYPES[asked.storage])
@@ -72,6 +77,17 @@ def merge_to(source: str | Path, out: str | Path, **options: Any) -> Moved | Non
         copy_processor(model, folder)
         write_merged_card(folder, RunFolder(source).adapter if RunFolder(source).exists else source, asked.storage)
     return moved
+
+
+def _experts_in_codes(model: nn.Module, how: dict[str, Any]) -> dict[str, nn.Module]:
+    """Name of each projection of a mixture's experts → what it is in codes; the model's own become modules."""
+    stacks = {name: module for name, module in modules_of(model).items() if isinstance(module, DenseStack)}
+    for name in stacks:
+        hold_stack(model, name)
+    return {
+        name: QuantisedStack.of(stack.weight.detach(), name, stack.weight.dtype, stack.transposed, **how)
+        for name, stack in stacks.items()
+    }
 
 
 def _with_rows(source: Path, check: str | None) -> tuple[Opened | Prepared, list[Example]]:

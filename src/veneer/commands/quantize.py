@@ -8,6 +8,7 @@ from typing import Any
 from veneer.arguments import folder_given
 from veneer.commands.config import QuantizeOptions
 from veneer.files import atomic_folder
+from veneer.frozen.layers import without_codes
 from veneer.models.bnb_file import write_folder
 from veneer.models.checkpoint import Checkpoint
 from veneer.models.composite import copy_processor, whole
@@ -16,9 +17,9 @@ from veneer.models.load import load
 from veneer.runs.preflight import refuse_taken
 
 
-def quantise_to(source: str | Path, out: str | Path, **options: Any) -> None:
+def quantise_to(source: str | Path, out: str | Path, **options: Any) -> str | None:
     """Write a model with its linear layers in 4 bits to the folder ``out``, which transformers loads with bitsandbytes;
-    one with experts in codes Veneer alone loads.
+    one with experts in codes Veneer alone loads. Returns a sentence on experts that stay dense, or None.
 
     ``source``: as `load` takes it, with a tokenizer or without; ``options``: those of `QuantizeOptions`. Raises
     ConfigError for an option that does not exist or makes no sense, ModelError for what is no model, TrainingError for
@@ -38,3 +39,4 @@ def quantise_to(source: str | Path, out: str | Path, **options: Any) -> None:
         copy_processor(model, folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+    return without_codes(model)

@@ -39,6 +39,10 @@ class Stack(nn.Module):
         """The products by the experts' weights; ``bias`` (experts, out)."""
         return lambda expert, x: frozen_product(x, self.frozen(expert), None if bias is None else bias[expert])
 
+    def plain(self) -> nn.Parameter | None:
+        """The model's own parameter, where that is all there is to this."""
+        return None
+
     def dense(self) -> Tensor:
         """A new tensor of all experts' weights, laid out as the model has them."""
         parts = [self.frozen(expert).dense() for expert in range(self.experts)]
@@ -54,6 +58,9 @@ class DenseStack(Stack):
         self.experts, rows, columns = weight.shape
         self.shape = (columns, rows) if transposed else (rows, columns)
         self.weight = weight
+
+    def plain(self) -> nn.Parameter:
+        return self.weight
 
     def frozen(self, expert: int) -> DenseWeight:
         return DenseWeight(self.weight[expert], self.transposed)
@@ -140,6 +147,9 @@ class Experts(nn.Module):
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """x (tokens, in), each token's experts (tokens, k) and their weights (tokens, k) → Σ weight · expert(x)."""
         its = cast(Any, self)
+        if (as_it_was := self._as_it_was()) is not None:
+            y: Tensor = as_it_was.forward(hidden_states, top_k_index, top_k_weights)  # the caller's hooks are done once
+            return y
         into, down = (products(self, name) for name in projections(self))
         y = torch.zeros_like(hidden_states)
         for expert, tokens, places in self.groups(top_k_index):
@@ -150,6 +160,18 @@ class Experts(nn.Module):
                 h = its.post_expert_norm(h)
             y.index_add_(0, tokens, (h * top_k_weights[tokens, places, None]).to(y.dtype))
         return y
+
+    def _as_it_was(self) -> nn.Module | None:
+        """The module with its parameters in their places, where adapters are around them and none is in force: its own
+        class computes what it did, to the last bit."""
+        held = {name: self._modules[name] for name in projections(self) if name in self._modules}
+        parts = {name: cast(Any, module).plain() for name, module in held.items()}
+        if not parts or "stored" in self.__dict__ or any(part is None for part in parts.values()):
+            return None
+        made = own_copy(self)
+        for name, part in parts.items():
+            put_stack(made, name, part)
+        return plain_experts(made)
 
     def groups(self, top_k_index: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Each expert that got tokens, which tokens, and at which of their k places it is."""
@@ -192,6 +214,13 @@ def own_experts(module: nn.Module) -> Experts:
         module.__dict__["kind"] = type(module)
         module.__class__ = Experts
     return cast(Experts, module)
+
+
+def own_copy(module: Experts) -> Experts:
+    """A shallow copy with dictionaries of its own for what it holds."""
+    made = Experts.__new__(Experts)
+    made.__dict__ = {**module.__dict__, "_parameters": {**module._parameters}, "_modules": {**module._modules}}
+    return made
 
 
 def plain_experts(module: Experts) -> nn.Module:
@@ -250,12 +279,3 @@ def unknown_experts(model: nn.Module) -> dict[str, int]:
             if size:
                 kinds[type(module).__name__] = kinds.get(type(module).__name__, 0) + size
     return kinds
-
-
-def without_codes(model: nn.Module) -> str | None:
-    """A sentence on the experts of a model in codes that are kept as they are, as their class is not known here."""
-    kinds = unknown_experts(model)
-    if not kinds:
-        return None
-    names = ", ".join(kinds)
-    return f"{sum(kinds.values()):,} parameters of {names} are not linear layers of a known kind and are not in codes."

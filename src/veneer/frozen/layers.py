@@ -8,7 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from veneer.frozen.experts import QuantisedStack, experts_of, is_experts, own_experts, projections, quantise_experts
+from veneer.frozen.experts import (
+    DenseStack,
+    QuantisedStack,
+    experts_of,
+    is_experts,
+    own_experts,
+    projections,
+    quantise_experts,
+    stack_of,
+    unknown_experts,
+)
 from veneer.frozen.read_outside import read_outside
 from veneer.frozen.text_part import HEADS as HEADS
 from veneer.frozen.text_part import beside_text
@@ -88,3 +98,25 @@ def storage_of(model: nn.Module) -> dict[str, Any]:
             kept = {"storage": module.storage, "block_size": module.block_size, "double_quantisation": double}
             return kept if dense == "fp32" else {**kept, "dense_storage": dense}
     return {"storage": dense}
+
+
+def without_codes(model: nn.Module) -> str | None:
+    """What of a mixture's experts a model in codes keeps as it is, in a sentence for each kind, or None."""
+    if not any(isinstance(module, QuantisedLinear | QuantisedStack) for module in model.modules()):
+        return None
+    sizes: dict[str, int] = {}
+    for module in experts_of(model).values():
+        for name in projections(module):
+            stack = stack_of(module, name)
+            if isinstance(stack, DenseStack):
+                sizes[f"experts.{name}"] = sizes.get(f"experts.{name}", 0) + stack.weight.numel()
+    unknown = unknown_experts(model)
+    sentences = (
+        [f"{sum(sizes.values()):,} parameters of {', '.join(sizes)} are kept dense, not in codes."] if sizes else []
+    )
+    if unknown:
+        sentences.append(
+            f"{sum(unknown.values()):,} parameters of {', '.join(unknown)} are no linear layers of a known kind and "
+            f"are not in codes."
+        )
+    return " ".join(sentences) or None

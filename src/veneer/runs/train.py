@@ -19,6 +19,7 @@ from veneer.data.read import Row
 from veneer.environment import changed, environment
 from veneer.errors import ConfigError, TrainingError, did_you_mean
 from veneer.files import atomic_file, write_text
+from veneer.frozen.layers import without_codes
 from veneer.options import shows
 from veneer.runs.begin import Begun, begin, notes_on, options_of
 from veneer.runs.finish import Result, finish, result_of
@@ -288,6 +289,8 @@ def _introduce(progress: RunProgress, begun: Begun, state: State, labels: HeldOu
     progress.note(f"{config.model}, {config.storage}: {begun.trained.total}")
     if begun.trained.left_out:
         progress.note(begun.trained.left_out)
+    if dense := without_codes(begun.model):
+        progress.note(dense)
     progress.note(begun.steps.counts())
     if chosen := sentence(prepared.config, begun.steps.chosen):
         progress.note(chosen)

@@ -17,6 +17,7 @@ from veneer.frozen.experts import (
     Stack,
     experts_of,
     is_experts,
+    own_copy,
     own_experts,
     plain_experts,
     projections,
@@ -71,6 +72,10 @@ class AdaptedStack(Adapted):
             return adapted_product(x, base.frozen(expert), own, [pairs[expert] for pairs in updates])
 
         return product
+
+    def plain(self) -> nn.Parameter | None:
+        """As a `Stack`'s, while no update is in force."""
+        return None if self._in_force() else cast(Stack, self.base).plain()
 
     def _in_force(self) -> list[nn.Module]:
         groups = [()] if self.rows is None else list(self.rows.groups())
@@ -149,13 +154,6 @@ def merged_experts(module: Experts) -> nn.Module:
     in_fp32 = all(plain._parameters[name].dtype is torch.float32 for name in projections(plain))  # type: ignore[union-attr]
     # What experts in 16 bits are given may be in fp32.
     return plain_experts(plain) if in_fp32 else plain
-
-
-def own_copy(module: Experts) -> Experts:
-    """A shallow copy with dictionaries of its own for what it holds."""
-    made = Experts.__new__(Experts)
-    made.__dict__ = {**module.__dict__, "_parameters": {**module._parameters}, "_modules": {**module._modules}}
-    return made
 
 
 def _sum(held: nn.Module) -> Tensor:

@@ -158,10 +158,13 @@ def without_idle_names(model: nn.Module, config: LoRA | AdaLoRA) -> LoRA | AdaLo
     parameters = getattr(config, "target_parameters", [])
     of_experts = known(parameters, {name: module for name, module in modules.items() if name not in plain})
     if isinstance(config, LoRA):
+        for target in set(parameters) - set(of_experts):
+            if matching_suffix(target, (name for name, _ in model.named_parameters())):
+                raise TargetError(_no_such_parameter(target, [name for name in modules if name not in plain]))
         config = config.model_copy(update={"target_parameters": of_experts or parameters})  # or let `choose` say so
     config = config.model_copy(
         update={
-            "targets": known(config.targets) or ([] if of_experts else config.targets),
+            "targets": known(config.targets) or ([] if parameters else config.targets),
             "exclude": known(config.exclude, modules),
             # PEFT's reading: the plain ending of a name, at a dot or not.
             "train_also": [name for name in modules if name and name.endswith(tuple(config.train_also))],

@@ -18,9 +18,8 @@ from veneer.frozen.experts import (
     own_experts,
     plain_experts,
     projections,
-    without_codes,
 )
-from veneer.frozen.layers import compute_in, quantise_linear_layers, storage_of
+from veneer.frozen.layers import compute_in, quantise_linear_layers, storage_of, without_codes
 from veneer.frozen.weight import QuantisedLinear
 
 pytestmark = pytest.mark.unit
@@ -141,7 +140,16 @@ def test_experts_of_an_unknown_class_are_named():
             super().__init__()
             self.gate_up_proj = nn.Parameter(torch.zeros(2, 3, 4))
 
-    assert without_codes(nn.Sequential(Strange(), nn.Conv1d(2, 2, 2))) == (
-        "24 parameters of Strange are not linear layers of a known kind and are not in codes."
+    model = nn.Sequential(nn.Linear(32, 2), Strange(), nn.Conv1d(2, 2, 2))
+    assert without_codes(model) is None
+    how = {"storage": "nf4", "block_size": 32, "double_quantisation": True}
+    quantise_linear_layers(model, **how)
+    said = "24 parameters of Strange are no linear layers of a known kind and are not in codes."
+    assert without_codes(model) == said
+    mixture = _built("mixtral")
+    quantise_linear_layers(mixture, experts=False, **how)
+    assert without_codes(mixture) == (
+        "36,864 parameters of experts.gate_up_proj, experts.down_proj are kept dense, not in codes."
     )
-    assert without_codes(_built("mixtral")) is None
+    quantise_linear_layers(mixture, **how)
+    assert without_codes(mixture) is None
