@@ -297,17 +297,36 @@ def inspect(source: str, as_json: bool, **options: Any) -> None:
         inspected.show(terminal())
 
 
-@cli.command(short_help="One self-contained HTML page of a run or a study.")
-@click.argument("source", metavar="RUN|STUDY", type=click.Path(path_type=Path), shell_complete=completes.folders)
+@cli.command(short_help="One self-contained HTML page of a run, of several side by side, or of a study.")
+@click.argument(
+    "sources", metavar="RUN…|STUDY", nargs=-1, required=True, type=click.Path(path_type=Path),
+    shell_complete=completes.folders,
+)  # fmt: skip
 @flags(ReportOptions)
-def report(source: Path, **options: Any) -> None:
+def report(sources: tuple[Path, ...], **options: Any) -> None:
     """Write what a run was asked for and what it measured, or the findings of a study, as a page to open in a browser.
 
-    The page needs no network and no other file. A run in progress has one, too, of what there is so far.
+    The page needs no network and no other file. A run in progress has one, too, of what there is so far. Several runs
+    are compared on one page: options that differ, curves together, scores side by side.
+
+    \b
+    veneer report runs/first
+    veneer report runs/first runs/second --output both.html
     """
+    from veneer.commands.report import compare_runs
     from veneer.commands.report import report as write
 
-    click.echo(f"Report written to {write(source, ReportOptions(**given(options)))}; open it in a browser.")
+    asked = ReportOptions(**given(options))
+    if len(sources) == 1:
+        click.echo(f"Report written to {write(sources[0], asked)}; open it in a browser.")
+        return
+    from veneer.reporting.compared_page import compared_table
+
+    out, compared = compare_runs(sources, asked)
+    terminal().print(compared_table(compared))
+    for line in filter(None, [compared.lowest(), *compared.notes()]):
+        click.echo(harmless(line))
+    click.echo(f"Comparison of {len(sources)} runs written to {out}; open it in a browser.")
 
 
 @cli.command(short_help="Watch a run in progress.")

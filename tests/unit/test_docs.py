@@ -208,7 +208,10 @@ def _parse(words: list[str]) -> None:
         yaml_file, resumed, options = values.pop("run_yaml"), values.pop("resume"), given(values)
         if resumed:
             assert set(options) <= set(RESUMABLE)
-        TrainConfig(**({"model": "m", "data": "d", "output": "o"} if yaml_file or resumed else {}) | options)
+        TrainConfig(
+            **({"model": "m", "data": "d", "output": "o"} if yaml_file or resumed or "adapter" in options else {})
+            | options
+        )
 
 
 def _verb(name: str) -> click.Command:

@@ -8,6 +8,9 @@ from veneer.options import Options
 
 
 class ReportOptions(Options):
-    """veneer report RUN|STUDY"""
+    """veneer report RUN…|STUDY"""
 
-    output: str | None = Field(default=None, description="The page's file. Default: report.html in the folder itself.")
+    output: str | None = Field(
+        default=None,
+        description="The page's file. Default: report.html in the folder; of several runs comparison.html beside the first.",
+    )

@@ -15,7 +15,9 @@ from veneer.reporting.charts import displayed, gigabytes, run_charts
 from veneer.reporting.heatmap import NO_LAYER, RankMap, ranks_of
 from veneer.reporting.loading import recipes
 from veneer.reporting.page import render
+from veneer.runs.facts import Began
 from veneer.runs.history import RunHistory
+from veneer.runs.start import started_from
 from veneer.training.progress import clock
 
 _SHADES = 10  # the darkest one's number in page.css
@@ -57,7 +59,7 @@ def run_page(path: Path) -> str:
     ranks = ranks_of(shapes) or run.ranks
     largest = max(ranks.values(), default=0)
     return render(
-        "run.html", run_charts(run), run=run, state=_state(run), tiles=_tiles(run, shapes),
+        "run.html", run_charts(run), run=run, state=_state(run), began=_began(run), tiles=_tiles(run, shapes),
         changed=_pairs(run.config.changed()), options=_pairs(run.config.model_dump()),
         machine=_pairs(run.environment), rows=_rows(run),
         memory=_memory(run), heat=Heat.of(ranks) if ranks else None, rank_note=_rank_note(run, ranks, bool(shapes)),
@@ -81,7 +83,7 @@ def _shapes(run: RunHistory) -> dict[str, tuple[int, ...]]:
 
 
 def _pairs(values: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(name, _text(value)) for name, value in values.items()]
+    return [(name, option_text(value)) for name, value in values.items()]
 
 
 def _rows(run: RunHistory) -> list[tuple[str, str]]:
@@ -89,7 +91,7 @@ def _rows(run: RunHistory) -> list[tuple[str, str]]:
     return [(title, displayed(run.rows[name])) for name, title in titles.items() if run.rows.get(name)]
 
 
-def _text(value: Any) -> str:
+def option_text(value: Any) -> str:
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -108,6 +110,16 @@ def _state(run: RunHistory) -> str:
         "stopped": f"Not finished: stopped {where}. Go on with: veneer train --resume {run.folder}",
         "finished": f"Finished {where}.",
     }[run.phase]
+
+
+def _began(run: RunHistory) -> str:
+    """The adapters that it started from, the first one first; nothing where there is none."""
+    try:
+        began = TypeAdapter(list[Began]).validate_python(run.rows.get("began", []))
+    except ValidationError:
+        run.notes.append("What rows.json says of the adapter that the run started from could not be read.")
+        return ""
+    return ", then ".join(map(started_from, began))
 
 
 def _tiles(run: RunHistory, shapes: dict[str, tuple[int, ...]]) -> list[tuple[str, str, str]]:

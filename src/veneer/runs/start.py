@@ -75,7 +75,7 @@ class StartAdapter:
         return [*facts.began, Began(adapter=self.name, steps=facts.steps, rows=facts.rows.train)]
 
     def seed(self, config: TrainConfig) -> int:
-        """The seed of what the base lacks, which was made when the adapter was begun."""
+        """The seed that made what the base lacks, such as a new head."""
         return config.seed if self.facts is None else self.facts.seed
 
     def classes(self, rows: SplitRows) -> list[str]:
