@@ -29,7 +29,7 @@ from veneer.models.packaged import PACKAGED_MODELS
 from veneer.reporting.heatmap import RankMap, ranks_of
 from veneer.runs.facts import Facts, read_facts
 from veneer.runs.folder import RunFolder
-from veneer.runs.prepare import renderer_of
+from veneer.runs.prepare import renderer_of, tokenizer_of_rows
 from veneer.training.fused import fused_types
 from veneer.training.state import checkpoints_in
 from veneer.updates.adapter_file import read_tensors
@@ -193,6 +193,8 @@ def _rows(source: str, options: InspectOptions) -> Inspected:
     model, tokenizer = load(options.model)
     if type(model).__name__.endswith("ForSequenceClassification"):
         raise DataError(f"{options.model} is a classifier: of a row it learns the label, and no token.")
+    tokenizer, notes = tokenizer_of_rows(tokenizer, options, examples.shape, model.config)
+    lines += notes
     marked, row_lines = _marked(examples, renderer_of(model, tokenizer, options), options.rows)
     return Inspected({**values, **marked}, [*lines, *row_lines])
 

@@ -245,8 +245,9 @@ def _with_text_arguments(message: Message) -> Message:
 
 def _no_template(tokenizer: Any, example: Example) -> str:
     return (
-        f"{example.where} is a conversation, but the tokenizer of {tokenizer.name_or_path} has no chat template; use "
-        f"prompt and completion columns, or the model's instruct variant."
+        f"{example.where} is a conversation, but the tokenizer of {tokenizer.name_or_path} has no chat template; "
+        f"give one (template: chatml, alpaca, or a file), use prompt and completion columns, or the model's instruct "
+        f"variant."
     )
 
 

@@ -32,7 +32,7 @@ class PlanOptions(TrainConfig):
 
 # The flags: what decides the memory or the time of a run.
 ASKED = (
-    *("data", "held_out", "template", "learn", "epochs", "seed", "measure"),
+    *("data", "held_out", "template", "template_arguments", "fold_turns", "learn", "epochs", "seed", "measure"),
     *("method", "storage", "memory", "device", "rank", "initial_rank", "target_rank", "budget", "targets", "exclude"),
     *("layers", "rank_pattern", "train_also", "new_tokens", "block_size", "double_quantisation", "task", "batch_size"),
     *("micro_batch_size", "max_length", "gradient_checkpointing", "optimizer", "optimizer_memory", "optimizer_bits"),
