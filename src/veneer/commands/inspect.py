@@ -186,7 +186,7 @@ def _rows(source: str, options: InspectOptions) -> Inspected:
     lines += examples.left_out()
     if labels := _labels(examples):
         values["labels"] = labels
-        lines.append(f"{len(labels)} labels: {counted_classes(labels)}")
+        lines.append(f"labels: {counted_classes(labels)}")
     if options.model is None:
         lines.append("Give --model M to see its tokens, and which of them are learned.")
         return Inspected(values, lines)

@@ -58,9 +58,7 @@ def test_a_template_of_a_file(tmp_path):
     made, _ = in_form(tokenizer(chat=None), str(file))
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     assert _learned(made, messages=talk)[0] == "[a][b]<|end|>"
-    with pytest.raises(
-        DataError, match=r"^The chat template .*none.jinja cannot be read: No such file"
-    ):
+    with pytest.raises(DataError, match=r"^The chat template .*none.jinja cannot be read: No such file"):
         in_form(tokenizer(), str(tmp_path / "none.jinja"))
 
 
