@@ -192,8 +192,8 @@ class ChatTemplate:
         missing: dict[str, None] = {}
         for message in example.messages:
             content = str(message["content"]).rpartition("</think>")[2].strip()
-            written = (content, *(json.dumps(content, ensure_ascii=ascii)[1:-1] for ascii in (False, True)))
-            if content and not any(form in text for form in written):
+            forms = (json.dumps(content, ensure_ascii=ascii)[1:-1] for ascii in (False, True))  # as tojson writes it
+            if content and content not in text and not any(form in text for form in forms):
                 missing[f"the {message['role']} message"] = None
         silent = tuple({**message} for message in example.messages)
         calls = [message.pop("tool_calls", None) for message in silent]
