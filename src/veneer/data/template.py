@@ -183,7 +183,7 @@ class ChatTemplate:
         except Exception:  # for another reason, then
             return ""
         return (
-            " With fold_turns: true the system message goes into the first user turn, and successive turns of one role "
+            ". With fold_turns: true the system message goes into the first user turn and successive turns of one role "
             "become one, which this template takes."
         )
 

@@ -76,7 +76,7 @@ SHAREGPT = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
 SETS = {
     "alpaca": ({"instruction": "a", "input": "", "output": "b", "text": "c"}, "fit several shapes: instruction/output"),
     "alpaca-cleaned": ({"instruction": "a", "input": "", "output": "b"}, "instruction/output"),
-    "dolly": ({"instruction": "a", "context": "", "response": "b", "category": "c"}, "rename response → output, context"),
+    "dolly": ({"instruction": "a", "context": "", "response": "b", "category": "c"}, "response → output, context"),
     "OpenOrca": ({"id": "1", "system_prompt": "s", "question": "a", "response": "b"}, "question → prompt, response"),
     "ShareGPT": ({"conversations": SHAREGPT}, r"is in ShareGPT's form; write it as messages"),
     "ultrachat": ({"prompt": "a", "prompt_id": "1", "messages": TALK}, "messages"),
