@@ -53,7 +53,7 @@ def text_of(kind: Any) -> str:
         return f"{text_of(item)} | list[{text_of(item)}]"
     if kind is type(None):
         return "None"
-    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
 
 
 def type_of(name: str, field: FieldInfo) -> str:

@@ -9,6 +9,7 @@ from click import Context, Parameter
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class
 
 from veneer.data.bbc import BBC_TOPICS
+from veneer.data.forms import FORMS, MODES
 from veneer.models.packaged import PACKAGED_MODELS
 from veneer.studies.config import KINDS
 
@@ -37,6 +38,11 @@ def rows(context: Context, parameter: Parameter, incomplete: str) -> Items:
     return [*paths(context, parameter, incomplete), *_starting(incomplete, [BBC_TOPICS])]
 
 
+def templates(context: Context, parameter: Parameter, incomplete: str) -> Items:
+    """Files, and the ways and forms of rows in a chat template that have names."""
+    return [*paths(context, parameter, incomplete), *_starting(incomplete, [*MODES, *FORMS])]
+
+
 def studies(context: Context, parameter: Parameter, incomplete: str) -> Items:
     """The kinds of studies."""
     return _starting(incomplete, KINDS)
@@ -50,6 +56,7 @@ def anything(context: Context, parameter: Parameter, incomplete: str) -> Items:
 # What the options take that are declared as text, by their names; an option without one here takes free text.
 BY_NAME: dict[str, Completer] = {
     "model": models, "data": rows, "held_out": paths, "check": rows, "output": paths, "png": paths,
+    "template": templates,
 }  # fmt: skip
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from veneer.data.forms import check_template, typed_arguments
 from veneer.frozen.config import BlockwiseOptions
 from veneer.options import Options
 
@@ -63,6 +64,11 @@ class InspectOptions(Options):
         default=None, description="For rows: the model whose tokens and template show what is learned."
     )
     rows: int = Field(default=3, ge=1, description="For rows: how many to print.")
-    template: Literal["auto", "chat", "plain"] = Field(default="auto", description="For rows: as in train.")
-    learn: Literal["answer", "all"] = Field(default="answer", description="For rows: as in train.")
+    template: str = Field(default="auto", description="For rows: as in train.")
+    template_arguments: dict[str, Any] = Field(default={}, description="For rows: as in train.")
+    fold_turns: bool = Field(default=False, description="For rows: as in train.")
+    learn: Literal["answer", "last", "all"] = Field(default="answer", description="For rows: as in train.")
     max_length: int = Field(default=1024, ge=2, description="For rows: as in train.")
+
+    _template_known = field_validator("template")(check_template)
+    _arguments_typed = field_validator("template_arguments", mode="before")(typed_arguments)

@@ -28,7 +28,7 @@ from veneer.models.packaged import PACKAGED_MODELS
 from veneer.reporting.heatmap import RankMap, ranks_of
 from veneer.runs.facts import Facts, read_facts
 from veneer.runs.folder import RunFolder
-from veneer.runs.prepare import renderer_of
+from veneer.runs.prepare import renderer_of, tokenizer_of_rows
 from veneer.training.fused import fused_types
 from veneer.training.state import checkpoints_in
 from veneer.updates.adapter_file import read_tensors
@@ -185,13 +185,15 @@ def _rows(source: str, options: InspectOptions) -> Inspected:
     lines += examples.left_out()
     if labels := _labels(examples):
         values["labels"] = labels
-        lines.append(f"{len(labels)} labels: {counted_classes(labels)}")
+        lines.append(f"labels: {counted_classes(labels)}")
     if options.model is None:
         lines.append("Give --model M to see its tokens, and which of them are learned.")
         return Inspected(values, lines)
     model, tokenizer = load(options.model)
     if type(model).__name__.endswith("ForSequenceClassification"):
         raise DataError(f"{options.model} is a classifier: of a row it learns the label, and no token.")
+    tokenizer, notes = tokenizer_of_rows(tokenizer, options, examples.shape, model.config)
+    lines += notes
     marked, row_lines = _marked(examples, renderer_of(model, tokenizer, options), options.rows)
     return Inspected({**values, **marked}, [*lines, *row_lines])
 

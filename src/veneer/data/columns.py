@@ -19,7 +19,7 @@ SHAPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 # What other data sets call a column, by what it means here.
 _MEANT: dict[str, tuple[str, ...]] = {
     "prompt": ("question", "query", "article", "document", "dialogue", "source", "problem", "request"),
-    "completion": ("answer", "response", "output", "summary", "highlights", "target", "solution", "reply", "chosen"),
+    "completion": ("answer", "response", "output", "summary", "highlights", "target", "solution", "reply", "answers"),
     "messages": ("conversation", "conversations", "dialog", "chat"),
     "output": ("response", "answer", "completion"),
     "input": ("context",),
@@ -47,21 +47,26 @@ def recognise(rows: list[Row]) -> str:
         raise DataError(
             f"{columns_given}, which fit several shapes: {', '.join(fitting)}. Keep the columns of one ({needs})."
         )
-    renamed = _renames(columns)
+    renamed = _renames(rows[0].fields)
     hint = f" Perhaps rename {', '.join(f'{old} → {new}' for old, new in renamed.items())}." if renamed else ""
     raise DataError(f"{columns_given}, which fit no shape. {needs}.{hint}")
 
 
-def _renames(columns: list[str]) -> dict[str, str]:
+def _renames(fields: dict[str, Any]) -> dict[str, str]:
     """Column → name, so that the columns make one shape: by what they mean, then by how they are spelt; of the shape
-    that most of them take part in. None where no shape would be complete."""
+    that most of them take part in. None where no shape would be complete. A list is a conversation, or nothing."""
+    columns = list(fields)
     best: dict[str, str] = {}
     most = 0
     for needed, optional in SHAPES.values():
         renames: dict[str, str] = {}
         for name in (*needed, *optional):
-            left = [column for column in columns if column not in renames and column not in (*needed, *optional)]
-            if name not in columns and (like := _column_for(name, left, spelt=name in needed)):
+            left = [
+                column for column, value in fields.items()
+                if column not in renames and column not in (*needed, *optional)
+                and isinstance(value, list | dict) == (name == "messages")
+            ]  # fmt: skip
+            if name not in columns and (like := column_for(name, left, spelt=name in needed)):
                 renames[like] = name
         names = {renames.get(column, column) for column in columns}
         own = names & {*needed, *optional}
@@ -70,7 +75,12 @@ def _renames(columns: list[str]) -> dict[str, str]:
     return best
 
 
-def _column_for(name: str, columns: list[str], *, spelt: bool) -> str | None:
+def column_for(name: str, columns: list[str], *, spelt: bool = True) -> str | None:
+    """The one of ``columns`` that means what ``name`` means here; else, where it is ``spelt`` so, one spelt like it.
+
+    >>> column_for("prompt", ["id", "question"])
+    'question'
+    """
     meant = [column for synonym in _MEANT.get(name, ()) for column in columns if column.lower() == synonym]
     near = nearest(name, columns, 1) if spelt else []
     taken = {synonym for synonyms in _MEANT.values() for synonym in synonyms}
@@ -91,6 +101,12 @@ _OTHER: list[tuple[set[str], Callable[[dict[str, Any]], bool], str]] = [
         lambda fields: True,
         "is a preference row (chosen and rejected answers), which Veneer does not train on; keep the chosen answers as "
         "prompt and completion, or as messages.",
+    ),
+    (
+        {"conversations"},
+        lambda fields: "messages" not in fields and "from" in str(fields.get("conversations"))[:200],
+        "is in ShareGPT's form; write it as messages: conversations → messages, from → role (human → user, gpt → "
+        "assistant), value → content.",
     ),
     (
         {"prompt", "completion", "label"},

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from veneer.data.formats import Example, class_of
+from veneer.data.forms import Template
 from veneer.data.messages import said_in
 from veneer.data.report import Report
 from veneer.data.template import ChatTemplate
@@ -21,7 +22,6 @@ from veneer.errors import DataError, did_you_mean, shown
 from veneer.frozen.text_part import text_config_of
 
 IGNORE = -100  # the label of a token that is not learned, in PyTorch's cross-entropy and everywhere else
-Template = Literal["auto", "chat", "plain"]
 Learn = Literal["answer", "last", "all"]
 
 

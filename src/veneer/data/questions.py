@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from veneer.data.columns import column_for
 from veneer.data.formats import Example, to_examples
 from veneer.data.read import Row
-from veneer.errors import DataError, nearest
+from veneer.errors import DataError
 
 _HELD = "a"  # in an answer's place: prompts are rendered as those of rows with answers
 # The column that makes a question → the columns of training's shapes that hold its answer.
 ASKED = {"messages": (), "prompt": ("completion",), "instruction": ("output",), "text": ("label",)}
+_HINTED = ("prompt", "messages", "text", "instruction")
 # What else belongs to a question.
 _BESIDE = {
     "messages": ("tools", "functions", "system"), "prompt": ("tools", "functions"),
@@ -61,8 +63,8 @@ def _column(row: Row) -> str:
     names = f"{', '.join(list(ASKED)[:-1])} or text"
     if asked:
         raise DataError(f"{has}, of which {' and '.join(asked)} can each be what is asked. Keep one of them.")
-    close = [f"{column} → {near[0]}" for column in columns if (near := nearest(column, ASKED, 1))]
-    hint = f" Perhaps rename {', '.join(close)}." if close else ""
+    like = next(((column, name) for name in _HINTED if (column := column_for(name, columns))), None)
+    hint = f" Perhaps rename {like[0]} → {like[1]}." if like else ""
     raise DataError(f"{has}, and none of them is what is asked: {names}.{hint}")
 
 

@@ -183,7 +183,7 @@ class ChatTemplate:
         except Exception:  # for another reason, then
             return ""
         return (
-            " With fold_turns: true the system message goes into the first user turn, and successive turns of one role "
+            ". With fold_turns: true the system message goes into the first user turn and successive turns of one role "
             "become one, which this template takes."
         )
 
@@ -192,8 +192,8 @@ class ChatTemplate:
         missing: dict[str, None] = {}
         for message in example.messages:
             content = str(message["content"]).rpartition("</think>")[2].strip()
-            written = (content, *(json.dumps(content, ensure_ascii=ascii)[1:-1] for ascii in (False, True)))
-            if content and not any(form in text for form in written):
+            forms = (json.dumps(content, ensure_ascii=ascii)[1:-1] for ascii in (False, True))  # as tojson writes it
+            if content and content not in text and not any(form in text for form in forms):
                 missing[f"the {message['role']} message"] = None
         silent = tuple({**message} for message in example.messages)
         calls = [message.pop("tool_calls", None) for message in silent]
@@ -245,8 +245,9 @@ def _with_text_arguments(message: Message) -> Message:
 
 def _no_template(tokenizer: Any, example: Example) -> str:
     return (
-        f"{example.where} is a conversation, but the tokenizer of {tokenizer.name_or_path} has no chat template; use "
-        f"prompt and completion columns, or the model's instruct variant."
+        f"{example.where} is a conversation, but the tokenizer of {tokenizer.name_or_path} has no chat template; "
+        f"give one (template: chatml, alpaca, or a file), use prompt and completion columns, or the model's instruct "
+        f"variant."
     )
 
 

@@ -32,7 +32,18 @@ class PlanOptions(TrainConfig):
 
 # The flags: what decides the memory or the time of a run.
 ASKED = (
-    *("data", "adapter", "held_out", "template", "learn", "epochs", "seed", "measure"),
+    *(
+        "data",
+        "adapter",
+        "held_out",
+        "template",
+        "template_arguments",
+        "fold_turns",
+        "learn",
+        "epochs",
+        "seed",
+        "measure",
+    ),
     *("method", "storage", "memory", "device", "rank", "initial_rank", "target_rank", "budget", "targets", "exclude"),
     *("layers", "rank_pattern", "train_also", "new_tokens", "block_size", "double_quantisation", "task"),
     *("dense_storage", "batch_size"),

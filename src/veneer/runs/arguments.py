@@ -94,10 +94,16 @@ class TrainArguments(Needed, total=False):
     """How the frozen base is kept."""
     task: Literal["auto", "causal", "seq2seq", "classification"]
     """What the model is trained to do; auto asks its checkpoint."""
-    template: Literal["auto", "chat", "plain"]
-    """Chat template for conversations only (auto), or for prompt and completion too (chat)."""
-    learn: Literal["answer", "all"]
-    """Tokens that are learned: the answer's, or all."""
+    template: str
+    """Chat template for conversations only (auto, plain), or for prompt and completion too (chat); or another one
+    than the tokenizer's: alpaca, chatml, or a file."""
+    template_arguments: dict[str, Any]
+    """What the chat template is given: enable_thinking=false."""
+    fold_turns: bool
+    """Put the system message into the first user turn and join successive turns of one role, for templates that
+    take neither (Gemma, Mistral)."""
+    learn: Literal["answer", "last", "all"]
+    """Tokens that are learned: of every answer, of a conversation's last answer, or all."""
     max_length: int
     """Tokens of a row; longer rows are cut, and counted."""
     steps: int | None
@@ -322,10 +328,16 @@ class PlanArguments(TypedDict, total=False):
     """How the frozen base is kept."""
     task: Literal["auto", "causal", "seq2seq", "classification"]
     """What the model is trained to do; auto asks its checkpoint."""
-    template: Literal["auto", "chat", "plain"]
-    """Chat template for conversations only (auto), or for prompt and completion too (chat)."""
-    learn: Literal["answer", "all"]
-    """Tokens that are learned: the answer's, or all."""
+    template: str
+    """Chat template for conversations only (auto, plain), or for prompt and completion too (chat); or another one
+    than the tokenizer's: alpaca, chatml, or a file."""
+    template_arguments: dict[str, Any]
+    """What the chat template is given: enable_thinking=false."""
+    fold_turns: bool
+    """Put the system message into the first user turn and join successive turns of one role, for templates that
+    take neither (Gemma, Mistral)."""
+    learn: Literal["answer", "last", "all"]
+    """Tokens that are learned: of every answer, of a conversation's last answer, or all."""
     max_length: int
     """Tokens of a row; longer rows are cut, and counted."""
     steps: int | None

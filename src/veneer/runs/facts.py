@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from veneer.data.dates import pinned_date
+from veneer.data.forms import template_mode
 from veneer.documents import read_json
 from veneer.errors import AdapterFileError
 from veneer.files import write_text
@@ -49,12 +50,14 @@ class Prompts(_Part):
     """How rows and questions become tokens."""
 
     template: Literal["auto", "chat", "plain"]
-    learn: Literal["answer", "all"]
+    learn: Literal["answer", "last", "all"]
     max_length: int
     chat: bool  # whether a question is asked in the chat template
     chat_template: str | dict[str, str] | None
     system: str | None  # the system message of all conversations
     date: str | None  # what the template prints as today, ISO
+    template_arguments: dict[str, Any] = Field(default_factory=dict)  # of the template
+    fold_turns: bool = False  # whether the system message goes into the first user turn
 
 
 class Rows(_Part):
@@ -114,9 +117,9 @@ def facts_of(prepared: Prepared, steps: int, losses: Before, *, own_tokenizer: b
         base=_base(model),
         kept=config.kept(),
         prompts=Prompts(
-            template=config.template, learn=config.learn, max_length=config.max_length,
+            template=template_mode(config.template), learn=config.learn, max_length=config.max_length,
             chat=is_chat(config.template, rows), chat_template=tokenizer.chat_template, system=rows["system"],
-            date=pinned_date(tokenizer),
+            date=pinned_date(tokenizer), template_arguments=config.template_arguments, fold_turns=config.fold_turns,
         ),
         own_tokenizer=own_tokenizer,
         seed=config.seed if start is None else start.seed(config),
@@ -131,7 +134,7 @@ def facts_of(prepared: Prepared, steps: int, losses: Before, *, own_tokenizer: b
 
 def is_chat(template: str, rows: dict[str, Any]) -> bool:
     """Whether a run's questions are asked in the chat template: as its rows were, by what rows.json says of them."""
-    return template == "chat" or bool(rows["conversations"])
+    return template_mode(template) == "chat" or bool(rows["conversations"])
 
 
 def _base(model: Any) -> Base:

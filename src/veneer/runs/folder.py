@@ -1,18 +1,20 @@
 """A run's folder: the one place that names its files and reads them. No torch here.
 
 run/
-  config.yaml  data.jsonl  rows.json  environment.json  plan.json  metrics.jsonl  advice.json
+  config.yaml  data.jsonl  chat_template.jinja  rows.json  environment.json  plan.json  metrics.jsonl  advice.json
   evaluation.json  report.html
   adapter/ (or model/)  best/  base/  start/  tokenizer/  checkpoints/step-000200/  tensorboard/
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, overload
 
+from veneer.data.forms import FORMS, MODES
 from veneer.documents import read_json
 from veneer.errors import TrainingError, did_you_mean
 from veneer.files import locked, remove_leftovers
@@ -52,6 +54,7 @@ class RunFolder:
     advice_file = _Inside("advice.json")  # what a finished run says of its learning, a sentence each
     evaluation_file = _Inside("evaluation.json")  # what veneer evaluate measured
     report_file = _Inside("report.html")  # what veneer report wrote
+    template_file = _Inside("chat_template.jinja")  # the chat template, where it came from a file
     adapter = _Inside("adapter")  # the result: a PEFT folder
     model = _Inside("model")  # or, where the model's own weights are trained: a transformers folder
     best = _Inside("best")  # the adapter (or weights) with the lowest held-out loss so far
@@ -73,7 +76,8 @@ class RunFolder:
         return self.config_file.is_file()
 
     def config(self, **over: Any) -> TrainConfig:
-        """The run's options; ``over`` wins. Rows that came in memory are found in this folder, wherever it is now.
+        """The run's options; ``over`` wins. Rows that came in memory and a chat template that came from a file are
+        found in this folder, wherever it is now; relative paths from where the run was started, if that is elsewhere.
 
         Raises ConfigError for a damaged file.
         """
@@ -84,7 +88,35 @@ class RunFolder:
             for option, file in kept.items()
             if Path(str(getattr(config, option))).name == file.name and file.is_file()
         }
-        return config.model_copy(update=own)
+        if self.template_file.is_file() and config.template not in (*MODES, *FORMS):
+            own["template"] = str(self.template_file)
+        return config.model_copy(update={**self._paths_from_its_start(config), **own})
+
+    def working_folder(self) -> dict[str, str]:
+        """The working folder, as it is noted in `rows.json`, and its place relative to the run."""
+        here = Path.cwd()
+        return {"folder": str(here), "folder_from_run": os.path.relpath(here, self.path.absolute())}
+
+    def _paths_from_its_start(self, config: TrainConfig) -> dict[str, str]:
+        """Option → path, where a relative one names something from the working folder of the run's start, or, if the
+        run and it were moved together, from the same place beside the run."""
+        try:
+            noted = self.rows()
+        except TrainingError:  # a file that is missing or damaged
+            return {}
+        if "folder" not in noted or Path(noted["folder"]) == Path.cwd():
+            return {}
+        starts = (Path(noted["folder"]), self.path.absolute() / noted["folder_from_run"])
+        paths = {}
+        for option in ("model", "data", "held_out", "adapter"):
+            value = getattr(config, option)
+            if not isinstance(value, str) or Path(value).expanduser().is_absolute():
+                continue
+            file = value if ":" not in value else value.rpartition(":")[0]  # a data set's split
+            start = next((start for start in starts if (start / file).exists() or (start / value).exists()), None)
+            if start is not None:
+                paths[option] = os.path.normpath(start / value)
+        return paths
 
     def rows(self) -> dict[str, Any]:
         """What `rows.json` says: shape, train, held_out, classes, choices, date, steps, chosen, largest_class …

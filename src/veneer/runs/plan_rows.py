@@ -12,7 +12,7 @@ from veneer.planning.fit import how_by_shapes
 from veneer.planning.plan import base_asked
 from veneer.runs.folder import RunFolder
 from veneer.runs.own_tokens import kept_tokenizer
-from veneer.runs.prepare import renderer_by_config
+from veneer.runs.prepare import renderer_by_config, tokenizer_of_rows
 from veneer.runs.rows import Given, Steps, Work, classifies, in_steps, read_split
 from veneer.runs.start import start_adapter
 from veneer.training.config import TrainConfig
@@ -55,9 +55,10 @@ def rows_of_plan(config: TrainConfig, given: Given) -> PlanRows:
     rows = read_split(config, given, classified=classifies(config, checkpoint))
     base = base_asked(config, checkpoint, rows.classes if start is None else start.classes(rows))
     kept = kept_tokenizer(RunFolder(config.output)) if config.output else None
-    kept = kept or (start and start.tokenizer())
-    renderer = renderer_by_config(base.config, base.kind == "classification", kept or checkpoint.tokenizer(), config)
+    kept = kept or (start and start.tokenizer()) or checkpoint.tokenizer()
+    tokenizer, form_notes = tokenizer_of_rows(kept, config, rows.shape, base.config)
+    renderer = renderer_by_config(base.config, base.kind == "classification", tokenizer, config)
     steps = in_steps(renderer, rows.train, rows.held_out, config, base.config, {})
     how = how_by_shapes(base, steps.rows[0])
-    notes = rows.notes + steps.sentences(renderer.max_length)
+    notes = rows.notes + form_notes + steps.sentences(renderer.max_length)
     return PlanRows(base, steps, how, steps.work(base.kind, how.packed), notes)

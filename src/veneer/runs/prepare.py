@@ -10,6 +10,7 @@ import torch
 
 from veneer.data.dates import pin_date, pinned_date, today
 from veneer.data.formats import Example
+from veneer.data.forms import in_form, refuse_unknown_arguments, template_mode
 from veneer.data.labels import Renderer, longest_row
 from veneer.data.memory import rows_of
 from veneer.data.read import Row
@@ -90,6 +91,7 @@ def prepare(
         with_the_runs_tokens(model, run, config)
     before = start.facts.prompts.date if start is not None and start.facts is not None else None
     pin_date(tokenizer, RunFolder(config.output).date() or before or today())
+    tokenizer, form_notes = tokenizer_of_rows(tokenizer, config, rows.shape, model.config)
     renderer = renderer_of(model, tokenizer, config)
     prepared = Prepared(
         config, model, tokenizer, renderer, rows.train, rows.held_out, rows.shape, checkpoint is None, given,
@@ -99,6 +101,7 @@ def prepare(
         *(start.notes(config) if start is not None else []),
         *(checkpoint.notes if checkpoint is not None else []),
         *rows.notes,
+        *form_notes,
     ]
     return prepared
 
@@ -127,11 +130,28 @@ class TokenOptions(Protocol):
     def learn(self) -> str: ...
     @property
     def max_length(self) -> int: ...
+    @property
+    def fold_turns(self) -> bool: ...
+    @property
+    def template_arguments(self) -> dict[str, Any]: ...
 
 
 def renderer_of(model: Any, tokenizer: Any, options: TokenOptions | None = None) -> Renderer:
     """How examples become this model's tokens, as ``options`` say, or by a run's defaults."""
     return renderer_by_config(model.config, is_classifier(model), tokenizer, options)
+
+
+def tokenizer_of_rows(tokenizer: Any, options: TokenOptions, shape: str, config: Any) -> tuple[Any, list[str]]:
+    """The tokenizer with the chat template that ``options`` name, or that rows of this ``shape`` need, and sentences
+    about it; ``config``: transformers' of the model.
+
+    Raises DataError for a template or an argument that does not exist.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        return tokenizer, []
+    tokenizer, notes = in_form(tokenizer, options.template, shape)
+    refuse_unknown_arguments(tokenizer, options.template_arguments)
+    return tokenizer, notes
 
 
 def is_classifier(model: Any) -> bool:
@@ -143,12 +163,12 @@ def renderer_by_config(config: Any, classified: bool, tokenizer: Any, options: T
     """The same for a model that is not loaded, with transformers' ``config`` of it."""
     names = config.id2label if classified else {}
     fields = TrainConfig.model_fields
-    template, learn, longest = (
+    template, learn, longest, fold, arguments = (
         getattr(options, name) if options is not None else fields[name].default
-        for name in ("template", "learn", "max_length")
+        for name in ("template", "learn", "max_length", "fold_turns", "template_arguments")
     )
     return Renderer(
-        tokenizer, template, learn, longest_row(longest, config),
+        tokenizer, template_mode(template), learn, longest_row(longest, config),
         seq2seq=bool(getattr(config, "is_encoder_decoder", False)),
-        classes=tuple(names[i] for i in sorted(names)),
+        classes=tuple(names[i] for i in sorted(names)), fold_turns=fold, arguments=arguments,
     )  # fmt: skip

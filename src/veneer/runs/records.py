@@ -28,6 +28,8 @@ class RowsRecord(TypedDict):
     chosen: NotRequired[dict[str, int | float]]  # for options that are auto
     largest_class: NotRequired[float | None]
     tokens: NotRequired[int]
+    folder: NotRequired[str]  # the working folder
+    folder_from_run: NotRequired[str]  # and its place relative to the run
 
 
 @with_config(_AND_MORE)

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from veneer.data.forms import FORMS, MODES
 from veneer.data.memory import write_rows
 from veneer.data.read import Row
 from veneer.environment import changed, environment
@@ -242,10 +243,12 @@ def _write_beginning(begun: Begun, state: State, labels: HeldOutLabels, *, new: 
     for name, rows in begun.prepared.given.items():
         with atomic_file(name) as temporary:
             write_rows(rows, temporary)
+    if begun.config.template not in (*MODES, *FORMS):
+        write_text(folder.template_file, str(begun.prepared.tokenizer.chat_template))
     begun.prepared.config.write(folder.config_file)
     counted = {
         "steps": begun.total, "chosen": begun.steps.chosen, "largest_class": labels.largest if labels.rows else None,
-        "tokens": model.get_input_embeddings().weight.shape[0],
+        "tokens": model.get_input_embeddings().weight.shape[0], **folder.working_folder(),
     }  # fmt: skip
     write_text(folder.rows_file, json.dumps({**begun.prepared.facts(), **counted}, indent=2) + "\n")
     around = environment(torch.get_num_threads())

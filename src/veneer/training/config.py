@@ -10,6 +10,7 @@ import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from veneer import documents
+from veneer.data.forms import check_template, typed_arguments
 from veneer.errors import ConfigError, did_you_mean
 from veneer.files import write_text
 from veneer.frozen.config import BaseOptions, BlockwiseOptions, Storage
@@ -18,6 +19,10 @@ from veneer.updates.config import AdaLoRA, AllocationOptions, LoRA, UpdateOption
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+
+
+def _template(value: Any) -> Any:
+    return check_template(str(value)) if isinstance(value, str | Path) else value
 
 
 class TrainConfig(LoRA, AllocationOptions, BaseOptions):
@@ -44,12 +49,22 @@ class TrainConfig(LoRA, AllocationOptions, BaseOptions):
     task: Literal["auto", "causal", "seq2seq", "classification"] = Field(
         default="auto", description="What the model is trained to do; auto asks its checkpoint."
     )
-    template: Literal["auto", "chat", "plain"] = Field(
+    template: str = Field(
         default="auto",
-        description="Chat template for conversations only (auto), or for prompt and completion too (chat).",
+        description="Chat template for conversations only (auto, plain), or for prompt and completion too (chat); or "
+        "another one than the tokenizer's: alpaca, chatml, or a file.",
     )
-    learn: Literal["answer", "all"] = Field(
-        default="answer", description="Tokens that are learned: the answer's, or all."
+    template_arguments: dict[str, Any] = Field(
+        default={}, description="What the chat template is given: enable_thinking=false."
+    )
+    fold_turns: bool = Field(
+        default=False,
+        description="Put the system message into the first user turn and join successive turns of one role, for "
+        "templates that take neither (Gemma, Mistral).",
+    )
+    learn: Literal["answer", "last", "all"] = Field(
+        default="answer",
+        description="Tokens that are learned: of every answer, of a conversation's last answer, or all.",
     )
     max_length: int = Field(default=1024, ge=2, description="Tokens of a row; longer rows are cut, and counted.")
 
@@ -120,6 +135,9 @@ class TrainConfig(LoRA, AllocationOptions, BaseOptions):
     @classmethod
     def _path_is_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
+
+    _template_known = field_validator("template", mode="before")(_template)
+    _arguments_typed = field_validator("template_arguments", mode="before")(typed_arguments)
 
     @field_validator("held_out")
     @classmethod

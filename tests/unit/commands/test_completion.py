@@ -26,6 +26,7 @@ ROWS = ("plain", "bbc-topics")
 FREE = {
     *("targets", "exclude", "train_also", "rank_pattern", "alpha_pattern", "new_tokens", "layers", "labels", "keep"),
     *("budget", "memory", "optimizer_memory", "ray", "rates", "seeds", "ranks", "budgets"),
+    "template_arguments",
 }
 
 
@@ -140,3 +141,7 @@ def test_bash_offers_names_beside_files(tmp_path):
     )
     smol = "|smollm2-135m-instruct" if ("plain", "smollm2-135m-instruct") in MODELS else ""
     assert done.stdout.splitlines() == [f"small.gguf{smol}|", "my runs|", "adalora|"], done.stderr
+
+
+def test_templates_are_completed_by_name_and_as_files():
+    assert completed("train --template ch") == [("file", "ch"), ("plain", "chat"), ("plain", "chatml")]

@@ -120,7 +120,7 @@ def test_rows(rows_file, veneer_command):
     }  # fmt: skip
     assert veneer_command("inspect", rows_file).out == (
         f"{rows_file}: 48 rows of the shape prompt/completion\n"
-        "2 labels: no 24, yes 24\n"
+        "labels: no 24, yes 24\n"
         "Give --model M to see its tokens, and which of them are learned.\n"
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from veneer.data.columns import SHAPES
 from veneer.data.formats import to_examples
 from veneer.data.read import Row
 from veneer.errors import DataError
@@ -26,7 +27,6 @@ def _read(**fields):
         ("id dialogue summary", "dialogue → prompt, summary → completion"),
         ("article highlights id", "article → prompt, highlights → completion"),
         ("idx sentence label", "sentence → text"),
-        ("conversations", "conversations → messages"),
         ("promt completion", "promt → prompt"),
     ],
 )
@@ -68,3 +68,49 @@ def test_system_and_history_of_instructions_are_used():
     talk = [{"role": "system", "content": "S"}, {"role": "user", "content": "a"}]
     with pytest.raises(DataError, match=r"^d:1 has a column system, and a system message in messages as"):
         _read(messages=talk, system="S")
+
+
+TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+SHAREGPT = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+# Well-known sets by their columns: the shape that they are taken as, or what the refusal says.
+SETS = {
+    "alpaca": ({"instruction": "a", "input": "", "output": "b", "text": "c"}, "fit several shapes: instruction/output"),
+    "alpaca-cleaned": ({"instruction": "a", "input": "", "output": "b"}, "instruction/output"),
+    "dolly": ({"instruction": "a", "context": "", "response": "b", "category": "c"}, "response → output, context"),
+    "OpenOrca": ({"id": "1", "system_prompt": "s", "question": "a", "response": "b"}, "question → prompt, response"),
+    "ShareGPT": ({"conversations": SHAREGPT}, r"is in ShareGPT's form; write it as messages"),
+    "ultrachat": ({"prompt": "a", "prompt_id": "1", "messages": TALK}, "messages"),
+    "smoltalk": ({"messages": TALK, "source": "s"}, "messages"),
+    "oasst1": ({"message_id": "1", "parent_id": None, "text": "a", "role": "prompter"}, "is one message of a tree"),
+    "gsm8k": ({"question": "a", "answer": "b"}, "rename question → prompt, answer → completion"),
+    "squad": ({"id": "1", "title": "t", "context": "c", "question": "a", "answers": {"text": ["b"]}}, "fit no shape"),
+    "sst2": ({"idx": 0, "sentence": "a", "label": 1}, "rename sentence → text"),
+    "imdb": ({"text": "a", "label": "neg"}, "text/label"),
+    "go_emotions": ({"text": "a", "labels": [1], "id": "1"}, "has a list of labels"),
+    "mrpc": ({"sentence1": "a", "sentence2": "b", "label": 1, "idx": 0}, "which fit no shape"),
+    "stsb": ({"sentence1": "a", "sentence2": "b", "label": 0.5, "idx": 0}, "which fit no shape"),
+    "samsum": ({"id": "1", "dialogue": "a", "summary": "b"}, "dialogue → prompt, summary → completion"),
+    "cnn_dailymail": ({"article": "a", "highlights": "b", "id": "1"}, "article → prompt, highlights → completion"),
+    "xsum": ({"document": "a", "summary": "b", "id": "1"}, "document → prompt, summary → completion"),
+    "wikitext": ({"text": "a"}, "text"),
+    "c4": ({"text": "a", "timestamp": "t", "url": "u"}, "text"),
+    "no_robots": ({"prompt": "a", "prompt_id": "1", "messages": TALK, "category": "c"}, "messages"),
+    "hh-rlhf": ({"chosen": "a", "rejected": "b"}, "is a preference row"),
+    "ultrafeedback": ({"prompt": "a", "chosen": TALK, "rejected": TALK, "score_chosen": 1.0}, "is a preference row"),
+    "orca_dpo_pairs": ({"system": "s", "question": "a", "chosen": "b", "rejected": "c"}, "is a preference row"),
+    "kto-mix": ({"prompt": TALK[:1], "completion": TALK[1:], "label": True}, "has a true or false label beside prompt"),
+    "glaive": ({"system": "s", "chat": "USER: a"}, "which fit no shape"),
+    "xlam": ({"query": "a", "tools": "[]", "answers": "[]"}, "query → prompt, answers → completion"),
+    "MetaMathQA": ({"query": "a", "response": "b", "type": "t", "original_question": "q"}, "query → prompt, response"),
+    "opus_books": ({"id": "1", "translation": {"en": "a", "fr": "b"}}, "which fit no shape"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_columns_of_well_known_sets_are_taken_or_refused_for_a_reason(name):
+    fields, expected = SETS[name]
+    if expected in SHAPES:
+        assert _read(**fields).shape == expected
+        return
+    with pytest.raises(DataError, match=expected):
+        _read(**fields)

@@ -71,3 +71,20 @@ def test_what_is_there_of_answers_is_said():
 def test_a_row_that_asks_nothing_is_refused(rows, message):
     with pytest.raises(DataError, match=message):
         to_questions(_rows(*rows))
+
+
+def test_a_hint_goes_by_what_a_column_means():
+    with pytest.raises(DataError, match=r"none of them is what is asked: .*\. Perhaps rename question → prompt\.$"):
+        to_questions([Row({"id": 1, "question": "1 + 1 ="}, "d:1")])
+    with pytest.raises(DataError, match=r"Perhaps rename sentence → text\.$"):
+        to_questions([Row({"sentence": "fine"}, "d:1")])
+
+
+def test_what_belongs_to_a_question_stays_with_it():
+    tool = {"type": "function", "function": {"name": "weather"}}
+    talk = [{"role": "user", "content": "Rome?"}]
+    (question,) = to_questions([Row({"messages": talk, "tools": [tool], "system": "S"}, "d:1")]).items
+    assert (question.tools, question.messages[0]["content"]) == ((tool,), "S")
+    row = {"instruction": "c", "history": [["a", "b"]], "system": "S", "input": "x"}
+    (question,) = to_questions([Row(row, "d:1")]).items
+    assert [message["content"] for message in question.asked()] == ["S", "a", "b", "c\n\nx"]

@@ -118,7 +118,7 @@ def test_a_conversation_may_begin_with_the_assistant(family):
 def test_turns_are_folded_for_templates_that_take_none():
     example = _talk(("system", "S"), ("user", "Hi"), ("user", "there"), ("assistant", "Yo"))
     with pytest.raises(
-        DataError, match=r"^d:1: the chat template refuses this conversation: System role not supported With fold_turns"
+        DataError, match=r"^d:1: the chat template refuses this conversation: System role .*\. With fold_turns"
     ):
         _rows("alternate", example)
     folded = "<|user|>S\n\nHi\n\nthere<|end|>\n<|assistant|>"

@@ -202,7 +202,7 @@ def test_columns_and_rows_not_used_are_shown(options, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     _, shown = _train(options, data=str(path), held_out=0, steps=1)
     assert "Columns not used (prompt/completion rows): id." in shown
-    assert f"1 row ({path}:4) left out, because no token to learn" in shown
+    assert f"1 row ({path}:4) left out, because there is no answer to learn in it." in shown
 
 
 def _refused(match, options, **more):
