@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from veneer.commands.train import resume as resume
     from veneer.commands.train import train as train
     from veneer.errors import VeneerError as VeneerError
+    from veneer.errors import VeneerWarning as VeneerWarning
     from veneer.frozen.weight import int8_activations as int8_activations
     from veneer.generation.generate import generate as generate
     from veneer.generation.generate import stream as stream
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 # Where each public name lives. They are imported when first used: `veneer --help` loads no torch.
 _HOME = {
     "VeneerError": "veneer.errors",
+    "VeneerWarning": "veneer.errors",
     "LoRA": "veneer.updates.config",
     "AdaLoRA": "veneer.updates.config",
     "load": "veneer.commands.load",

@@ -18,8 +18,10 @@ from veneer.device import CPU
 from veneer.errors import AdapterFileError, ConfigError, TargetError, nearest
 from veneer.files import atomic_file, atomic_folder, write_text
 from veneer.updates.layers import NewRows, Pair, Triplets
+from veneer.updates.offloaded import refuse_offloaded
 from veneer.updates.peft_config import CONFIG_NAME, to_peft
-from veneer.updates.record import adapters_of, refuse_merged, refuse_unknown, updates_of
+from veneer.updates.reached import warn
+from veneer.updates.record import adapters_of, refuse_merged, refuse_unknown, untrained, updates_of
 from veneer.updates.select import choose, modules_of
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -32,7 +34,8 @@ def save(model: nn.Module, folder: str | Path, *, name: str | None = None, dtype
 
     PEFT loads an adapter that has targets; one of new_tokens or train_also alone it refuses.
     ``name``: which adapter; by default the one that is active. ``dtype``: fp32, bf16 or fp16; by default as trained.
-    Raises AdapterFileError when the folder cannot be written to, or a value is too large for ``dtype``.
+    Raises AdapterFileError when the folder cannot be written to, or a value is too large for ``dtype``. A
+    `VeneerWarning` names the updates that training never reached.
 
     Example:
         >>> model = veneer.attach(model, veneer.LoRA(rank=4))
@@ -48,6 +51,8 @@ def save(model: nn.Module, folder: str | Path, *, name: str | None = None, dtype
         write_adapter(model, path, name, dtype)
     except OSError as error:
         raise AdapterFileError(f"{path} cannot be written to: {error.strerror or error}.") from None
+    for sentence in untrained(model, name):
+        warn(sentence)
 
 
 def write_adapter(model: nn.Module, folder: Path, name: str | None = None, dtype: str | None = None) -> None:
@@ -71,6 +76,7 @@ def write_adapter(model: nn.Module, folder: Path, name: str | None = None, dtype
         raise ConfigError(f"dtype = {dtype!r} is not one of {', '.join(_STORAGE)}.")
     if folder.is_file():
         raise AdapterFileError(f"{folder} is a file; an adapter is saved as a folder.")
+    refuse_offloaded(model, list(updates_of(model, name).values()), "be saved")
     to = _STORAGE.get(dtype or "")
     tensors = {key: tensor.detach().to(CPU, to).contiguous() for key, tensor in adapter_tensors(model, name).items()}
     config = record.configs[name]

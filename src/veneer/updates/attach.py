@@ -21,6 +21,7 @@ from veneer.frozen.weight import QuantisedLinear
 from veneer.updates.allocator import Allocator
 from veneer.updates.budget import resolved
 from veneer.updates.config import AdaLoRA, LoRA
+from veneer.updates.fast_path import call_every_layer
 from veneer.updates.layers import (
     Adapted,
     AdaptedEmbedding,
@@ -35,7 +36,9 @@ from veneer.updates.layers import (
     weight_shape,
 )
 from veneer.updates.loftq import Start, loftq_starts
+from veneer.updates.offloaded import refuse_offloaded
 from veneer.updates.peft_config import peft_call
+from veneer.updates.reached import Reached
 from veneer.updates.record import (
     RECORD,
     Adapters,
@@ -55,6 +58,7 @@ from veneer.updates.select import (
     choose,
     classification_head,
     count_parameters,
+    input_embedding,
     matching_suffix,
     modules_of,
     no_such_modules,
@@ -117,6 +121,8 @@ def add_adapter(model: nn.Module, config: LoRA | AdaLoRA, name: str) -> None:
         config = resolved(config, [weight_shape(c.module) for c in chosen], count_parameters(modules_of(model)))
     _refuse_conflicts(model, {c.name for c in chosen} | set(embedding), set(whole))
     iterations = _loftq_iterations(record, config)
+    read = [c.module for c in chosen] if iterations else []
+    refuse_offloaded(model, [*read, *whole.values(), *embedding.values()], "be read by attach")
     starts = loftq_starts(model, chosen, iterations) if iterations else {}
     if not record.configs:
         record = _first_record(model, iterations)
@@ -135,6 +141,11 @@ def add_adapter(model: nn.Module, config: LoRA | AdaLoRA, name: str) -> None:
         for path in embedding:
             _add(model, path, name, rows, holders)
     record.configs[name] = config
+    call_every_layer(model)
+    updates = updates_of(model, name)
+    own = {id(parameter) for update in updates.values() for parameter in update.parameters()}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in own]
+    record.reached[name] = Reached(name, updates, others)
     activate(model, name)
 
 
@@ -202,6 +213,7 @@ def remove(model: nn.Module, name: str = "default") -> None:
             put(model, path, module.base)
     del record.configs[name]
     record.allocators.pop(name, None)
+    record.reached.pop(name, None)
     record.active = tuple(other for other in record.active if other != name)
     if record.configs:
         activate(model, *record.active)
@@ -209,6 +221,7 @@ def remove(model: nn.Module, name: str = "default") -> None:
         for path, parameter in model.named_parameters():
             parameter.requires_grad_(path in record.was_trainable)
         forget_adapters(model)
+    call_every_layer(model)
 
 
 def forget_adapters(model: nn.Module) -> None:
@@ -312,9 +325,7 @@ def _new_token_modules(model: nn.Module, config: LoRA | AdaLoRA, taken: set[str]
     """The embedding, and the head that is tied to it, by name; empty when no new tokens are asked for."""
     if not config.new_tokens:
         return {}
-    get = getattr(model, "get_input_embeddings", None)
-    embedding = get() if get is not None else None
-    embedding = embedding.base if isinstance(embedding, Adapted) else embedding
+    embedding = input_embedding(model)
     if not isinstance(embedding, nn.Embedding):
         raise TargetError(f"new_tokens needs a model with an input embedding; {type(model).__name__} has none.")
     beyond = [token for token in config.new_tokens if not 0 <= token < embedding.num_embeddings]

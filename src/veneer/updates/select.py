@@ -237,9 +237,20 @@ def head_names(model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
 
 def output_head(model: nn.Module) -> nn.Module | None:
     """The module that makes logits of a vocabulary, or None."""
-    get = getattr(model, "get_output_embeddings", None)
-    head = get() if get is not None else None
-    return head.base if isinstance(head, Adapted) else head
+    return _end(model, "output")
+
+
+def input_embedding(model: nn.Module) -> nn.Module | None:
+    """The module that looks up the vectors of tokens, or None: a model of images or sound has none."""
+    return _end(model, "input")
+
+
+def _end(model: nn.Module, end: str) -> nn.Module | None:
+    try:
+        module = getattr(model, f"get_{end}_embeddings", lambda: None)()
+    except NotImplementedError:  # what transformers' models without one answer
+        return None
+    return module.base if isinstance(module, Adapted) else module
 
 
 def classification_head(model: nn.Module) -> str | None:
