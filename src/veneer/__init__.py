@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from veneer.frozen.weight import int8_activations as int8_activations
     from veneer.generation.generate import generate as generate
     from veneer.generation.generate import stream as stream
+    from veneer.models.from_bitsandbytes import from_bitsandbytes as from_bitsandbytes
     from veneer.updates.adapter_file import save as save
     from veneer.updates.attach import attach as attach
     from veneer.updates.attach import remove as remove
@@ -43,6 +44,7 @@ _HOME = {
     "AdaLoRA": "veneer.updates.config",
     "load": "veneer.commands.load",
     "int8_activations": "veneer.frozen.weight",
+    "from_bitsandbytes": "veneer.models.from_bitsandbytes",
     "attach": "veneer.updates.attach",
     "activate": "veneer.updates.record",
     "allocator": "veneer.updates.record",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from veneer.frozen.read_outside import read_outside
 from veneer.frozen.text_part import HEADS as HEADS
 from veneer.frozen.text_part import beside_text
-from veneer.frozen.weight import PLAIN_TYPES, STORED, QuantisedLinear
+from veneer.frozen.weight import PLAIN_TYPES, STORED, QuantisedLinear, is_plain_linear
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -32,7 +32,7 @@ def linear_layers(model: nn.Module) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if type(module) in PLAIN_TYPES
+        if is_plain_linear(module)
         and module is not head
         and name.split(".")[0] not in HEADS
         and not f"{name}.".startswith(others)

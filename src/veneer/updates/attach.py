@@ -35,10 +35,11 @@ from veneer.updates.layers import (
     new_triplets,
     weight_shape,
 )
+from veneer.updates.left_out import left_out
 from veneer.updates.loftq import Start, loftq_starts
 from veneer.updates.offloaded import refuse_offloaded
 from veneer.updates.peft_config import peft_call
-from veneer.updates.reached import Reached
+from veneer.updates.reached import Reached, warn
 from veneer.updates.record import (
     RECORD,
     Adapters,
@@ -76,6 +77,8 @@ def attach(model: M, config: LoRA | AdaLoRA, name: str = "default") -> M:
     model's. A sequence-classification model's head is trained whole, unless ``config`` targets it: frozen, it would
     stay random.
 
+    Linear layers that "all-linear" cannot take are left out, and a `VeneerWarning` names them.
+
     An `AdaLoRA` adapter then finds its ranks by itself, in the steps of whichever torch optimizer holds its parameters.
 
     Raises TargetError, with the model unchanged, when a name matches nothing, a module cannot be adapted, or an
@@ -91,10 +94,19 @@ def attach(model: M, config: LoRA | AdaLoRA, name: str = "default") -> M:
     if not isinstance(config, LoRA | AdaLoRA):
         raise ArgumentError(_no_config(config))
     refuse_no_name("attach", name)
-    add_adapter(model, _with_head(model, config), name)
+    for note in attach_noted(model, config, name):
+        warn(note)
+    return model
+
+
+def attach_noted(model: nn.Module, config: LoRA | AdaLoRA, name: str = "default") -> list[str]:
+    """`attach`, of which what there is to say is returned as sentences, not given as warnings."""
+    config = _with_head(model, config)
+    note = left_out(model, config)
+    add_adapter(model, config, name)
     if isinstance(config, AdaLoRA):
         allocator(model, name).prepare()
-    return model
+    return [note] if note else []
 
 
 def _no_config(config: object) -> str:

@@ -73,6 +73,6 @@ def refuse_trained(model: nn.Module, written: dict[str, Written]) -> None:
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise TargetError(
-            f"{changed[0]}{more} was trained, or written into, after the merge, which unmerge would drop; keep it with "
-            f"model.save_pretrained(…), or drop it with unmerge(model, drop_changes=True)."
+            f"{changed[0]}{more} changed after the merge, by training or otherwise, which unmerge would drop; keep the "
+            f"model with save_pretrained(…), or drop the changes with unmerge(model, drop_changes=True)."
         )

@@ -10,9 +10,10 @@ from typing import TypeVar
 from torch import nn
 
 from veneer.errors import TargetError, nearest
+from veneer.frozen.foreign import how_to_move, of_bitsandbytes
 from veneer.frozen.read_outside import read_outside
 from veneer.frozen.text_part import beside_text
-from veneer.frozen.weight import PLAIN_TYPES, QuantisedLinear
+from veneer.frozen.weight import PLAIN_TYPES, QuantisedLinear, is_plain_linear
 from veneer.updates.config import AdaLoRA, LoRA, UpdateOptions
 from veneer.updates.layers import Adapted, weight_shape
 
@@ -71,7 +72,8 @@ def choose(model: nn.Module, config: LoRA | AdaLoRA) -> list[Chosen]:
     outside = read_outside(model)
     if config.targets == "all-linear":
         names = [name for name, module in modules.items() if isinstance(module, LINEAR_TYPES) and name not in heads
-                 and name not in outside and not f"{name}.".startswith(beside)]  # fmt: skip
+                 and name not in outside and not f"{name}.".startswith(beside)
+                 and (is_adaptable(module) or of_bitsandbytes(module))]  # fmt: skip
     else:
         names = _matching(config.targets, modules, "targets")
     inside_whole = {name for name in names if any(name == w or name.startswith(f"{w}.") for w in whole)}
@@ -281,16 +283,23 @@ def _refuse_unadaptable(name: str, module: nn.Module) -> None:
     # A subclass may compute something else than x W0ᵀ + b (a packed weight, an offset), or be read around its
     # forward (attention's own out_proj): only the types whose product is known are adapted.
     known_embedding = type(module) is nn.Embedding or hasattr(module, "embed_scale")
-    if type(module) in LINEAR_TYPES or (isinstance(module, nn.Embedding) and known_embedding):
+    if is_adaptable(module) or (isinstance(module, nn.Embedding) and known_embedding):
         if getattr(module, "max_norm", None) is not None:
             raise TargetError(f"{name} is an Embedding with max_norm, which changes its weight as it looks it up.")
         return
+    if of_bitsandbytes(module):
+        raise TargetError(f"{name} is a {type(module).__name__} of bitsandbytes{how_to_move(module)}")
     inside = [child for child, inner in module.named_modules() if child and isinstance(inner, LINEAR_TYPES)]
     remedy = f" It holds {', '.join(inside[:8])}: name those." if inside else " Leave it out with exclude."
     raise TargetError(
         f"{name} is a {type(module).__name__}, which cannot be adapted; Linear, Conv1D and Embedding layers can."
         f"{remedy}"
     )
+
+
+def is_adaptable(module: nn.Module) -> bool:
+    """Whether a linear layer is of a type whose product is known."""
+    return isinstance(module, QuantisedLinear) or is_plain_linear(module)
 
 
 def _refuse_idle_keys(option: str, pattern: dict[str, int] | dict[str, float], names: list[str]) -> None:
