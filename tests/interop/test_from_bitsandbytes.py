@@ -1,4 +1,4 @@
-"""A model that transformers loaded with BitsAndBytesConfig, moved into Veneer's storage: the values are bitsandbytes'."""
+"""A model that transformers loaded with BitsAndBytesConfig, moved into Veneer's storage: the same values."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def _loaded(folder, dtype=torch.float32, **options):
 
 @pytest.mark.parametrize("called", [False, True])  # bitsandbytes rearranges codes for the CPU when it is called
 @pytest.mark.parametrize(
-    ("kind", "nested", "dtype"), [("nf4", True, torch.float32), ("fp4", False, torch.bfloat16), ("nf4", False, torch.float16)]
+    ("kind", "nested", "dtype"),
+    [("nf4", True, torch.float32), ("fp4", False, torch.bfloat16), ("nf4", False, torch.float16)],
 )  # fmt: skip
 def test_the_codes_stand_for_the_same_values_and_the_model_trains(folder, kind, nested, dtype, called, tmp_path):
     model = _loaded(folder, dtype, load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=nested)

@@ -40,7 +40,7 @@ def test_a_router_of_its_own_class_is_left_out_and_named():
     assert said == [
         "all-linear leaves out model.layers.0.mlp.router and 1 more (a PhimoeTopKRouter, which cannot be adapted)."
     ]
-    with pytest.raises(TargetError, match="mlp.router is a PhimoeTopKRouter, which cannot be adapted"):
+    with pytest.raises(TargetError, match=r"mlp.router is a PhimoeTopKRouter, which cannot be adapted"):
         veneer.attach(_phimoe(), veneer.LoRA(targets=["router"]))
 
 
@@ -94,8 +94,8 @@ def test_models_without_an_input_embedding_are_adapted_and_merged(name):
         model = tf.CLIPModel(config).eval()
         inputs = {"input_ids": torch.ones(2, 5, dtype=torch.long), "pixel_values": torch.ones(2, 3, 8, 8)}
     else:
-        config = tf.Wav2Vec2Config(**sizes, conv_dim=(16,), conv_kernel=(3,), conv_stride=(2,), num_conv_pos_embeddings=4,
-                                   num_conv_pos_embedding_groups=2, num_feat_extract_layers=1)  # fmt: skip
+        convolutions = {"conv_dim": (16,), "conv_kernel": (3,), "conv_stride": (2,), "num_feat_extract_layers": 1}
+        config = tf.Wav2Vec2Config(**sizes, **convolutions, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2)
         model, inputs = tf.Wav2Vec2Model(config).eval(), {"input_values": torch.ones(2, 40)}
 
     @torch.no_grad()

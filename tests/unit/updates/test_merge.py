@@ -147,7 +147,7 @@ def test_refusals():
 
 @pytest.mark.parametrize(("dtype", "value"), [("float32", "nan"), ("float32", "inf"), ("float16", "1e5")])
 def test_values_that_are_not_finite_are_not_merged(dtype, value):
-    model, inputs = _trained(dtype=getattr(torch, dtype))
+    model, _ = _trained(dtype=getattr(torch, dtype))
     update = model.model.layers[1].mlp.up_proj.updates["default"]
     with torch.no_grad():
         update.B.fill_(float(value))
@@ -165,7 +165,7 @@ def test_values_that_are_not_finite_are_not_merged(dtype, value):
 
 @pytest.mark.parametrize("options", [{"targets": ["q_proj"], "new_tokens": [5]}, {"train_also": ["model.norm"]}])
 def test_nor_are_rows_and_whole_modules(options):
-    model, inputs = _trained(**options)
+    model, _ = _trained(**options)
     with torch.no_grad():
         if "new_tokens" in options:
             model.model.embed_tokens.updates["default"].rows[0, 0] = float("inf")
@@ -176,7 +176,7 @@ def test_nor_are_rows_and_whole_modules(options):
 
 
 def test_large_but_finite_values_are_merged():
-    model, inputs = _trained()
+    model, _ = _trained()
     update = model.model.layers[1].mlp.up_proj.updates["default"]
     with torch.no_grad():
         update.B.zero_().view(-1)[0] = 1e30
