@@ -12,7 +12,7 @@ from torch import nn
 from veneer.errors import TargetError, nearest
 from veneer.frozen.foreign import how_to_move, of_bitsandbytes
 from veneer.frozen.read_outside import read_outside
-from veneer.frozen.text_part import beside_text
+from veneer.frozen.text_part import beside_text, end_of
 from veneer.frozen.weight import PLAIN_TYPES, QuantisedLinear, is_plain_linear
 from veneer.updates.config import AdaLoRA, LoRA, UpdateOptions
 from veneer.updates.layers import Adapted, weight_shape
@@ -248,10 +248,7 @@ def input_embedding(model: nn.Module) -> nn.Module | None:
 
 
 def _end(model: nn.Module, end: str) -> nn.Module | None:
-    try:
-        module = getattr(model, f"get_{end}_embeddings", lambda: None)()
-    except NotImplementedError:  # what transformers' models without one answer
-        return None
+    module: nn.Module | None = end_of(model, end)
     return module.base if isinstance(module, Adapted) else module
 
 
