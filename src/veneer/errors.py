@@ -33,6 +33,7 @@ class VeneerWarning(UserWarning):
     """What Veneer does, but thinks was not meant: updates that no gradient reaches, layers that are left out.
 
     Example:
+        >>> import warnings
         >>> warnings.simplefilter("error", veneer.VeneerWarning)  # to stop there instead
     """
 
