@@ -28,7 +28,6 @@ LEFT_OUT = {
     "torch": "a NonDynamicallyQuantizableLinear, which cannot be adapted",
     "mamba": _READ, "falcon-mamba": _READ, "jamba": _READ,
     "mamba2": _READ,  # its output projection, by the kernels for a GPU
-    "deberta": _READ,  # its input projection, with queries of their own
 }  # fmt: skip
 # Where peft does not take the adapter, or writes none: what it raises.
 PEFT_REFUSES = {

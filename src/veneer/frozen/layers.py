@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from veneer.frozen.read_outside import read_outside
 from veneer.frozen.text_part import HEADS as HEADS
 from veneer.frozen.text_part import beside_text
-from veneer.frozen.weight import PLAIN_TYPES, STORED, QuantisedLinear, is_plain_linear
+from veneer.frozen.weight import PLAIN_TYPES, STORED, QuantisedLinear, StoredLinear, is_plain_linear
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -59,12 +59,18 @@ def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
         if isinstance(module, nn.Embedding):
             module.register_forward_hook(partial(_given_in, dtype))
             stay.add(id(module.weight))
-        elif type(module) in STORED and name not in outside and not apart & set(name.split(".")):
-            module.__class__ = STORED[type(module)]  # in place: what else holds the module, holds it still
+        elif (stored := _stored(module)) and name not in outside and not apart & set(name.split(".")):
+            module.__class__ = stored  # in place: what else holds the module, holds it still
             stay.add(id(module.weight))
     for parameter in model.parameters():
         if parameter.is_floating_point() and id(parameter) not in stay:
             parameter.data = parameter.data.to(dtype)
+
+
+def _stored(module: nn.Module) -> type[nn.Module] | None:
+    """The class of ``module`` that multiplies in the type of its input, where it is none of them yet."""
+    own = type(module)
+    return STORED.get(own) or (StoredLinear if own not in PLAIN_TYPES and is_plain_linear(module) else None)
 
 
 def _given_in(dtype: torch.dtype, module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
