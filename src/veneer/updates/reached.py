@@ -69,7 +69,7 @@ class Reached:
                 self._first = False
                 missing = [path for path in trained if path not in self.with_gradient]
                 if missing:
-                    self.say(_dead(self.name, missing, len(trained), "got no gradient in the first step"))
+                    self.say(_dead(self.name, missing, len(trained), so_far=True))
         elif not self._elsewhere and self.with_gradient and any(id(ref()) in held for ref in self._base):
             self._elsewhere = True
             if not self.stepped:
@@ -83,7 +83,7 @@ class Reached:
         trained, sentences = self._trained(), []
         missing = [path for path in trained if path not in self.with_gradient]
         if missing and len(missing) < len(trained):
-            sentences.append(_dead(self.name, missing, len(trained), "never got a gradient"))
+            sentences.append(_dead(self.name, missing, len(trained), so_far=False))
         idle = [path for path in trained if path in self.with_gradient and path not in self.stepped]
         if self._elsewhere and not self.stepped:
             sentences.append(_made_before(self.name))
@@ -128,12 +128,16 @@ def reports(all_reached: Iterable[Reached], say: Callable[[str], None]) -> Itera
             reached.say = warn
 
 
-def _dead(name: str, missing: list[str], count: int, what: str) -> str:
-    verb = "learns" if len(missing) == 1 else "learn"
+def _dead(name: str, missing: list[str], count: int, *, so_far: bool) -> str:
+    when = "got no gradient in the first step" if so_far else "never got a gradient and learned nothing"
+    why = (
+        "Where no later step reaches these modules, they learn nothing"
+        if so_far
+        else "The loss does not depend on what these modules compute"
+    )
     return (
-        f"{len(missing)} of the {count} updates of the adapter {name!r} {what} and {verb} nothing: {_listed(missing)}. "
-        f"The loss does not depend on what these modules compute; leave them out of targets, or check the rows and the "
-        f"loss."
+        f"{len(missing)} of the {count} updates of the adapter {name!r} {when}: {_listed(missing)}. {why}; leave them "
+        f"out of targets, or check the rows and the loss."
     )
 
 

@@ -61,16 +61,15 @@ def _optimizer(model, kind=torch.optim.AdamW):
 def test_a_dead_update_is_named_after_the_first_step_and_when_it_is_saved(config, tmp_path):
     model = veneer.attach(Half(), config)
     (said,) = _said(_train, model, _optimizer(model))
-    assert "1 of the 2 updates of the adapter 'default' got no gradient in the first step and learns nothing: " in said
-    assert "unused" in said
+    assert said.startswith("1 of the 2 updates of the adapter 'default' got no gradient in the first step: unused. ")
     (said,) = _said(veneer.save, model, tmp_path)
-    assert "1 of the 2 updates of the adapter 'default' never got a gradient" in said
+    assert said.startswith("1 of the 2 updates of the adapter 'default' never got a gradient and learned nothing: unu")
 
 
 def test_a_copy_of_the_model_listens_too():
     model = copy.deepcopy(veneer.attach(Half(), LORA))
     (said,) = _said(_train, model, _optimizer(model))
-    assert "learns nothing: unused." in said
+    assert "no gradient in the first step: unused." in said
 
 
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.LBFGS])
@@ -119,7 +118,7 @@ def test_a_loop_without_an_optimizer_of_torch_is_seen_when_the_adapter_is_saved(
     _backward(model)
     model.zero_grad()
     (said,) = _said(veneer.save, model, tmp_path)
-    assert "never got a gradient and learns nothing: unused." in said
+    assert "never got a gradient and learned nothing: unused." in said
 
 
 def test_nothing_is_said_of_adapters_that_nobody_trained(tmp_path):
