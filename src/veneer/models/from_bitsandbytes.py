@@ -22,8 +22,8 @@ def from_bitsandbytes(model: M) -> M:
     quantisation or without: each weight stands for the same values. Everything then works as on a model that
     `veneer.load` made, and the model's config does not name bitsandbytes any more. Returns ``model`` itself.
 
-    Raises ModelError, with the model unchanged, where it has no such layer, or has one in 8 bits, which is another
-    format.
+    Raises ModelError, with the model unchanged, where it has no such layer, one in 8 bits, which is another format, or
+    one whose scales bitsandbytes rounded when it was called on a CPU.
 
     Example:
         >>> try:
@@ -52,7 +52,11 @@ def _moved(name: str, module: Any) -> QuantisedLinear:
     state = getattr(module.weight, "quant_state", None)
     if state is None:
         raise ModelError(f"{name} has no codes yet: bitsandbytes makes them when the model is moved to its device.")
-    # As in a checkpoint: in memory, bitsandbytes may have arranged the codes otherwise for a CPU.
+    if getattr(state, "packing_format_for_cpu", False):
+        raise ModelError(
+            f"{name} has other scales than it was loaded with: bitsandbytes rounded them to bf16 when the model was "
+            f"called on this CPU; load the model again and move it before it is called."
+        )
     tensors = {f"{name}.{key}": tensor.detach() for key, tensor in module.state_dict().items()}
     parts = {key.removeprefix(f"{name}.weight.") for key in tensors if key.startswith(f"{name}.weight.")}
     codes = read_weight(f"{name}.weight", parts, tensors.__getitem__)

@@ -54,7 +54,7 @@ def _train(model, optimizer):
 
 
 def _optimizer(model, kind=torch.optim.AdamW):
-    return kind([parameter for parameter in model.parameters() if parameter.requires_grad])
+    return kind([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-3)
 
 
 @pytest.mark.parametrize("config", [LORA, ADALORA])
