@@ -229,9 +229,10 @@ class StoredConv1D(Conv1D):  # type: ignore[misc]
 STORED = {nn.Linear: StoredLinear, Conv1D: StoredConv1D}
 PLAIN_TYPES = (*STORED, *STORED.values())  # the linear layers whose weight is a floating-point parameter
 # Classes of transformers that compute x W0ᵀ + b as nn.Linear does, if with other last bits.
-_LIKE_LINEAR = {f"transformers.models.{name}" for name in (
-    "falcon.modeling_falcon.FalconLinear", "esm.modeling_esmfold.EsmFoldLinear",
-)}  # fmt: skip
+_LIKE_LINEAR = (
+    "transformers.models.falcon.modeling_falcon.FalconLinear",
+    "transformers.models.esm.modeling_esmfold.EsmFoldLinear",
+)
 
 
 def is_plain_linear(module: nn.Module) -> bool:
