@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from veneer.commands.train import resume as resume
     from veneer.commands.train import train as train
     from veneer.errors import VeneerError as VeneerError
+    from veneer.errors import VeneerWarning as VeneerWarning
     from veneer.frozen.weight import int8_activations as int8_activations
     from veneer.generation.generate import generate as generate
     from veneer.generation.generate import stream as stream
+    from veneer.models.from_bitsandbytes import from_bitsandbytes as from_bitsandbytes
     from veneer.updates.adapter_file import save as save
     from veneer.updates.attach import attach as attach
     from veneer.updates.attach import remove as remove
@@ -37,10 +39,12 @@ __version__ = "0.1.0"
 # Where each public name lives. They are imported when first used: `veneer --help` loads no torch.
 _HOME = {
     "VeneerError": "veneer.errors",
+    "VeneerWarning": "veneer.errors",
     "LoRA": "veneer.updates.config",
     "AdaLoRA": "veneer.updates.config",
     "load": "veneer.commands.load",
     "int8_activations": "veneer.frozen.weight",
+    "from_bitsandbytes": "veneer.models.from_bitsandbytes",
     "attach": "veneer.updates.attach",
     "activate": "veneer.updates.record",
     "allocator": "veneer.updates.record",

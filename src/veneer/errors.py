@@ -29,6 +29,15 @@ class VeneerError(Exception):
     exit_code = 1  # of the command line
 
 
+class VeneerWarning(UserWarning):
+    """What Veneer does, but thinks was not meant: updates that no gradient reaches, layers that are left out.
+
+    Example:
+        >>> import warnings
+        >>> warnings.simplefilter("error", veneer.VeneerWarning)  # to stop there instead
+    """
+
+
 class SystemSupportError(VeneerError, ImportError):
     """An operating system that Veneer does not run on."""
 

@@ -22,7 +22,7 @@ from veneer.frozen.experts import (
 from veneer.frozen.read_outside import read_outside
 from veneer.frozen.text_part import HEADS as HEADS
 from veneer.frozen.text_part import beside_text
-from veneer.frozen.weight import PLAIN_TYPES, STORED, QuantisedLinear
+from veneer.frozen.weight import PLAIN_TYPES, STORED, QuantisedLinear, StoredLinear, is_plain_linear
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,7 +46,7 @@ def linear_layers(model: nn.Module) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if type(module) in PLAIN_TYPES
+        if is_plain_linear(module)
         and module is not head
         and name.split(".")[0] not in HEADS
         and not f"{name}.".startswith(others)
@@ -73,8 +73,8 @@ def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
         if isinstance(module, nn.Embedding):
             module.register_forward_hook(partial(_given_in, dtype))
             stay.add(id(module.weight))
-        elif type(module) in STORED and name not in outside and not apart & set(name.split(".")):
-            module.__class__ = STORED[type(module)]  # in place: what else holds the module, holds it still
+        elif (stored := _stored(module)) and name not in outside and not apart & set(name.split(".")):
+            module.__class__ = stored  # in place: what else holds the module, holds it still
             stay.add(id(module.weight))
         elif is_experts(module) and not apart & set(name.split(".")):
             module.__dict__["stored"] = True  # it stays ours when adapters go
@@ -82,6 +82,12 @@ def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         if parameter.is_floating_point() and id(parameter) not in stay:
             parameter.data = parameter.data.to(dtype)
+
+
+def _stored(module: nn.Module) -> type[nn.Module] | None:
+    """The class of ``module`` that multiplies in the type of its input, where it is none of them yet."""
+    own = type(module)
+    return STORED.get(own) or (StoredLinear if own not in PLAIN_TYPES and is_plain_linear(module) else None)
 
 
 def _given_in(dtype: torch.dtype, module: nn.Module, arguments: Any, output: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from torch import nn
 _READS = re.compile(r"self\.[\w.]+\.weight\b")
 _ABOUT = ("dtype", "device")  # what is asked of a weight, without reading its values
 _BEFORE = ("__init__", "_init_weights", "init_mamba_weights", "tie_weights")  # when no weight is loaded yet
+# DeBERTa reads in_proj's weight only with queries of their own, a path that cannot run: it transposes three dimensions.
+_CALLED = "query_states is None"
 # What is never reached here: kernels of other packages for training on a GPU, and tensor-parallel pretraining.
 _KERNELS, _GUARDS = ("mamba_inner_fn",), ("pretraining_tp",)
 
@@ -66,6 +68,10 @@ def _reads(node: ast.AST, parent: ast.AST | None) -> Iterator[str]:
     if isinstance(node, ast.If) and any(guard in ast.unparse(node.test) for guard in _GUARDS):
         for other in node.orelse:
             yield from _reads(other, node)
+        return
+    if isinstance(node, ast.If) and ast.unparse(node.test) == _CALLED:
+        for taken in node.body:
+            yield from _reads(taken, node)
         return
     if isinstance(node, ast.Call) and ast.unparse(node.func) in (*_KERNELS, "isinstance"):
         return

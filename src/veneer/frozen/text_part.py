@@ -35,9 +35,19 @@ def beside_text(model: Any) -> list[str]:
     model none. They are what stands beside the decoder, the embedding and the head on the way to them."""
     if not is_composite(getattr(model, "config", None)):
         return []
-    ends = [getattr(model, f"get_{end}_embeddings", lambda: None)() for end in ("input", "output")]
+    ends = end_of(model, "input"), end_of(model, "output")
+    if ends[0] is None:  # two towers side by side, as CLIP has them: none is beside the other
+        return []
     kept = [id(module) for module in (model.get_decoder(), *ends) if module is not None]
     return _beside(model, "", set(kept))
+
+
+def end_of(model: Any, end: str) -> Any:
+    """The module that embeds the ``input``'s tokens, or makes the ``output``'s logits; None where a model has none."""
+    try:
+        return getattr(model, f"get_{end}_embeddings", lambda: None)()
+    except NotImplementedError:  # what transformers' models without one answer
+        return None
 
 
 def _beside(module: nn.Module, path: str, kept: set[int]) -> list[str]:

@@ -228,6 +228,17 @@ class StoredConv1D(Conv1D):  # type: ignore[misc]
 
 STORED = {nn.Linear: StoredLinear, Conv1D: StoredConv1D}
 PLAIN_TYPES = (*STORED, *STORED.values())  # the linear layers whose weight is a floating-point parameter
+# Classes of transformers that compute x W0ᵀ + b as nn.Linear does, if with other last bits.
+_LIKE_LINEAR = (
+    "transformers.models.falcon.modeling_falcon.FalconLinear",
+    "transformers.models.esm.modeling_esmfold.EsmFoldLinear",
+)
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a module computes x W0ᵀ + b of a floating-point parameter and nothing else; another subclass may not."""
+    kind = type(module)
+    return kind in PLAIN_TYPES or f"{kind.__module__}.{kind.__qualname__}" in _LIKE_LINEAR
 
 
 def frozen_product(x: Tensor, frozen: FrozenWeight, bias: Tensor | None) -> Tensor:

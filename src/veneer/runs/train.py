@@ -46,7 +46,8 @@ from veneer.training.recompute import recomputed
 from veneer.training.state import State
 from veneer.training.trackers import refuse_missing, trackers
 from veneer.updates.base_file import save_base
-from veneer.updates.record import adapters_of
+from veneer.updates.reached import reports
+from veneer.updates.record import adapters_of, untrained
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -205,7 +206,9 @@ def _trained(prepared: Prepared, checkpoint: Path | None, process: Process, watc
             _take_steps(begun, state, metrics, outlook, process, watchers, labels)
             finish(begun, state)
             records = begun.folder.metrics()
-            warnings = advice(begun.config, labels, records, state.best_step) if watchers.on_the_way else ()
+            warnings = (*untrained(begun.model),)
+            if watchers.on_the_way:
+                warnings += advice(begun.config, labels, records, state.best_step)
             write_advice(begun.folder, warnings)
     for note in warnings:
         watchers.console.print(note, highlight=False, markup=False, soft_wrap=True)
@@ -269,6 +272,7 @@ def _take_steps(
         stop_requests() as stop,
         recomputed(model, again),
         fused_passes(model),
+        reports(adapters_of(model).reached.values(), progress.note),
         begun.loss.attention(),
         trackers(config) as tracked,
     ):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import GELUTanh
 
+from veneer.frozen.called import SameForward
 from veneer.frozen.weight import STORED, frozen_product, frozen_weight
 from veneer.kernels.dense import linear
 from veneer.kernels.operations.gates import differentiable_geglu as geglu
@@ -91,7 +92,7 @@ def _is_trained(module: nn.Module) -> bool:
 
 
 def _bound(known: _Pass, module: nn.Module, recipes: Recipes) -> Callable[[Tensor], Tensor]:
-    return lambda x: known(module, recipes, x)
+    return SameForward(known, module, recipes)
 
 
 def _adapted(module: AdaptedLinear, draw: Callable[[], int]) -> Callable[[Tensor], Tensor]:

@@ -20,8 +20,10 @@ from veneer.files import atomic_file, atomic_folder, write_text
 from veneer.updates.experts import ExpertPairs, adapter_keys
 from veneer.updates.inner import inner_model
 from veneer.updates.layers import NewRows, Pair, Triplets
+from veneer.updates.offloaded import refuse_offloaded
 from veneer.updates.peft_config import CONFIG_NAME, to_peft
-from veneer.updates.record import adapters_of, refuse_merged, refuse_unknown, updates_of
+from veneer.updates.reached import warn
+from veneer.updates.record import adapters_of, refuse_merged, refuse_unknown, untrained, updates_of
 from veneer.updates.select import choose, modules_of
 from veneer.updates.wrappers import plain_name
 
@@ -36,7 +38,8 @@ def save(model: nn.Module, folder: str | Path, *, name: str | None = None, dtype
 
     PEFT loads an adapter that has targets; one of new_tokens or train_also alone it refuses.
     ``name``: which adapter; by default the one that is active. ``dtype``: fp32, bf16 or fp16; by default as trained.
-    Raises AdapterFileError when the folder cannot be written to, or a value is too large for ``dtype``.
+    Raises AdapterFileError when the folder cannot be written to, or a value is too large for ``dtype``. A
+    `VeneerWarning` names the updates that training never reached.
 
     Example:
         >>> model = veneer.attach(model, veneer.LoRA(rank=4))
@@ -53,6 +56,8 @@ def save(model: nn.Module, folder: str | Path, *, name: str | None = None, dtype
         write_adapter(model, path, name, dtype)
     except OSError as error:
         raise AdapterFileError(f"{path} cannot be written to: {error.strerror or error}.") from None
+    for sentence in untrained(model, name):
+        warn(sentence)
 
 
 def write_adapter(
@@ -80,6 +85,7 @@ def write_adapter(
         raise ConfigError(f"dtype = {dtype!r} is not one of {', '.join(_STORAGE)}.")
     if folder.is_file():
         raise AdapterFileError(f"{folder} is a file; an adapter is saved as a folder.")
+    refuse_offloaded(model, list(updates_of(model, name).values()), "be saved")
     to = _STORAGE.get(dtype or "")
     own = adapter_tensors(model, name)
     own = own if state is None else tensors_of_state(model, own, state)

@@ -21,6 +21,7 @@ from veneer.updates.allocator import Allocator
 from veneer.updates.budget import resolved
 from veneer.updates.config import AdaLoRA, LoRA
 from veneer.updates.experts import AdaptedStack, ExpertPairs, give_back_stacks, hold_stack, new_pairs
+from veneer.updates.fast_path import call_every_layer
 from veneer.updates.inner import inner_model
 from veneer.updates.layers import (
     Adapted,
@@ -35,8 +36,11 @@ from veneer.updates.layers import (
     new_triplets,
     weight_shape,
 )
+from veneer.updates.left_out import left_out
 from veneer.updates.loftq import Start, loftq_starts
+from veneer.updates.offloaded import refuse_offloaded
 from veneer.updates.peft_config import peft_call
+from veneer.updates.reached import Reached, warn
 from veneer.updates.record import (
     RECORD,
     Adapters,
@@ -76,6 +80,8 @@ def attach(model: M, config: LoRA | AdaLoRA, name: str = "default") -> M:
     what quantising lost (``init="loftq"``): then it is nearer to the unquantised model's. A sequence-classification
     model's head is trained whole, unless ``config`` targets it: frozen, it would stay random.
 
+    Linear layers that "all-linear" cannot take are left out, and a `VeneerWarning` names them.
+
     An `AdaLoRA` adapter then finds its ranks by itself, in the steps of whichever torch optimizer holds its parameters.
 
     Raises TargetError, with the model unchanged, when a name matches nothing, a module cannot be adapted, or an
@@ -92,12 +98,21 @@ def attach(model: M, config: LoRA | AdaLoRA, name: str = "default") -> M:
     if not isinstance(config, LoRA | AdaLoRA):
         raise ArgumentError(_no_config(config))
     refuse_no_name("attach", name)
+    for note in attach_noted(model, config, name):
+        warn(note)
+    return model
+
+
+def attach_noted(model: nn.Module, config: LoRA | AdaLoRA, name: str = "default") -> list[str]:
+    """`attach`, of which what there is to say is returned as sentences, not given as warnings."""
     inner = inner_model(model)
     refuse_occupied(inner, model)
-    add_adapter(inner, _with_head(inner, config), name)
+    config = _with_head(inner, config)
+    note = left_out(inner, config)
+    add_adapter(inner, config, name)
     if isinstance(config, AdaLoRA):
         allocator(inner, name).prepare()
-    return model
+    return [note] if note else []
 
 
 def _no_config(config: object) -> str:
@@ -126,6 +141,10 @@ def add_adapter(model: nn.Module, config: LoRA | AdaLoRA, name: str, rows_on: li
     _refuse_conflicts(model, updated, set(whole))
     _refuse_never_called(model, updated.difference(*row_modules) | set(whole))
     iterations = _loftq_iterations(record, config)
+    read = [c.module for c in chosen] if iterations else []
+    refuse_offloaded(
+        model, [*read, *whole.values(), *(m for group in row_modules for m in group.values())], "be read by attach"
+    )
     starts = loftq_starts(model, chosen, iterations) if iterations else {}
     if not record.configs:
         record = _first_record(model, iterations)
@@ -147,6 +166,11 @@ def add_adapter(model: nn.Module, config: LoRA | AdaLoRA, name: str, rows_on: li
         for path in group:
             _add(model, path, name, rows, holders)
     record.configs[name] = config
+    call_every_layer(model)
+    updates = updates_of(model, name)
+    own = {id(parameter) for update in updates.values() for parameter in update.parameters()}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in own]
+    record.reached[name] = Reached(name, updates, others)
     activate(model, name)
 
 
@@ -217,6 +241,7 @@ def remove(model: nn.Module, name: str = "default") -> None:
     give_back_stacks(model)
     del record.configs[name]
     record.allocators.pop(name, None)
+    record.reached.pop(name, None)
     record.active = tuple(other for other in record.active if other != name)
     if record.configs:
         activate(model, *record.active)
@@ -224,6 +249,7 @@ def remove(model: nn.Module, name: str = "default") -> None:
         for path, parameter in model.named_parameters():
             parameter.requires_grad_(path in record.was_trainable)
         forget_adapters(model)
+    call_every_layer(model)
 
 
 def forget_adapters(model: nn.Module) -> None:

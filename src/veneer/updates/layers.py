@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from veneer.errors import ModelError
+from veneer.frozen.called import only_multiplies, place_of_update
 from veneer.frozen.experts import Stack
 from veneer.frozen.weight import frozen_weight
 from veneer.kernels.dense import Multiply
-from veneer.updates.product import Factors, adapted_product, drawn_seed
+from veneer.updates.product import Factors, adapted_product, drawn_seed, product_alone
 from veneer.updates.rows import Names, RowAdapters
 
 
@@ -43,6 +44,10 @@ class LowRank(nn.Module, ABC):
 
     def factors(self) -> Factors:
         return Factors(*self.matrices(), self.scale, self.dropout if self.training else 0.0)
+
+    def forward(self) -> Factors:
+        """`factors`, by a call, with which what offloads a module's tensors brings them into memory."""
+        return self.factors()
 
     def delta(self, dtype: torch.dtype) -> Tensor:
         """ΔW (out, in), formed in the given type; for merging only."""
@@ -171,6 +176,7 @@ class Adapted(nn.Module):
 class AdaptedLinear(Adapted):
     """y = W0 x + b + Σ s · B A x over nn.Linear, GPT-2's Conv1D or a quantised linear layer.
 
+    The base is called where more hangs on its call than this product (`only_multiplies`), such as hooks.
     ``multiply``: the product by a W0 in x's own type beside updates; nn.Linear's own by default, and the training
     loop's, of other last bits, while it trains this layer. ``draw``: gives dropout's seeds.
     """
@@ -178,14 +184,14 @@ class AdaptedLinear(Adapted):
     def forward(self, x: Tensor, multiply: Multiply = F.linear, draw: Callable[[], int] = drawn_seed) -> Tensor:
         updates = self.by_rows(x.shape[:-1], x.device)
         low_rank = [
-            update.factors()._replace(rows=rows)
-            for update, rows in updates
-            if isinstance(update, LowRank) and update.rank
+            update()._replace(rows=rows) for update, rows in updates if isinstance(update, LowRank) and update.rank
         ]
-        if low_rank:
+        if low_rank and only_multiplies(self.base, x):
             y = adapted_product(x, frozen_weight(self.base, multiply), self.bias, low_rank, draw)
         else:
             y = self.base(x)
+            if low_rank:
+                y = y + product_alone(x, low_rank, draw)
         for update, rows in updates:
             if isinstance(update, NewRows):
                 y = _at(rows, update.put_logits, x, y, self.weight)
@@ -203,7 +209,7 @@ class AdaptedEmbedding(Adapted):
             if isinstance(update, NewRows):
                 h = _at(rows, update.embed, tokens, h, factor)
             elif isinstance(update, LowRank):
-                h = _at(rows, _add_looked_up, tokens, h, factor, update.factors())
+                h = _at(rows, _add_looked_up, tokens, h, factor, update())
         return h
 
 
@@ -279,8 +285,8 @@ def new_factors(base: nn.Module, rank: int, init: str) -> tuple[Tensor, Tensor]:
     """
     like = cast(Tensor, base.weight)
     out_features, in_features = weight_shape(base)
-    A = torch.zeros(rank, in_features, dtype=training_dtype(like), device=like.device)
-    B = torch.zeros(out_features, rank, dtype=A.dtype, device=like.device)
+    A = torch.zeros(rank, in_features, dtype=training_dtype(like), device=place_of_update(base))
+    B = torch.zeros(out_features, rank, dtype=A.dtype, device=A.device)
     if isinstance(base, nn.Embedding):
         nn.init.normal_(B)
     elif init == "gaussian":
@@ -295,7 +301,7 @@ def new_triplets(base: nn.Module, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     like = cast(Tensor, base.weight)
     out_features, in_features = weight_shape(base)
     shapes = (out_features, rank), (rank, 1), (rank, in_features)
-    P, lam, Q = (torch.zeros(shape, dtype=training_dtype(like), device=like.device) for shape in shapes)
+    P, lam, Q = (torch.zeros(shape, dtype=training_dtype(like), device=place_of_update(base)) for shape in shapes)
     nn.init.normal_(Q, std=0.02)
     nn.init.normal_(P, std=0.02)
     return P, lam, Q

@@ -23,6 +23,7 @@ from veneer.updates.attach import add_adapter, remove
 from veneer.updates.config import AdaLoRA
 from veneer.updates.inner import inner_model
 from veneer.updates.peft_config import from_peft, kept_triplets
+from veneer.updates.reached import warn
 from veneer.updates.record import activate, adapters_of, updates_of
 from veneer.updates.select import modules_of, without_idle_names
 from veneer.updates.wrappers import plain_name, refuse_occupied
@@ -69,6 +70,19 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
     copy_tensors(tensors, own)
     for update in updates_of(model, name).values():
         update.requires_grad_(trainable)
+    if trainable and isinstance(config, AdaLoRA):
+        _say_schedule_starts_again(model, name, folder)
+
+
+def _say_schedule_starts_again(model: nn.Module, name: str, folder: Path) -> None:
+    """Warn where the adapter of a folder was trained and its ranks are not fixed: λ is zero before the first step."""
+    allocator = adapters_of(model).allocators[name]
+    if not allocator.fixed and allocator.step == 0 and any(bool(u.lam.any()) for u in allocator.triplets.values()):
+        warn(
+            f"{folder} was saved before its ranks were fixed, and an adapter's folder has no state of AdaLoRA: "
+            f"training begins its schedule again, at step 0 of {allocator.config.total_steps}. To go on where it was, "
+            f"save veneer.allocator(model).state_dict() beside the adapter and load it after load_adapter."
+        )
 
 
 def _rows_on(tensors: dict[str, Tensor]) -> list[str] | None:

@@ -20,8 +20,11 @@ from veneer.frozen.text_part import say_tied
 from veneer.frozen.weight import STORED, QuantisedLinear, frozen_weight
 from veneer.updates.attach import forget_adapters
 from veneer.updates.experts import merged_experts
+from veneer.updates.fast_path import call_every_layer
 from veneer.updates.inner import inner_model
 from veneer.updates.layers import Adapted, LowRank, NewRows, Replaced, training_dtype
+from veneer.updates.merge_checks import Written, refuse_not_finite_copy, refuse_not_finite_sum, refuse_trained
+from veneer.updates.offloaded import hooked_as, refuse_offloaded, refuse_other_forward
 from veneer.updates.record import adapters_of, put, refuse_merged
 from veneer.updates.stand_ins import stand_back, stand_in
 from veneer.updates.ties import part_where_broken, tied_parameters
@@ -36,7 +39,8 @@ def merge(model: nn.Module, *, reversible: bool = True) -> None:
     some of them only, all are untied and the model's config says so, so that ``save_pretrained`` writes each.
     ``reversible=False`` drops the adapters and the original weights; otherwise they stay in memory for `unmerge`.
 
-    Raises TargetError when no adapter is active or the adapters are merged already.
+    Raises TargetError when no adapter is active or the adapters are merged already, AdapterFileError when a merged
+    weight would not be finite; the model is then unchanged.
 
     Example:
         >>> veneer.load_adapter(model, "adapter")
@@ -49,25 +53,39 @@ def merge(model: nn.Module, *, reversible: bool = True) -> None:
     refuse_merged(record, "merge again")
     if not record.active:
         raise TargetError("No adapter is active, so there is nothing to merge; attach or activate one first.")
+    outermost = _outermost(model)
+    refuse_offloaded(model, [module for _, module in outermost], "be merged")
+    refuse_other_forward(model, [module for _, module in outermost])
+    for path, wrapper in outermost:
+        _refuse_not_finite(path, wrapper)
     tied = tied_parameters(model)
     merged: dict[str, nn.Module] = {}
     shared: dict[int, nn.Parameter] = {}
-    for path, wrapper in _outermost(model):
+    for path, wrapper in outermost:
         put(model, path, _merged(wrapper, shared))
         if reversible:
             merged[path] = wrapper
+    call_every_layer(model)
     parted, was_tied = part_where_broken(model, tied)
     if reversible:
         record.merged, record.was_tied = {**parted, **merged}, was_tied
+        new = {path: model.get_submodule(path) for path in record.merged}
+        record.written = {path: Written(module) for path, module in new.items() if _is_new(module, record.merged[path])}
         stand_back(model)
     else:
         forget_adapters(model)
 
 
-def unmerge(model: nn.Module) -> None:
+def _is_new(module: nn.Module, wrapper: nn.Module) -> bool:
+    """Whether a merged module is the merge's own, not the wrapper's base or an adapter's copy."""
+    return all(module is not inner for inner in wrapper.modules())
+
+
+def unmerge(model: nn.Module, *, drop_changes: bool = False) -> None:
     """Take the merged adapters out again: the base weights are the original bytes, the adapters are as they were.
 
-    Raises TargetError when nothing is merged, or the merged weights were moved or converted since.
+    Raises TargetError when nothing is merged, or the merged weights were moved, converted or trained since;
+    ``drop_changes``: training after the merge is not refused but lost.
 
     Example:
         >>> veneer.load_adapter(model, "adapter")
@@ -82,6 +100,8 @@ def unmerge(model: nn.Module) -> None:
     record = adapters_of(model)
     if not record.merged:
         raise TargetError("Nothing is merged into this model (or it was merged with reversible=False).")
+    if not drop_changes:
+        refuse_trained(model, record.written)
     for path, wrapper in record.merged.items():
         now, then = _type_and_place(model.get_submodule(path)), _type_and_place(wrapper)
         if now != then:
@@ -91,9 +111,10 @@ def unmerge(model: nn.Module) -> None:
     for path, wrapper in record.merged.items():
         wrapper.train(model.get_submodule(path).training)
         put(model, path, wrapper)
+    call_every_layer(model)
     if record.was_tied:
         say_tied(model.config, True)
-    record.merged, record.was_tied = {}, None
+    record.merged, record.was_tied, record.written = {}, None, {}
     stand_in(model)
 
 
@@ -119,6 +140,23 @@ def _outermost(model: nn.Module) -> list[tuple[str, Adapted | QuantisedLinear | 
         for path, module in model.named_modules()
         if (isinstance(module, Adapted | QuantisedLinear) or mixed.get(id(module))) and id(module) not in inside
     ]
+
+
+def _refuse_not_finite(path: str, wrapper: Adapted | QuantisedLinear | Experts) -> None:
+    """Raises AdapterFileError where `_merged` would have a value that is not finite."""
+    if isinstance(wrapper, Experts):
+        if any(isinstance(module, Adapted) for module in wrapper.modules()):
+            refuse_not_finite_copy(path, merged_experts(wrapper), None)
+        return
+    updates = wrapper.in_force() if isinstance(wrapper, Adapted) else []
+    low_rank = [update for update in updates if isinstance(update, LowRank)]
+    if low_rank:
+        assert isinstance(wrapper, Adapted)
+        base = wrapper.base
+        weight = base.weight if isinstance(base, nn.Embedding) else frozen_weight(base).dense()
+        refuse_not_finite_sum(path, weight, low_rank, lambda: _sum(base, low_rank))
+    elif updates:
+        refuse_not_finite_copy(path, updates[0], None if isinstance(wrapper, Replaced) else wrapper.weight.dtype)
 
 
 def _merged(wrapper: Adapted | QuantisedLinear | Experts, shared: dict[int, nn.Parameter]) -> nn.Module:
@@ -170,4 +208,4 @@ def _with_weight(base: nn.Module, weight: nn.Parameter) -> nn.Module:
     # A shallow copy shares the dictionary that holds its parameters; the copy needs its own.
     module._parameters = dict(base._parameters)
     module.weight = weight
-    return module
+    return hooked_as(base, module)

@@ -76,7 +76,11 @@ def base_named(fields: dict[str, Any]) -> str | None:
 def _task(model: nn.Module) -> str | None:
     if is_composite(getattr(model, "config", None)) and type(model).__name__.endswith("ForConditionalGeneration"):
         return "CAUSAL_LM"  # of images or sound and text
-    return next((task for ending, task in _TASKS if type(model).__name__.endswith(ending)), None)
+    task = next((task for ending, task in _TASKS if type(model).__name__.endswith(ending)), None)
+    # peft's wrapper for this task hands over text and a decoder's text; Whisper takes sound.
+    takes_text = getattr(model, "main_input_name", "input_ids") == "input_ids"
+    pair = takes_text and getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return None if task == "SEQ_2_SEQ_LM" and not pair else task
 
 
 def _lora_fields(config: LoRA) -> dict[str, Any]:

@@ -59,6 +59,27 @@ def adapted_product(
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
+def product_alone(x: Tensor, updates: list[Factors], draw: Callable[[], int] = drawn_seed) -> Tensor:
+    """x (…, in) → Σ s · (dropout(x) Aᵀ) Bᵀ, (…, out): what `adapted_product` adds to the product by W0."""
+    return adapted_product(x, _Zero((len(updates[0].B), x.shape[-1])), None, updates, draw)
+
+
+class _Zero(FrozenWeight):
+    """W0 = 0 (out, in), where the base's own product is taken elsewhere."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.shape = shape
+
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return x.new_zeros(x.shape[0], self.shape[0])
+
+    def product_transposed(self, grad: Tensor) -> Tensor:
+        return grad.new_zeros(grad.shape[0], self.shape[1])
+
+    def dense(self) -> Tensor:
+        return torch.zeros(self.shape)
+
+
 def _dropped(x: Tensor, probability: float, seed: int) -> Tensor:
     """x with a share of its elements zeroed and the rest scaled up; the same ones for the same seed."""
     return _mask(x, probability, seed).mul_(x)

@@ -15,6 +15,8 @@ from veneer.updates.allocator import Allocator
 from veneer.updates.config import AdaLoRA, LoRA
 from veneer.updates.inner import inner_model
 from veneer.updates.layers import Adapted, LowRank, Replaced
+from veneer.updates.merge_checks import Written
+from veneer.updates.reached import Reached
 from veneer.updates.rows import Names, RowAdapters
 
 RECORD = "_veneer_adapters"
@@ -31,11 +33,14 @@ class Adapters:
     active: tuple[str, ...] = ()
     # What gives AdaLoRA adapters' ranks to the matrices while they are trained.
     allocators: dict[str, Allocator] = field(default_factory=dict)
+    # Which of each adapter's updates training has reached.
+    reached: dict[str, Reached] = field(default_factory=dict)
     # The base parameters that required a gradient before the first attach, to give back after the last remove.
     was_trainable: set[str] = field(default_factory=set)
     # While merged: the wrappers that the merged modules replace, by name, and whether the config said "tied".
     merged: dict[str, nn.Module] = field(default_factory=dict)
     was_tied: bool | None = None
+    written: dict[str, Written] = field(default_factory=dict)  # and what the merge wrote, to see changes after it
     # Iterations of LoftQ that changed the base's codes, until the changed base is saved.
     changed_base: int = 0
     # What completes the model's state dict, and takes it back.
@@ -94,6 +99,13 @@ def allocator(model: nn.Module, name: str | None = None) -> Allocator:
         have = f"; of the attached ones these are: {', '.join(record.allocators)}" if record.allocators else ""
         raise TargetError(f"{'No one adapter is active' if name is None else f'{name!r} is no AdaLoRA adapter'}{have}.")
     return record.allocators[name]
+
+
+def untrained(model: nn.Module, name: str | None = None) -> list[str]:
+    """Sentences about updates of an adapter, by default of the active ones, that training never reached or changed."""
+    record = adapters_of(model)
+    names = record.active if name is None else (name,)
+    return [sentence for name in names if name in record.reached for sentence in record.reached[name].untrained()]
 
 
 def active_allocator(model: nn.Module) -> Allocator | None:

@@ -11,9 +11,10 @@ from torch import nn
 
 from veneer.errors import TargetError, nearest
 from veneer.frozen.experts import QuantisedStack, Stack
+from veneer.frozen.foreign import how_to_move, of_bitsandbytes
 from veneer.frozen.read_outside import read_outside
-from veneer.frozen.text_part import beside_text
-from veneer.frozen.weight import PLAIN_TYPES, QuantisedLinear
+from veneer.frozen.text_part import beside_text, end_of
+from veneer.frozen.weight import PLAIN_TYPES, QuantisedLinear, is_plain_linear
 from veneer.updates.config import AdaLoRA, LoRA, UpdateOptions
 from veneer.updates.experts import expert_stacks, refuse_for_experts
 from veneer.updates.layers import Adapted, weight_shape
@@ -77,7 +78,8 @@ def choose(model: nn.Module, config: LoRA | AdaLoRA) -> list[Chosen]:
     outside = read_outside(model)
     if config.targets == "all-linear":
         names = [name for name, module in modules.items() if isinstance(module, LINEAR_TYPES) and name not in heads
-                 and name not in outside and not f"{name}.".startswith(beside)]  # fmt: skip
+                 and name not in outside and not f"{name}.".startswith(beside)
+                 and (is_adaptable(module) or of_bitsandbytes(module))]  # fmt: skip
     else:
         names = _matching_modules(config.targets, modules)
     names = _with_parameters(names, config, modules)
@@ -287,9 +289,17 @@ def head_names(model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
 
 def output_head(model: nn.Module) -> nn.Module | None:
     """The module that makes logits of a vocabulary, or None."""
-    get = getattr(model, "get_output_embeddings", None)
-    head = get() if get is not None else None
-    return head.base if isinstance(head, Adapted) else head
+    return _end(model, "output")
+
+
+def input_embedding(model: nn.Module) -> nn.Module | None:
+    """The module that looks up the vectors of tokens, or None: a model of images or sound has none."""
+    return _end(model, "input")
+
+
+def _end(model: nn.Module, end: str) -> nn.Module | None:
+    module: nn.Module | None = end_of(model, end)
+    return module.base if isinstance(module, Adapted) else module
 
 
 def classification_head(model: nn.Module) -> str | None:
@@ -322,16 +332,23 @@ def _refuse_unadaptable(name: str, module: nn.Module) -> None:
     if isinstance(module, Stack):
         return
     known_embedding = type(module) is nn.Embedding or hasattr(module, "embed_scale")
-    if type(module) in LINEAR_TYPES or (isinstance(module, nn.Embedding) and known_embedding):
+    if is_adaptable(module) or (isinstance(module, nn.Embedding) and known_embedding):
         if getattr(module, "max_norm", None) is not None:
             raise TargetError(f"{name} is an Embedding with max_norm, which changes its weight as it looks it up.")
         return
+    if of_bitsandbytes(module):
+        raise TargetError(f"{name} is a {type(module).__name__} of bitsandbytes{how_to_move(module)}")
     inside = [child for child, part in modules_of(module).items() if child and isinstance(part, (*LINEAR_TYPES, Stack))]
     remedy = f" It holds {', '.join(inside[:8])}: name those." if inside else " Leave it out with exclude."
     raise TargetError(
         f"{name} is a {type(module).__name__}, which cannot be adapted; Linear, Conv1D and Embedding layers can."
         f"{remedy}"
     )
+
+
+def is_adaptable(module: nn.Module) -> bool:
+    """Whether a linear layer is of a type whose product is known."""
+    return isinstance(module, QuantisedLinear) or is_plain_linear(module)
 
 
 def _refuse_idle_keys(option: str, pattern: dict[str, int] | dict[str, float], names: list[str]) -> None:

@@ -9,21 +9,10 @@ from torch import nn
 
 from veneer.frozen.experts import Stack
 from veneer.frozen.text_part import say_tied
-from veneer.updates.layers import Adapted
 from veneer.updates.record import put
-from veneer.updates.select import modules_of, output_head
+from veneer.updates.select import input_embedding, modules_of, output_head
 
 Holder = tuple[str, str]  # a module's name, and the parameter's name in it
-
-
-def input_embedding(model: nn.Module) -> nn.Module | None:
-    """The module that the model gives as its input embedding, or None."""
-    get = getattr(model, "get_input_embeddings", None)
-    try:
-        embedding = get() if get is not None else None
-    except NotImplementedError:  # of models that take sound, or images and text
-        return None
-    return embedding.base if isinstance(embedding, Adapted) else embedding
 
 
 def sharing(model: nn.Module, holder: nn.Module) -> dict[str, nn.Module]:

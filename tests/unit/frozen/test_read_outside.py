@@ -88,3 +88,12 @@ def test_others_keep_all_their_layers_in_codes(name):
 def test_what_is_only_for_pretraining_does_not_count():
     model = tf.BloomForCausalLM(tf.BloomConfig(vocab_size=64, hidden_size=32, n_layer=1, n_head=2))
     assert dense_linear_layers(model) == []
+
+
+def test_deberta_calls_its_input_projection():
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    model = tf.DebertaForMaskedLM(tf.DebertaConfig(**sizes, num_hidden_layers=1)).eval()
+    assert read_outside(model) == set()
+    veneer.attach(model, veneer.LoRA(rank=2, targets=["in_proj"]))
+    model(**{key: value % 64 for key, value in INPUTS.items()}).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)

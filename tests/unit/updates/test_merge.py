@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 import tiny
 import veneer
-from veneer.errors import TargetError
+from veneer.errors import AdapterFileError, TargetError
 from veneer.models.load import quantise_linear_layers
 
 pytestmark = pytest.mark.unit
@@ -141,3 +143,70 @@ def test_refusals():
     ):
         with pytest.raises(TargetError, match=r"merged into its weights; unmerge\(model\) before"):
             action()
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("float32", "nan"), ("float32", "inf"), ("float16", "1e5")])
+def test_values_that_are_not_finite_are_not_merged(dtype, value):
+    model, _ = _trained(dtype=getattr(torch, dtype))
+    update = model.model.layers[1].mlp.up_proj.updates["default"]
+    with torch.no_grad():
+        update.B.fill_(float(value))
+        update.A.fill_(1.0)
+    before = tiny.state(model)
+    match = rf"model.layers.1.mlp.up_proj cannot be merged: .*not finite in {dtype}"
+    for reversible in (True, False):
+        with pytest.raises(AdapterFileError, match=match):
+            veneer.merge(model, reversible=reversible)
+    assert all(
+        torch.equal(a.nan_to_num(), b.nan_to_num())
+        for a, b in zip(tiny.state(model).values(), before.values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("options", [{"targets": ["q_proj"], "new_tokens": [5]}, {"train_also": ["model.norm"]}])
+def test_nor_are_rows_and_whole_modules(options):
+    model, _ = _trained(**options)
+    with torch.no_grad():
+        if "new_tokens" in options:
+            model.model.embed_tokens.updates["default"].rows[0, 0] = float("inf")
+        else:
+            model.model.norm.updates["default"].weight[0] = float("nan")
+    with pytest.raises(AdapterFileError, match=r"model.(norm|embed_tokens) cannot be merged"):
+        veneer.merge(model)
+
+
+def test_large_but_finite_values_are_merged():
+    model, _ = _trained()
+    update = model.model.layers[1].mlp.up_proj.updates["default"]
+    with torch.no_grad():
+        update.B.zero_().view(-1)[0] = 1e30
+        update.A.zero_().view(-1)[-1] = 1e30
+    veneer.merge(model)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_training_after_a_merge_is_not_dropped_in_silence(name):
+    model, inputs = _trained(name)
+    adapted = tiny.logits(model, inputs)
+    veneer.merge(model)
+    model.double().float()  # and another type and back is no change
+    veneer.unmerge(model)
+    assert torch.equal(tiny.logits(model, inputs), adapted)
+    veneer.merge(model)
+    model.requires_grad_(True)
+    tiny.train_steps(model, inputs, steps=1)
+    trained = tiny.logits(model, inputs)
+    with pytest.raises(TargetError, match=r" more changed after the merge, by training.*drop_changes=True"):
+        veneer.unmerge(model)
+    assert torch.equal(tiny.logits(model, inputs), trained)
+    veneer.unmerge(model, drop_changes=True)
+    assert "updates.default" in " ".join(name for name, _ in model.named_parameters())
+
+
+def test_a_copy_of_a_merged_model_is_unmerged():
+    model, inputs = _trained()
+    adapted = tiny.logits(model, inputs)
+    veneer.merge(model)
+    other = copy.deepcopy(model)
+    veneer.unmerge(other)
+    assert torch.equal(tiny.logits(other, inputs), adapted)
