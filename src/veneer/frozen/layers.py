@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from veneer.frozen.new_parts import new_parts, task_parts
 from veneer.frozen.read_outside import read_outside
 from veneer.frozen.text_part import HEADS as HEADS
 from veneer.frozen.text_part import beside_text
@@ -25,16 +26,17 @@ def quantise_linear_layers(model: nn.Module, **how: Any) -> None:
 
 def linear_layers(model: nn.Module) -> list[str]:
     """The names of the layers that a quantised storage keeps in codes: the linear ones of the text part but its output
-    head and those whose weight the model reads itself (`read_outside`)."""
+    head, what is new for its task, and those whose weight the model reads itself (`read_outside`)."""
     outside = read_outside(model)
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    others = tuple(f"{name}." for name in beside_text(model))
+    modules = dict(model.named_modules())
+    new = [*HEADS, *task_parts(model), *new_parts(model, modules)[0]]
+    others = tuple(f"{name}." for name in [*beside_text(model), *new])
     return [
         name
-        for name, module in model.named_modules()
+        for name, module in modules.items()
         if type(module) in PLAIN_TYPES
         and module is not head
-        and name.split(".")[0] not in HEADS
         and not f"{name}.".startswith(others)
         and name not in outside
     ]

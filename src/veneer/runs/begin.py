@@ -28,7 +28,7 @@ from veneer.training.loss import Loss
 from veneer.training.own_weights import train_own_weights, trained_tensors
 from veneer.training.paged_adamw import PagedAdamW
 from veneer.updates.allocator import Allocator
-from veneer.updates.attach import attach
+from veneer.updates.attach import attach_with_new
 from veneer.updates.config import AdaLoRA
 from veneer.updates.record import active_allocator, adapters_of
 from veneer.updates.trainable import Trainable, trainable
@@ -93,7 +93,7 @@ def begin(prepared: Prepared) -> Begun:
     torch.manual_seed(config.seed)
     with_adapter = bool(adapters_of(model).configs)
     if not with_adapter:
-        _let_train(model, config, total, folder)
+        prepared.notes += _let_train(model, config, total, folder)
     allocator, trained = active_allocator(model), trainable(model)
     _refuse_other_schedule(allocator, total)
     if not trained.parameters:
@@ -138,15 +138,17 @@ def notes_on(name: str) -> list[str]:
     return []
 
 
-def _let_train(model: Any, config: TrainConfig, total: int, folder: RunFolder) -> None:
-    """Let the model's own weights train, or attach the update that the options describe."""
+def _let_train(model: Any, config: TrainConfig, total: int, folder: RunFolder) -> list[str]:
+    """Let the model's own weights train, or attach the update that the options describe. Returns what a person may want
+    to know of it."""
     if config.trains_own_weights:
         train_own_weights(model, config.method)
-        return
+        return []
     # A base that LoftQ changed already is not changed again: the checkpoint has A and B.
     begun = folder.base_source(config) == str(folder.base)
     over = {"init": "kaiming", "loftq_iterations": 1} if begun else {}
-    attach(model, config.update(total).model_copy(update=over))
+    note = attach_with_new(model, config.update(total).model_copy(update=over))
+    return [note] if note else []
 
 
 def _refuse_other_schedule(allocator: Allocator | None, total: int) -> None:

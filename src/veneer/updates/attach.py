@@ -9,6 +9,7 @@ remove(model, "b")                    gone; with the last one, the base is what 
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from types import MethodType
 from typing import TypeVar, cast
@@ -19,6 +20,7 @@ from veneer.arguments import described, refuse_no_model, refuse_no_name
 from veneer.errors import ArgumentError, TargetError
 from veneer.frozen.weight import QuantisedLinear
 from veneer.updates.allocator import Allocator
+from veneer.updates.beside import with_new_parts
 from veneer.updates.budget import resolved
 from veneer.updates.config import AdaLoRA, LoRA
 from veneer.updates.layers import (
@@ -53,7 +55,6 @@ from veneer.updates.record import (
 from veneer.updates.select import (
     Chosen,
     choose,
-    classification_head,
     count_parameters,
     matching_suffix,
     modules_of,
@@ -69,8 +70,9 @@ def attach(model: M, config: LoRA | AdaLoRA, name: str = "default") -> M:
 
     Returns ``model`` itself. The new adapter is the active one. The model's output does not change until the updates
     are trained, unless they start from what quantising lost (``init="loftq"``): then it is nearer to the unquantised
-    model's. A sequence-classification model's head is trained whole, unless ``config`` targets it: frozen, it would
-    stay random.
+    model's. What is in no checkpoint is trained whole and saved with the adapter, unless ``config`` targets it: a
+    classifier's head, a new pooler, the rows of a vocabulary that was made larger. A warning says so where it is known
+    from which checkpoint the model was read; otherwise these are the modules beside the backbone of a task's class.
 
     An `AdaLoRA` adapter then finds its ranks by itself, in the steps of whichever torch optimizer holds its parameters.
 
@@ -87,10 +89,19 @@ def attach(model: M, config: LoRA | AdaLoRA, name: str = "default") -> M:
     if not isinstance(config, LoRA | AdaLoRA):
         raise ArgumentError(_no_config(config))
     refuse_no_name("attach", name)
-    add_adapter(model, _with_head(model, config), name)
+    note = attach_with_new(model, config, name)
+    if note:
+        warnings.warn(note, stacklevel=2)
+    return model
+
+
+def attach_with_new(model: nn.Module, config: LoRA | AdaLoRA, name: str = "default") -> str | None:
+    """`attach`, with the sentence that it warns with, or None."""
+    wider, note = with_new_parts(model, config)
+    add_adapter(model, wider, name)
     if isinstance(config, AdaLoRA):
         allocator(model, name).prepare()
-    return model
+    return note
 
 
 def _no_config(config: object) -> str:
@@ -286,17 +297,6 @@ def _low_rank(chosen: Chosen, config: LoRA | AdaLoRA, start: Start | None) -> Lo
         chosen.module.replace(start.quantised)
     A, B = (start.A, start.B) if start is not None else new_factors(chosen.module, chosen.rank, config.init)
     return Pair(A, B, chosen.scale, config.dropout)
-
-
-def _with_head(model: nn.Module, config: LoRA | AdaLoRA) -> LoRA | AdaLoRA:
-    head = classification_head(model)
-    if head is None or head in config.train_also or _targets_name(config, head):
-        return config
-    return config.model_copy(update={"train_also": [*config.train_also, head]})
-
-
-def _targets_name(config: LoRA | AdaLoRA, head: str) -> bool:
-    return isinstance(config.targets, list) and any(t == head or t.startswith(f"{head}.") for t in config.targets)
 
 
 def _trained_whole(model: nn.Module, config: LoRA | AdaLoRA) -> dict[str, nn.Module]:
