@@ -14,6 +14,7 @@ from veneer.frozen.text_part import HEADS, text_config_of
 _TASK = re.compile(r"For(\w*Classification|QuestionAnswering\w*|MultipleChoice|NextSentencePrediction)$")
 _POOLER = re.compile(r"(^|\.)pooler\.")  # a body's part that checkpoints of other tasks lack
 _READ = "_veneer_read"
+_MARK = "_is_hf_initialized"  # transformers' own, on what it reads, so that it gives no initial values to it
 
 
 def remember_checkpoint(model: nn.Module, missing: set[str], vocabulary: int | None) -> None:
@@ -78,7 +79,7 @@ def checkpoint_vocabulary(model: Any) -> int | None:
     if not isinstance(config, transformers.PretrainedConfig) or not name:
         return None
     try:
-        read = type(config).from_pretrained(name, local_files_only=True)
+        read = type(config).from_pretrained(name, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError):  # made from a config, or no longer there
         return None
     return getattr(text_config_of(read), "vocab_size", None)
@@ -92,23 +93,34 @@ def _missing(model: Any, modules: dict[str, nn.Module]) -> set[str] | None:
         for name, parameter in module._parameters.items()
         if parameter is not None
     }
-    # transformers marks what it reads, so that it gives no initial values to it.
-    read = {key for key, parameter in own.items() if getattr(parameter, "_is_hf_initialized", False)}
-    if read:
-        return set(own) - read
-    return set(model.__dict__[_READ][0]) if _READ in model.__dict__ else None
+    if _READ in model.__dict__:
+        return set(model.__dict__[_READ][0]) & set(own)
+    read = {key for key, parameter in own.items() if getattr(parameter, _MARK, False)}
+    return set(own) - read if read else None
+
+
+def marked_as(old: nn.Parameter | None, new: nn.Parameter) -> nn.Parameter:
+    """``new``, which takes the place of ``old``, with its mark."""
+    if getattr(old, _MARK, False):
+        setattr(new, _MARK, True)
+    return new
+
+
+def is_known(model: nn.Module) -> bool:
+    """Whether it is known from which checkpoint the model was read."""
+    return _READ in model.__dict__ or any(getattr(parameter, _MARK, False) for parameter in model.parameters())
 
 
 def _resized(model: Any) -> list[nn.Module]:
     """The input embedding and output head with another number of rows than the checkpoint's."""
-    vocabulary, modules = checkpoint_vocabulary(model), []
+    vocabulary, modules = checkpoint_vocabulary(model), list[Any]()
     for end in ("input", "output"):
         try:
             module = getattr(model, f"get_{end}_embeddings", lambda: None)()
         except NotImplementedError:
             continue
         modules.append(getattr(module, "base", module))
-    return [m for m in modules if m is not None and vocabulary not in (None, m.weight.shape[0])]
+    return [m for m in modules if hasattr(m, "weight") and vocabulary not in (None, m.weight.shape[0])]
 
 
 def _any_in(part: str, keys: set[str]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from veneer.frozen.new_parts import checkpoint_vocabulary, new_parts
+from veneer.frozen.new_parts import checkpoint_vocabulary, is_known, new_parts
 from veneer.updates.config import AdaLoRA, LoRA
 from veneer.updates.select import classification_head, matching_suffix, modules_of
 from veneer.updates.ties import row_groups
@@ -13,8 +13,8 @@ from veneer.updates.ties import row_groups
 def with_new_parts(model: nn.Module, config: LoRA | AdaLoRA) -> tuple[LoRA | AdaLoRA, str | None]:
     """``config`` and what is in no checkpoint, to be trained whole, and a sentence about it where that is known.
 
-    A part that ``config`` names, in targets or train_also, is left to it. Of a sequence classifier's head alone, which
-    is trained in any case, there is no sentence.
+    A part that ``config`` names, in targets or train_also, is left to it. There is no sentence about a sequence
+    classifier's head alone, which is trained in any case.
     """
     modules = modules_of(model)
     parts, left = new_parts(model, modules)
@@ -71,8 +71,7 @@ def _new_rows(model: nn.Module, config: LoRA | AdaLoRA, whole: set[str]) -> list
 
 
 def _said(model: nn.Module, parts: list[str], rows: list[int], left: list[str]) -> str | None:
-    known = checkpoint_vocabulary(model) is not None or _is_known(model)
-    if not known or (not rows and parts == [classification_head(model)]):
+    if not is_known(model) or (not rows and parts == [classification_head(model)]):
         return _left(left)
     named = list(parts)
     if rows:
@@ -82,10 +81,6 @@ def _said(model: nn.Module, parts: list[str], rows: list[int], left: list[str]) 
         f"{', '.join(named)} {'is' if one else 'are'} in no checkpoint: trained whole, and saved with the adapter."
     )
     return " ".join(filter(None, [sentence, _left(left)]))
-
-
-def _is_known(model: nn.Module) -> bool:
-    return any(getattr(parameter, "_is_hf_initialized", False) for parameter in model.parameters())
 
 
 def _left(left: list[str]) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from veneer.frozen.new_parts import marked_as
 from veneer.frozen.text_part import say_tied
 from veneer.updates.layers import Adapted
 from veneer.updates.record import put
@@ -105,7 +106,8 @@ def _with_own(module: nn.Module, name: str) -> nn.Module:
     own = copy.copy(module)
     own._parameters = dict(module._parameters)
     parameter = getattr(module, name)
-    own._parameters[name] = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+    new = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+    own._parameters[name] = marked_as(parameter, new)
     return own
 
 
