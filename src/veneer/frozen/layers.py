@@ -19,6 +19,7 @@ from veneer.frozen.experts import (
     stack_of,
     unknown_experts,
 )
+from veneer.frozen.new_parts import new_parts, task_parts
 from veneer.frozen.read_outside import read_outside
 from veneer.frozen.text_part import HEADS as HEADS
 from veneer.frozen.text_part import beside_text
@@ -39,18 +40,16 @@ def quantise_linear_layers(model: nn.Module, experts: bool = True, **how: Any) -
 
 def linear_layers(model: nn.Module) -> list[str]:
     """The names of the layers that a quantised storage keeps in codes: the linear ones of the text part but its output
-    head and those whose weight the model reads itself (`read_outside`)."""
+    head, what is new for its task, and those whose weight the model reads itself (`read_outside`)."""
     outside = read_outside(model)
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    others = tuple(f"{name}." for name in beside_text(model))
+    modules = dict(model.named_modules())
+    new = [*HEADS, *task_parts(model), *new_parts(model, modules)[0]]
+    others = tuple(f"{name}." for name in [*beside_text(model), *new])
     return [
         name
-        for name, module in model.named_modules()
-        if is_plain_linear(module)
-        and module is not head
-        and name.split(".")[0] not in HEADS
-        and not f"{name}.".startswith(others)
-        and name not in outside
+        for name, module in modules.items()
+        if is_plain_linear(module) and module is not head and not f"{name}.".startswith(others) and name not in outside
     ]
 
 

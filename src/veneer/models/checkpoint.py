@@ -11,6 +11,7 @@ import transformers
 
 from veneer.errors import ConfigError, ModelError
 from veneer.frozen.layers import DTYPES
+from veneer.frozen.text_part import text_config_of
 from veneer.models import converted
 from veneer.models.bnb_file import holds_codes, refuse_8_bits, says_bitsandbytes
 from veneer.models.gguf_config import gguf_config
@@ -102,6 +103,11 @@ class Checkpoint:
         """The type of the weights, as the config says; fp32 for a GGUF file and where it says nothing."""
         said = getattr(self.config, "dtype", None) if self.kind == "folder" else None
         return next((dtype for dtype in DTYPES.values() if dtype is said), torch.float32)
+
+    @property
+    def vocabulary(self) -> int | None:
+        """How many tokens it has, as its config says; None where that says nothing."""
+        return getattr(text_config_of(self.config), "vocab_size", None)
 
     @property
     def is_bitsandbytes(self) -> bool:

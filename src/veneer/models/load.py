@@ -11,7 +11,8 @@ import torch
 from veneer.errors import ConfigError, ModelError
 from veneer.frozen.compute import compute_name
 from veneer.frozen.config import CODE_BITS, BlockwiseOptions
-from veneer.frozen.layers import DTYPES, HEADS, compute_in, dense_linear_layers, quantise_linear_layers, storage_of
+from veneer.frozen.layers import DTYPES, compute_in, dense_linear_layers, quantise_linear_layers, storage_of
+from veneer.frozen.new_parts import may_be_missing, remember_checkpoint
 from veneer.frozen.text_part import text_config_of
 from veneer.models import converted
 from veneer.models.bnb_file import says_bitsandbytes
@@ -175,7 +176,7 @@ def _listed(how: dict[str, Any]) -> str:
 
 
 def _whole_model(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype) -> Any:
-    """The model, with every weight from the checkpoint except a classification head's."""
+    """The model, with every weight from the checkpoint except those that are new for classification."""
     if checkpoint.path.is_dir():
         refuse_files_outside(checkpoint.path, checkpoint.name)
     if checkpoint.kind == "gguf" and checkpoint.gguf.architecture not in READ_BY_TRANSFORMERS:
@@ -186,9 +187,10 @@ def _whole_model(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dt
             output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, dtype=dtype, config=config,
             **checkpoint.pretrained(),
         )  # fmt: skip
-    may_be_new = HEADS if kind == "classification" else ()
-    missing = sorted(key for key in differences["missing_keys"] if not key.startswith(may_be_new))
-    wrong = sorted(str(key[0]) for key in differences["mismatched_keys"] if not str(key[0]).startswith(may_be_new))
+    lacks = set(differences["missing_keys"])
+    reshaped = {str(key[0]) for key in differences["mismatched_keys"]}
+    new = {key for key in lacks | reshaped if kind == "classification" and may_be_missing(model, key)}
+    missing, wrong = sorted(lacks - new), sorted(reshaped - new)
     if missing or wrong:
         fault = (
             f"lacks {some_of(missing)}" if missing else f"has another shape for {some_of(wrong)} than its config says"
@@ -197,6 +199,7 @@ def _whole_model(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dt
             f"The checkpoint of {checkpoint.name} {fault}; it is incomplete, or belongs to another config.json."
         )
     refuse_without_place(model, differences["unexpected_keys"], kind, checkpoint.name)
+    remember_checkpoint(model, new, checkpoint.vocabulary)
     if checkpoint.kind == "gguf" and model.can_generate():
         model.generation_config = checkpoint.generation_config() or model.generation_config
     return model

@@ -21,7 +21,8 @@ from veneer.device import CPU
 from veneer.errors import ModelError
 from veneer.frozen.blockwise import Quantised, dense, quantise
 from veneer.frozen.experts import QuantisedStack, experts_of, own_experts, projections, put_stack
-from veneer.frozen.layers import HEADS, linear_layers
+from veneer.frozen.layers import linear_layers
+from veneer.frozen.new_parts import may_be_missing, remember_checkpoint, task_parts
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models.bnb_experts import read_one_by_one, read_stack
 from veneer.models.bnb_file import quantised_weights, read_weight
@@ -61,13 +62,14 @@ def streamed(
         put_stack(own_experts(module), projection, stack)
     for key in set(_tensors(model)) & tensors.names():
         _fill(model, key, tensors.read(key), dtype, copy=True)
-    return _finished(model, checkpoint, tensors.names())
+    return _finished(model, checkpoint, tensors.names(), set())
 
 
 def stream_quantised(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype) -> Any:
     """The model of a bitsandbytes checkpoint, its codes and scales as they are, the rest in ``dtype``.
 
-    A classifier (``kind``) has a new head where the checkpoint has none, one of another kind, or one for other classes.
+    A classifier (``kind``) has a new head where the checkpoint has none, one of another kind, or one for other classes,
+    and so for what else stands beside its backbone, and a pooler.
 
     Raises ModelError when it is damaged, or its tensors are not the model's own.
     """
@@ -82,9 +84,9 @@ def stream_quantised(checkpoint: Checkpoint, kind: str, config: Any, dtype: torc
     one_by_one = {name: files.pieces(name) for name in stacks.keys() & held}
     one_by_one = {name: pieces for name, pieces in one_by_one.items() if pieces[1]}
     coded = {*weights, *one_by_one}
-    new = _new_head(model, files, held, coded) if kind == "classification" else set()
-    held -= new
-    _refuse_others(model, files, held, coded, checkpoint.name, new, kind)
+    new = _new(model, files, held, coded) if kind == "classification" else {}
+    held -= set(new)
+    _refuse_others(model, files, held, coded, checkpoint.name, set(new), kind)
     for name, pieces in one_by_one.items():
         _put_experts(stacks[name], name, read_one_by_one(name, *pieces, files.stored), dtype, checkpoint.name)
     for weight, parts in weights.items():
@@ -97,9 +99,9 @@ def stream_quantised(checkpoint: Checkpoint, kind: str, config: Any, dtype: torc
         _put_quantised(model, weight, read_weight(weight, parts, files.mapped), layers, dtype, checkpoint.name)
     for key in (set(_tensors(model)) & held) - coded:
         _fill(model, key, files.mapped(key), dtype)
-    for head in {model.get_submodule(key.split(".")[0]) for key in new}:
-        head.to_empty(device=CPU).to(dtype).apply(model._init_weights)
-    return _finished(model, checkpoint, held | new)
+    for part in dict.fromkeys(new.values()):
+        model.get_submodule(part).to_empty(device=CPU).to(dtype).apply(model._init_weights)
+    return _finished(model, checkpoint, held, set(new))
 
 
 def _put_quantised(model: Any, weight: str, codes: Quantised, layers: set[str], dtype: torch.dtype, name: str) -> None:
@@ -139,11 +141,18 @@ def _put_experts(
     return stack
 
 
-def _new_head(model: Any, files: Tensors, held: set[str], weights: set[str]) -> set[str]:
-    """The keys of a classification head that the checkpoint lacks, or has in another shape."""
-    wanted = {key: tuple(tensor.shape) for key, tensor in _tensors(model).items() if key.split(".")[0] in HEADS}
-    fits = all(key in weights or (key in held and files.shape(key) == shape) for key, shape in wanted.items())
-    return set() if fits else set(wanted)
+def _new(model: Any, files: Tensors, held: set[str], weights: set[str]) -> dict[str, str]:
+    """The keys of a classifier's parts that the checkpoint lacks, or has in another shape → the part, which is then new
+    as a whole."""
+    wanted = {key: tuple(tensor.shape) for key, tensor in _tensors(model).items() if may_be_missing(model, key)}
+    beside = set(task_parts(model))
+    part_of = {key: key.split(".")[0] if key.split(".")[0] in beside else key.rpartition(".")[0] for key in wanted}
+    misfits = {
+        part_of[key]
+        for key, shape in wanted.items()
+        if key not in weights and not (key in held and files.shape(key) == shape)
+    }
+    return {key: part for key, part in part_of.items() if part in misfits}
 
 
 def unfilled_model(kind: str, config: Any, dtype: torch.dtype, name: str) -> Any:
@@ -239,9 +248,10 @@ def _fill(model: nn.Module, key: str, tensor: Tensor, dtype: torch.dtype, copy: 
         module._parameters[name] = nn.Parameter(tensor.to(dtype, copy=copy), requires_grad=trained)
 
 
-def _finished(model: Any, checkpoint: Checkpoint, held: set[str]) -> Any:
-    """``held``: the tensors that the checkpoint has values for."""
-    tie(model, set(_tensors(model)) - held)
+def _finished(model: Any, checkpoint: Checkpoint, held: set[str], new: set[str]) -> Any:
+    """``held``: the tensors that the checkpoint has values for; ``new``: those that were given initial values."""
+    tie(model, set(_tensors(model)) - held - new)
+    remember_checkpoint(model, new, checkpoint.vocabulary)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config = checkpoint.generation_config() or model.generation_config
     return model

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from veneer.errors import TargetError
 from veneer.files import atomic_file
+from veneer.frozen.new_parts import new_parts
 from veneer.frozen.text_part import say_tied
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models.composite import copy_processor
@@ -25,7 +26,7 @@ from veneer.updates.adapter_file import (
     write_tensors,
 )
 from veneer.updates.record import adapters_of
-from veneer.updates.select import classification_head, output_head
+from veneer.updates.select import classification_head, modules_of, output_head
 
 WEIGHTS_NAME = "trained.safetensors"
 
@@ -33,8 +34,8 @@ WEIGHTS_NAME = "trained.safetensors"
 def train_own_weights(model: nn.Module, method: str) -> None:
     """Let the parameters that ``method`` (full, bias, head) trains, and no others, require gradients.
 
-    A classification head that starts random is trained by each. A head that is tied to the input embedding is parted
-    from it, so that the embedding stays as it was.
+    What starts random, a classification head and what else is in no checkpoint, is trained by each. A head that is tied
+    to the input embedding is parted from it, so that the embedding stays as it was.
 
     Raises TargetError for a model with adapters on it or layers in codes, and where there is nothing of the kind.
     """
@@ -56,12 +57,13 @@ def _chosen(model: nn.Module, method: str) -> list[nn.Parameter]:
         return list(model.parameters())
     classifier = classification_head(model)
     head = output_head(model) if classifier is None else model.get_submodule(classifier)
+    beside = [p for part in new_parts(model, modules_of(model))[0] for p in model.get_submodule(part).parameters()]
     if method == "head":
         if head is None:
             raise TargetError(f"method: head has nothing to train: a {type(model).__name__} has no output head.")
         _part_from_embedding(model, head)
-        return list(head.parameters())
-    new = [] if classifier is None or head is None else list(head.parameters())
+        return [*head.parameters(), *beside]
+    new = [*beside, *([] if classifier is None or head is None else head.parameters())]
     biases = [parameter for name, parameter in model.named_parameters() if name.split(".")[-1] == "bias"]
     if {id(parameter) for parameter in biases} <= {id(parameter) for parameter in new}:
         raise TargetError(

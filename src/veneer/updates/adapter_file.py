@@ -19,12 +19,12 @@ from veneer.errors import AdapterFileError, ConfigError, TargetError, nearest
 from veneer.files import atomic_file, atomic_folder, write_text
 from veneer.updates.experts import ExpertPairs, adapter_keys
 from veneer.updates.inner import inner_model
-from veneer.updates.layers import NewRows, Pair, Triplets
+from veneer.updates.layers import LowRank, NewRows, Pair, Triplets
 from veneer.updates.offloaded import refuse_offloaded
 from veneer.updates.peft_config import CONFIG_NAME, to_peft
 from veneer.updates.reached import warn
 from veneer.updates.record import adapters_of, refuse_merged, refuse_unknown, untrained, updates_of
-from veneer.updates.select import choose, modules_of
+from veneer.updates.select import Chosen, modules_of
 from veneer.updates.wrappers import plain_name
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -92,7 +92,8 @@ def write_adapter(
     tensors = {key: tensor.detach().to(CPU, to).contiguous() for key, tensor in own.items()}
     config = record.configs[name]
     rows = list({id(update): path for path, update in reversed(_rows_of(model, name))}.values())[::-1]
-    chosen = choose(model, config) if config.chooses else []
+    modules = modules_of(model)
+    chosen = [Chosen(path, modules[path]) for path, u in updates_of(model, name).items() if isinstance(u, LowRank)]
     fields = to_peft(model, config, chosen, rows, _kept(model, name))
     refuse_not_finite(tensors, f"The adapter {name!r} as {dtype or 'trained'}")
     # Keys in one order: the same adapter is the same bytes.

@@ -18,6 +18,7 @@ from veneer.errors import ArgumentError, TargetError
 from veneer.frozen.experts import QuantisedStack, Stack
 from veneer.frozen.weight import QuantisedLinear
 from veneer.updates.allocator import Allocator
+from veneer.updates.beside import with_new_parts
 from veneer.updates.budget import resolved
 from veneer.updates.config import AdaLoRA, LoRA
 from veneer.updates.experts import AdaptedStack, ExpertPairs, give_back_stacks, hold_stack, new_pairs
@@ -58,7 +59,6 @@ from veneer.updates.record import (
 from veneer.updates.select import (
     Chosen,
     choose,
-    classification_head,
     count_parameters,
     matching_suffix,
     modules_of,
@@ -77,10 +77,12 @@ def attach(model: M, config: LoRA | AdaLoRA, name: str = "default") -> M:
 
     Returns ``model`` itself; the adapters of one that is compiled, or a DataParallel, are on the model inside. The new
     adapter is the active one. The model's output does not change until the updates are trained, unless they start from
-    what quantising lost (``init="loftq"``): then it is nearer to the unquantised model's. A sequence-classification
-    model's head is trained whole, unless ``config`` targets it: frozen, it would stay random.
+    what quantising lost (``init="loftq"``): then it is nearer to the unquantised model's. What is in no checkpoint is
+    trained whole and saved with the adapter, unless ``config`` targets it: a classifier's head, a new pooler, the rows
+    of a vocabulary that was made larger. Where it is not known from which checkpoint the model was read, these are the
+    modules beside the backbone of a task's class.
 
-    Linear layers that "all-linear" cannot take are left out, and a `VeneerWarning` names them.
+    A `VeneerWarning` names what is trained whole, and linear layers that "all-linear" cannot take and leaves out.
 
     An `AdaLoRA` adapter then finds its ranks by itself, in the steps of whichever torch optimizer holds its parameters.
 
@@ -107,12 +109,12 @@ def attach_noted(model: nn.Module, config: LoRA | AdaLoRA, name: str = "default"
     """`attach`, of which what there is to say is returned as sentences, not given as warnings."""
     inner = inner_model(model)
     refuse_occupied(inner, model)
-    config = _with_head(inner, config)
-    note = left_out(inner, config)
+    config, new = with_new_parts(inner, config)
+    left = left_out(inner, config)
     add_adapter(inner, config, name)
     if isinstance(config, AdaLoRA):
         allocator(inner, name).prepare()
-    return [note] if note else []
+    return [note for note in (new, left) if note]
 
 
 def _no_config(config: object) -> str:
@@ -308,17 +310,6 @@ def _low_rank(chosen: Chosen, config: LoRA | AdaLoRA, start: Start | None) -> Lo
         chosen.module.replace(start.quantised)
     A, B = (start.A, start.B) if start is not None else new_factors(chosen.module, chosen.rank, config.init)
     return Pair(A, B, chosen.scale, config.dropout)
-
-
-def _with_head(model: nn.Module, config: LoRA | AdaLoRA) -> LoRA | AdaLoRA:
-    head = classification_head(model)
-    if head is None or head in config.train_also or _targets_name(config, head):
-        return config
-    return config.model_copy(update={"train_also": [*config.train_also, head]})
-
-
-def _targets_name(config: LoRA | AdaLoRA, head: str) -> bool:
-    return isinstance(config.targets, list) and any(t == head or t.startswith(f"{head}.") for t in config.targets)
 
 
 def _trained_whole(model: nn.Module, config: LoRA | AdaLoRA) -> dict[str, nn.Module]:

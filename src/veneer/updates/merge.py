@@ -16,6 +16,7 @@ from veneer.arguments import refuse_no_model
 from veneer.device import META
 from veneer.errors import TargetError
 from veneer.frozen.experts import Experts, is_experts, projections, stack_of
+from veneer.frozen.new_parts import marked_as
 from veneer.frozen.text_part import say_tied
 from veneer.frozen.weight import STORED, QuantisedLinear, frozen_weight
 from veneer.updates.attach import forget_adapters
@@ -207,5 +208,5 @@ def _with_weight(base: nn.Module, weight: nn.Parameter) -> nn.Module:
     module = copy.copy(base)
     # A shallow copy shares the dictionary that holds its parameters; the copy needs its own.
     module._parameters = dict(base._parameters)
-    module.weight = weight
+    module.weight = marked_as(base._parameters.get("weight"), weight)
     return hooked_as(base, module)

@@ -12,6 +12,7 @@ from torch import nn
 from veneer.errors import TargetError, nearest
 from veneer.frozen.experts import QuantisedStack, Stack
 from veneer.frozen.foreign import how_to_move, of_bitsandbytes
+from veneer.frozen.new_parts import new_parts
 from veneer.frozen.read_outside import read_outside
 from veneer.frozen.text_part import beside_text, end_of
 from veneer.frozen.weight import PLAIN_TYPES, QuantisedLinear, is_plain_linear
@@ -82,11 +83,11 @@ def choose(model: nn.Module, config: LoRA | AdaLoRA) -> list[Chosen]:
                  and (is_adaptable(module) or of_bitsandbytes(module))]  # fmt: skip
     else:
         names = _matching_modules(config.targets, modules)
-    names = _with_parameters(names, config, modules)
+    names = [name for name in _with_parameters(names, config, modules) if name not in excluded]
     inside_whole = {name for name in names if any(name == w or name.startswith(f"{w}.") for w in whole)}
     if config.targets != "all-linear" and inside_whole:
         raise TargetError(f"{_listed(inside_whole)} is in both targets and train_also; name it in one of them.")
-    names = [name for name in names if name not in excluded and name not in inside_whole]
+    names = [name for name in names if name not in inside_whole]
     names = _in_layers(names, config.layers, modules)
     for name in names:
         if not name:
@@ -278,12 +279,13 @@ def count_parameters(modules: dict[str, nn.Module]) -> int:
 
 
 def head_names(model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
-    """Names of the output head: the language-modelling head, or all that belongs to a classification head."""
+    """Names of the output head: the language-modelling head, or all that belongs to a classification head, and to what
+    else is in no checkpoint."""
     head = output_head(model)
     heads = {name for name, module in modules.items() if head is not None and module is head}
-    classifier = classification_head(model)
-    if classifier:
-        heads |= {name for name in modules if name == classifier or name.startswith(f"{classifier}.")}
+    classifier, (new, _) = classification_head(model), new_parts(model, modules)
+    for part in [*new, *([classifier] if classifier else [])]:
+        heads |= {name for name in modules if name == part or name.startswith(f"{part}.")}
     return heads
 
 

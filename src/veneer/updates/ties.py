@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from veneer.frozen.experts import Stack
+from veneer.frozen.new_parts import marked_as
 from veneer.frozen.text_part import say_tied
 from veneer.updates.record import put
 from veneer.updates.select import input_embedding, modules_of, output_head
@@ -95,7 +96,8 @@ def _with_own(module: nn.Module, name: str) -> nn.Module:
     own = copy.copy(module)
     own._parameters = dict(module._parameters)
     parameter = getattr(module, name)
-    own._parameters[name] = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+    new = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+    own._parameters[name] = marked_as(parameter, new)
     return own
 
 

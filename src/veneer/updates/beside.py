@@ -1,0 +1,89 @@
+"""What an adapter trains and saves beside its updates since no checkpoint has it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from veneer.frozen.new_parts import checkpoint_vocabulary, is_known, new_parts
+from veneer.updates.config import AdaLoRA, LoRA
+from veneer.updates.select import classification_head, matching_suffix, modules_of
+from veneer.updates.ties import row_groups
+
+
+def with_new_parts(model: nn.Module, config: LoRA | AdaLoRA) -> tuple[LoRA | AdaLoRA, str | None]:
+    """``config`` and what is in no checkpoint, to be trained whole, and a sentence about it where that is known.
+
+    A part that ``config`` names, in targets or train_also, is left to it. There is no sentence about a sequence
+    classifier's head alone, which is trained in any case.
+    """
+    modules = modules_of(model)
+    parts, left = new_parts(model, modules)
+    whole = {name for ending in config.train_also for name in matching_suffix(ending, modules)}
+    parts = [
+        part for part in parts
+        if not _targets_name(config, part) and not any(_meet(part, other) for other in whole)
+    ]  # fmt: skip
+    rows = _new_rows(model, config, whole)
+    if not parts and not rows:
+        return config, _left(left)
+    inside = [name for name in modules if any(name == part or name.startswith(f"{part}.") for part in parts)]
+    wider = config.model_copy(
+        update={
+            "train_also": [*config.train_also, *parts],
+            "new_tokens": [*config.new_tokens, *rows],
+            "exclude": _excluding(config, inside, modules),
+        }
+    )
+    return wider, _said(model, parts, rows, left)
+
+
+def _targets_name(config: LoRA | AdaLoRA, part: str) -> bool:
+    return isinstance(config.targets, list) and any(t == part or t.startswith(f"{part}.") for t in config.targets)
+
+
+def _meet(part: str, other: str) -> bool:
+    return part == other or part.startswith(f"{other}.") or other.startswith(f"{part}.")
+
+
+def _excluding(config: LoRA | AdaLoRA, inside: list[str], modules: dict[str, nn.Module]) -> str | list[str]:
+    """``exclude``, and the modules inside of new parts where a list of targets would reach them."""
+    if not isinstance(config.targets, list) or not isinstance(config.exclude, list):
+        return config.exclude
+    reached = {name for target in config.targets for name in matching_suffix(target, modules)}
+    return [*config.exclude, *(name for name in inside if name in reached)]
+
+
+def _new_rows(model: nn.Module, config: LoRA | AdaLoRA, whole: set[str]) -> list[int]:
+    """The tokens beyond the checkpoint's vocabulary, unless the embedding is trained whole or by a low rank."""
+    groups = row_groups(model)
+    there = checkpoint_vocabulary(model) if groups else None
+    if there is None:
+        return []
+    embedding = next(iter(groups[0].values()))
+    assert isinstance(embedding, nn.Embedding)
+    otherwise = whole | {
+        name for target in config.targets if isinstance(config.targets, list)
+        for name in matching_suffix(target, groups[0])
+    }  # fmt: skip
+    if otherwise & set(groups[0]) or getattr(model, "config", None) is None:
+        return []
+    return [token for token in range(there, embedding.num_embeddings) if token not in config.new_tokens]
+
+
+def _said(model: nn.Module, parts: list[str], rows: list[int], left: list[str]) -> str | None:
+    if not is_known(model) or (not rows and parts == [classification_head(model)]):
+        return _left(left)
+    named = list(parts)
+    if rows:
+        named.append(f"the vocabulary's rows {rows[0]} to {rows[-1]}" if len(rows) > 1 else f"row {rows[0]}")
+    one = len(named) == 1 and len(rows) < 2
+    sentence = (
+        f"{', '.join(named)} {'is' if one else 'are'} in no checkpoint: trained whole, and saved with the adapter."
+    )
+    return " ".join(filter(None, [sentence, _left(left)]))
+
+
+def _left(left: list[str]) -> str | None:
+    if not left:
+        return None
+    return f"{', '.join(left)} is in no checkpoint, and is neither trained nor saved: name the module in train_also."
