@@ -1,5 +1,5 @@
 """A GGUF file as a transformers folder, in the user's cache: of even a small GGUF file transformers reads the header
-three times, for config, weights and tokenizer, and takes a quarter of a minute; for the folder a second."""
+twice more for the tokenizer, and takes many seconds; for the folder one."""
 
 from __future__ import annotations
 
