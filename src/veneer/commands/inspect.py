@@ -117,7 +117,7 @@ def _adapter(path: Path, png: str | None) -> Inspected:
     values = {
         "kind": "adapter", "base": base, "rank": rank, "alpha": config.alpha, "parameters": count, "ranks": ranks,
         "tensors": {key: list(shape) for key, shape in shapes.items()},
-        "trained": facts.model_dump() if facts else None,
+        "trained": facts.as_json() if facts else None,
     }  # fmt: skip
     lines: list[Text | str] = [
         f"adapter {path} for {base}: {said}, alpha {config.alpha:g}, {count:,} parameters",

@@ -236,13 +236,13 @@ def test_a_folder_of_runs_is_a_table_of_them(run_folder, tmp_path, veneer_comman
     cells = [re.split(r"  +", line) for line in out[2:]]
     assert [row[0] for row in cells] == ["third", "second", "first", "damaged"]
     assert cells[0][1:5] == ["mine", "lora", "90", "starting"]
-    assert cells[1][1:6] == ["some/base", "adalora", "90", "stopped at step 12 of 20", "0.500"]
+    assert cells[1][1:6] == ["some/base", "adalora", "90", "stopped at step 12 of 20", "0.550"]
     assert cells[2][1:6] == ["some/base", "lora", "90", "finished, 20 steps", "0.400"]
     assert cells[3][1] == "damaged config.yaml"
     runs = _json(veneer_command, tmp_path)["runs"]
     assert runs[1] == {
         "name": "second", "model": "some/base", "method": "adalora", "rows": 90, "state": "stopped", "step": 12,
-        "steps": 20, "held_out_loss": 0.5, "held_out_accuracy": None, "written": runs[1]["written"],
+        "steps": 20, "held_out_loss": 0.55, "held_out_accuracy": None, "written": runs[1]["written"],
     }  # fmt: skip
     assert re.fullmatch(r"2023-11-1\d \d\d:\d\d", runs[1]["written"])
 
