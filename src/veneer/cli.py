@@ -277,15 +277,17 @@ def quantize(model: str, out: Path, **options: Any) -> None:
     click.echo(f"Quantised model written to {out}. Next: veneer train --model {out}")
 
 
-@cli.command(short_help="What is in a model, an adapter, a run, or rows.")
-@click.argument("source", metavar="MODEL|ADAPTER|RUN|DATA", shell_complete=completes.anything)
+@cli.command(short_help="What is in a model, an adapter, a run, a folder of runs, or rows.")
+@click.argument("source", metavar="MODEL|ADAPTER|RUN|FOLDER|DATA", shell_complete=completes.anything)
 @flags(InspectOptions)
 @_JSON
 def inspect(source: str, as_json: bool, **options: Any) -> None:
-    """Modules that can be adapted; an adapter's ranks; a run's progress; rows, with the learned part marked.
+    """Modules that can be adapted; an adapter's ranks; a run's progress, or that of all runs in a folder; rows, with
+    the learned part marked.
 
     \b
     veneer inspect smollm2-135m-instruct
+    veneer inspect runs
     veneer inspect rows.jsonl --model smollm2-135m-instruct
     """
     from veneer.commands.inspect import inspect_source

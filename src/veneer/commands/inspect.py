@@ -1,4 +1,4 @@
-"""What is in a model, an adapter, a run or rows."""
+"""What is in a model, an adapter, a run, a folder of runs, or rows."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from veneer.commands.config import InspectOptions
+from veneer.commands.inspect_runs import holds_nothing_known, listed, refusal_of_no_runs, runs_in
 from veneer.data.bbc import BBC_TOPICS
 from veneer.data.classes import counted_classes
 from veneer.data.formats import Examples, class_of, to_examples
@@ -56,7 +57,7 @@ class Inspected:
 
 
 def inspect_source(source: str, options: InspectOptions) -> Inspected:
-    """Look at ``source`` by what it is: a run, an adapter folder, rows, else a model."""
+    """Look at ``source`` by what it is: a run, an adapter folder, a folder of runs, rows, else a model."""
     path = Path(source)
     if options.png is not None and not (path / ADAPTER_CONFIG).is_file():
         raise ConfigError(f"--png draws the ranks of an adapter, and {source} is no adapter folder.")
@@ -64,6 +65,11 @@ def inspect_source(source: str, options: InspectOptions) -> Inspected:
         return _run(path)
     if (path / ADAPTER_CONFIG).is_file():
         return _adapter(path, options.png)
+    if options.model is None and path.is_dir() and runs_in(path):
+        values, lines = listed(path)
+        return Inspected(values, [*lines])
+    if holds_nothing_known(path):
+        raise DataError(refusal_of_no_runs(path))
     if path.suffix.lower() in _DATA_SUFFIXES or source == BBC_TOPICS or (path.is_dir() and _holds_rows(path)):
         return _rows(source, options)
     if options.model is not None and source not in PACKAGED_MODELS:
@@ -113,7 +119,7 @@ def _adapter(path: Path, png: str | None) -> Inspected:
     values = {
         "kind": "adapter", "base": base, "rank": rank, "alpha": config.alpha, "parameters": count, "ranks": ranks,
         "tensors": {key: list(shape) for key, shape in shapes.items()},
-        "trained": facts.model_dump() if facts else None,
+        "trained": facts.as_json() if facts else None,
     }  # fmt: skip
     lines: list[Text | str] = [
         f"adapter {path} for {base}: {said}, alpha {config.alpha:g}, {count:,} parameters",

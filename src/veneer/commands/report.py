@@ -7,7 +7,7 @@ from pathlib import Path
 
 from veneer.errors import DataError, did_you_mean
 from veneer.files import write_text
-from veneer.reporting.compared import RunsCompared, place_of
+from veneer.reporting.compared import RunsCompared, beside
 from veneer.reporting.compared_page import compared_page
 from veneer.reporting.config import ReportOptions
 from veneer.reporting.run_page import run_page
@@ -44,12 +44,14 @@ def compare_runs(sources: Sequence[str | Path], options: ReportOptions | None = 
     for place, path in enumerate(paths):
         if not RunFolder(path).exists:
             if (path / JSON_NAME).is_file():
-                raise DataError(f"{path} is a study, which has a page of its own: veneer report {path}; compare runs.")
+                raise DataError(
+                    f"{path} is a study, which has a page of its own, veneer report {path}; only runs are compared."
+                )
             raise DataError(_neither(path, (RunFolder.config_file,)))
         if any(path.resolve() == other.resolve() for other in paths[:place]):
             raise DataError(f"{path} is given twice; name each run once, or one alone for its own page.")
     compared = RunsCompared.read(paths)
-    out = Path(options.output) if options.output else place_of(paths)
+    out = Path(options.output) if options.output else beside(paths)
     write_text(out, compared_page(compared))
     return out, compared
 

@@ -125,7 +125,7 @@ def _option(run: RunHistory, name: str) -> str:
 
 
 def _digest(run: RunHistory) -> str | None:
-    """Of a run's rows as tokens; None where no checkpoint has it."""
+    """The digest of a run's rows as tokens; None where no checkpoint has it."""
     saved = run.folder.latest_checkpoint()
     try:
         state = json.loads((saved / "state.json").read_text(encoding="utf-8")) if saved else {}
@@ -213,6 +213,6 @@ def _of(key: str, times: float = 1) -> Callable[[RunHistory], list[Any]]:
     return lambda run: [(record["step"], times * record[key]) for record in run.steps if key in record]
 
 
-def place_of(paths: Sequence[Path]) -> Path:
+def beside(paths: Sequence[Path]) -> Path:
     """Where the page of these runs is written by default: beside the first one."""
     return RunFolder(paths[0]).path.resolve().parent / "comparison.html"

@@ -12,5 +12,6 @@ class ReportOptions(Options):
 
     output: str | None = Field(
         default=None,
-        description="The page's file. Default: report.html in the folder; of several runs comparison.html beside one.",
+        description="The page's file. Default: report.html in the folder itself; for several runs comparison.html "
+        "beside the first.",
     )

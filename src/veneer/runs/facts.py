@@ -97,10 +97,14 @@ class Facts(_Part):
 
     def write(self, folder: Path) -> None:
         """Write `veneer.json` into an adapter's or a model's folder. Raises OSError."""
+        write_text(folder / FACTS_NAME, json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n")
+
+    def as_json(self) -> dict[str, Any]:
+        """What the file holds."""
         values = {**self.model_dump(), "version": VERSION if self.began else 1}
         if not self.began:
             del values["began"]
-        write_text(folder / FACTS_NAME, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        return values
 
 
 def facts_of(prepared: Prepared, steps: int, losses: Before, *, own_tokenizer: bool) -> Facts:

@@ -25,6 +25,7 @@ from veneer.options import shows
 from veneer.runs.begin import Begun, begin, notes_on, options_of
 from veneer.runs.finish import Result, finish, result_of
 from veneer.runs.folder import RunFolder
+from veneer.runs.go_on import nothing_left, patience_again
 from veneer.runs.learned import HeldOutLabels, advice, write_advice
 from veneer.runs.memory import Outlook, PlanAfterFirstStep, Process, look_before_loading, look_before_training
 from veneer.runs.own_tokens import keep_tokenizer
@@ -169,13 +170,16 @@ def resume(
         process = Process.now()
         look_before_loading(config, process)
         watchers = Watchers(console or terminal(), callbacks, on_the_way)
-        return _train(prepare(config), run.latest_checkpoint(), process, watchers)
+        more = bool({"steps", "epochs"} & over.keys())
+        return _train(prepare(config), run.latest_checkpoint(), process, watchers, more=more)
 
 
-def _train(prepared: Prepared, checkpoint: Path | None, process: Process, watchers: Watchers) -> Result:
+def _train(
+    prepared: Prepared, checkpoint: Path | None, process: Process, watchers: Watchers, *, more: bool = False
+) -> Result:  # fmt: skip
     """Begin, look at the memory, restore, take the steps, finish."""
     with _alone():
-        return _trained(prepared, checkpoint, process, watchers)
+        return _trained(prepared, checkpoint, process, watchers, more)
 
 
 @contextmanager
@@ -192,10 +196,12 @@ def _alone() -> Iterator[None]:
         _TRAINING.release()
 
 
-def _trained(prepared: Prepared, checkpoint: Path | None, process: Process, watchers: Watchers) -> Result:
+def _trained(
+    prepared: Prepared, checkpoint: Path | None, process: Process, watchers: Watchers, more: bool
+) -> Result:  # fmt: skip
     begun = begin(prepared)
     outlook = look_before_training(begun, process)
-    state = _restored(begun, checkpoint)
+    state = _restored(begun, checkpoint, more)
     with _a_full_disk_explained(begun.folder):
         labels = HeldOutLabels(
             begun.model, prepared.renderer, prepared.train, prepared.held_out, begun.config.batch_size
@@ -215,8 +221,9 @@ def _trained(prepared: Prepared, checkpoint: Path | None, process: Process, watc
     return result_of(begun, state, warnings, labels.largest if labels.rows else None)
 
 
-def _restored(begun: Begun, checkpoint: Path | None) -> State:
-    """Where the run is: at its start, or where its checkpoint was written."""
+def _restored(begun: Begun, checkpoint: Path | None, more: bool) -> State:
+    """Where the run is: at its start, or where its checkpoint was written; ``more``: steps are asked for, so that a run
+    goes on that patience had ended."""
     state = State(data=begun.digest())
     if checkpoint is None:
         return state
@@ -227,6 +234,11 @@ def _restored(begun: Begun, checkpoint: Path | None) -> State:
             f"as the same run; restore them, or start a new run."
         )
     forget_lost_best(begun.folder.best, saved)
+    if patience_again(begun.config, saved, begun.total, asked=more):
+        begun.prepared.notes.append(f"Patience had ended this run after step {saved.step}; it counts from there again.")
+        save_checkpoint(begun.folder.checkpoints, begun.model, begun.optimizer, saved, begun.config.keep_checkpoints)
+    elif said := nothing_left(begun.folder, begun.config, saved, begun.total):
+        begun.prepared.notes.append(said)
     return saved
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 
 import pytest
@@ -216,3 +218,41 @@ def test_refusals(finished_classifier, rows_file, tmp_path, refused, tiny_folder
     assert refused("inspect", rows_file, "--model", tiny_folder, "--max-length", 2).startswith(
         "None of the 48 rows has a token to learn within max_length = 2; the first is "
     )
+
+
+def test_a_folder_of_runs_is_a_table_of_them(run_folder, tmp_path, veneer_command):
+    first, second = run_folder(20, name="first"), run_folder(12, name="second", method="adalora")
+    third = run_folder(0, name="third", model=str(tmp_path / "models" / "mine"))
+    damaged = run_folder(0, name="damaged")
+    (first / "adapter").mkdir()
+    (first / "adapter" / "adapter_config.json").write_text("{}")
+    (damaged / "config.yaml").write_text("- no options")
+    for age, run in enumerate((third, second, first, damaged)):
+        for file in ("config.yaml", "metrics.jsonl"):
+            if (run / file).exists():
+                os.utime(run / file, (1_700_000_000 - 86400 * age,) * 2)
+    out = veneer_command("inspect", tmp_path).out.splitlines()
+    assert out[0] == f"{tmp_path}: 4 runs, the newest first"
+    assert out[1].split("  ")[0] == "run"
+    assert "accuracy" not in out[1], "which none has"
+    cells = [re.split(r"  +", line) for line in out[2:]]
+    assert [row[0] for row in cells] == ["third", "second", "first", "damaged"]
+    assert cells[0][1:5] == ["mine", "lora", "90", "starting"]
+    assert cells[1][1:6] == ["some/base", "adalora", "90", "stopped at step 12 of 20", "0.550"]
+    assert cells[2][1:6] == ["some/base", "lora", "90", "finished, 20 steps", "0.400"]
+    assert cells[3][1] == "damaged config.yaml"
+    runs = _json(veneer_command, tmp_path)["runs"]
+    assert runs[1] == {
+        "name": "second", "model": "some/base", "method": "adalora", "rows": 90, "state": "stopped", "step": 12,
+        "steps": 20, "held_out_loss": 0.55, "held_out_accuracy": None, "written": runs[1]["written"],
+    }  # fmt: skip
+    assert re.fullmatch(r"2023-11-1\d \d\d:\d\d", runs[1]["written"])
+
+
+def test_a_folder_without_runs_is_refused(refused, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    then = "; name a model, an adapter, rows, a run, or a folder with runs in it."
+    assert refused("inspect", empty) == f"{empty} is empty{then}"
+    (empty / "sub").mkdir()
+    assert refused("inspect", empty) == f"{empty} holds no run: none of its folders has a config.yaml{then}"

@@ -50,6 +50,7 @@ def test_the_page_of_two_runs(two, veneer_command):
     tables = {table.all("caption")[0].whole_text(): table.rows() for table in page.root.all("table")}
     assert tables["Options that differ"] == [
         ["option", "first", "second"], ["rank", "8", "16"],
+        ["learning_rate", "auto", "auto: 0.003"],
     ]  # fmt: skip
     scores = {row[0]: row[1:] for row in tables["Scores, time and memory of each run"]}
     assert scores["state"] == ["finished, 20 steps", "stopped, 12 of 20 steps"]
@@ -130,6 +131,6 @@ def test_what_cannot_be_compared_is_refused(two, refused, tmp_path):
     study.mkdir()
     (study / "study.json").write_text("{}")
     assert refused("report", first, study) == (
-        f"{study} is a study, which has a page of its own: veneer report {study}; compare runs."
+        f"{study} is a study, which has a page of its own, veneer report {study}; only runs are compared."
     )
-    assert "Missing argument 'RUN…|STUDY...'" in refused("report", code=2)
+    assert "Missing argument 'RUN…|STUDY'" in refused("report", code=2)
