@@ -104,36 +104,6 @@ def choose(model: nn.Module, config: LoRA | AdaLoRA) -> list[Chosen]:
     return [Chosen(name, modules[name], *rank_and_scale(name, config)) for name in names]
 
 
-def without_idle_names(model: nn.Module, config: LoRA | AdaLoRA) -> LoRA | AdaLoRA:
-    """``config`` less the names and keys that match nothing in ``model``.
-
-    For adapter files only: other tools write the names of several architectures into one file, and there the tensors
-    say what must be present. What a person asks for goes through `choose`, which refuses such names.
-    """
-    modules = modules_of(model)
-
-    def known(names: str | list[str]) -> str | list[str]:
-        return names if isinstance(names, str) else [name for name in names if matching_suffix(name, modules)]
-
-    config = config.model_copy(
-        update={
-            "targets": known(config.targets) or config.targets,  # when none is known, let `choose` say so
-            "exclude": known(config.exclude),
-            # PEFT's reading: the plain ending of a name, at a dot or not.
-            "train_also": [name for name in modules if name and name.endswith(tuple(config.train_also))],
-        }
-    )
-    if isinstance(config, AdaLoRA):
-        return config
-    plain = config.model_copy(update={"rank_pattern": {}, "alpha_pattern": {}})
-    names = [chosen.name for chosen in choose(model, plain)] if config.targets else []
-    patterns = {
-        option: {key: value for key, value in pattern.items() if any(_key_matches(key, name) for name in names)}
-        for option, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern))
-    }
-    return config.model_copy(update=patterns)
-
-
 def rank_and_scale(name: str, config: LoRA) -> tuple[int, float]:
     """The rank and the scale s that LoRA's patterns give the module of this name."""
     rank = _first_match(config.rank_pattern, name, config.rank)
@@ -143,10 +113,11 @@ def rank_and_scale(name: str, config: LoRA) -> tuple[int, float]:
 
 def _first_match(pattern: dict[str, _Number], name: str, otherwise: _Number) -> _Number:
     # PEFT's reading of a key: a regex for the end of the name, at a dot. The first key that matches counts.
-    return next((value for key, value in pattern.items() if _key_matches(key, name)), otherwise)
+    return next((value for key, value in pattern.items() if key_matches(key, name)), otherwise)
 
 
-def _key_matches(key: str, name: str) -> bool:
+def key_matches(key: str, name: str) -> bool:
+    """Whether a pattern's ``key`` is for the module ``name``. Raises TargetError where it is no regular expression."""
     try:
         return re.match(rf"(.*\.)?({key})$", name) is not None
     except re.error as error:
@@ -287,7 +258,7 @@ def _refuse_unadaptable(name: str, module: nn.Module) -> None:
 
 def _refuse_idle_keys(option: str, pattern: dict[str, int] | dict[str, float], names: list[str]) -> None:
     for key in pattern:
-        if not any(_key_matches(key, name) for name in names):
+        if not any(key_matches(key, name) for name in names):
             kinds = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
             close = nearest(key, [*kinds, *names])
             hint = f" Nearest: {', '.join(close)}." if close else ""
