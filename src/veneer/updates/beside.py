@@ -17,15 +17,14 @@ def with_new_parts(model: nn.Module, config: LoRA | AdaLoRA) -> tuple[LoRA | Ada
     classifier's head alone, which is trained in any case.
     """
     modules = modules_of(model)
-    parts, left = new_parts(model, modules)
+    parts, no_part = new_parts(model, modules)
     whole = {name for ending in config.train_also for name in matching_suffix(ending, modules)}
-    parts = [
-        part for part in parts
-        if not _targets_name(config, part) and not any(_meet(part, other) for other in whole)
-    ]  # fmt: skip
+    targeted = [part for part in parts if _targets_name(config, part)]
+    left = _left(no_part, targeted if is_known(model) else [])
+    parts = [part for part in parts if part not in targeted and not any(_meet(part, other) for other in whole)]
     rows = _new_rows(model, config, whole)
     if not parts and not rows:
-        return config, _left(left)
+        return config, left
     inside = [name for name in modules if any(name == part or name.startswith(f"{part}.") for part in parts)]
     wider = config.model_copy(
         update={
@@ -70,20 +69,24 @@ def _new_rows(model: nn.Module, config: LoRA | AdaLoRA, whole: set[str]) -> list
     return [token for token in range(there, embedding.num_embeddings) if token not in config.new_tokens]
 
 
-def _said(model: nn.Module, parts: list[str], rows: list[int], left: list[str]) -> str | None:
+def _said(model: nn.Module, parts: list[str], rows: list[int], left: str | None) -> str | None:
     if not is_known(model) or (not rows and parts == [classification_head(model)]):
-        return _left(left)
+        return left
     named = list(parts)
     if rows:
         named.append(f"the vocabulary's rows {rows[0]} to {rows[-1]}" if len(rows) > 1 else f"row {rows[0]}")
-    one = len(named) == 1 and len(rows) < 2
-    sentence = (
-        f"{', '.join(named)} {'is' if one else 'are'} in no checkpoint: trained whole, and saved with the adapter."
-    )
-    return " ".join(filter(None, [sentence, _left(left)]))
+    start = f"{', '.join(named)} {'is' if len(named) == 1 and len(rows) < 2 else 'are'} in no checkpoint"
+    return " ".join(filter(None, [f"{start}: trained whole, and saved with the adapter.", left]))
 
 
-def _left(left: list[str]) -> str | None:
-    if not left:
-        return None
-    return f"{', '.join(left)} is in no checkpoint, and is neither trained nor saved: name the module in train_also."
+def _left(no_part: list[str], targeted: list[str]) -> str | None:
+    """Sentences about what is in no checkpoint and will not be in the adapter either."""
+    sentences = []
+    if no_part:
+        sentences.append(f"{', '.join(no_part)} is in no checkpoint, and is neither trained nor saved.")
+    if targeted:
+        sentences.append(
+            f"{', '.join(targeted)} is in no checkpoint and gets a low-rank update, which alone is saved: keep this "
+            f"base with save_pretrained, or leave it out of targets to train it whole."
+        )
+    return " ".join(sentences) or None

@@ -11,7 +11,6 @@ from veneer.arguments import folder_given, refuse_no_model, refuse_no_name
 from veneer.errors import AdapterFileError, TargetError
 from veneer.updates.adapter_file import (
     PREFIX,
-    ROWS,
     WEIGHTS_NAME,
     adapter_tensors,
     copy_tensors,
@@ -20,12 +19,13 @@ from veneer.updates.adapter_file import (
     refuse_not_finite,
 )
 from veneer.updates.attach import add_adapter, remove
-from veneer.updates.config import AdaLoRA
+from veneer.updates.beside import with_new_parts
+from veneer.updates.config import AdaLoRA, LoRA
+from veneer.updates.file_names import Placed, other_vocabulary, placed
 from veneer.updates.inner import inner_model
 from veneer.updates.peft_config import from_peft, kept_triplets
 from veneer.updates.reached import warn
 from veneer.updates.record import activate, adapters_of, updates_of
-from veneer.updates.select import modules_of, without_idle_names
 from veneer.updates.wrappers import plain_name, refuse_occupied
 
 
@@ -47,13 +47,15 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
     folder = folder_given("load_adapter", folder)
     refuse_no_name("load_adapter", name)
     config = from_peft(folder)
-    tensors = read_tensors(folder)
+    tensors = _readable(read_tensors(folder))
     refuse_not_finite(tensors, str(folder / WEIGHTS_NAME))
     active = adapters_of(model).active
     try:
+        here = placed(model, config, tensors)
+        wider, note = with_new_parts(model, here.config) if trainable else (here.config, None)
         # The random state is the caller's: initial values that the file overwrites must not consume it.
         with torch.random.fork_rng(devices=[]):
-            add_adapter(model, without_idle_names(model, config), name, _rows_on(tensors))
+            add_adapter(model, wider, name, here.rows_on if wider.new_tokens == here.config.new_tokens else None)
     except TargetError as error:
         if name in adapters_of(model).configs:
             raise
@@ -61,15 +63,20 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
     if isinstance(config, AdaLoRA):
         _cut_as_in(model, name, folder)
     own = adapter_tensors(model, name)
-    problems = mismatches(tensors, own, _known_base_copies(model, tensors))
+    added = _added(here, wider)
+    wanted = {key: tensor for key, tensor in own.items() if not key.startswith(added) or key in here.tensors}
+    problems = mismatches(here.tensors, wanted, set())
     if problems:
         remove(model, name)
         if adapters_of(model).configs:
             activate(model, *active)
+        problems = [clause for clause in (other_vocabulary(model, tensors), *problems) if clause]
         raise AdapterFileError(f"{folder} was made for another base or is incomplete: {'; '.join(problems)}.")
-    copy_tensors(tensors, own)
+    copy_tensors(here.tensors, wanted)
     for update in updates_of(model, name).values():
         update.requires_grad_(trainable)
+    if note:
+        warn(note)
     if trainable and isinstance(config, AdaLoRA):
         _say_schedule_starts_again(model, name, folder)
 
@@ -85,9 +92,14 @@ def _say_schedule_starts_again(model: nn.Module, name: str, folder: Path) -> Non
         )
 
 
-def _rows_on(tensors: dict[str, Tensor]) -> list[str] | None:
-    """The modules that a file has new rows of, of tied ones one; None where it has none."""
-    return [key.removeprefix(PREFIX).removesuffix(ROWS) for key in tensors if key.endswith(ROWS)] or None
+def _readable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, those in 8 bits as fp32: torch computes nothing with them."""
+    return {key: tensor.float() if tensor.dtype.itemsize == 1 else tensor for key, tensor in tensors.items()}
+
+
+def _added(here: Placed, wider: LoRA | AdaLoRA) -> tuple[str, ...]:
+    """How the keys begin of what is trained further and is not in the file, since no checkpoint has it."""
+    return tuple(f"{PREFIX}{part}." for part in wider.train_also if part not in here.config.train_also)
 
 
 def _cut_as_in(model: nn.Module, name: str, folder: Path) -> None:
@@ -100,16 +112,3 @@ def _cut_as_in(model: nn.Module, name: str, folder: Path) -> None:
             row.copy_(torch.tensor(given))
     if flags:
         allocator.fix(kept)
-
-
-def _known_base_copies(model: nn.Module, tensors: dict[str, Tensor]) -> set[str]:
-    """Keys of base weights that PEFT writes beside an adapted embedding, and that equal this model's own."""
-    modules, known = modules_of(model), set()
-    for key, tensor in tensors.items():
-        path = key.removeprefix(PREFIX).removesuffix(".weight").removesuffix(".base_layer")
-        weight = getattr(modules.get(path), "weight", None)
-        if not isinstance(weight, Tensor) or weight.shape != tensor.shape:
-            continue
-        if key.endswith(".weight") and ".lora_" not in key and torch.equal(weight.to(tensor), tensor):
-            known.add(key)
-    return known

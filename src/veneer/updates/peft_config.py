@@ -46,13 +46,14 @@ def to_peft(
     of_experts = [c.name for c in chosen if isinstance(c.module, Stack)]
     if of_experts:
         own["target_parameters"] = _shortest_parameters(model, of_experts)
+    whole, meets = _whole_names(model, config.train_also)
     return own | {
-        "task_type": _task(model),
+        # PEFT adds the names of heads by the task, as endings that here belong to other modules, too.
+        "task_type": None if meets else _task(model),
         **_base(str(getattr(model, "name_or_path", None) or "")),
         "lora_dropout": config.dropout,
         "target_modules": _shortest_targets(model, [c.name for c in chosen if not isinstance(c.module, Stack)]),
-        # Whole names: PEFT compares plain endings, and "norm" would reach every input_layernorm.
-        "modules_to_save": _whole_names(model, config.train_also) or None,
+        "modules_to_save": whole or None,
         "trainable_token_indices": dict.fromkeys(rows, config.new_tokens) or None,
         "fan_in_fan_out": any(isinstance(module.module, Conv1D) for module in chosen),
         "bias": "none",
@@ -122,9 +123,16 @@ def _number(value: float) -> float:
     return int(value) if float(value).is_integer() else value
 
 
-def _whole_names(model: nn.Module, endings: list[str]) -> list[str]:
+def _whole_names(model: nn.Module, endings: list[str]) -> tuple[list[str], bool]:
+    """The names of the modules trained whole, for PEFT, and whether one of them is the ending of another module's name.
+
+    Whole names, since PEFT compares plain endings, and "norm" would reach every input_layernorm. DistilBERT's
+    "classifier" would also reach its pre_classifier; "model.classifier" is that of PEFT's wrapper alone.
+    """
     there = modules_of(model)
-    return list(dict.fromkeys(name for ending in endings for name in matching_suffix(ending, there)))
+    whole = list(dict.fromkeys(name for ending in endings for name in matching_suffix(ending, there)))
+    meeting = {name for name in whole if any(other.endswith(name) and other not in whole for other in there)}
+    return [f"model.{name}" if name in meeting else name for name in whole], bool(meeting)
 
 
 def _shortest_targets(model: nn.Module, names: list[str]) -> list[str]:
@@ -152,6 +160,8 @@ def from_peft(folder: Path) -> LoRA | AdaLoRA:
     Raises AdapterFileError when the file is missing or damaged, or asks for what Veneer does not do.
     """
     path, fields = folder / CONFIG_NAME, read_fields(folder)
+    if "peft_type" not in fields and {"fine_tune_type", "lora_parameters"} & set(fields):
+        raise AdapterFileError(f"{path} is of mlx-lm, whose adapters cannot be loaded; train it here, or use mlx-lm.")
     if fields.get("peft_type") not in ("LORA", "ADALORA"):
         raise AdapterFileError(
             f"{path} describes a {fields.get('peft_type')} adapter; only LORA and ADALORA can be loaded."
@@ -161,6 +171,8 @@ def from_peft(folder: Path) -> LoRA | AdaLoRA:
             raise AdapterFileError(f"{path} sets {name} = {fields[name]!r}, which Veneer does not support.")
     if fields.get("target_parameters") and fields["peft_type"] == "ADALORA":
         raise AdapterFileError(f"{path} sets target_parameters, which AdaLoRA does not have here.")
+    if fields.get("lora_alpha", 8) is None and fields["peft_type"] == "LORA":
+        raise AdapterFileError(f"{path} sets lora_alpha = null, so the scale is not known; write the number into it.")
     init = fields.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
         raise AdapterFileError(
@@ -179,7 +191,7 @@ def _lora(path: Path, fields: dict[str, Any]) -> LoRA:
         alpha=fields.get("lora_alpha", 8),
         rank_pattern=fields.get("rank_pattern") or {},
         alpha_pattern=fields.get("alpha_pattern") or {},
-        rslora=fields.get("use_rslora", False),
+        rslora=fields.get("use_rslora") or False,
         target_parameters=fields.get("target_parameters") or [],
         init="gaussian" if fields.get("init_lora_weights", True) == "gaussian" else "kaiming",
         **_shared(path, fields),
@@ -206,8 +218,8 @@ def _adalora(path: Path, fields: dict[str, Any]) -> AdaLoRA:
 
 def _shared(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
     return {
-        "dropout": fields.get("lora_dropout", 0.0),
-        "targets": fields.get("target_modules") or [],
+        "dropout": fields.get("lora_dropout", 0.0) or 0.0,
+        "targets": _targets(fields.get("target_modules")),
         "exclude": fields.get("exclude_modules") or [],
         "layers": _as_list(fields.get("layers_to_transform")),
         "train_also": fields.get("modules_to_save") or [],
@@ -251,6 +263,11 @@ def read_fields(folder: Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise AdapterFileError(f"{path} does not hold a JSON object.")
     return fields
+
+
+def _targets(value: str | list[str] | None) -> str | list[str]:
+    """``target_modules``; where it is null, PEFT knows them by the model's type, and the tensors name them."""
+    return "all-linear" if value is None else value
 
 
 def _as_list(value: int | list[int] | None) -> list[int]:

@@ -132,56 +132,18 @@ def _with_parameters(names: list[str], config: LoRA | AdaLoRA, modules: dict[str
         stacks: dict[str, nn.Module] = {name: module for name, module in modules.items() if isinstance(module, Stack)}
         for target in config.target_parameters:
             if not matching_suffix(target, stacks):
-                raise TargetError(_no_such_parameter(target, list(stacks)))
+                raise TargetError(no_such_parameter(target, list(stacks)))
             wanted |= set(matching_suffix(target, stacks))
     return [name for name in modules if name in wanted]
 
 
-def _no_such_parameter(target: str, stacks: list[str]) -> str:
+def no_such_parameter(target: str, stacks: list[str]) -> str:
     endings = list(dict.fromkeys(".".join(name.rsplit(".", 2)[-2:]) for name in stacks))
     have = f"it has {', '.join(endings)}" if endings else "it has no experts of a known kind"
     return (
         f"target_parameters names {target!r}, which matches no parameter of experts of this model; {have}. Layers are "
         f"named in targets."
     )
-
-
-def without_idle_names(model: nn.Module, config: LoRA | AdaLoRA) -> LoRA | AdaLoRA:
-    """``config`` less the names and keys that match nothing in ``model``.
-
-    For adapter files only: other tools write the names of several architectures into one file, and there the tensors
-    say what must be present. What a person asks for goes through `choose`, which refuses such names.
-    """
-    modules = modules_of(model)
-    plain = {name: module for name, module in modules.items() if not isinstance(module, Stack)}
-
-    def known(names: str | list[str], there: dict[str, nn.Module] = plain) -> str | list[str]:
-        return names if isinstance(names, str) else [name for name in names if matching_suffix(name, there)]
-
-    parameters = getattr(config, "target_parameters", [])
-    of_experts = known(parameters, {name: module for name, module in modules.items() if name not in plain})
-    if isinstance(config, LoRA):
-        for target in set(parameters) - set(of_experts):
-            if matching_suffix(target, (name for name, _ in model.named_parameters())):
-                raise TargetError(_no_such_parameter(target, [name for name in modules if name not in plain]))
-        config = config.model_copy(update={"target_parameters": of_experts or parameters})  # or let `choose` say so
-    config = config.model_copy(
-        update={
-            "targets": known(config.targets) or ([] if parameters else config.targets),
-            "exclude": known(config.exclude, modules),
-            # PEFT's reading: the plain ending of a name, at a dot or not.
-            "train_also": [name for name in modules if name and name.endswith(tuple(config.train_also))],
-        }
-    )
-    if isinstance(config, AdaLoRA):
-        return config
-    without = config.model_copy(update={"rank_pattern": {}, "alpha_pattern": {}})
-    names = [chosen.name for chosen in choose(model, without)] if config.chooses else []
-    patterns = {
-        option: {key: value for key, value in pattern.items() if any(_key_matches(key, name) for name in names)}
-        for option, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern))
-    }
-    return config.model_copy(update=patterns)
 
 
 def rank_and_scale(name: str, config: LoRA) -> tuple[int, float]:
@@ -193,10 +155,11 @@ def rank_and_scale(name: str, config: LoRA) -> tuple[int, float]:
 
 def _first_match(pattern: dict[str, _Number], name: str, otherwise: _Number) -> _Number:
     # PEFT's reading of a key: a regex for the end of the name, at a dot. The first key that matches counts.
-    return next((value for key, value in pattern.items() if _key_matches(key, name)), otherwise)
+    return next((value for key, value in pattern.items() if key_matches(key, name)), otherwise)
 
 
-def _key_matches(key: str, name: str) -> bool:
+def key_matches(key: str, name: str) -> bool:
+    """Whether a pattern's ``key`` is for the module ``name``. Raises TargetError where it is no regular expression."""
     try:
         return re.match(rf"(.*\.)?({key})$", name) is not None
     except re.error as error:
@@ -355,7 +318,7 @@ def is_adaptable(module: nn.Module) -> bool:
 
 def _refuse_idle_keys(option: str, pattern: dict[str, int] | dict[str, float], names: list[str]) -> None:
     for key in pattern:
-        if not any(_key_matches(key, name) for name in names):
+        if not any(key_matches(key, name) for name in names):
             kinds = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
             close = nearest(key, [*kinds, *names])
             hint = f" Nearest: {', '.join(close)}." if close else ""

@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaForSequenceClassification
 
 import tiny
 import veneer
@@ -228,3 +229,29 @@ def test_layers_and_excluded_modules_come_back_exactly(tmp_path):
     veneer.load_adapter(other, tmp_path / "a")
     assert torch.equal(tiny.logits(other, inputs), tiny.logits(model, inputs))
     assert [row.name for row in veneer.trainable(model).rows] == ["model.layers.1.self_attn.q_proj"]
+
+
+def test_configs_that_do_not_say_what_is_needed(saved):
+    _edit_config(saved, lora_alpha=None)
+    _refused(saved, r"sets lora_alpha = null, so the scale is not known; write the number into it")
+    _edit_config(saved, lora_alpha=4, use_rslora=None, lora_dropout=None, target_modules=None)
+    model = tiny.build("llama")
+    veneer.load_adapter(model, saved)
+    adapted = {path.rpartition(".updates")[0] for path, _ in model.named_parameters() if ".updates." in path}
+    assert adapted == {f"model.layers.{layer}.self_attn.{kind}" for layer in (0, 1) for kind in ("q_proj", "v_proj")}
+    (saved / "adapter_config.json").write_text(json.dumps({"fine_tune_type": "lora", "lora_parameters": {}}))
+    _refused(saved, r"is of mlx-lm, whose adapters cannot be loaded; train it here, or use mlx-lm")
+
+
+def test_trained_further_what_the_file_lacks_is_trained_too(tmp_path):
+    """A language model's adapter on a classifier, whose head the file cannot have."""
+    tiny.build("llama").save_pretrained(tmp_path / "base")
+    causal = tiny.build("llama")
+    veneer.attach(causal, veneer.LoRA(rank=2, targets=["q_proj"]))
+    veneer.save(causal, tmp_path / "a")
+    model = LlamaForSequenceClassification.from_pretrained(tmp_path / "base")
+    veneer.load_adapter(model, tmp_path / "a", trainable=True)
+    assert {row.name for row in veneer.trainable(model).rows if row.rank is None} == {"score"}
+    veneer.remove(model)
+    veneer.load_adapter(model, tmp_path / "a")
+    assert not any(p.requires_grad for p in model.parameters())
