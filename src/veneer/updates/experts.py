@@ -175,7 +175,7 @@ def _sum(held: nn.Module) -> Tensor:
     return whole
 
 
-def left_out(model: nn.Module, adapted: set[str], by_lora: bool) -> str:
+def experts_left_out(model: nn.Module, adapted: set[str], by_lora: bool) -> str:
     """What of a mixture's experts no active adapter adapts, in a sentence for each kind; "" where there is none.
 
     ``adapted``: the names of the modules that are; ``by_lora``: whether one of the adapters could adapt experts.

@@ -21,7 +21,7 @@ from veneer.updates.adapter_file import (
 from veneer.updates.attach import add_adapter, remove
 from veneer.updates.beside import with_new_parts
 from veneer.updates.config import AdaLoRA, LoRA
-from veneer.updates.file_names import Placed, other_vocabulary, placed
+from veneer.updates.file_names import Placed, other_vocabulary, place_file
 from veneer.updates.inner import inner_model
 from veneer.updates.peft_config import from_peft, kept_triplets
 from veneer.updates.reached import warn
@@ -51,7 +51,7 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
     refuse_not_finite(tensors, str(folder / WEIGHTS_NAME))
     active = adapters_of(model).active
     try:
-        here = placed(model, config, tensors)
+        here = place_file(model, config, tensors)
         wider, note = with_new_parts(model, here.config) if trainable else (here.config, None)
         # The random state is the caller's: initial values that the file overwrites must not consume it.
         with torch.random.fork_rng(devices=[]):

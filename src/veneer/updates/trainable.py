@@ -11,7 +11,7 @@ from veneer.arguments import refuse_no_model
 from veneer.frozen.experts import Stack
 from veneer.notebook import html_table
 from veneer.updates.config import LoRA
-from veneer.updates.experts import left_out
+from veneer.updates.experts import experts_left_out
 from veneer.updates.inner import inner_model
 from veneer.updates.layers import LowRank, weight_shape
 from veneer.updates.record import adapters_of, updates_of
@@ -104,7 +104,7 @@ def trainable(model: nn.Module) -> Trainable:
             rows.append(Row(path, _shape(modules[path]), rank, count))
     by_lora = any(isinstance(record.configs[name], LoRA) for name in record.active)
     low_rank = any(row.rank is not None for row in rows)
-    said = left_out(model, {row.name for row in rows}, by_lora) if low_rank else ""
+    said = experts_left_out(model, {row.name for row in rows}, by_lora) if low_rank else ""
     return Trainable(rows, sum(row.parameters for row in rows), count_parameters(modules), said)
 
 
