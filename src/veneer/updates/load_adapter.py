@@ -23,8 +23,10 @@ from veneer.updates.attach import add_adapter, remove
 from veneer.updates.beside import with_new_parts
 from veneer.updates.config import AdaLoRA, LoRA
 from veneer.updates.file_names import Placed, other_vocabulary, placed
-from veneer.updates.peft_config import from_peft, kept_triplets
+from veneer.updates.layers import NewRows
+from veneer.updates.peft_config import from_peft, kept_triplets, read_fields
 from veneer.updates.record import activate, adapters_of, updates_of
+from veneer.updates.ties import row_groups
 
 
 def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default", trainable: bool = False) -> None:
@@ -70,8 +72,20 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
     copy_tensors(here.tensors, wanted)
     for update in updates_of(model, name).values():
         update.requires_grad_(trainable)
-    if note:
-        warnings.warn(note, stacklevel=2)
+    for sentence in (note, _parted(model, name, folder) if trainable else None):
+        if sentence:
+            warnings.warn(sentence, stacklevel=2)
+
+
+def _parted(model: nn.Module, name: str, folder: Path) -> str | None:
+    """A sentence about updates that PEFT would keep equal as it trains them, or None."""
+    if not read_fields(folder).get("ensure_weight_tying"):
+        return None
+    updates = updates_of(model, name)
+    tied = [path for path in next(iter(row_groups(model)), {}) if not isinstance(updates.get(path), NewRows | None)]
+    if len(tied) < 2:
+        return None
+    return f"{' and '.join(tied)} are tied in the file (ensure_weight_tying), and are trained apart from here."
 
 
 def _readable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
