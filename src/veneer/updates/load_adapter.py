@@ -22,7 +22,7 @@ from veneer.updates.adapter_file import (
 from veneer.updates.attach import add_adapter, remove
 from veneer.updates.beside import with_new_parts
 from veneer.updates.config import AdaLoRA, LoRA
-from veneer.updates.file_names import Placed, other_vocabulary, placed
+from veneer.updates.file_names import Placed, other_vocabulary, placed_on
 from veneer.updates.layers import NewRows
 from veneer.updates.peft_config import from_peft, kept_triplets, read_fields
 from veneer.updates.record import activate, adapters_of, updates_of
@@ -48,7 +48,7 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
     refuse_not_finite(tensors, str(folder / WEIGHTS_NAME))
     active = adapters_of(model).active
     try:
-        here = placed(model, config, tensors)
+        here = placed_on(model, config, tensors)
         wider, note = with_new_parts(model, here.config) if trainable else (here.config, None)
         # The random state is the caller's: initial values that the file overwrites must not consume it.
         with torch.random.fork_rng(devices=[]):
