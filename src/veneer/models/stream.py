@@ -74,7 +74,10 @@ def stream_quantised(checkpoint: Checkpoint, kind: str, config: Any, dtype: torc
     new = _new(model, files, held, set(weights)) if kind == "classification" else {}
     held -= set(new)
     _refuse_others(model, files, held, set(weights), checkpoint.name, set(new), kind)
+    own = _tensors(model).keys()
     for weight, parts in weights.items():
+        if weight not in own:  # the head of another task
+            continue
         _put_quantised(model, weight, read_weight(weight, parts, files.mapped), layers, dtype, checkpoint.name)
     for key in (set(_tensors(model)) & held) - set(weights):
         _fill(model, key, files.mapped(key), dtype)
