@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import warnings
 
 import peft
 import pytest
@@ -83,7 +85,8 @@ def test_a_name_that_is_another_ones_ending_is_read_as_it_was_meant(tmp_path):
 @pytest.mark.parametrize("name", ["roberta", "electra", "deberta", "tags"])
 def test_we_load_pefts_classifiers(name, written, tmp_path):
     inputs, task = _CLASSIFIERS[name][-1], "TOKEN_CLS" if name == "tags" else "SEQ_CLS"
-    config = peft.LoraConfig(r=4, target_modules="all-linear", task_type=task)
+    targets = ["query", "value"] if name == "tags" else "all-linear"  # of which PEFT makes no tagger
+    config = peft.LoraConfig(r=4, target_modules=targets, task_type=task)
     theirs = peft.get_peft_model(_classifier(name), config)
     tiny.train_steps(theirs, inputs)
     theirs.save_pretrained(tmp_path)
@@ -134,12 +137,21 @@ def test_we_load_pefts_over_a_resized_vocabulary(name, targets, tmp_path):
 )
 def test_we_load_pefts_that_stay_tied(options, tmp_path):
     inputs = tiny.batch("llama-tied")
-    theirs = peft.get_peft_model(tiny.build("llama-tied"), peft.LoraConfig(r=4, ensure_weight_tying=True, **options))
+    config = peft.LoraConfig(r=4, ensure_weight_tying=True, **copy.deepcopy(options))  # PEFT changes the lists
+    theirs = peft.get_peft_model(tiny.build("llama-tied"), config)
     tiny.train_steps(theirs, inputs)
     theirs.save_pretrained(tmp_path)
     ours = tiny.build("llama-tied")
     veneer.load_adapter(ours, tmp_path)
     torch.testing.assert_close(tiny.logits(ours, inputs), tiny.logits(theirs, inputs), rtol=1e-6, atol=1e-6)
+    apart = "modules_to_save" in options or "embed_tokens" in options["target_modules"]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        veneer.load_adapter(tiny.build("llama-tied"), tmp_path, trainable=True)
+    sentence = (
+        "model.embed_tokens and lm_head are tied in the file (ensure_weight_tying), and are trained apart from here."
+    )
+    assert [str(warning.message) for warning in said] == ([sentence] if apart else [])
 
 
 def test_we_load_keys_with_an_adapters_name_and_tensors_in_8_bits(tmp_path):

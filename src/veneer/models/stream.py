@@ -89,12 +89,15 @@ def stream_quantised(checkpoint: Checkpoint, kind: str, config: Any, dtype: torc
     _refuse_others(model, files, held, coded, checkpoint.name, set(new), kind)
     for name, pieces in one_by_one.items():
         _put_experts(stacks[name], name, read_one_by_one(name, *pieces, files.stored), dtype, checkpoint.name)
+    own = _tensors(model).keys()
     for weight, parts in weights.items():
         if weight in stacks:
             stack = _put_experts(
                 stacks[weight], weight, read_stack(weight, parts, files.mapped), dtype, checkpoint.name
             )
             stack.codes = files.mapped(weight)  # its pages
+            continue
+        if weight not in own:  # the head of another task
             continue
         _put_quantised(model, weight, read_weight(weight, parts, files.mapped), layers, dtype, checkpoint.name)
     for key in (set(_tensors(model)) & held) - coded:

@@ -35,7 +35,7 @@ class Placed:
     rows_on: list[str] | None
 
 
-def place_file(model: nn.Module, config: LoRA | AdaLoRA, tensors: dict[str, Tensor]) -> Placed:
+def placed_on(model: nn.Module, config: LoRA | AdaLoRA, tensors: dict[str, Tensor]) -> Placed:
     """Raises TargetError where ``config`` does not fit the model."""
     modules = modules_of(model)
     tensors = {_without_adapter_name(key): tensor for key, tensor in tensors.items()}

@@ -21,11 +21,13 @@ from veneer.updates.adapter_file import (
 from veneer.updates.attach import add_adapter, remove
 from veneer.updates.beside import with_new_parts
 from veneer.updates.config import AdaLoRA, LoRA
-from veneer.updates.file_names import Placed, other_vocabulary, place_file
+from veneer.updates.file_names import Placed, other_vocabulary, placed_on
 from veneer.updates.inner import inner_model
-from veneer.updates.peft_config import from_peft, kept_triplets
+from veneer.updates.layers import NewRows
+from veneer.updates.peft_config import from_peft, kept_triplets, read_fields
 from veneer.updates.reached import warn
 from veneer.updates.record import activate, adapters_of, updates_of
+from veneer.updates.ties import row_groups
 from veneer.updates.wrappers import plain_name, refuse_occupied
 
 
@@ -51,7 +53,7 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
     refuse_not_finite(tensors, str(folder / WEIGHTS_NAME))
     active = adapters_of(model).active
     try:
-        here = place_file(model, config, tensors)
+        here = placed_on(model, config, tensors)
         wider, note = with_new_parts(model, here.config) if trainable else (here.config, None)
         # The random state is the caller's: initial values that the file overwrites must not consume it.
         with torch.random.fork_rng(devices=[]):
@@ -75,8 +77,9 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
     copy_tensors(here.tensors, wanted)
     for update in updates_of(model, name).values():
         update.requires_grad_(trainable)
-    if note:
-        warn(note)
+    for sentence in (note, _parted(model, name, folder) if trainable else None):
+        if sentence:
+            warn(sentence)
     if trainable and isinstance(config, AdaLoRA):
         _say_schedule_starts_again(model, name, folder)
 
@@ -90,6 +93,17 @@ def _say_schedule_starts_again(model: nn.Module, name: str, folder: Path) -> Non
             f"training begins its schedule again, at step 0 of {allocator.config.total_steps}. To go on where it was, "
             f"save veneer.allocator(model).state_dict() beside the adapter and load it after load_adapter."
         )
+
+
+def _parted(model: nn.Module, name: str, folder: Path) -> str | None:
+    """A sentence about updates that PEFT would keep equal as it trains them, or None."""
+    if not read_fields(folder).get("ensure_weight_tying"):
+        return None
+    updates = updates_of(model, name)
+    tied = [path for path in next(iter(row_groups(model)), {}) if not isinstance(updates.get(path), NewRows | None)]
+    if len(tied) < 2:
+        return None
+    return f"{' and '.join(tied)} are tied in the file (ensure_weight_tying), and are trained apart from here."
 
 
 def _readable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

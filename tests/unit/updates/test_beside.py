@@ -11,6 +11,8 @@ import transformers as tf
 
 import tiny
 import veneer
+from veneer.frozen.layers import quantise_linear_layers
+from veneer.models.bnb_file import write_folder
 from veneer.updates.adapter_file import adapter_tensors
 
 pytestmark = pytest.mark.unit
@@ -194,3 +196,17 @@ def test_a_merged_model_is_not_new(tmp_path):
     veneer.merge(model, reversible=False)
     veneer.attach(model, veneer.LoRA(rank=2, targets=["q_proj"]))
     assert {row.rank for row in veneer.trainable(model).rows} == {2}
+
+
+@pytest.mark.parametrize("case", ["distilbert", "deberta"])
+def test_a_checkpoint_in_codes_of_another_task_is_loaded_as_a_classifier(case, tmp_path):
+    written, config, sizes = CASES[case][:3]
+    torch.manual_seed(0)
+    model = written(config(**sizes)).eval()
+    quantise_linear_layers(model, storage="nf4", block_size=32, double_quantisation=False)
+    write_folder(model, tmp_path, torch.float32)
+    model, _ = veneer.load(tmp_path, labels=["a", "b"], with_tokenizer=False)
+    with pytest.warns(UserWarning, match=f"^{', '.join(CASES[case][-1])} are in no checkpoint: trained whole"):
+        veneer.attach(model, veneer.LoRA(rank=2))
+    assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+    tiny.train_steps(model, _CLASS)
