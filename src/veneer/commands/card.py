@@ -22,7 +22,7 @@ from veneer.reporting.loading import LoadedBy, Recipe, own_tokens, ways_to_load
 from veneer.runs.facts import CARD_NAME, Facts, read_facts
 from veneer.runs.folder import RunFolder
 from veneer.updates.adapter_file import read_tensors
-from veneer.updates.peft_config import read_fields
+from veneer.updates.peft_config import from_peft, read_fields
 
 PLACE = "ADAPTER"  # how the commands call the adapter's folder
 _BASE = "BASE"  # and a base that is known by no name but a path of one machine
@@ -47,7 +47,8 @@ class _Described:
     @classmethod
     def of(cls, folder: Path) -> _Described:
         shapes = {key: tuple(tensor.shape) for key, tensor in read_tensors(folder).items()}
-        return cls(read_facts(folder), read_fields(folder), max(ranks_of(shapes).values(), default=0))
+        ranks = ranks_of(shapes, from_peft(folder))
+        return cls(read_facts(folder), read_fields(folder), max(ranks.values(), default=0))
 
     @property
     def source(self) -> str:

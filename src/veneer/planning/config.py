@@ -34,7 +34,16 @@ class PlanOptions(TrainConfig):
 ASKED = (
     *("data", "held_out", "template", "learn", "epochs", "seed", "measure"),
     *("method", "storage", "memory", "device", "rank", "initial_rank", "target_rank", "budget", "targets", "exclude"),
-    *("layers", "rank_pattern", "train_also", "new_tokens", "block_size", "double_quantisation", "task"),
+    *(
+        "layers",
+        "rank_pattern",
+        "target_parameters",
+        "train_also",
+        "new_tokens",
+        "block_size",
+        "double_quantisation",
+        "task",
+    ),
     *("dense_storage", "batch_size"),
     *("micro_batch_size", "max_length", "gradient_checkpointing", "optimizer", "optimizer_memory", "optimizer_bits"),
     *("label_smoothing", "dropout", "steps"),
