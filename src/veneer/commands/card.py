@@ -24,7 +24,7 @@ from veneer.runs.facts import CARD_NAME, Facts, read_facts
 from veneer.runs.folder import RunFolder
 from veneer.runs.start import started_from
 from veneer.updates.adapter_file import read_tensors
-from veneer.updates.peft_config import CONFIG_NAME, read_fields
+from veneer.updates.peft_config import CONFIG_NAME, from_peft, read_fields
 
 PLACE = "ADAPTER"  # how the commands call the adapter's folder
 _MODEL = "MODEL"  # and a model's
@@ -54,7 +54,8 @@ class _Described:
         if not (folder / CONFIG_NAME).is_file():
             return cls(read_facts(folder), {}, 0)
         shapes = {key: tuple(tensor.shape) for key, tensor in read_tensors(folder).items()}
-        return cls(read_facts(folder), read_fields(folder), max(ranks_of(shapes).values(), default=0))
+        ranks = ranks_of(shapes, from_peft(folder))
+        return cls(read_facts(folder), read_fields(folder), max(ranks.values(), default=0))
 
     @property
     def own_weights(self) -> bool:

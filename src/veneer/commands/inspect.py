@@ -107,7 +107,7 @@ def _run(path: Path) -> Inspected:
 def _adapter(path: Path, png: str | None) -> Inspected:
     config, tensors = from_peft(path), read_tensors(path)
     shapes = {key: tuple(tensor.shape) for key, tensor in sorted(tensors.items())}
-    ranks = ranks_of(shapes)
+    ranks = ranks_of(shapes, config)
     if isinstance(config, AdaLoRA):
         rank = config.initial_rank
         said = f"AdaLoRA, {sum(ranks.values())} of {rank} × {len(ranks)} triplets"

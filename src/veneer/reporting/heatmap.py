@@ -9,6 +9,8 @@ from pathlib import Path
 from rich.text import Text
 
 from veneer.files import atomic_file
+from veneer.updates.config import AdaLoRA, LoRA
+from veneer.updates.peft_config import name_and_rank
 from veneer.updates.select import layer_number
 
 NO_LAYER = -1
@@ -16,13 +18,16 @@ NO_LAYER = -1
 _LIGHT, _DARK = (247, 251, 255), (8, 81, 156)
 
 
-def ranks_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """Module → rank of an adapter file's tensors, by their names and shapes; layer 10 after layer 9."""
-    ranks = {
-        key.removeprefix("base_model.model.").partition(".lora_")[0]: shape[0]
+def ranks_of(shapes: Mapping[str, Sequence[int]], config: LoRA | AdaLoRA | None = None) -> dict[str, int]:
+    """Module → rank of an adapter file's tensors, by their names and shapes; layer 10 after layer 9.
+
+    ``config``: the file's, by which the updates of experts are known.
+    """
+    ranks = dict(
+        name_and_rank(key.removeprefix("base_model.model.").partition(".lora_")[0], shape[0], config)
         for key, shape in shapes.items()
         if ".lora_A" in key or ".lora_embedding_A" in key
-    }
+    )
     return dict(sorted(ranks.items(), key=lambda item: _natural(item[0])))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from veneer.errors import AdapterFileError
 from veneer.evaluation.classes import HEAD, Classes
 from veneer.reporting.charts import displayed, gigabytes, run_charts
 from veneer.reporting.heatmap import NO_LAYER, RankMap, ranks_of
@@ -19,6 +20,8 @@ from veneer.runs.facts import Began
 from veneer.runs.history import RunHistory
 from veneer.runs.start import started_from
 from veneer.training.progress import clock
+from veneer.updates.config import AdaLoRA, LoRA
+from veneer.updates.peft_config import from_peft
 
 _SHADES = 10  # the darkest one's number in page.css
 _MEASURES = {
@@ -56,7 +59,7 @@ def run_page(path: Path) -> str:
     """The HTML of the run in ``path``, whatever there is of it. Raises ConfigError for a damaged config.yaml."""
     run = RunHistory.read(path)
     shapes = _shapes(run)
-    ranks = ranks_of(shapes) or run.ranks
+    ranks = ranks_of(shapes, _adapter_config(run) if shapes else None) or run.ranks
     largest = max(ranks.values(), default=0)
     return render(
         "run.html", run_charts(run), run=run, state=_state(run), began=_began(run), tiles=_tiles(run, shapes),
@@ -80,6 +83,13 @@ def _shapes(run: RunHistory) -> dict[str, tuple[int, ...]]:
     except (OSError, SafetensorError) as error:
         run.notes.append(f"{file} could not be read ({error}).")
         return {}
+
+
+def _adapter_config(run: RunHistory) -> LoRA | AdaLoRA | None:
+    try:
+        return from_peft(run.folder.adapter)
+    except AdapterFileError:
+        return None
 
 
 def _pairs(values: dict[str, Any]) -> list[tuple[str, str]]:

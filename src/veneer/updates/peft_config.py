@@ -14,7 +14,7 @@ from veneer.frozen.experts import Stack
 from veneer.frozen.text_part import is_composite
 from veneer.options import ELSEWHERE
 from veneer.updates.config import AdaLoRA, LoRA
-from veneer.updates.select import Chosen, matching_suffix, modules_of
+from veneer.updates.select import Chosen, matching_suffix, modules_of, rank_and_scale
 
 CONFIG_NAME = "adapter_config.json"
 
@@ -242,6 +242,25 @@ def peft_call(config: object) -> str:
     if given.get("init") is True:
         del given["init"]
     return f"veneer.{kind.__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
+
+def name_and_rank(path: str, rows: int, config: LoRA | AdaLoRA | None) -> tuple[str, int]:
+    """What is adapted by the tensors of a file that PEFT calls ``path``, and its rank, where A there has ``rows`` rows.
+
+    A module is called so itself and has that rank; of experts, ``path`` is their module, wrapped once for each of its
+    parameters, and A has the rows of all of them.
+    """
+    if not isinstance(config, LoRA) or not config.target_parameters:
+        return path, rows
+    plain, depth = path.replace(".base_layer", ""), path.count(".base_layer")
+    own = {target.rpartition(".")[::2] for target in config.target_parameters}
+    inside = {name for parent, name in own if not parent or matching_suffix(parent, [plain])}
+    is_named = any(parent and matching_suffix(parent, [plain]) for parent, _ in own)
+    order = sorted(inside, key="down_proj".__eq__)  # the outermost wrapper is the last parameter's
+    if depth >= len(order) or not (is_named or rows != rank_and_scale(path, config)[0]):
+        return path, rows
+    name = f"{plain}.{order[-1 - depth]}"
+    return name, rank_and_scale(name, config)[0]
 
 
 def kept_triplets(folder: Path) -> dict[str, list[bool]]:

@@ -44,13 +44,23 @@ def _train(mixture, rows_file, output, **more):
 
 
 @pytest.mark.parametrize("storage", ["fp32", "nf4"])
-def test_a_run_says_what_of_the_experts_it_trains(mixture, rows_file, tmp_path, storage):
+def test_a_run_says_what_of_the_experts_it_trains(mixture, rows_file, tmp_path, storage, veneer_command):
     shown = _train(mixture, rows_file, tmp_path / "left", storage=storage)[1]
     assert f"36,864 {LEFT} not adapted; to adapt them, name them in target_parameters." in shown
     both = ["experts.gate_up_proj", "experts.down_proj"]
     result, shown = _train(mixture, rows_file, tmp_path / "run", storage=storage, target_parameters=both)
     assert "not adapted" not in shown
     assert result.loss_after < result.loss_before
+    shown = veneer_command("inspect", result.folder / "adapter").out
+    assert shown.splitlines()[-3].split() == [
+        "layer",
+        "down_proj",
+        "gate_up_proj",
+        *(f"{part}_proj" for part in "koqv"),
+    ]
+    assert shown.splitlines()[-1].split() == ["1", *["2"] * 6]
+    asked = ["--storage", storage, "--target-parameters", ",".join(both), "--batch-size", "1", "--max-length", "16"]
+    assert veneer_command("plan", mixture, *asked).code == 0
     model, made = veneer.load(result.folder / "adapter")
     assert "mlp.experts.down_proj" in str(veneer.trainable(veneer.attach(model, veneer.LoRA(targets=both), "more")))
     veneer.remove(model, "more")

@@ -17,6 +17,7 @@ from veneer.frozen.experts import DenseStack, QuantisedStack
 from veneer.frozen.layers import compute_in, quantise_linear_layers
 from veneer.models.load import load
 from veneer.updates.experts import AdaptedStack, ExpertPairs
+from veneer.updates.peft_config import name_and_rank
 from veneer.updates.record import row_adapters, updates_of
 
 pytestmark = pytest.mark.unit
@@ -335,6 +336,18 @@ def test_a_changed_base_with_dense_experts_is_saved_without_what_is_around_them(
     veneer.save_base(model, made, tmp_path / "saved")
     assert torch.equal(tiny.logits(model, INPUTS), trained)
     assert torch.equal(tiny.logits(load(tmp_path / "saved")[0], INPUTS), before)
+
+
+def test_what_a_file_calls_experts_is_their_parameter_with_its_rank():
+    both = veneer.LoRA(rank=8, targets=["q_proj"], target_parameters=BOTH, rank_pattern={"experts.down_proj": 2})
+    path = "model.layers.0.mlp.experts"
+    assert name_and_rank(path, 8, both) == (f"{path}.down_proj", 2)  # of four experts
+    assert name_and_rank(f"{path}.base_layer", 32, both) == (f"{path}.gate_up_proj", 8)
+    assert name_and_rank("model.layers.0.self_attn.q_proj", 8, both) == ("model.layers.0.self_attn.q_proj", 8)
+    one = veneer.LoRA(rank=8, targets=["q_proj"], target_parameters=["gate_up_proj"])  # as peft may name it
+    assert name_and_rank(path, 32, one) == (f"{path}.gate_up_proj", 8)
+    assert name_and_rank("model.layers.0.self_attn.q_proj", 8, one) == ("model.layers.0.self_attn.q_proj", 8)
+    assert name_and_rank(path, 5, None) == (path, 5)
 
 
 def test_no_plain_lora_carries_experts(tmp_path):
