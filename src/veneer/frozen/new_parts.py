@@ -70,7 +70,16 @@ def new_parts(model: Any, modules: dict[str, nn.Module]) -> tuple[list[str], lis
     return [name for name in modules if name in parts], left
 
 
-def checkpoint_vocabulary(model: Any) -> int | None:
+def resized_from(model: Any) -> int | None:
+    """How many tokens the checkpoint has, where the model was given another number since; None elsewhere.
+
+    The configs are compared, since some models have rows beyond their vocabulary.
+    """
+    there, now = _vocabulary(model), getattr(text_config_of(getattr(model, "config", None)), "vocab_size", None)
+    return there if there is not None and now is not None and there != now else None
+
+
+def _vocabulary(model: Any) -> int | None:
     """How many tokens the checkpoint has that the model was read from; None where that is not known."""
     if _READ in model.__dict__:
         vocabulary: int | None = model.__dict__[_READ][1]
@@ -112,15 +121,17 @@ def is_known(model: nn.Module) -> bool:
 
 
 def _resized(model: Any) -> list[nn.Module]:
-    """The input embedding and output head with another number of rows than the checkpoint's."""
-    vocabulary, modules = checkpoint_vocabulary(model), list[Any]()
+    """The input embedding and output head, where they have another number of tokens than the checkpoint."""
+    modules = list[Any]()
+    if resized_from(model) is None:
+        return modules
     for end in ("input", "output"):
         try:
             module = getattr(model, f"get_{end}_embeddings", lambda: None)()
         except NotImplementedError:
             continue
         modules.append(getattr(module, "base", module))
-    return [m for m in modules if hasattr(m, "weight") and vocabulary not in (None, m.weight.shape[0])]
+    return [m for m in modules if m is not None]
 
 
 def _any_in(part: str, keys: set[str]) -> bool:

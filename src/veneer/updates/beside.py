@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from torch import nn
 
-from veneer.frozen.new_parts import checkpoint_vocabulary, is_known, new_parts
+from veneer.frozen.new_parts import is_known, new_parts, resized_from
 from veneer.updates.config import AdaLoRA, LoRA
 from veneer.updates.select import classification_head, matching_suffix, modules_of
 from veneer.updates.ties import row_groups
@@ -45,17 +47,28 @@ def _meet(part: str, other: str) -> bool:
 
 
 def _excluding(config: LoRA | AdaLoRA, inside: list[str], modules: dict[str, nn.Module]) -> str | list[str]:
-    """``exclude``, and the modules inside of new parts where a list of targets would reach them."""
-    if not isinstance(config.targets, list) or not isinstance(config.exclude, list):
+    """``exclude``, and the modules inside of new parts that named targets would reach."""
+    if config.targets == "all-linear":
         return config.exclude
-    reached = {name for target in config.targets for name in matching_suffix(target, modules)}
-    return [*config.exclude, *(name for name in inside if name in reached)]
+    try:
+        reached = [name for name in inside if _reaches(config.targets, name, modules)]
+    except re.error:  # which `choose` refuses
+        return config.exclude
+    if isinstance(config.exclude, list):
+        return [*config.exclude, *reached]
+    return "|".join([f"(?:{config.exclude})", *map(re.escape, reached)])
+
+
+def _reaches(targets: str | list[str], name: str, modules: dict[str, nn.Module]) -> bool:
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name in matching_suffix(target, modules) for target in targets)
 
 
 def _new_rows(model: nn.Module, config: LoRA | AdaLoRA, whole: set[str]) -> list[int]:
     """The tokens beyond the checkpoint's vocabulary, unless the embedding is trained whole or by a low rank."""
     groups = row_groups(model)
-    there = checkpoint_vocabulary(model) if groups else None
+    there = resized_from(model) if groups else None
     if there is None:
         return []
     embedding = next(iter(groups[0].values()))
@@ -64,7 +77,7 @@ def _new_rows(model: nn.Module, config: LoRA | AdaLoRA, whole: set[str]) -> list
         name for target in config.targets if isinstance(config.targets, list)
         for name in matching_suffix(target, groups[0])
     }  # fmt: skip
-    if otherwise & set(groups[0]) or getattr(model, "config", None) is None:
+    if otherwise & set(groups[0]):
         return []
     return [token for token in range(there, embedding.num_embeddings) if token not in config.new_tokens]
 

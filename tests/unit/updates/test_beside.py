@@ -126,12 +126,14 @@ def test_a_part_that_is_targeted_is_adapted_and_an_ending_that_reaches_a_new_par
     rows = {row.name: row.rank for row in veneer.trainable(model).rows}
     assert rows["pre_classifier"] == 2
     assert rows["classifier"] is None
-    model = tf.RobertaForSequenceClassification(tf.RobertaConfig(**_TEXT))
-    veneer.attach(model, veneer.LoRA(rank=2, targets=["dense"]))  # the head has one, too
-    rows = {row.name: row.rank for row in veneer.trainable(model).rows}
-    assert rows["classifier"] is None
-    assert "classifier.dense" not in rows
-    assert len(rows) == 4
+    for options in ({"targets": ["dense"]}, {"targets": r".*\.dense"},
+                    {"targets": ["dense"], "exclude": ".*intermediate.*"}):  # fmt: skip
+        model = tf.RobertaForSequenceClassification(tf.RobertaConfig(**_TEXT))
+        veneer.attach(model, veneer.LoRA(rank=2, **options))  # the head has a dense, too
+        rows = {row.name: row.rank for row in veneer.trainable(model).rows}
+        assert rows["classifier"] is None
+        assert "classifier.dense" not in rows
+        assert len(rows) == (3 if "exclude" in options else 4)
 
 
 def test_the_rows_of_a_larger_vocabulary_are_trained_and_saved(tmp_path):
