@@ -65,7 +65,7 @@ class Reached:
         self.look()
         if stepped:
             self.stepped |= stepped
-            if self._first:
+            if self._first and self.with_gradient:  # one without any gradient changes nothing
                 self._first = False
                 missing = [path for path in trained if path not in self.with_gradient]
                 if missing:

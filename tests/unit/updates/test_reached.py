@@ -113,6 +113,14 @@ def test_an_optimizer_that_holds_a_part_is_named_when_the_adapter_is_saved(tmp_p
     assert "model.layers.0.self_attn.q_proj" in said
 
 
+def test_a_step_without_any_gradient_is_none():
+    model = veneer.attach(Half(), LORA)
+    optimizer = _optimizer(model)
+    assert _said(optimizer.step) == []
+    (said,) = _said(_train, model, optimizer)
+    assert "no gradient in the first step: unused." in said
+
+
 def test_a_loop_without_an_optimizer_of_torch_is_seen_when_the_adapter_is_saved(tmp_path):
     model = veneer.attach(Half(), LORA)
     _backward(model)
