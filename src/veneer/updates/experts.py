@@ -131,8 +131,8 @@ def new_pairs(stack: Stack, rank: int, init: str, scale: float) -> ExpertPairs:
 
 
 def adapter_keys(paths: list[str], modules: dict[str, nn.Module]) -> dict[str, str]:
-    """Of experts' projections that an adapter has: what PEFT calls each. It wraps a module of experts once for each of
-    its parameters, in their order, and the last wrapper is the outermost one."""
+    """The name of each experts' projection of an adapter → what PEFT calls it. PEFT wraps a module of experts once for
+    each of its parameters, in their order, and the last wrapper is the outermost one."""
     keys: dict[str, str] = {}
     by_module: dict[str, list[str]] = {}
     for path in paths:
