@@ -162,6 +162,10 @@ def without_idle_names(model: nn.Module, config: LoRA | AdaLoRA) -> LoRA | AdaLo
     )
     if isinstance(config, AdaLoRA):
         return config
+    if of_experts and (config.layers or config.exclude):  # in PEFT these narrow modules, and not parameters
+        alone = config.model_copy(update={"target_parameters": [], "rank_pattern": {}, "alpha_pattern": {}})
+        names = [chosen.name for chosen in choose(model, alone)] if config.targets else []
+        config = config.model_copy(update={"targets": names, "layers": [], "exclude": []})
     without = config.model_copy(update={"rank_pattern": {}, "alpha_pattern": {}})
     names = [chosen.name for chosen in choose(model, without)] if config.chooses else []
     patterns = {
