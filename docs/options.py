@@ -13,7 +13,7 @@ from typing import Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from veneer import AdaLoRA, LoRA
-from veneer.frozen.config import BlockwiseOptions
+from veneer.frozen.config import BaseOptions, BlockwiseOptions
 from veneer.generation.config import GenerateOptions, SamplingOptions
 from veneer.options import Options
 from veneer.training.config import TrainConfig
@@ -35,7 +35,11 @@ SECTIONS: tuple[tuple[str, tuple[type[Options], ...], str], ...] = (
         "The schedule and its symbols: [adalora.md](adalora.md#the-budget). `total_steps` is not an option of a run: "
         "`veneer train` fills it in.",
     ),
-    ("A quantised base", (BlockwiseOptions,), "What each storage costs: [qlora.md](qlora.md#bits-of-a-parameter)."),
+    (
+        "A quantised base",
+        (BlockwiseOptions, BaseOptions),
+        "What each storage costs: [qlora.md](qlora.md#bits-of-a-parameter).",
+    ),
     ("A run", (TrainConfig,), "What a step does with them: [training.md](training.md#what-a-step-does)."),
     (
         "An answer",

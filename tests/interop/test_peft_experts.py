@@ -22,6 +22,12 @@ _CASES = [
     {"target_modules": ["q_proj"], "target_parameters": _BOTH},
     {"target_modules": [], "target_parameters": ["experts.down_proj"], "use_rslora": True},
     {"target_modules": [], "target_parameters": ["gate_up_proj"], "init_lora_weights": "gaussian"},
+    {  # which narrow modules alone
+        "target_modules": ["q_proj", "o_proj"],
+        "target_parameters": ["experts.down_proj"],
+        "layers_to_transform": [1],
+        "exclude_modules": ["o_proj"],
+    },
     {
         "target_modules": ["o_proj"],
         "target_parameters": _BOTH,
@@ -123,7 +129,7 @@ def test_peft_loads_ours(name, storage, options, tmp_path):
 def test_a_file_of_theirs_is_written_again_as_the_same_bytes(tmp_path):
     torch.manual_seed(1)
     ours, plain = _bases("mixtral", "fp32")
-    _theirs(plain, _CASES[3], tmp_path / "theirs")
+    _theirs(plain, _CASES[-1], tmp_path / "theirs")
     veneer.load_adapter(ours, tmp_path / "theirs")
     veneer.save(ours, tmp_path / "ours")
     weights = [(tmp_path / folder / "adapter_model.safetensors").read_bytes() for folder in ("theirs", "ours")]

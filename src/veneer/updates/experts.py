@@ -131,8 +131,8 @@ def new_pairs(stack: Stack, rank: int, init: str, scale: float) -> ExpertPairs:
 
 
 def adapter_keys(paths: list[str], modules: dict[str, nn.Module]) -> dict[str, str]:
-    """What PEFT calls each of the experts' projections that an adapter has. It wraps a module of experts once for each
-    of its parameters, in their order, and the last wrapper is the outermost one."""
+    """The name of each experts' projection of an adapter → what PEFT calls it. PEFT wraps a module of experts once for
+    each of its parameters, in their order, and the last wrapper is the outermost one."""
     keys: dict[str, str] = {}
     by_module: dict[str, list[str]] = {}
     for path in paths:
