@@ -164,13 +164,14 @@ def _adapted_names(
     names -= {name for name in names if name in modules and is_experts(modules[name])}
     names |= _expert_names(model, config, modules)
     if config.targets and config.targets != "all-linear":
-        known = _known(config.targets, modules) or config.targets  # when none is known, let `choose` say so
+        known = _known(config.targets, modules) or ([] if names else config.targets)  # or let `choose` say so
         plain: dict[str, object] = {
             "targets": known, "exclude": _known(config.exclude, modules), "train_also": [],
         }  # fmt: skip
         if isinstance(config, LoRA):
             plain |= {"rank_pattern": {}, "alpha_pattern": {}, "target_parameters": []}
-        names |= {chosen.name for chosen in choose(model, config.model_copy(update=plain))}
+        if known:
+            names |= {chosen.name for chosen in choose(model, config.model_copy(update=plain))}
     return [name for name in modules if name in names and not any(_within(name, outer) for outer in whole)]
 
 
@@ -183,6 +184,8 @@ def _expert_names(model: nn.Module, config: LoRA | AdaLoRA, modules: dict[str, n
         if not matching and matching_suffix(target, (name for name, _ in model.named_parameters())):
             raise TargetError(no_such_parameter(target, stacks))
         found |= set(matching)
+    if isinstance(config, LoRA) and config.target_parameters and not found:
+        raise TargetError(no_such_parameter(config.target_parameters[0], stacks))
     return found
 
 
