@@ -124,7 +124,7 @@ def test_a_pickled_model_saves_and_trains_its_adapter(tmp_path):
         ("llama-tied", {"new_tokens": [3, 4]}),
         ("llama-tied", {"train_also": ["lm_head"]}),
         ("llama-tied", {"train_also": ["embed_tokens"]}),
-        ("t5", {"targets": ["shared", "lm_head"]}),
+        ("t5", {"targets": ["encoder.embed_tokens", "lm_head"]}),
         ("llama", {"train_also": ["lm_head"]}),
     ],
 )
