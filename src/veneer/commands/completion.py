@@ -56,7 +56,7 @@ def anything(context: Context, parameter: Parameter, incomplete: str) -> Items:
 # What the options take that are declared as text, by their names; an option without one here takes free text.
 BY_NAME: dict[str, Completer] = {
     "model": models, "data": rows, "held_out": paths, "check": rows, "output": paths, "png": paths,
-    "template": templates,
+    "template": templates, "adapter": folders,
 }  # fmt: skip
 
 

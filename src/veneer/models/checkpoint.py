@@ -175,6 +175,7 @@ class Checkpoint:
             made = call_library(
                 transformers.AutoTokenizer.from_pretrained, refusal, trust_remote_code=False, **_pretrained(place)
             )
+            call_library(made, refusal, "a")  # what its files set wrongly is only found in use
         if self.kind == "gguf":
             self.notes += [note for note in split_as_written(made, self.gguf) if note not in self.notes]
         if set(made.get_vocab()) <= set(made.all_special_tokens):  # one without words, made up by transformers

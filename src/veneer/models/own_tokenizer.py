@@ -49,5 +49,6 @@ def tokenizer_in(folder: Path) -> Any:
     refuse_own_tokenizer(folder, str(folder))
     with quiet():
         tokenizer = call_library(AutoTokenizer.from_pretrained, refusal, folder, trust_remote_code=False)
+        call_library(tokenizer, refusal, "a")  # what its files set wrongly is only found in use
     pad_with_end(tokenizer)
     return tokenizer

@@ -124,7 +124,11 @@ class RunFolder:
         Raises TrainingError where the file is missing or damaged.
         """
         try:
-            return dict(checked(read_json(self.rows_file), RowsRecord))
+            rows = dict(checked(read_json(self.rows_file), RowsRecord))
+            for name in ("classes", "conversations"):  # without which no model is opened as it was trained
+                if name not in rows:
+                    raise ValueError(f"it has no {name}")
+            return rows
         except (OSError, ValueError) as error:
             said = error.strerror if isinstance(error, OSError) else error
             raise TrainingError(

@@ -5,31 +5,31 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 _T = TypeVar("_T")
 _AND_MORE = ConfigDict(extra="allow")  # another version's
 
 
 @with_config(_AND_MORE)
-class RowsRecord(TypedDict):
+class RowsRecord(TypedDict, total=False):
     """rows.json: what the rows were, and how many steps they make."""
 
     classes: list[str]  # of a classifier
     conversations: bool  # whether any row is one
-    shape: NotRequired[str]
-    train: NotRequired[int]
-    held_out: NotRequired[int]
-    choices: NotRequired[list[str]]  # the few answers that there are
-    date: NotRequired[str | None]
-    system: NotRequired[str | None]
-    commit: NotRequired[str]
-    steps: NotRequired[int]
-    chosen: NotRequired[dict[str, int | float]]  # for options that are auto
-    largest_class: NotRequired[float | None]
-    tokens: NotRequired[int]
-    folder: NotRequired[str]  # the working folder
-    folder_from_run: NotRequired[str]  # and its place relative to the run
+    shape: str
+    train: int
+    held_out: int
+    choices: list[str]  # the few answers that there are
+    date: str | None
+    system: str | None
+    commit: str
+    steps: int
+    chosen: dict[str, int | float]  # for options that are auto
+    largest_class: float | None
+    tokens: int
+    folder: str  # the working folder
+    folder_from_run: str  # and its place relative to the run
 
 
 @with_config(_AND_MORE)

@@ -110,8 +110,8 @@ def test_a_run_is_resumed_with_more_steps(flags, veneer_command, refused, tmp_pa
 
 
 def test_unknown_keys_and_values_in_yaml(yaml_file, refused):
-    assert refused("train", yaml_file(learning_rat=1e-3)).startswith(
-        "TrainConfig has no option 'learning_rat'. Did you mean 'learning_rate'? It has: "
+    assert refused("train", yaml_file(learning_rat=1e-3)) == (
+        "TrainConfig has no option 'learning_rat'. Did you mean 'learning_rate'?"
     )
     both = refused("train", yaml_file(rank=0, schedule="cosin"))
     assert "TrainConfig: rank = 0 is not valid: Input should be greater than or equal to 1." in both
@@ -173,7 +173,7 @@ def test_needed_options_are_named(refused):
         ("none.jsonl", None, "There is no file {path}. Did you mean '{folder}/one.jsonl'?"),
         ("one.jsonl", b"\x00\xff\xfe" * 50, "{path}:1 is not UTF-8 text; save the file as UTF-8."),
         ("two.csv", b"\x89PNG\r\n\x1a\n", "{path}:1 is not UTF-8 text; save the file as UTF-8."),
-        ("a.csv", b"a\x00b,c\n1,2\n", "{path}:2 has the columns a\x00b, c, which fit no shape."),
+        ("a.csv", b"a\x00b,c\n1,2\n", r"{path}:2 has the columns a\x00b, c, which fit no shape."),
         ("a.parquet", b"\x00\xff" * 50, "{path} cannot be read as Parquet: "),
         ("a.json", b"\x00\x01", "{path}:1 is not JSON: "),
         ("a.jsonl", b"", "{path} holds no rows."),
