@@ -140,7 +140,7 @@ class Checkpoint:
             raise ConfigError(f"task = {asked!r} is not one of auto, {', '.join(CLASSES)}.")
         if asked != "auto":
             return asked
-        architecture = str((getattr(self.config, "architectures", None) or [""])[0])
+        architecture = _architecture(self.config)
         if labels or architecture.endswith("ForSequenceClassification"):
             return "classification"
         if getattr(self.config, "is_encoder_decoder", False):
@@ -214,6 +214,12 @@ def _pretrained(path: Path) -> dict[str, Path | str]:
     return {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
 
 
+def _architecture(config: Any) -> str:
+    """The class that a config names first; "" where it names none."""
+    named = getattr(config, "architectures", None)
+    return str(named[0]) if isinstance(named, list) and named else ""
+
+
 def _of_a_language_model(config: Any) -> bool:
-    architectures = getattr(config, "architectures", None)
-    return not architectures or architectures[0].endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
+    named = _architecture(config)
+    return not named or named.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
