@@ -77,7 +77,8 @@ def class_for(kind: str, config: Any, name: str) -> Any:
         return CLASSES[kind]
     made = _first(own[type(config)]) if type(config) in own else None
     others = _ALL_INPUTS._model_mapping
-    asked = made is not None and made.__name__ in (config.architectures or ())
+    named = config.architectures if isinstance(config.architectures, list) else []
+    asked = made is not None and made.__name__ in named
     if kind == "causal" and type(config) in others and not asked:
         made = _first(others[type(config)])
     if made is None:
