@@ -162,9 +162,10 @@ def _adapted_names(
     names = {_UPDATE.sub("", key).removeprefix(PREFIX) for key in tensors if _UPDATE.search(key)}
     # PEFT calls updates of experts after the module that holds them; its config says of which parameters they are.
     names -= {name for name in names if name in modules and is_experts(modules[name])}
-    names |= _expert_names(model, config, modules)
+    experts = _expert_names(model, config, modules)
+    names |= experts
     if config.targets and config.targets != "all-linear":
-        known = _known(config.targets, modules) or ([] if names else config.targets)  # or let `choose` say so
+        known = _known(config.targets, modules) or ([] if experts else config.targets)  # or let `choose` say so
         plain: dict[str, object] = {
             "targets": known, "exclude": _known(config.exclude, modules), "train_also": [],
         }  # fmt: skip
