@@ -19,6 +19,7 @@ from veneer.models.gguf_file import GgufFile
 from veneer.models.gguf_header import GgufHeader
 from veneer.models.gguf_words import split_as_written
 from veneer.models.library import call_library, no_model, quiet
+from veneer.models.other_forms import refuse_other_forms
 from veneer.models.own_code import refuse_own_config, refuse_own_tokenizer
 from veneer.models.packaged import PACKAGED_MODELS
 from veneer.models.source import resolve, tokenizer_folder
@@ -88,10 +89,12 @@ class Checkpoint:
         place = self._place if self.cache is None else self.path
         refuse_own_config(place, self.name)
         with quiet():
-            return call_library(
+            made = call_library(
                 transformers.AutoConfig.from_pretrained, no_model(self.name), trust_remote_code=False,
                 **_pretrained(place),
             )  # fmt: skip
+        refuse_other_forms(made, self.name)
+        return made
 
     @cached_property
     def gguf(self) -> GgufHeader:

@@ -24,6 +24,7 @@ from veneer.models.gguf_file import GgufFile
 from veneer.models.index import refuse_files_outside
 from veneer.models.joined import NotTensorByTensor
 from veneer.models.library import call_library, no_model, quiet, some_of
+from veneer.models.other_forms import refuse_uneven_blocks
 from veneer.models.own_tokenizer import pad_with_end
 from veneer.models.places import refuse_without_place
 from veneer.models.stream import stream_quantised, streamed, unfilled_model
@@ -179,6 +180,7 @@ def _whole_model(checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dt
     """The model, with every weight from the checkpoint except those that are new for classification."""
     if checkpoint.path.is_dir():
         refuse_files_outside(checkpoint.path, checkpoint.name)
+        refuse_uneven_blocks(config, checkpoint.safetensors(), checkpoint.name)
     if checkpoint.kind == "gguf" and checkpoint.gguf.architecture not in READ_BY_TRANSFORMERS:
         model, differences = _from_gguf(checkpoint, kind, config, dtype)
     else:
