@@ -11,9 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from veneer.errors import ModelError
 from veneer.models.index import SAFETENSORS_INDEX, weight_map
 from veneer.models.joined import Names, names_for
 from veneer.models.library import unreadable
+
+_POINTER = b"version https://git-lfs"
 
 
 class Tensors(Protocol):
@@ -53,6 +56,7 @@ class SafetensorsFolder:
         self._model = name
         self._files: dict[str, Path] = {}  # by the file's own key
         self._open: dict[Path, Any] = {}
+        _refuse_pointers(folder, name)
         index, single = folder / SAFETENSORS_INDEX, folder / "model.safetensors"
         if index.is_file():
             self._files = {key: folder / file for key, file in weight_map(index, name).items()}
@@ -143,3 +147,12 @@ class SafetensorsFolder:
             yield
         except (SafetensorError, OSError) as error:
             raise unreadable(self._model, error) from error
+
+
+def _refuse_pointers(folder: Path, name: str) -> None:
+    """Raises ModelError for what a clone without Git LFS has in place of large files."""
+    for file in sorted(folder.glob("*.safetensors")):
+        if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(_POINTER):
+            raise ModelError(
+                f"{file.name} of {name} is a Git LFS pointer, and not the file itself; run git lfs pull in the folder."
+            )

@@ -89,3 +89,13 @@ def test_fp8_whose_weights_end_within_a_block_is_refused(tmp_path):
     _fp8(tmp_path / "fp8", 192)
     with pytest.raises(ModelError, match=r"_proj\.weight of .* is \d+ × \d+ in FP8 by blocks of 128 × 128"):
         veneer.load(tmp_path / "fp8")
+
+
+@pytest.mark.parametrize("storage", ["fp32", "nf4"])
+def test_a_pointer_in_place_of_a_file_is_said(storage, tiny_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 269060552\n"
+    (folder / "model.safetensors").write_text(pointer)
+    with pytest.raises(ModelError, match=r"model\.safetensors of .*model is a Git LFS pointer.*; run git lfs pull"):
+        veneer.load(folder, storage=storage)
