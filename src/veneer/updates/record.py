@@ -31,6 +31,9 @@ class Adapters:
 
     configs: dict[str, LoRA | AdaLoRA] = field(default_factory=dict)
     active: tuple[str, ...] = ()
+    # How many blocks of `disabled` are open, and what was active before the first of them.
+    disabled: int = 0
+    before: tuple[str, ...] = ()
     # What gives AdaLoRA adapters' ranks to the matrices while they are trained.
     allocators: dict[str, Allocator] = field(default_factory=dict)
     # Which of each adapter's updates training has reached.
@@ -45,6 +48,10 @@ class Adapters:
     changed_base: int = 0
     # What completes the model's state dict, and takes it back.
     hooks: list[RemovableHandle] = field(default_factory=list)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy: the blocks that are open are the original's."""
+        return {**self.__dict__, "disabled": 0}
 
 
 def adapters_of(model: nn.Module) -> Adapters:
@@ -116,7 +123,7 @@ def active_allocator(model: nn.Module) -> Allocator | None:
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is its base.
+    """Inside, the model is its base; where blocks overlap, as those of threads do, until the last of them ends.
 
     Example:
         >>> veneer.load_adapter(model, "adapter")
@@ -128,12 +135,17 @@ def disabled(model: nn.Module) -> Iterator[None]:
     """
     refuse_no_model("disabled", model)
     model = inner_model(model)
-    active = adapters_of(model).active
-    activate(model)
+    record = adapters_of(model)
+    if not record.disabled:
+        record.before = record.active
+    record.disabled += 1
     try:
+        activate(model)
         yield
     finally:
-        activate(model, *active)
+        record.disabled -= 1
+        if not record.disabled:
+            activate(model, *record.before)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import tiny
 import veneer
 from veneer.errors import ConfigError, TargetError
 from veneer.updates.layers import AdaptedEmbedding, AdaptedLinear
+from veneer.updates.record import adapters_of
 
 pytestmark = pytest.mark.unit
 
@@ -325,3 +326,18 @@ def test_names_with_commas_are_a_list_and_alphas_are_positive():
         veneer.LoRA(alpha_pattern={"q_proj": -3})
     with pytest.raises(ConfigError, match="alpha = inf is not valid"):
         veneer.LoRA(alpha=float("inf"))
+
+
+def test_blocks_of_disabled_that_overlap_leave_the_adapter_on():
+    """As those of two threads may: the second begins within the first, and ends after it."""
+    model = veneer.attach(tiny.build("llama"), veneer.LoRA(rank=2))
+    first, second = veneer.disabled(model), veneer.disabled(model)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert adapters_of(model).active == (), "the second goes on"
+    second.__exit__(None, None, None)
+    assert adapters_of(model).active == ("default",)
+    with veneer.disabled(model), veneer.disabled(model):
+        pass
+    assert adapters_of(model).active == ("default",)
