@@ -52,7 +52,8 @@ def rows_of_plan(config: TrainConfig, given: Given) -> PlanRows:
     """
     checkpoint = Checkpoint(RunFolder(config.output).base_source(config) if config.output else config.model)
     start = start_adapter(config)
-    rows = read_split(config, given, classified=classifies(config, checkpoint))
+    has_classes = start is not None and bool(start.own_classes())
+    rows = read_split(config, given, classified=classifies(config, checkpoint), has_classes=has_classes)
     base = base_asked(config, checkpoint, rows.classes if start is None else start.classes(rows))
     kept = kept_tokenizer(RunFolder(config.output)) if config.output else None
     kept = kept or (start and start.tokenizer()) or checkpoint.tokenizer()

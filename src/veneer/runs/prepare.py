@@ -79,7 +79,8 @@ def prepare(
     start = start_adapter(config)
     checkpoint = Checkpoint(RunFolder(config.output).base_source(config)) if model is None else None
     classified = classifies(config, checkpoint) if checkpoint is not None else is_classifier(model)
-    rows = read_split(config, given, classified=classified, has_classes=checkpoint is None)
+    has_classes = checkpoint is None or (start is not None and bool(start.own_classes()))
+    rows = read_split(config, given, classified=classified, has_classes=has_classes)
     torch.manual_seed(config.seed if start is None else start.seed(config))  # before a new classification head is made
     if checkpoint is not None:
         classes = rows.classes if start is None else start.classes(rows)

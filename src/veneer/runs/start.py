@@ -78,10 +78,13 @@ class StartAdapter:
         """The seed that made what the base lacks, such as a new head."""
         return config.seed if self.facts is None else self.facts.seed
 
+    def own_classes(self) -> list[str]:
+        """Its classes by their ids; none where it is no classifier."""
+        return self.facts.classes if self.facts is not None else task_by_peft(self.folder).get("labels", [])
+
     def classes(self, rows: SplitRows) -> list[str]:
-        """Its classes by their ids; none where it is no classifier. Raises DataError for rows of other labels."""
-        named = self.facts is not None
-        classes = self.facts.classes if self.facts is not None else task_by_peft(self.folder).get("labels", [])
+        """`own_classes`. Raises DataError for rows of other labels."""
+        named, classes = self.facts is not None, self.own_classes()
         for row in (*rows.train, *rows.held_out) if classes else ():
             label = class_of(row)
             if not row.messages and label not in classes:

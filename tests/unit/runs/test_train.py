@@ -284,12 +284,15 @@ def test_ctrl_c_and_a_closed_terminal_save_and_say_how_to_go_on(options, tmp_pat
             os.kill(os.getpid(), number)
         return original(*args)
 
+    handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    outer = signal.signal(number, handler)  # where tests run in the background, it may be ignored
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "take_step", step)
         with pytest.raises(Interrupted, match=r"Stopped after step 6 of 12; go on with: veneer train --resume .*run"):
             _train(options)
     assert signal.getsignal(number) is before
+    signal.signal(number, outer)
     again = run.resume(options["output"], console=Console(file=io.StringIO()))
     assert _bytes(again.folder) == _bytes(whole.folder)
 
