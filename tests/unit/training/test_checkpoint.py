@@ -144,6 +144,13 @@ def test_what_does_not_fit_is_refused_though_it_is_sealed(tmp_path, change):
         load_checkpoint(folder, model, optimizer)
 
 
+def test_a_paged_moment_has_its_shape(tmp_path):
+    model, optimizer, folder = _made(tmp_path, "paged")
+    _with_tensors(folder, _one_element)
+    with pytest.raises(TrainingError, match=r"step-000002 is damaged \(.*exp_avg is F32 .*delete it to go on"):
+        load_checkpoint(folder, model, optimizer)
+
+
 @pytest.mark.parametrize("kind", ["paged", "paged-8"])
 @pytest.mark.parametrize("change", [_later, _vector, _nothing])
 def test_the_paged_optimizer_is_no_exception(tmp_path, kind, change):
