@@ -24,7 +24,7 @@ def ranks_of(shapes: Mapping[str, Sequence[int]], config: LoRA | AdaLoRA | None 
     ``config``: the file's, by which the updates of experts are known.
     """
     ranks = dict(
-        name_and_rank(key.removeprefix("base_model.model.").partition(".lora_")[0], shape[0], config)
+        name_and_rank(key.removeprefix("base_model.model.").partition(".lora_")[0], next(iter(shape), 0), config)
         for key, shape in shapes.items()
         if ".lora_A" in key or ".lora_embedding_A" in key
     )

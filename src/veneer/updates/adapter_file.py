@@ -6,6 +6,7 @@ A file is checked whole, every key and shape, before the model is touched.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from veneer.arguments import folder_given, refuse_no_model, refuse_no_name
 from veneer.device import CPU
 from veneer.errors import AdapterFileError, ConfigError, TargetError, nearest
 from veneer.files import atomic_file, atomic_folder, write_text
+from veneer.updates.declared import Declared, refuse_header, takes
 from veneer.updates.experts import ExpertPairs, adapter_keys
 from veneer.updates.inner import inner_model
 from veneer.updates.layers import LowRank, NewRows, Pair, Triplets
@@ -225,13 +227,14 @@ def read_tensors(folder: Path, name: str = WEIGHTS_NAME) -> dict[str, Tensor]:
         )
         raise AdapterFileError(f"{folder} holds no {name}.{hint}")
     try:
+        refuse_header(path)
         tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise AdapterFileError(f"{path} is damaged or cut short and cannot be read: {error}.") from None
     return tensors
 
 
-def mismatches(tensors: dict[str, Tensor], own: dict[str, Tensor], ignorable: set[str]) -> list[str]:
+def mismatches(tensors: dict[str, Tensor], own: Mapping[str, Tensor | Declared], ignorable: set[str]) -> list[str]:
     """What is wrong with a file's tensors, a clause for each kind of fault."""
     missing = [key for key in own if key not in tensors]
     surplus = [key for key in tensors if key not in own and key not in ignorable]
@@ -240,6 +243,16 @@ def mismatches(tensors: dict[str, Tensor], own: dict[str, Tensor], ignorable: se
         for key in own
         if key in tensors and tensors[key].shape != own[key].shape
     ]
+    types = [
+        f"{key} is {_said(tensors[key].dtype)} in the file and {_said(own[key].dtype)} here"
+        for key in own
+        if key in tensors and not takes(own[key].dtype, tensors[key].dtype)
+    ]
+    large = [
+        key for key, there in own.items()
+        if key in tensors and tensors[key].dtype is not there.dtype and takes(there.dtype, tensors[key].dtype)
+        and not bool(torch.isfinite(tensors[key].to(there.dtype)).all())
+    ]  # fmt: skip
     problems = []
     if missing:
         problems.append(f"missing {_some(missing)}")
@@ -248,7 +261,15 @@ def mismatches(tensors: dict[str, Tensor], own: dict[str, Tensor], ignorable: se
         problems.append(f"no place for {_some(surplus)}" + (f" (nearest: {close[0]})" if close else ""))
     if shapes:
         problems.append(f"wrong shape: {_some(shapes)}")
+    if types:
+        problems.append(f"wrong type: {_some(types)}")
+    if large:
+        problems.append(f"values that are not finite in the type used here: {_some(large)}")
     return problems
+
+
+def _said(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _some(items: list[str]) -> str:

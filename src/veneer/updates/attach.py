@@ -135,8 +135,8 @@ def add_adapter(model: nn.Module, config: LoRA | AdaLoRA, name: str, rows_on: li
     refuse_merged(record, "attach another adapter")
     _refuse_other_name(record, name)
     chosen = choose(model, config) if config.chooses else []
-    whole = _trained_whole(model, config)
-    row_modules = _rows_for(model, config, {c.name for c in chosen} | set(whole), rows_on)
+    whole = trained_whole(model, config)
+    row_modules = rows_for(model, config, {c.name for c in chosen} | set(whole), rows_on)
     if isinstance(config, AdaLoRA):
         config = resolved(config, [weight_shape(c.module) for c in chosen], count_parameters(modules_of(model)))
     updated = {c.name for c in chosen}.union(*row_modules)
@@ -148,6 +148,7 @@ def add_adapter(model: nn.Module, config: LoRA | AdaLoRA, name: str, rows_on: li
         model, [*read, *whole.values(), *(m for group in row_modules for m in group.values())], "be read by attach"
     )
     starts = loftq_starts(model, chosen, iterations) if iterations else {}
+    made = {c.name: _low_rank(c, config, starts.get(c.name)) for c in chosen}  # may ask for more than there is
     if not record.configs:
         record = _first_record(model, iterations)
 
@@ -155,9 +156,8 @@ def add_adapter(model: nn.Module, config: LoRA | AdaLoRA, name: str, rows_on: li
         if isinstance(module_chosen.module, Stack):
             hold_stack(model, module_chosen.name)
     holders = holders_of(model)
-    for module_chosen in chosen:
-        update = _low_rank(module_chosen, config, starts.get(module_chosen.name))
-        _add(model, module_chosen.name, name, update, holders)
+    for path, update in made.items():
+        _add(model, path, name, update, holders)
     if isinstance(config, AdaLoRA):
         triplets = {path: u for path, u in updates_of(model, name).items() if isinstance(u, Triplets)}
         record.allocators[name] = Allocator(config, triplets)
@@ -312,7 +312,8 @@ def _low_rank(chosen: Chosen, config: LoRA | AdaLoRA, start: Start | None) -> Lo
     return Pair(A, B, chosen.scale, config.dropout)
 
 
-def _trained_whole(model: nn.Module, config: LoRA | AdaLoRA) -> dict[str, nn.Module]:
+def trained_whole(model: nn.Module, config: LoRA | AdaLoRA) -> dict[str, nn.Module]:
+    """Name → module of those that ``train_also`` names. Raises TargetError."""
     modules = modules_of(model)
     missing = [target for target in config.train_also if not matching_suffix(target, modules)]
     if missing:
@@ -336,7 +337,7 @@ def _trained_whole(model: nn.Module, config: LoRA | AdaLoRA) -> dict[str, nn.Mod
     return whole
 
 
-def _rows_for(
+def rows_for(
     model: nn.Module, config: LoRA | AdaLoRA, taken: set[str], on: list[str] | None
 ) -> list[dict[str, nn.Module]]:
     """The modules that ``config.new_tokens`` give new rows, those that share them together: the embedding's, and an

@@ -6,8 +6,10 @@ import re
 
 from torch import nn
 
+from veneer.errors import shown
 from veneer.frozen.new_parts import is_known, new_parts, resized_from
 from veneer.updates.config import AdaLoRA, LoRA
+from veneer.updates.patterns import whole_name
 from veneer.updates.select import classification_head, matching_suffix, modules_of
 from veneer.updates.ties import row_groups
 
@@ -50,10 +52,7 @@ def _excluding(config: LoRA | AdaLoRA, inside: list[str], modules: dict[str, nn.
     """``exclude``, and the modules inside of new parts that named targets would reach."""
     if config.targets == "all-linear":
         return config.exclude
-    try:
-        reached = [name for name in inside if _reaches(config.targets, name, modules)]
-    except re.error:  # which `choose` refuses
-        return config.exclude
+    reached = [name for name in inside if _reaches(config.targets, name, modules)]
     if isinstance(config.exclude, list):
         return [*config.exclude, *reached]
     return "|".join([f"(?:{config.exclude})", *map(re.escape, reached)])
@@ -61,7 +60,7 @@ def _excluding(config: LoRA | AdaLoRA, inside: list[str], modules: dict[str, nn.
 
 def _reaches(targets: str | list[str], name: str, modules: dict[str, nn.Module]) -> bool:
     if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
+        return whole_name(targets, name, f"targets = {shown(targets)}")
     return any(name in matching_suffix(target, modules) for target in targets)
 
 

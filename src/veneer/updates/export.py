@@ -16,9 +16,9 @@ from torch import Tensor
 from veneer.arguments import folder_given
 from veneer.errors import AdapterFileError
 from veneer.files import atomic_folder
-from veneer.updates.adapter_file import WEIGHTS_NAME, read_tensors, write_tensors
+from veneer.updates.adapter_file import WEIGHTS_NAME, read_tensors, refuse_not_finite, write_tensors
 from veneer.updates.config import AdaLoRA, LoRA
-from veneer.updates.peft_config import CONFIG_NAME, from_peft, read_fields
+from veneer.updates.peft_config import CONFIG_NAME, from_peft, kept_triplets, read_fields
 from veneer.updates.select import rank_and_scale
 
 _PART = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<embedding>embedding_)?(?P<part>[ABE])(\.weight)?")
@@ -93,14 +93,40 @@ def _updates(folder: Path) -> dict[str, tuple[Tensor, Tensor, bool]]:
     if others or not parts:
         what = f"trains more than low-rank updates ({others[0]})" if others else "holds no low-rank update"
         raise AdapterFileError(f"{folder} {what}, which no plain LoRA can carry; merge it into its base instead.")
+    refuse_not_finite(tensors, str(folder / WEIGHTS_NAME))
+    kept = kept_triplets(folder) if isinstance(config, AdaLoRA) else {}
     found_updates = {}
     for path, its in parts.items():
+        _refuse_misfit(folder, path, its, config, kept.get(path, []))
         A, B = its["A"], its["B"]
         scale = _scale(config, path)
         # In fp64: what is folded here is rounded once, to the type that it is kept in.
         factor = scale * its["E"].double().t() if "E" in its else scale
         found_updates[path] = A, (B.double() * factor).to(B.dtype).contiguous(), path in embeddings
     return found_updates
+
+
+def _refuse_misfit(folder: Path, path: str, its: dict[str, Tensor], config: LoRA | AdaLoRA, flags: list[bool]) -> None:
+    """Raises AdapterFileError where a module's tensors do not fit each other, or the rank that the config gives it."""
+    parts = ("A", "B") if isinstance(config, LoRA) else ("A", "B", "E")
+    if set(its) != set(parts):
+        differing = sorted(set(its) ^ set(parts))
+        raise AdapterFileError(
+            f"{folder} is no whole {'LoRA' if isinstance(config, LoRA) else 'AdaLoRA'} adapter: of {path} it "
+            f"{'lacks' if differing[0] in parts else 'has'} lora_{differing[0]}."
+        )
+    if isinstance(config, LoRA):
+        rank = rank_and_scale(path, config)[0]
+    else:
+        rank = sum(flags) if len(flags) == config.initial_rank else config.initial_rank or 0
+    shapes = {part: tuple(tensor.shape) for part, tensor in its.items()}
+    wanted = {"A": (rank, *shapes["A"][1:2]), "B": (*shapes["B"][:1], rank), "E": (rank, 1)}
+    if any(len(shape) != 2 or shape != wanted[part] for part, shape in shapes.items()):
+        found = ", ".join(f"lora_{part} {shapes[part]}" for part in parts)
+        raise AdapterFileError(
+            f"{folder / CONFIG_NAME} gives {path} the rank {rank}, and its tensors have another ({found}); its scale "
+            f"would be wrong, so correct the config."
+        )
 
 
 def _scale(config: LoRA | AdaLoRA, path: str) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,9 @@ def other_vocabulary(model: nn.Module, tensors: dict[str, Tensor]) -> str | None
 def _rows_in(path: str, tensors: dict[str, Tensor]) -> int | None:
     sizes = {"weight": 0, "base_layer.weight": 0, "lora_B.weight": 0, "lora_embedding_A": 1}
     keys = {f"{PREFIX}{path}.{part}": dim for part, dim in sizes.items()}
-    return next((tensors[key].shape[dim] for key, dim in keys.items() if key in tensors), None)
+    return next(
+        (tensors[key].shape[dim] for key, dim in keys.items() if key in tensors and tensors[key].dim() > dim), None
+    )
 
 
 def _without_adapter_name(key: str) -> str:
@@ -114,8 +117,11 @@ def _delta(path: str, module: nn.Module, config: LoRA, tensors: dict[str, Tensor
     if any(key not in tensors for key in keys):
         return None
     A, B = (tensors[key].float() for key in keys)
+    if not A.dim() == B.dim() == 2 or A.shape[0] != B.shape[1]:
+        return None
     delta = rank_and_scale(path, config)[1] * (B @ A)
-    return delta.t() if embedding or isinstance(module, Conv1D) else delta
+    delta = delta.t() if embedding or isinstance(module, Conv1D) else delta
+    return delta if delta.shape == cast(Tensor, module.weight).shape else None
 
 
 def _whole(

@@ -18,15 +18,17 @@ from veneer.updates.adapter_file import (
     read_tensors,
     refuse_not_finite,
 )
-from veneer.updates.attach import add_adapter, remove
+from veneer.updates.attach import add_adapter
 from veneer.updates.beside import with_new_parts
 from veneer.updates.config import AdaLoRA, LoRA
+from veneer.updates.declared import Declared
+from veneer.updates.expected import expected_tensors
 from veneer.updates.file_names import Placed, other_vocabulary, placed_on
 from veneer.updates.inner import inner_model
 from veneer.updates.layers import NewRows
 from veneer.updates.peft_config import from_peft, kept_triplets, read_fields
 from veneer.updates.reached import warn
-from veneer.updates.record import activate, adapters_of, updates_of
+from veneer.updates.record import adapters_of, updates_of
 from veneer.updates.ties import row_groups
 from veneer.updates.wrappers import plain_name, refuse_occupied
 
@@ -51,30 +53,24 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
     config = from_peft(folder)
     tensors = _readable(read_tensors(folder))
     refuse_not_finite(tensors, str(folder / WEIGHTS_NAME))
-    active = adapters_of(model).active
+    kept = kept_triplets(folder) if isinstance(config, AdaLoRA) else {}
     try:
         here = placed_on(model, config, tensors)
         wider, note = with_new_parts(model, here.config) if trainable else (here.config, None)
+        rows_on = here.rows_on if wider.new_tokens == here.config.new_tokens else None
+        added = _added(here, wider)
+        _refuse_misfit(model, folder, here, tensors, expected_tensors(model, wider, rows_on, kept), added)
         # The random state is the caller's: initial values that the file overwrites must not consume it.
         with torch.random.fork_rng(devices=[]):
-            add_adapter(model, wider, name, here.rows_on if wider.new_tokens == here.config.new_tokens else None)
+            add_adapter(model, wider, name, rows_on)
     except TargetError as error:
         if name in adapters_of(model).configs:
             raise
         raise AdapterFileError(f"{folder} does not fit this model: {error}") from None
-    if isinstance(config, AdaLoRA):
-        _cut_as_in(model, name, folder)
+    if kept:
+        _cut_as_in(model, name, kept)
     own = adapter_tensors(model, name)
-    added = _added(here, wider)
-    wanted = {key: tensor for key, tensor in own.items() if not key.startswith(added) or key in here.tensors}
-    problems = mismatches(here.tensors, wanted, set())
-    if problems:
-        remove(model, name)
-        if adapters_of(model).configs:
-            activate(model, *active)
-        problems = [clause for clause in (other_vocabulary(model, tensors), *problems) if clause]
-        raise AdapterFileError(f"{folder} was made for another base or is incomplete: {'; '.join(problems)}.")
-    copy_tensors(here.tensors, wanted)
+    copy_tensors(here.tensors, {key: tensor for key, tensor in own.items() if key in here.tensors})
     for update in updates_of(model, name).values():
         update.requires_grad_(trainable)
     for sentence in (note, _parted(model, name, folder) if trainable else None):
@@ -82,6 +78,18 @@ def load_adapter(model: nn.Module, folder: str | Path, *, name: str = "default",
             warn(sentence)
     if trainable and isinstance(config, AdaLoRA):
         _say_schedule_starts_again(model, name, folder)
+
+
+def _refuse_misfit(
+    model: nn.Module, folder: Path, here: Placed, tensors: dict[str, Tensor], expected: dict[str, Declared],
+    added: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Raises AdapterFileError where the file's tensors are not those that its config has on this model."""
+    wanted = {key: tensor for key, tensor in expected.items() if not key.startswith(added) or key in here.tensors}
+    problems = mismatches(here.tensors, wanted, set())
+    if problems:
+        problems = [clause for clause in (other_vocabulary(model, tensors), *problems) if clause]
+        raise AdapterFileError(f"{folder} was made for another base or is incomplete: {'; '.join(problems)}.")
 
 
 def _say_schedule_starts_again(model: nn.Module, name: str, folder: Path) -> None:
@@ -108,7 +116,10 @@ def _parted(model: nn.Module, name: str, folder: Path) -> str | None:
 
 def _readable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors, those in 8 bits as fp32: torch computes nothing with them."""
-    return {key: tensor.float() if tensor.dtype.itemsize == 1 else tensor for key, tensor in tensors.items()}
+    return {
+        key: tensor.float() if tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1 else tensor
+        for key, tensor in tensors.items()
+    }
 
 
 def _added(here: Placed, wider: LoRA | AdaLoRA) -> tuple[str, ...]:
@@ -116,13 +127,12 @@ def _added(here: Placed, wider: LoRA | AdaLoRA) -> tuple[str, ...]:
     return tuple(f"{PREFIX}{part}." for part in wider.train_also if part not in here.config.train_also)
 
 
-def _cut_as_in(model: nn.Module, name: str, folder: Path) -> None:
+def _cut_as_in(model: nn.Module, name: str, flags: dict[str, list[bool]]) -> None:
     """Make the triplets of a new adapter those that the folder has; once some are left out, the ranks are fixed."""
-    flags, allocator = kept_triplets(folder), adapters_of(model).allocators[name]
+    allocator = adapters_of(model).allocators[name]
     kept = allocator.kept.clone()
     for row, path in zip(kept, allocator.triplets, strict=True):
         given = flags.get(plain_name(path))
-        if given is not None and len(given) == len(row):  # any other is found when the shapes are compared
+        if given is not None and len(given) == len(row):  # any other is of a module that is not here
             row.copy_(torch.tensor(given))
-    if flags:
-        allocator.fix(kept)
+    allocator.fix(kept)

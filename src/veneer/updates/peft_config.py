@@ -9,7 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from veneer.documents import read_json
-from veneer.errors import AdapterFileError, ConfigError, nearest
+from veneer.errors import AdapterFileError, ConfigError, nearest, shown
 from veneer.frozen.experts import Stack
 from veneer.frozen.text_part import is_composite
 from veneer.options import ELSEWHERE
@@ -26,6 +26,8 @@ _UNSUPPORTED = (
 )
 # Initialisations that also change the base's weights: such a file is right over the changed base only.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+_LEAST = 1e-30  # of an alpha that a file has, and 1 / _LEAST the most
 
 _TASKS = (
     ("ForSequenceClassification", "SEQ_CLS"),
@@ -180,9 +182,27 @@ def from_peft(folder: Path) -> LoRA | AdaLoRA:
             f"plain LoRA with PEFT first (path_initial_model_for_weight_conversion)."
         )
     try:
-        return _adalora(path, fields) if fields["peft_type"] == "ADALORA" else _lora(path, fields)
+        config = _adalora(path, fields) if fields["peft_type"] == "ADALORA" else _lora(path, fields)
     except (ConfigError, TypeError) as error:
         raise AdapterFileError(f"{path}: {error}") from None
+    _refuse_out_of_range(path, config)
+    return config
+
+
+def _refuse_out_of_range(path: Path, config: LoRA | AdaLoRA) -> None:
+    """Raises AdapterFileError for a rank that no file's matrix has, and an alpha that is 0 or infinite in float32."""
+    ranks: dict[str, int | None]
+    if isinstance(config, LoRA):
+        ranks = {"r": config.rank, **config.rank_pattern}
+        alphas = {"lora_alpha": config.alpha, **config.alpha_pattern}
+    else:
+        ranks, alphas = {"init_r": config.initial_rank}, {"lora_alpha": config.alpha}
+    for name, rank in ranks.items():
+        if rank is not None and rank >= 2**31:
+            raise AdapterFileError(f"{path} gives {shown(name)} the rank {shown(rank)}, which no matrix has.")
+    for name, alpha in alphas.items():
+        if alpha is not None and not _LEAST <= alpha <= 1 / _LEAST:
+            raise AdapterFileError(f"{path} gives {shown(name)} the alpha {alpha:g}, which is no scale in float32.")
 
 
 def _lora(path: Path, fields: dict[str, Any]) -> LoRA:
@@ -266,8 +286,17 @@ def name_and_rank(path: str, rows: int, config: LoRA | AdaLoRA | None) -> tuple[
 def kept_triplets(folder: Path) -> dict[str, list[bool]]:
     """Module name → which of its first triplets an AdaLoRA folder's tensors are; empty when none is left out."""
     pattern = read_fields(folder).get("rank_pattern") or {}
+    if not isinstance(pattern, dict) or not all(_is_flags(flags) for flags in pattern.values()):
+        raise AdapterFileError(
+            f"{folder / CONFIG_NAME} has rank_pattern = {shown(pattern)}; AdaLoRA's gives each matrix a list of true "
+            f"and false, a triplet each."
+        )
     # PEFT writes the adapter's name after lora_E, or leaves it out, by its version.
     return {key.partition(".lora_E")[0]: flags for key, flags in pattern.items()}
+
+
+def _is_flags(flags: Any) -> bool:
+    return isinstance(flags, list) and all(isinstance(flag, bool) for flag in flags)
 
 
 def read_fields(folder: Path) -> dict[str, Any]:

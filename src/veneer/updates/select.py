@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import nn
 
-from veneer.errors import TargetError, nearest
+from veneer.errors import TargetError, nearest, shown
 from veneer.frozen.experts import QuantisedStack, Stack
 from veneer.frozen.foreign import how_to_move, of_bitsandbytes
 from veneer.frozen.new_parts import new_parts
@@ -19,6 +18,7 @@ from veneer.frozen.weight import PLAIN_TYPES, QuantisedLinear, is_plain_linear
 from veneer.updates.config import AdaLoRA, LoRA, UpdateOptions
 from veneer.updates.experts import expert_stacks, refuse_for_experts
 from veneer.updates.layers import Adapted, weight_shape
+from veneer.updates.patterns import whole_name
 
 _Number = TypeVar("_Number", int, float)
 
@@ -160,10 +160,7 @@ def _first_match(pattern: dict[str, _Number], name: str, otherwise: _Number) -> 
 
 def key_matches(key: str, name: str) -> bool:
     """Whether a pattern's ``key`` is for the module ``name``. Raises TargetError where it is no regular expression."""
-    try:
-        return re.match(rf"(.*\.)?({key})$", name) is not None
-    except re.error as error:
-        raise TargetError(f"The pattern key {key!r} is not a regular expression: {error}.") from None
+    return whole_name(rf"(.*\.)?({key})$", name, f"The pattern key {shown(key)}")
 
 
 def matching_suffix(target: str, names: Iterable[str]) -> list[str]:
@@ -174,10 +171,8 @@ def matching_suffix(target: str, names: Iterable[str]) -> list[str]:
 def _matching(targets: str | list[str], modules: dict[str, nn.Module], option: str) -> list[str]:
     """Names chosen by a list of endings or by one regex, in the model's order; each entry must match something."""
     if isinstance(targets, str):
-        try:
-            chosen = [name for name in modules if name and re.fullmatch(targets, name)]
-        except re.error as error:
-            raise TargetError(f"{option} = {targets!r} is not a regular expression: {error}.") from None
+        said = f"{option} = {shown(targets)}"
+        chosen = [name for name in modules if name and whole_name(targets, name, said)]
         if not chosen:
             raise TargetError(
                 f"{option} = {targets!r}, a regular expression over whole module names, matches none of the model's "
