@@ -30,9 +30,13 @@ def read_json(path: Path) -> Any:
 
 def read_yaml(path: Path) -> Any:
     """What a YAML file says, with plain values alone. Raises ValueError, and OSError where it cannot be opened."""
+    return parsed_yaml(_text(path))
+
+
+def parsed_yaml(text: str) -> Any:
+    """What a YAML text says. Raises ValueError."""
     import yaml
 
-    text = _text(path)
     try:
         return yaml.safe_load(text)
     except RecursionError:

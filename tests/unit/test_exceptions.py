@@ -22,9 +22,13 @@ ALLOWED = {
         "datasets reads a person's files with pyarrow, pandas and a library for each compression",
         "data = read(where)",
     ),
-    "data/labels.py render": (
+    "data/template.py _rendered": (
         "a chat template is a program that comes with a model",
-        "text: str = tokenizer.apply_chat_template(first, tokenize=False, add_generation_prompt=ask, **date)",
+        "return cast(str, self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **how))",
+    ),
+    "documents.py parsed_yaml": (
+        "PyYAML makes dates, numbers and tags by code that raises what it happens to",
+        "return yaml.safe_load(text)",
     ),
 }
 # Whatever is raised in a thread is raised again by the one that waits for it.

@@ -6,8 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from veneer.documents import parsed_yaml
 from veneer.errors import DataError, did_you_mean
 
 Template = Literal["auto", "chat", "plain"]
@@ -55,8 +54,8 @@ def typed_arguments(value: Any) -> Any:
 
 def _typed(text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parsed_yaml(text)
+    except ValueError:
         return text
     return value if isinstance(value, bool | int | float | list | dict) else text
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from veneer.data.dates import date_arguments
 from veneer.data.formats import Example
@@ -143,21 +143,27 @@ class ChatTemplate:
         """The first ``count`` messages; ``ask``: up to where the model is to answer."""
         if not self.tokenizer.chat_template:
             raise DataError(_no_template(self.tokenizer, example))
-        try:
-            return self._apply(list(example.messages[:count]), example.tools, ask)
-        except Exception as error:  # a template is a program of the model's, which may raise anything
+        made = self._apply(list(example.messages[:count]), example.tools, ask)
+        if isinstance(made, Exception):
             raise DataError(
-                f"{example.where}: the chat template refuses this conversation: {error}{self._hint(example)}"
+                f"{example.where}: the chat template refuses this conversation: {made}{self._hint(example)}"
             ) from None
+        return made
 
-    def _apply(self, messages: list[Message], tools: tuple[dict[str, Any], ...], ask: bool) -> str:
+    def _apply(self, messages: list[Message], tools: tuple[dict[str, Any], ...], ask: bool) -> str | Exception:
         if self._arguments_as_text and any("tool_calls" in message for message in messages):
             messages = [_with_text_arguments(message) for message in messages]
-        text: str = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=ask, tools=list(tools) or None,
-            **{**date_arguments(self.tokenizer), **self.arguments},
-        )  # fmt: skip
-        return text
+        return self._rendered(messages, tools, ask)
+
+    def _rendered(self, messages: list[Any], tools: tuple[dict[str, Any], ...], ask: bool) -> str | Exception:
+        """What the template writes, or raises: it is a program of the model's, which may raise anything."""
+        how = {"tools": list(tools) or None, **date_arguments(self.tokenizer), **self.arguments}
+        try:
+            return cast(
+                str, self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **how)
+            )
+        except Exception as error:
+            return error
 
     @cached_property
     def _arguments_as_text(self) -> bool:
@@ -165,22 +171,15 @@ class ChatTemplate:
         if "tool_calls" not in str(self.tokenizer.chat_template):
             return False
         asked = {"role": "user", "content": "a"}
-        texts = []
-        for called in (_PROBE, _with_text_arguments(_PROBE)):
-            try:
-                texts.append(self.tokenizer.apply_chat_template([asked, called], tokenize=False))
-            except Exception:  # in this form, or at all
-                texts.append("")
-        as_object, as_text = texts
+        made = [self._rendered([asked, called], (), False) for called in (_PROBE, _with_text_arguments(_PROBE))]
+        as_object, as_text = ("" if isinstance(text, Exception) else text for text in made)
         return "{'veneer': 'probe'}" in as_object or bool(as_text and not as_object)
 
     def _hint(self, example: Example) -> str:
         folded = replace(self, fold=True)._folded(example)
         if self.fold or len(folded.messages) == len(example.messages):
             return ""
-        try:
-            self._apply(list(folded.messages), example.tools, False)
-        except Exception:  # for another reason, then
+        if isinstance(self._apply(list(folded.messages), example.tools, False), Exception):  # for another reason, then
             return ""
         return (
             ". With fold_turns: true the system message goes into the first user turn and successive turns of one role "
@@ -205,10 +204,7 @@ class ChatTemplate:
 
     def _writes(self, messages: tuple[Message, ...], tools: tuple[dict[str, Any], ...], text: str) -> bool:
         """Whether the template writes just this text, which it need not take the messages for."""
-        try:
-            return self._apply(list(messages), tools, ask=False) == text
-        except Exception:
-            return False
+        return self._apply(list(messages), tools, ask=False) == text
 
     def _unused(self, example: Example) -> tuple[str, ...]:
         known = str(self.tokenizer.chat_template)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from veneer.documents import read_json
 from veneer.reporting.charts import Chart, Series, displayed, gigabytes, smoothed
 from veneer.reporting.run_page import option_text
 from veneer.runs.folder import RunFolder
 from veneer.runs.history import RunHistory
 from veneer.training.progress import clock
+from veneer.training.state import STATE_NAME
 
 Rows = list[list[str]]
 _MEASURES = {
@@ -128,7 +129,7 @@ def _digest(run: RunHistory) -> str | None:
     """The digest of a run's rows as tokens; None where no checkpoint has it."""
     saved = run.folder.latest_checkpoint()
     try:
-        state = json.loads((saved / "state.json").read_text(encoding="utf-8")) if saved else {}
+        state = read_json(saved / STATE_NAME) if saved else {}
     except (OSError, ValueError):
         return None
     digest = state.get("data") if isinstance(state, dict) else None
