@@ -24,7 +24,8 @@ ALLOWED = {
     ),
     "data/template.py _rendered": (
         "a chat template is a program that comes with a model",
-        "return cast(str, self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **how))",
+        "return cast(str, self.tokenizer.apply_chat_template(messages, tokenize=False, "
+        "add_generation_prompt=ask, **how))",
     ),
     "documents.py parsed_yaml": (
         "PyYAML makes dates, numbers and tags by code that raises what it happens to",

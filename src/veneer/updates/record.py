@@ -51,7 +51,7 @@ class Adapters:
     hooks: list[RemovableHandle] = field(default_factory=list)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a copy: the blocks that are open are the original's."""
+        """What a copy gets: blocks of `disabled` that are open are the original's."""
         return {**self.__dict__, "disabled": 0}
 
 
