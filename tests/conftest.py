@@ -13,6 +13,7 @@ import transformers as tf
 from hypothesis import settings
 from rich.console import Console
 
+import tiny
 import veneer
 from tokens import tokenizer
 
@@ -33,15 +34,7 @@ def _own_cache(tmp_path_factory):
 def tiny_folder(tmp_path_factory) -> Path:
     """A tiny Llama with dropout-free layers and its byte-level tokenizer, as a transformers folder."""
     folder = tmp_path_factory.mktemp("tiny")
-    made = tokenizer()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = tf.LlamaConfig(
-            vocab_size=len(made), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=128, eos_token_id=made.eos_token_id,
-        )  # fmt: skip
-        tf.LlamaForCausalLM(config).save_pretrained(folder)
-    made.save_pretrained(folder)
+    tiny.llama_folder(folder, tokenizer())
     return folder
 
 

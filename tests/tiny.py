@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -96,6 +97,19 @@ MIXTURES: dict[str, Callable[[], nn.Module]] = {
         tf.GptOssConfig(num_local_experts=4, head_dim=8, sliding_window=8, **_EXPERTS)
     ),
 }
+
+
+def llama_folder(folder: Path, tokenizer: Any, *, layers: int = 2, positions: int = 128) -> None:
+    """A tiny Llama for the tokens of ``tokenizer``, and it, as a transformers folder; the random state is left."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = tf.LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=layers,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=positions,
+            eos_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+        tf.LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def build(name: str, seed: int = 0) -> Any:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import transformers as tf
 from rich.console import Console
 
 import tiny
@@ -39,14 +38,7 @@ class Kind(NamedTuple):
 
 def make_model(folder: Path) -> None:
     """A tiny Llama and its tokenizer."""
-    made = tokenizer(merges=(("a", "t"), ("i", "g")))
-    torch.manual_seed(0)
-    config = tf.LlamaConfig(
-        vocab_size=len(made), hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, eos_token_id=made.eos_token_id,
-    )  # fmt: skip
-    tf.LlamaForCausalLM(config).save_pretrained(folder)
-    made.save_pretrained(folder)
+    tiny.llama_folder(folder, tokenizer(merges=(("a", "t"), ("i", "g"))), layers=1, positions=64)
 
 
 def _make_gguf(folder: Path) -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from veneer.frozen.blockwise import Quantised, quantise
-from veneer.frozen.weight import BlockwiseWeight, DenseWeight, FrozenWeight, frozen_product
+from veneer.frozen.weight import BlockwiseWeight, DenseWeight, FrozenWeight, InCodes, frozen_product
 
 Products = Callable[[int, Tensor], Tensor]  # an expert's number and its x (n, in) → y (n, out)
 _TENSORS = ("codes", "scales", "nested_scales", "offset")  # of a Quantised, here one row for each expert
@@ -77,7 +77,7 @@ class DenseStack(Stack):
         return product
 
 
-class QuantisedStack(Stack):
+class QuantisedStack(InCodes, Stack):
     """The experts of one projection in codes, each quantised by itself."""
 
     codes: Tensor  # uint8 (experts, ⌈out · in · bits / 8⌉)
@@ -121,15 +121,6 @@ class QuantisedStack(Stack):
 
     def frozen(self, expert: int) -> FrozenWeight:
         return BlockwiseWeight(self.quantised(expert), self.dtype)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> QuantisedStack:
-        # As for a QuantisedLinear: model.to(bfloat16) means the compute type, not that of the scales.
-        kept = {name: tensor for name in _TENSORS if (tensor := getattr(self, name)) is not None}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, tensor in kept.items():
-            setattr(self, name, tensor.to(getattr(self, name).device))
-        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.codes.device)).dtype
-        return self
 
     def extra_repr(self) -> str:
         return f"experts={self.experts}, shape={self.shape}, storage={self.storage}"

@@ -22,7 +22,7 @@ from veneer.frozen.experts import (
 from veneer.frozen.new_parts import new_parts, task_parts
 from veneer.frozen.read_outside import read_outside
 from veneer.frozen.text_part import HEADS as HEADS
-from veneer.frozen.text_part import beside_text
+from veneer.frozen.text_part import beside_text, end_of
 from veneer.frozen.weight import PLAIN_TYPES, STORED, QuantisedLinear, StoredLinear, is_plain_linear
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,7 +42,7 @@ def linear_layers(model: nn.Module) -> list[str]:
     """The names of the layers that a quantised storage keeps in codes: the linear ones of the text part but its output
     head, what is new for its task, and those whose weight the model reads itself (`read_outside`)."""
     outside = read_outside(model)
-    head = getattr(model, "get_output_embeddings", lambda: None)()
+    head = end_of(model, "output")
     modules = dict(model.named_modules())
     new = [*HEADS, *task_parts(model), *new_parts(model, modules)[0]]
     others = tuple(f"{name}." for name in [*beside_text(model), *new])

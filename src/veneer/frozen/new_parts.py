@@ -8,7 +8,7 @@ from typing import Any
 import transformers
 from torch import nn
 
-from veneer.frozen.text_part import HEADS, text_config_of
+from veneer.frozen.text_part import HEADS, end_of, text_config_of
 
 # Tasks whose parts beside the backbone are no pretraining's.
 _TASK = re.compile(r"For(\w*Classification|QuestionAnswering\w*|MultipleChoice|NextSentencePrediction)$")
@@ -126,10 +126,7 @@ def _resized(model: Any) -> list[nn.Module]:
     if resized_from(model) is None:
         return modules
     for end in ("input", "output"):
-        try:
-            module = getattr(model, f"get_{end}_embeddings", lambda: None)()
-        except NotImplementedError:
-            continue
+        module = end_of(model, end)
         modules.append(getattr(module, "base", module))
     return [m for m in modules if m is not None]
 
@@ -152,7 +149,4 @@ def _classifies_sequences(model: Any) -> bool:
 
 
 def _has_vocabulary_head(model: Any) -> bool:
-    try:
-        return model.get_output_embeddings() is not None
-    except (NotImplementedError, AttributeError):
-        return False
+    return end_of(model, "output") is not None

@@ -46,7 +46,7 @@ def end_of(model: Any, end: str) -> Any:
     """The module that embeds the ``input``'s tokens, or makes the ``output``'s logits; None where a model has none."""
     try:
         return getattr(model, f"get_{end}_embeddings", lambda: None)()
-    except NotImplementedError:  # what transformers' models without one answer
+    except (NotImplementedError, AttributeError):  # what transformers' models without one answer
         return None
 
 

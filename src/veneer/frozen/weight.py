@@ -138,7 +138,23 @@ def _product_transposed(grad: Tensor, panels: _Panels, shape: tuple[int, int]) -
     return cast(Tensor, y)
 
 
-class QuantisedLinear(nn.Module):
+class InCodes(nn.Module):
+    """A module whose weights are in codes. ``dtype`` is the type they had, in which they are merged and given back."""
+
+    codes: Tensor
+    dtype: torch.dtype
+
+    def _apply(self, fn: Any, recurse: bool = True) -> InCodes:
+        # model.to(bfloat16) means the compute type: the scales stay the fp32 numbers that the codes were made with.
+        kept = {name: tensor for name in _TENSORS if (tensor := getattr(self, name)) is not None}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, tensor in kept.items():
+            setattr(self, name, tensor.to(getattr(self, name).device))
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.codes.device)).dtype
+        return self
+
+
+class QuantisedLinear(InCodes):
     """y = W0 x + b with W0 (out, in) kept in a quantised storage; frozen, differentiable in x.
 
     ``dtype`` is the type W0 had, in which it is merged and given back; ``transposed``: it was stored as (in, out).
@@ -194,15 +210,6 @@ class QuantisedLinear(nn.Module):
                 y = y if self.bias is None else y.add_(self.bias)
                 return y.view(*x.shape[:-1], self.out_features)
         return frozen_product(x, self.frozen(), self.bias)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> QuantisedLinear:
-        # model.to(bfloat16) means the compute type: the scales stay the fp32 numbers that the codes were made with.
-        kept = {name: tensor for name in _TENSORS if (tensor := getattr(self, name)) is not None}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, tensor in kept.items():
-            setattr(self, name, tensor.to(getattr(self, name).device))
-        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.codes.device)).dtype
-        return self
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, storage={self.storage}"

@@ -36,19 +36,20 @@ _SHARD = 4 * 2**30  # bytes of a file
 
 def says_bitsandbytes(config: Any) -> bool:
     """Whether a model's config says that bitsandbytes keeps it."""
-    return bool(_quantisation(config).get("quant_method") == "bitsandbytes")
+    return bool(quantisation_said(config).get("quant_method") == "bitsandbytes")
 
 
 def refuse_8_bits(config: Any, name: str) -> None:
     """Raises ModelError when the config of the model ``name`` says that bitsandbytes keeps it in 8 bits, which is
     another format."""
-    if not _quantisation(config).get("load_in_4bit"):
+    if not quantisation_said(config).get("load_in_4bit"):
         raise ModelError(f"{name} is a bitsandbytes checkpoint in 8 bits; those in 4 bits (nf4, fp4) can be read.")
 
 
-def _quantisation(config: Any) -> dict[str, Any]:
-    said = getattr(config, "quantization_config", None) or {}
-    return said if isinstance(said, dict) else dict(said.to_dict())
+def quantisation_said(config: Any) -> dict[str, Any]:
+    """What config.json says of how weights are kept; MLX has a place of its own for it."""
+    said = getattr(config, "quantization_config", None) or getattr(config, "quantization", None) or {}
+    return dict(said if isinstance(said, dict) else said.to_dict())
 
 
 def holds_codes(keys: Iterable[str]) -> bool:

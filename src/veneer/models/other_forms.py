@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from veneer.errors import ModelError
+from veneer.models.bnb_file import quantisation_said
 from veneer.models.tensors import SafetensorsFolder
 
 # By what config.json calls the method. transformers expands FP8 by blocks and MXFP4 itself.
@@ -20,7 +21,7 @@ _READ = frozenset({"bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit", "gg
 
 def refuse_other_forms(config: Any, name: str) -> None:
     """Raises ModelError where a model's config says that its weights are kept in a form that is not read."""
-    said = _quantisation(config)
+    said = quantisation_said(config)
     method = str(said.get("quant_method") or ("mlx" if "group_size" in said and "bits" in said else ""))
     if not said or method in _READ:
         return
@@ -33,7 +34,7 @@ def refuse_other_forms(config: Any, name: str) -> None:
 
 def refuse_uneven_blocks(config: Any, files: SafetensorsFolder, name: str) -> None:
     """Raises ModelError for FP8 by blocks where a weight ends within one: transformers expands it wrongly."""
-    said = _quantisation(config)
+    said = quantisation_said(config)
     block = said.get("weight_block_size")
     if said.get("quant_method") != "fp8" or not isinstance(block, (list, tuple)) or len(block) != 2:
         return
@@ -45,9 +46,3 @@ def refuse_uneven_blocks(config: Any, files: SafetensorsFolder, name: str) -> No
                 f"{weight} of {name} is {shape[0]} × {shape[1]} in FP8 by blocks of {block[0]} × {block[1]}, which "
                 f"only whole blocks can be expanded from; take the model in bf16."
             )
-
-
-def _quantisation(config: Any) -> dict[str, Any]:
-    """What config.json says of how weights are kept; MLX has a place of its own for it."""
-    said = getattr(config, "quantization_config", None) or getattr(config, "quantization", None) or {}
-    return dict(said if isinstance(said, dict) else said.to_dict())

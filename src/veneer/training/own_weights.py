@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from veneer.errors import TargetError
 from veneer.files import atomic_file
 from veneer.frozen.new_parts import new_parts
-from veneer.frozen.text_part import say_tied
+from veneer.frozen.text_part import end_of, say_tied
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models.composite import copy_processor
 from veneer.models.library import quiet
@@ -74,7 +74,7 @@ def _chosen(model: nn.Module, method: str) -> list[nn.Parameter]:
 
 
 def _part_from_embedding(model: Any, head: nn.Module) -> None:
-    embedding = getattr(model, "get_input_embeddings", lambda: None)()
+    embedding = end_of(model, "input")
     weight: Any = getattr(head, "weight", None)
     tied = weight is not None and weight is getattr(embedding, "weight", None)
     if tied:

@@ -150,3 +150,11 @@ def test_a_spawned_worker_trains_and_saves(tmp_path):
     tiny.train_steps(here, tiny.batch("llama"))
     here.save_pretrained(tmp_path / "here")
     assert _files(tmp_path / "there") == _files(tmp_path / "here")
+
+
+def test_a_model_in_flat_shards_is_refused():
+    """By its name: FullyShardedDataParallel itself asks for a group of processes."""
+    sharded = type("FullyShardedDataParallel", (nn.Module,), {})()
+    sharded.inner = tiny.build("llama")
+    with pytest.raises(TargetError, match="in the flat shards of FullyShardedDataParallel; attach to the model first"):
+        veneer.attach(sharded, veneer.LoRA(targets=["q_proj"]))
