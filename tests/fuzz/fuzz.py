@@ -24,6 +24,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -93,49 +94,79 @@ def _hang(*_: object) -> None:
     raise Hang
 
 
-def run(kind: str, numbers: Iterable[int], base: Path) -> list[tuple[int, str, str]]:
-    """The outcomes of these cases. Each few run in a process of their own, which may end at any of them."""
-    left, results = list(numbers), []
-    context = multiprocessing.get_context("fork")
-    while left:
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(kind, left[:200], base, sender))
-        process.start()
-        sender.close()
-        done = 0
+class Reader:
+    """A process of its own that reads cases, and may end at any of them: then the next case starts another.
+
+    It is spawned, not forked: a fork does not copy OpenMP's threads, and a product in the child would wait for them.
+    """
+
+    def __init__(self) -> None:
+        self._process: multiprocessing.process.BaseProcess | None = None
+
+    def make(self, kind: str, base: Path) -> None:
+        if (made := self._ask("make", kind, base, seconds=120)) is not None:
+            raise RuntimeError(f"{kind}: {made}")
+
+    def read(self, kind: str, number: int, base: Path) -> tuple[str, str]:
+        """As `outcome`."""
+        found: tuple[str, str] = self._ask("read", kind, number, base, seconds=SECONDS + 10)
+        return found
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._process = None
+
+    def _ask(self, *question: Any, seconds: float) -> Any:
+        if self._process is None:
+            context = multiprocessing.get_context("spawn")
+            self._pipe, other = context.Pipe()
+            self._process = context.Process(target=_answer, args=(other,), daemon=True)
+            self._process.start()
+            other.close()
+            seconds += 60  # its imports
+        self._pipe.send(question)
+        # The alarm inside cannot end a hang in C++ code; the end of this wait does.
+        if not self._pipe.poll(seconds):
+            self.close()
+            return "hang", "neither an answer nor an alarm"
         try:
-            while done < min(200, len(left)):
-                results.append((left[done], *receiver.recv()))
-                done += 1
+            return self._pipe.recv()
         except EOFError:
-            process.join()
-            results.append((left[done], "ended", f"the process ended with {process.exitcode}"))
-            done += 1
-        process.join()
-        left = left[done:]
-    return results
+            self._process.join()
+            code = self._process.exitcode
+            self._process = None
+            return "ended", f"the process ended with {code}"
 
 
-def _work(kind: str, numbers: list[int], base: Path, sender: object) -> None:
+def _answer(pipe: Any) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
     with tempfile.TemporaryDirectory() as room:
-        for number in numbers:
-            sender.send(outcome(kind, number, base, Path(room)))
+        while True:
+            verb, *about = pipe.recv()
+            if verb == "make":
+                kind, base = about
+                base.mkdir(parents=True)
+                pipe.send(KINDS[kind].make(base))
+            else:
+                pipe.send(outcome(*about, Path(room)))
 
 
-def fuzz(count: int, kinds: Iterable[str], folder: Path, *, first: int = 0) -> dict[str, list[tuple[int, str, str]]]:
+def fuzz(
+    count: int, kinds: Iterable[str], folder: Path, reader: Reader, *, first: int = 0
+) -> dict[str, list[tuple[int, str, str]]]:
     """Kind → outcomes; ``count`` cases of all kinds together."""
     kinds = list(kinds)
     found: dict[str, list[tuple[int, str, str]]] = {}
     for place, kind in enumerate(kinds):
         base = folder / kind.replace(" ", "-")
         if not base.exists():
-            base.mkdir(parents=True)
-            KINDS[kind].make(base)
+            reader.make(kind, base)
         share = count // len(kinds) + (place < count % len(kinds))
-        found[kind] = run(kind, range(first, first + share), base)
+        found[kind] = [(number, *reader.read(kind, number, base)) for number in range(first, first + share)]
     return found
 
 
@@ -150,7 +181,9 @@ def main(arguments: list[str]) -> int:
             print(outcome(kind, int(number), base, Path(folder), loud=True))
             return 0
         count = int(arguments[0]) if arguments else 10_000
-        found = fuzz(count, arguments[1:] or KINDS, Path(folder))
+        reader = Reader()
+        found = fuzz(count, arguments[1:] or KINDS, Path(folder), reader)
+        reader.close()
     print(f"| {'kind':16} | cases | read | refused | {' | '.join(BAD)} |")
     bad = 0
     for kind, outcomes in found.items():

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from fuzz.fuzz import BAD, fuzz, outcome
+from fuzz.fuzz import BAD, Reader, fuzz, outcome
 from fuzz.kinds import KINDS, Kind
 from fuzz.mutations import BYTES, mutations_of
 
@@ -18,9 +18,16 @@ def bases(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz")
 
 
+@pytest.fixture(scope="module")
+def reader():
+    reader = Reader()
+    yield reader
+    reader.close()
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_damaged_files_are_read_or_refused_in_a_sentence(kind, bases):
-    outcomes = fuzz(15, [kind], bases, first=1_000_000)[kind]
+def test_damaged_files_are_read_or_refused_in_a_sentence(kind, bases, reader):
+    outcomes = fuzz(15, [kind], bases, reader, first=1_000_000)[kind]
     assert [case for case in outcomes if case[1] in BAD] == []
     assert any(result == "refused" for _, result, _ in outcomes), "else nothing is damaged"
 
