@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,7 @@ def _read_csv(path: Path, text: str, delimiter: str) -> Iterator[Row]:
                 continue
             if columns is None:
                 columns = values
-                twice = sorted({column for column in columns if columns.count(column) > 1})
+                twice = sorted(column for column, times in Counter(columns).items() if times > 1)
                 if twice:
                     raise DataError(f"{where} names the column {', '.join(twice)} twice; which one is meant?")
             elif len(values) != len(columns):

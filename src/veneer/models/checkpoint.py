@@ -54,7 +54,7 @@ class Checkpoint:
         self.cache = converted.folder_of(self._place) if self._place.is_file() else None  # what it is converted to
         self.kind: Literal["folder", "gguf", "converted"] = "folder"
         if self.cache is not None:
-            self.kind = "converted" if self.cache.is_dir() else "gguf"
+            self.kind = "converted" if converted.is_whole(self.cache) else "gguf"
             converted.used(self.cache)
 
     @cached_property

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from veneer import __version__
 from veneer.documents import read_json
 from veneer.files import atomic_folder, cache_folder, remove_leftovers
 
-_FORM = 2  # raised when the same file becomes another model than before, within a version, too
+_FORM = 3  # raised when the same file becomes another model than before, within a version, too
 _SOURCE = "veneer-source.json"  # in each copy: of which file it is; when it was used last
 _KILLED = 3600  # seconds: a write that did nothing for so long was
 _UNUSED = 30 * 24 * 3600  # seconds: a copy that nobody has loaded for so long goes
@@ -29,6 +30,16 @@ def folder_of(file: Path) -> Path:
     versions = f"veneer {__version__} ({_FORM}), transformers {transformers.__version__}, fp32"
     what = f"{json.dumps(_state(file))}, {versions}"
     return cache_folder() / "gguf" / f"{file.stem}-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether what was kept can be loaded: nothing of it is gone, cut, changed or a link, and only this user could have
+    written there. What is not whole is made again."""
+    try:
+        said = read_json(folder / _SOURCE)
+        return _only_ours(folder.parent) and _only_ours(folder) and said["copy"] == _files(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def used(folder: Path) -> None:
@@ -45,6 +56,11 @@ def keep(folder: Path, file: Path, model: Any, tokenizer: Any) -> None:
     size = sum(parameter.nbytes for parameter in model.parameters())
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.parent.chmod(0o700)  # whoever may write there may exchange a model
+        if not _only_ours(folder.parent):
+            return
+        if folder.is_symlink():
+            folder.unlink()
         remove_leftovers(folder.parent, age=_KILLED)
         _prune(folder.parent)
         if shutil.disk_usage(folder.parent).free < _ROOM * size:
@@ -52,7 +68,9 @@ def keep(folder: Path, file: Path, model: Any, tokenizer: Any) -> None:
         with atomic_folder(folder) as temporary:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
-            (temporary / _SOURCE).write_text(json.dumps(_state(file)), encoding="utf-8")
+            said = {"file": _state(file), "copy": _files(temporary)}
+            (temporary / _SOURCE).write_text(json.dumps(said), encoding="utf-8")
+        folder.chmod(0o700)
     except OSError:
         return
 
@@ -67,11 +85,28 @@ def _may_be_used(source: Path) -> bool:
     """Not where it says nothing, as copies of the first version do, which had lost a part of what the file says."""
     try:
         said = read_json(source)
-        return time.time() - source.stat().st_mtime < _UNUSED and bool(_state(Path(said[0])) == said)
-    except (OSError, ValueError, IndexError, TypeError):
+        is_used = time.time() - source.stat().st_mtime < _UNUSED
+        return is_used and bool(_state(Path(said["file"][0])) == said["file"])
+    except (OSError, ValueError, LookupError, TypeError):
         return False
 
 
 def _state(file: Path) -> list[Any]:
     about = file.stat()
     return [str(file), about.st_size, about.st_mtime_ns]
+
+
+def _files(folder: Path) -> dict[str, list[int]]:
+    """Path below ``folder`` → size and time of the last change; a link or a device is none of its files."""
+    found = {}
+    for file in folder.rglob("*"):
+        about = file.lstat()
+        if stat.S_ISREG(about.st_mode) and file != folder / _SOURCE:
+            found[file.relative_to(folder).as_posix()] = [about.st_size, about.st_mtime_ns]
+    return found
+
+
+def _only_ours(folder: Path) -> bool:
+    """Whether it is a folder of this user's, into which no other user may write; no link to one."""
+    about = folder.lstat()
+    return stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o022

@@ -144,3 +144,61 @@ def test_what_a_killed_write_left_goes_with_the_next_one_and_not_what_is_being_w
     kept, made = sorted(path.name for path in cache.iterdir())
     assert kept == f"{TEMPORARY}2-tiny"
     assert made.startswith("tiny-")
+
+
+def _cut(copy):
+    os.truncate(copy / "model.safetensors", 100)
+
+
+def _emptied(copy):
+    for path in copy.iterdir():
+        path.unlink()
+
+
+def _linked(copy):
+    os.rename(copy, copy.parent.parent / "another")
+    copy.symlink_to(copy.parent.parent / "another")
+
+
+def _part_linked(copy):
+    os.rename(copy / "config.json", copy.parent.parent / "config.json")
+    (copy / "config.json").symlink_to(copy.parent.parent / "config.json")
+
+
+DAMAGES = {
+    "a file is lost": lambda copy: (copy / "config.json").unlink(),
+    "a file is cut": _cut,
+    "a file is another": lambda copy: (copy / "config.json").write_text("{}"),
+    "a file more": lambda copy: (copy / "chat_template.jinja").write_text("{{ 'x' }}"),
+    "nothing in it": _emptied,
+    "a link to another": _linked,
+    "a link in it": _part_linked,
+    "a file": lambda copy: (_emptied(copy), copy.rmdir(), copy.write_text("")),
+    "open to others": lambda copy: copy.chmod(0o777),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_copy_that_is_not_as_it_was_written_is_made_again(file, damage, monkeypatch):
+    first = veneer.load(file)
+    [copy] = (cache_folder() / "gguf").iterdir()
+    DAMAGES[damage](copy)
+    opened = _reading(monkeypatch)
+    _same(first, veneer.load(file))
+    assert opened
+    opened.clear()
+    _same(first, veneer.load(file))
+    assert not opened, "the copy is whole again"
+
+
+def test_a_copy_is_the_users_alone_whatever_the_umask(file, monkeypatch):
+    old = os.umask(0)
+    try:
+        veneer.load(file)
+    finally:
+        os.umask(old)
+    [copy] = (cache_folder() / "gguf").iterdir()
+    assert {path.stat().st_mode & 0o777 for path in (copy, copy.parent)} == {0o700}
+    opened = _reading(monkeypatch)
+    veneer.load(file)
+    assert not opened
