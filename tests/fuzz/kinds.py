@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
@@ -21,7 +22,14 @@ from veneer.commands.watch import screen
 from veneer.data.formats import to_examples
 from veneer.data.read import read_rows
 from veneer.reporting.run_page import run_page
+from veneer.reporting.study_page import study_page
 from veneer.runs.history import RunHistory
+from veneer.studies import run
+from veneer.studies.config import StudyOptions
+from veneer.studies.folder import read_study_rows
+from veneer.studies.kinds import STUDIES
+from veneer.studies.run import run_study
+from veneer.studies.work import work
 from veneer.training.config import TrainConfig
 
 QUIET = Console(file=io.StringIO(), width=80)
@@ -85,6 +93,17 @@ def _make_adapter(folder: Path) -> None:
     model.save_pretrained(folder / "adapter")
 
 
+def _make_study(folder: Path) -> None:
+    make_model(folder / "model")
+    _make_rows(folder)
+    options = StudyOptions(
+        model=str(folder / "model"), data=str(folder / "rows.jsonl"), output=str(folder / "study"), seeds=[0], steps=2,
+        batch_size=4, held_out=16, learning_rate=1e-3, ranks=[1, 2],
+    )  # fmt: skip
+    with patch.object(run, "in_a_process", work):
+        run_study("rank", options, lambda text: None)
+
+
 def _read_model(folder: Path, **how: Any) -> None:
     path = next(path for path in (*folder.iterdir(), folder / "model.gguf") if not path.name.startswith("."))
     model, made = veneer.load(path, **how)
@@ -135,12 +154,20 @@ def _read_options(folder: Path) -> None:
     TrainConfig.read(folder / "run" / "config.yaml")
 
 
+def _read_study(folder: Path) -> None:
+    study = folder / "study"
+    study_page(study)
+    inspect_source(str(study), InspectOptions()).show(QUIET)
+    read_study_rows(study, STUDIES["rank"])
+
+
 _RUN_FILES = ("run/*.json", "run/*.yaml", "run/metrics.jsonl", "run/best/step", "run/adapter/*.json")
 KINDS: dict[str, Kind] = {
     "rows": Kind(_make_rows, ("*",), _read_rows),
     "options": Kind(_make_run, ("run/config.yaml",), _read_options),
     "adapter": Kind(_make_adapter, ("adapter/*.json", "adapter/*.safetensors"), _read_adapter),
     "run": Kind(_make_run, _RUN_FILES, _read_run),
+    "study": Kind(_make_study, ("study/*.json", "study/*.csv", "study/*.png"), _read_study),
     "resumed run": Kind(_make_run, ("run/checkpoints/*/*", "run/*.json", "run/*.yaml", "run/metrics.jsonl"), _resume),
     "answer of a run": Kind(_make_run, ("run/*.json", "run/*.yaml", "run/adapter/*"), _answer),
     "model": Kind(lambda folder: make_model(folder / "model"), ("model/*",), _read_model),

@@ -27,6 +27,8 @@ from veneer.models.composite import left_out_of
 from veneer.models.load import load
 from veneer.models.packaged import PACKAGED_MODELS
 from veneer.reporting.heatmap import RankMap, ranks_of
+from veneer.reporting.study_page import read_study
+from veneer.reporting.table import JSON_NAME as STUDY
 from veneer.runs.facts import Facts, read_facts
 from veneer.runs.folder import RunFolder
 from veneer.runs.prepare import renderer_of, tokenizer_of_rows
@@ -57,7 +59,7 @@ class Inspected:
 
 
 def inspect_source(source: str, options: InspectOptions) -> Inspected:
-    """Look at ``source`` by what it is: a run, an adapter folder, a folder of runs, rows, else a model."""
+    """Look at ``source`` by what it is: a run, an adapter folder, a study, a folder of runs, rows, else a model."""
     path = Path(source)
     if options.png is not None and not (path / ADAPTER_CONFIG).is_file():
         raise ConfigError(f"--png draws the ranks of an adapter, and {source} is no adapter folder.")
@@ -65,6 +67,8 @@ def inspect_source(source: str, options: InspectOptions) -> Inspected:
         return _run(path)
     if (path / ADAPTER_CONFIG).is_file():
         return _adapter(path, options.png)
+    if (path / STUDY).is_file():
+        return _study(path)
     if options.model is None and path.is_dir() and runs_in(path):
         values, lines = listed(path)
         return Inspected(values, [*lines])
@@ -82,6 +86,14 @@ def _holds_rows(path: Path) -> bool:
     return any((path / name).is_file() for name in known) or (
         not (path / "config.json").is_file() and any(path.glob(f"*{suffix}") for suffix in _DATA_SUFFIXES)
     )
+
+
+def _study(path: Path) -> Inspected:
+    study = read_study(path)
+    done = f"{len(study.get('runs', []))} runs, {'finished' if study.get('finished') else 'not finished'}"
+    lines: list[Text | str] = [f"{'study':<24}{path}: {done}; veneer report {path}"]
+    lines += [f"{name:<24}{study[name]}" for name in ("title", "model", "data", "date", "findings") if study.get(name)]
+    return Inspected({"kind": "study", **study}, lines)
 
 
 def _run(path: Path) -> Inspected:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
 
+from veneer.data.bound import Bound, excess_of
 from veneer.data.dates import date_arguments
 from veneer.data.formats import Example
 from veneer.data.messages import Message, fold_turns
@@ -159,11 +160,27 @@ class ChatTemplate:
         """What the template writes, or raises: it is a program of the model's, which may raise anything."""
         how = {"tools": list(tools) or None, **date_arguments(self.tokenizer), **self.arguments}
         try:
-            return cast(
-                str, self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **how)
+            self._refuse_excess()
+            made = self._bound.run(
+                lambda: self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **how)
             )
         except Exception as error:
             return error
+        return cast(str, made)
+
+    def _refuse_excess(self) -> None:
+        if self._excess:
+            raise ValueError(f"it holds {self._excess}, which can fill any memory")
+
+    @cached_property
+    def _excess(self) -> str | None:
+        templates = self.tokenizer.chat_template
+        texts = templates.values() if isinstance(templates, dict) else [templates or ""]
+        return next(filter(None, map(excess_of, texts)), None)
+
+    @cached_property
+    def _bound(self) -> Bound:
+        return Bound()
 
     @cached_property
     def _arguments_as_text(self) -> bool:

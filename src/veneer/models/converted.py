@@ -56,7 +56,7 @@ def keep(folder: Path, file: Path, model: Any, tokenizer: Any) -> None:
     size = sum(parameter.nbytes for parameter in model.parameters())
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.parent.chmod(0o700)  # whoever may write there may exchange a model
+        folder.parent.chmod(0o700)  # a user who may write there may exchange a model
         if not _only_ours(folder.parent):
             return
         if folder.is_symlink():

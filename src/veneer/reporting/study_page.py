@@ -12,6 +12,7 @@ from veneer.errors import DataError
 from veneer.reporting.charts import Chart, Series, X, displayed
 from veneer.reporting.page import picture, render
 from veneer.reporting.table import CSV_NAME, JSON_NAME, KEY, read_table
+from veneer.runs.records import StudyRecord, checked
 
 _SEED = "seed"  # the column that runs are repeated over
 _GIVEN = "largest_class"  # a column that says what the rows are, and nothing of a run
@@ -23,19 +24,19 @@ Row = dict[str, Any]
 
 def study_page(path: Path) -> str:
     """The HTML of the study in ``path``. Raises DataError when its study.json or runs.csv is damaged."""
-    study, (head, rows) = _study(path), read_table(path / CSV_NAME)
-    columns = study.get("columns") or {}
+    study, (head, rows) = read_study(path), read_table(path / CSV_NAME)
+    columns = study.get("columns", {})
     there, runs = len(rows), study.get("runs")
     rows = [row for row in rows if runs is None or row.get(KEY) in runs]  # the file may hold others, too
     charts = study_charts(head, rows, columns)
-    finished = bool(study.get("finished"))
-    plots = list(study.get("plots") or [])
+    finished = study.get("finished", False)
+    plots = study.get("plots", [])
     known = [name for name in plots if Path(name).name == name and name.endswith(".png") and (path / name).is_file()]
     lost = [name for name in plots if name not in known]
     notes = [f"The plot {name} is not in the folder." for name in lost]
     if there > len(rows):
         notes.append(f"{there - len(rows)} rows of {CSV_NAME} are of other options, and left out.")
-    about = " on ".join(str(study[name]) for name in ("model", "data") if study.get(name))
+    about = " on ".join(filter(None, [study.get("model"), study.get("data")]))
     name = study.get("name") or path.resolve().name
     return render(
         "study.html", charts, name=name, title=study.get("title") or name, finished=finished,
@@ -44,7 +45,7 @@ def study_page(path: Path) -> str:
         findings=study.get("findings") or "Nothing yet: not all of its runs are done.",
         pictures=[(name, picture(path / name)) for name in known], file=CSV_NAME, head=head,
         rows=[[_cell(row[name]) for name in head] for row in rows], columns=list(columns.items()),
-        options=list((study.get("options") or {}).items()), machine=list((study.get("environment") or {}).items()),
+        options=list(study.get("options", {}).items()), machine=list(study.get("environment", {}).items()),
     )  # fmt: skip
 
 
@@ -147,12 +148,10 @@ def _cell(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
-def _study(path: Path) -> dict[str, Any]:
+def read_study(path: Path) -> StudyRecord:
+    """What the study.json in ``path`` says. Raises DataError where it is damaged."""
     file = path / JSON_NAME
     try:
-        study = read_json(file)
+        return checked(read_json(file), StudyRecord)
     except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read as JSON: {error}") from None
-    if not isinstance(study, dict):
-        raise DataError(f"{file} is not a study's: it holds no JSON object.")
-    return study
+        raise DataError(f"{file} cannot be read: {error}") from None

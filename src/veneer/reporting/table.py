@@ -15,14 +15,16 @@ KEY = "run"  # the column that names a run
 def read_table(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
     """The columns in order, and each row; numbers as numbers, empty ones as None. Nothing where there is no file.
 
-    Raises DataError for a row of more or fewer columns than the first line has.
+    Raises DataError for a file that is no CSV in UTF-8, and for a row of more or fewer columns than the first line has.
     """
     if not file.is_file():
         return [], []
-    with file.open(encoding="utf-8", newline="") as opened:
-        reader = csv.DictReader(opened)
-        rows = list(reader)
-    head = list(reader.fieldnames or [])
+    try:
+        with file.open(encoding="utf-8", newline="") as opened:
+            reader = csv.DictReader(opened)
+            head, rows = list(reader.fieldnames or []), list(reader)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read as CSV: {error}.") from None
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
             raise DataError(f"{file}: row {number} has not the {len(head)} columns of the first line.")

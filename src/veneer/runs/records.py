@@ -1,4 +1,4 @@
-"""What the JSON files of a run's folder hold, and of which types. No torch here."""
+"""What the JSON files of a run's folder, and of a study's, hold, and of which types. No torch here."""
 
 from __future__ import annotations
 
@@ -71,6 +71,24 @@ class PlanRecord(TypedDict, total=False):
 
     peak: int
     terms: dict[str, int]
+
+
+@with_config(_AND_MORE)
+class StudyRecord(TypedDict, total=False):
+    """study.json; `veneer.studies.folder` says what each means."""
+
+    name: str
+    title: str
+    model: str
+    data: str
+    options: dict[str, Any]
+    finished: bool
+    columns: dict[str, str]
+    runs: list[str]
+    findings: str
+    plots: list[str]
+    environment: dict[str, Any]
+    date: str
 
 
 def checked(values: Any, kind: type[_T]) -> _T:

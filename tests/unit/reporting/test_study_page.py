@@ -156,9 +156,9 @@ def test_a_study_that_goes_on(study, refused):
     (folder / "runs.csv").write_text("run,seed\na\n")
     assert refused("report", folder) == f"{folder / 'runs.csv'}: row 1 has not the 2 columns of the first line."
     (folder / "study.json").write_text("[]")
-    assert refused("report", folder) == f"{folder / 'study.json'} is not a study's: it holds no JSON object."
+    assert refused("report", folder) == (f"{folder / 'study.json'} cannot be read: Input should be a valid dictionary")
     (folder / "study.json").write_text("{")
-    assert "cannot be read as JSON" in refused("report", folder)
+    assert "cannot be read: Expecting" in refused("report", folder)
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -171,3 +171,18 @@ def test_no_text_is_taken_for_markup(text, study):
     assert page.root.all("h1")[0].whole_text() == hostile
     assert page.charts()["column-loss"]["series"][1]["name"] == hostile
     assert page.root.all("b") == []
+
+
+def test_inspect_says_what_a_study_is(study, veneer_command):
+    folder = study()
+    said = veneer_command("inspect", folder).out
+    assert f"{folder}: 0 runs, finished; veneer report {folder}" in said
+    assert "Rank 2 is enough." in said
+
+
+def test_a_table_that_is_no_text_is_refused(study, refused):
+    folder = study()
+    (folder / "runs.csv").write_bytes(b"run,seed\n\xff,1\n")
+    assert f"{folder / 'runs.csv'} cannot be read as CSV: 'utf-8' codec" in refused("report", folder)
+    (folder / "runs.csv").write_text("run,seed\n" + "x" * 200_000 + ",1\n")
+    assert f"{folder / 'runs.csv'} cannot be read as CSV: field larger" in refused("report", folder)
