@@ -40,6 +40,7 @@ from veneer.threads import wanted
 
 SUMMARY_NAME = "summary.md"
 ADDED = "largest_class"  # a column that the first studies did not have
+_MOST, _LONGEST = 20, 40  # columns of another file that a refusal names, and letters of each
 
 
 def columns_of(study: Study | type[Study]) -> dict[str, str]:
@@ -56,7 +57,7 @@ def read_study_rows(folder: Path, study: Study | type[Study]) -> list[Row]:
         return [{name: row.get(name) for name in columns} for row in rows]
     if head and head != columns:
         raise DataError(
-            f"{path} has the columns {', '.join(head)}, not those of the study {study.name}: it is another study's, or "
+            f"{path} has the columns {', '.join(name[:_LONGEST] for name in head[:_MOST])}, not those of the study {study.name}: it is another study's, or "
             f"of another version. Give another output, or move it away."
         )
     return rows
