@@ -56,8 +56,9 @@ def read_study_rows(folder: Path, study: Study | type[Study]) -> list[Row]:
     if head == [name for name in columns if name != ADDED]:
         return [{name: row.get(name) for name in columns} for row in rows]
     if head and head != columns:
+        given = ", ".join(name[:_LONGEST] for name in head[:_MOST])
         raise DataError(
-            f"{path} has the columns {', '.join(name[:_LONGEST] for name in head[:_MOST])}, not those of the study {study.name}: it is another study's, or "
+            f"{path} has the columns {given}, not those of the study {study.name}: it is another study's, or "
             f"of another version. Give another output, or move it away."
         )
     return rows
