@@ -64,7 +64,7 @@ def _make_nf4(folder: Path) -> None:
     shutil.rmtree(folder / "model")
 
 
-def _make_rows(folder: Path) -> None:
+def make_rows(folder: Path) -> None:
     rows = [{"prompt": f"{word}:", "completion": " yes" if word[0] < "g" else " no"} for word in _WORDS]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     talk = [
@@ -80,7 +80,7 @@ def _make_rows(folder: Path) -> None:
 
 def _make_run(folder: Path) -> None:
     make_model(folder / "model")
-    _make_rows(folder)
+    make_rows(folder)
     veneer.train(
         str(folder / "model"), data=str(folder / "rows.jsonl"), output=str(folder / "run"), steps=4, rank=2,
         batch_size=4, checkpoint_every=2, evaluate_every=2, learning_rate=1e-3, console=QUIET,
@@ -95,7 +95,7 @@ def _make_adapter(folder: Path) -> None:
 
 def _make_study(folder: Path) -> None:
     make_model(folder / "model")
-    _make_rows(folder)
+    make_rows(folder)
     options = StudyOptions(
         model=str(folder / "model"), data=str(folder / "rows.jsonl"), output=str(folder / "study"), seeds=[0], steps=2,
         batch_size=4, held_out=16, learning_rate=1e-3, ranks=[1, 2],
@@ -163,7 +163,7 @@ def _read_study(folder: Path) -> None:
 
 _RUN_FILES = ("run/*.json", "run/*.yaml", "run/metrics.jsonl", "run/best/step", "run/adapter/*.json")
 KINDS: dict[str, Kind] = {
-    "rows": Kind(_make_rows, ("*",), _read_rows),
+    "rows": Kind(make_rows, ("*",), _read_rows),
     "options": Kind(_make_run, ("run/config.yaml",), _read_options),
     "adapter": Kind(_make_adapter, ("adapter/*.json", "adapter/*.safetensors"), _read_adapter),
     "run": Kind(_make_run, _RUN_FILES, _read_run),
