@@ -83,7 +83,7 @@ class Labels:
         steps = max(1, max(self._widths))
         # Logits are formed at a prompt's last token, and at the labels' further ones.
         formed = (1 + len(labels) * (longest - 1)) / max(1, min(self._widths))
-        kept = 1.0 + len(labels) * self._scores.shared / steps if has_steps(model) else 0.0
+        kept = 1.0 + self._scores.shared / steps if has_steps(model) else 0.0
         self.room = room_for(model, tokens, logits=formed * _vocabulary(model), kept=kept)
 
     def of(self, rows: list[int]) -> Iterator[Predicted]:
