@@ -7,7 +7,7 @@ goes on from there.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -18,6 +18,9 @@ from veneer.data.forms import Template
 from veneer.data.messages import said_in
 from veneer.data.report import Report
 from veneer.data.template import ChatTemplate
+from veneer.data.token_rows import IGNORE as IGNORE
+from veneer.data.token_rows import TokenRows
+from veneer.data.token_rows import Tokens as Tokens
 from veneer.data.turns import Turns
 from veneer.errors import DataError, did_you_mean, shown
 from veneer.frozen.text_part import text_config_of
@@ -25,26 +28,7 @@ from veneer.frozen.text_part import text_config_of
 if TYPE_CHECKING:
     from transformers import BatchEncoding
 
-IGNORE = -100  # the label of a token that is not learned, in PyTorch's cross-entropy and everywhere else
 Learn = Literal["answer", "last", "all"]
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """One row as the model sees it. ``labels[i]`` is ``ids[i]`` where token i is learned, else -100.
-
-    For an encoder-decoder ``ids`` is the encoder's input and ``labels`` the decoder's target; for a classifier
-    ``labels`` is the number of the class.
-    """
-
-    ids: list[int]
-    labels: list[int]
-    where: str
-
-    @property
-    def learned(self) -> int:
-        """Tokens (or classes) that this row is learned from. The first token has none before it to be learned from."""
-        return sum(label != IGNORE for label in self.labels)
 
 
 @dataclass(frozen=True)
@@ -70,13 +54,13 @@ class Renderer:
         """The token that fills up short rows."""
         return self.tokenizer.pad_token_id or 0
 
-    def all(self, examples: list[Example]) -> tuple[list[Tokens], Report]:
+    def all(self, examples: Sequence[Example]) -> tuple[TokenRows, Report]:
         """Tokens of every example that has something to learn, and what became of the others. An example has a row, or
         a row for each of its answers where these cannot be learned in one.
 
         Raises DataError when none has.
         """
-        report, kept = Report(rows=len(examples)), []
+        report, kept = Report(rows=len(examples)), TokenRows()
         for example in examples:
             rows = self._rows(example, report)
             if not any(row.learned for row in rows):
@@ -90,7 +74,7 @@ class Renderer:
                     report.cut.append(example.where)
                 report.learned += tokens.learned
                 kept.append(tokens)
-        if not kept:
+        if not len(kept):
             raise DataError(
                 f"None of the {len(examples)} rows has a token to learn within max_length = {self.max_length}; the "
                 f"first is {examples[0].where}. Is the answer empty, or the prompt longer than that?"

@@ -122,7 +122,7 @@ class Comparison:
 def compare(
     model: Any,
     renderer: Renderer,
-    examples: list[Example],
+    examples: Sequence[Example],
     *,
     base: Any | None = None,
     seen: Sequence[Example] = (),
@@ -135,7 +135,7 @@ def compare(
     Choice accuracy is measured where the answers are few, those of the rows ``seen`` in training too; exact match
     when asked for.
     """
-    choices = list(renderer.classes) or choices_of([*seen, *examples])
+    choices = list(renderer.classes) or choices_of(seen, examples)
     has_texts = not renderer.classes and _have_answers(examples)
     exact = exact_match and has_texts
     with as_it_was(model, base) as untrained:
@@ -149,7 +149,7 @@ def compare(
 
 
 def measure(
-    model: Any, renderer: Renderer, examples: list[Example], choices: list[str], exact: bool, batch_size: int
+    model: Any, renderer: Renderer, examples: Sequence[Example], choices: list[str], exact: bool, batch_size: int
 ) -> Scores:
     """The scores of the model as it is."""
     model.eval()
@@ -172,5 +172,5 @@ def measure(
     )
 
 
-def _have_answers(examples: list[Example]) -> bool:
+def _have_answers(examples: Sequence[Example]) -> bool:
     return all(example.messages or example.prompt is not None for example in examples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ class Moved:
 
 @torch.no_grad()
 def swap_and_measure(
-    model: Any, layers: dict[str, nn.Module], renderer: Renderer, examples: list[Example], batch_size: int = 8
+    model: Any, layers: dict[str, nn.Module], renderer: Renderer, examples: Sequence[Example], batch_size: int = 8
 ) -> Moved:
     """Compare ``model`` with itself with ``layers`` in the places of its own of these names, where they stay.
 
@@ -45,7 +46,7 @@ def swap_and_measure(
     model.eval()
     parts = by_length(rows, batch_size)
     if renderer.kind != "classification":
-        parts = [some for part in parts for some in within_logits(part, model)]
+        parts = (some for part in parts for some in within_logits(part, model))
     for part in parts:
         batch = collate(part, renderer.pad, classes=renderer.kind == "classification")
         before = _predictions(model, batch, renderer.kind)

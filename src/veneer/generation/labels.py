@@ -5,6 +5,7 @@ What all prompts begin with, an instruction or a system message, is computed onc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from inspect import signature
@@ -40,7 +41,7 @@ class Asked(NamedTuple):
     answers: list[list[int]]
 
 
-def asked_of(renderer: Renderer, examples: list[Example], labels: list[str]) -> list[Asked]:
+def asked_of(renderer: Renderer, examples: Sequence[Example], labels: list[str]) -> list[Asked]:
     """Each label has the tokens that it is trained on. Its end token counts only where one label's tokens begin
     another's ("no", "no way"), of which the longer one could never be the likelier. The end of a long prompt is kept.
     """

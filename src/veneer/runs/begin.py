@@ -5,8 +5,7 @@ All that can be refused without the planner is refused here; nothing but the emp
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from veneer.data.known_tokens import known_pad, refuse_unknown_tokens_in
-from veneer.data.labels import Tokens
+from veneer.data.token_rows import Tokens, digest_of
 from veneer.errors import ConfigError, ModelError, TrainingError
 from veneer.frozen.layers import storage_of
 from veneer.models.source import resolve
@@ -58,11 +57,11 @@ class Begun:
         return self.prepared.model
 
     @property
-    def rows(self) -> list[Tokens]:
+    def rows(self) -> Sequence[Tokens]:
         return self.steps.rows
 
     @property
-    def held_out(self) -> list[Tokens]:
+    def held_out(self) -> Sequence[Tokens]:
         return self.steps.held_out
 
     @property
@@ -80,8 +79,7 @@ class Begun:
 
     def digest(self) -> str:
         """Sixteen hexadecimal digits of all rows, as tokens: a run goes on only over the same ones."""
-        text = json.dumps([(row.ids, row.labels) for row in self.rows + self.held_out])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest_of(self.rows, self.held_out)
 
 
 def begin(prepared: Prepared) -> Begun:
@@ -99,7 +97,8 @@ def begin(prepared: Prepared) -> Begun:
     _refuse_other_schedule(allocator, total)
     if not trained.parameters:
         raise TrainingError("The active adapter is not trainable; load it with trainable=True to train it further.")
-    refuse_unknown_tokens_in(model, steps.rows + steps.held_out)
+    for side in (steps.rows, steps.held_out):
+        refuse_unknown_tokens_in(model, side)
     renderer, pad = prepared.renderer, known_pad(model, prepared.renderer)
     _check_disk(folder, config, model, trained, allocator)
     optimizer = _optimizer(config, [p for p in trained_tensors(model).values() if p.requires_grad])
