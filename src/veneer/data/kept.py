@@ -6,6 +6,7 @@ time, and not mapped: pages of a map would count as the process's memory.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import tempfile
@@ -22,12 +23,13 @@ T = TypeVar("T")
 
 
 class Spool:
-    """Bytes that are added once and read at their place, in memory while they are few."""
+    """Bytes that are added once and read at their place, in memory while they are few; or those of a ``file`` from
+    ``start`` on, to which nothing is added."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: IO[bytes] | None = None, start: int = 0) -> None:
         self._latest = bytearray()
-        self._file: IO[bytes] | None = None
-        self.written = 0  # bytes of the file
+        self._file, self._start = file, start
+        self.written = os.fstat(file.fileno()).st_size - start if file is not None else 0  # bytes of the file
 
     def add(self, content: bytes) -> int:
         """Put ``content`` at the end; its place. Raises DataError where the disk is full."""
@@ -41,7 +43,13 @@ class Spool:
         """``size`` bytes that were added together, or a part of them, from ``place`` on."""
         if self._file is None or place >= self.written:
             return bytes(self._latest[place - self.written : place - self.written + size])
-        return os.pread(self._file.fileno(), size, place)
+        return os.pread(self._file.fileno(), size, self._start + place)
+
+    def parts(self) -> Iterator[bytes]:
+        """All bytes, a few at a time."""
+        for place in range(0, self.written, _IN_MEMORY):
+            yield self.read(place, min(_IN_MEMORY, self.written - place))
+        yield bytes(self._latest)
 
     def _write(self) -> None:
         try:
@@ -97,6 +105,15 @@ class Kept(Sequence[T], Generic[T]):
         some._numbers = array("q", numbers if known is None else (known[number] for number in numbers))
         return some
 
+    def digest(self) -> str | None:
+        """Hexadecimal digits that other items would not have; None where they are few, and none is worth keeping."""
+        if not self._spool.written:
+            return None
+        made = hashlib.sha256()
+        for number in range(len(self)):
+            made.update(self._content(number))
+        return made.hexdigest()
+
     def __len__(self) -> int:
         return len(self._places) - 1 if self._numbers is None else len(self._numbers)
 
@@ -113,12 +130,15 @@ class Kept(Sequence[T], Generic[T]):
         return (self._item(number) for number in range(len(self)))
 
     def _item(self, number: int) -> T:
-        place = number if self._numbers is None else self._numbers[number]
         if self._live:
-            return self._live[place]
-        start, end = self._places[place], self._places[place + 1]
-        item: T = pickle.loads(self._spool.read(start, end - start))  # what this process wrote into a file of its own
+            return self._live[number if self._numbers is None else self._numbers[number]]
+        item: T = pickle.loads(self._content(number))  # what this process wrote into a file of its own
         return item
+
+    def _content(self, number: int) -> bytes:
+        place = number if self._numbers is None else self._numbers[number]
+        start, end = self._places[place], self._places[place + 1]
+        return self._spool.read(start, end - start)
 
 
 def some_of(items: Sequence[T], numbers: Sequence[int]) -> Sequence[T]:

@@ -7,7 +7,7 @@ goes on from there.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -54,14 +54,17 @@ class Renderer:
         """The token that fills up short rows."""
         return self.tokenizer.pad_token_id or 0
 
-    def all(self, examples: Sequence[Example]) -> tuple[TokenRows, Report]:
+    def all(
+        self, examples: Sequence[Example], watched: Callable[[Sequence[Example]], Iterable[Example]] = iter
+    ) -> tuple[TokenRows, Report]:
         """Tokens of every example that has something to learn, and what became of the others. An example has a row, or
-        a row for each of its answers where these cannot be learned in one.
+        a row for each of its answers where these cannot be learned in one. ``watched``: hands them out one by one, and
+        tells somebody how far it is.
 
         Raises DataError when none has.
         """
         report, kept = Report(rows=len(examples)), TokenRows()
-        for example in examples:
+        for example in watched(examples):
             rows = self._rows(example, report)
             if not any(row.learned for row in rows):
                 report.empty.append(example.where)

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from itertools import chain
+from typing import IO, overload
+from zlib import crc32
 
 import numpy
 from numpy.typing import NDArray
@@ -19,6 +22,7 @@ from veneer.data.kept import Spool
 
 IGNORE = -100  # the label of a token that is not learned, in PyTorch's cross-entropy and everywhere else
 _WIDTH = 4  # bytes of a token
+_PART = 2**22  # bytes that are read at a time
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,36 @@ class TokenRows(Sequence[Tokens]):
     def with_highest_token(self) -> Tokens | None:
         """The row with the highest id; None of no rows."""
         return self[self._highest_row] if len(self) else None
+
+    def write(self, file: IO[bytes], note: str) -> None:
+        """All rows and a ``note`` as one file's content, which `read` takes back."""
+        head = {"rows": len(self), "highest": self._highest, "highest_row": self._highest_row, "note": note}
+        parts = [json.dumps(head).encode() + b"\n", *(column.tobytes() for column in self._columns())]
+        checked = 0
+        for part in chain(parts, self._spool.parts()):
+            checked = crc32(part, checked)
+            file.write(part)
+        file.write(checked.to_bytes(4, "little"))
+
+    @classmethod
+    def read(cls, file: IO[bytes]) -> tuple[TokenRows, str]:
+        """The rows in an open file, which stays in use, and the note. Raises ValueError for one that was changed."""
+        size, checked = os.fstat(file.fileno()).st_size, 0
+        for _ in range(0, size - 4, _PART):
+            checked = crc32(file.read(min(_PART, size - 4 - file.tell())), checked)
+        if size < 4 or checked.to_bytes(4, "little") != file.read():
+            raise ValueError("no tokens, or not as they were written")
+        file.seek(0)
+        head = json.loads(file.readline())
+        rows = cls()
+        for column in rows._columns():
+            column.fromfile(file, head["rows"])
+        rows._highest, rows._highest_row = head["highest"], head["highest_row"]
+        rows._spool = Spool(file, file.tell())
+        return rows, head["note"]
+
+    def _columns(self) -> tuple[array[int], ...]:
+        return self._places, self._ids, self._labels, self._where
 
     def __len__(self) -> int:
         return len(self._ids)

@@ -5,13 +5,14 @@ All that can be refused without the planner is refused here; nothing but the emp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from veneer.data.formats import Example
 from veneer.data.known_tokens import known_pad, refuse_unknown_tokens_in
 from veneer.data.token_rows import Tokens, digest_of
 from veneer.errors import ConfigError, ModelError, TrainingError
@@ -82,11 +83,15 @@ class Begun:
         return digest_of(self.rows, self.held_out)
 
 
-def begin(prepared: Prepared) -> Begun:
-    """Raises what the rows, the targets, the disk or the options make impossible, as VeneerError."""
+def begin(
+    prepared: Prepared, watched: Callable[[Sequence[Example]], Iterable[Example]] = iter
+) -> Begun:  # fmt: skip
+    """``watched``: hands out the rows that become tokens, and tells somebody how far it is.
+
+    Raises what the rows, the targets, the disk or the options make impossible, as VeneerError."""
     model, folder = prepared.model, RunFolder(prepared.config.output)
     steps = in_steps(
-        prepared.renderer, prepared.train, prepared.held_out, prepared.config, model.config, folder.chosen()
+        prepared.renderer, prepared.train, prepared.held_out, prepared.config, model.config, folder.chosen(), watched
     )
     config, total = steps.config, steps.total
     torch.manual_seed(config.seed)

@@ -6,7 +6,7 @@ A run begins with them, and so does its plan.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -18,6 +18,7 @@ from veneer.data.labels import Renderer
 from veneer.data.read import Row, read_rows
 from veneer.data.report import Report
 from veneer.data.split import split
+from veneer.data.token_cache import kept_tokens
 from veneer.data.token_rows import TokenRows, Tokens
 from veneer.frozen.text_part import text_config_of
 from veneer.models.checkpoint import Checkpoint
@@ -141,13 +142,15 @@ def in_steps(
     asked: TrainConfig,
     model: Any,
     kept: dict[str, Any],
+    watched: Callable[[Sequence[Example]], Iterable[Example]] = iter,
 ) -> Steps:
-    """``model``: transformers' config of it; ``kept``: what was chosen when the run began, for one that goes on.
+    """``model``: transformers' config of it; ``kept``: what was chosen when the run began, for one that goes on;
+    ``watched``: see `Renderer.all`.
 
     Raises DataError where no row on one side has a token to learn.
     """
-    rows, report = renderer.all(train)
-    others, more = renderer.all(held_out) if held_out else (TokenRows(), None)
+    rows, report = kept_tokens(renderer, train, watched)
+    others, more = kept_tokens(renderer, held_out, watched) if held_out else (TokenRows(), None)
     batches = Batches(rows, asked.batch_size, asked.seed)
     chosen = automatic(asked, Size(width_of(model), batches.per_epoch, len(others), renderer.kind))
     chosen |= {name: number for name, number in kept.items() if name in chosen}
