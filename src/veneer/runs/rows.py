@@ -29,6 +29,8 @@ from veneer.training.loss import tokens_gone_through
 
 Given = Mapping[str, Sequence[Row]]  # file name → rows that came in memory, which are not in that file yet
 
+_ROW = 300  # bytes of the memory for each row, whose text and tokens are in a file where they are many
+
 
 @dataclass(frozen=True)
 class SplitRows:
@@ -103,6 +105,11 @@ class Steps:
     def total(self) -> int:
         """Optimizer steps."""
         return self.config.steps or max(1, math.ceil(self.config.epochs * self.batches.per_epoch))
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the rows take in memory: where each is, how long it is and which step takes it."""
+        return _ROW * (len(self.rows) + len(self.held_out))
 
     def counts(self) -> str:
         return (

@@ -86,7 +86,7 @@ def counted(console: Console, items: Sequence[T], doing: str) -> Iterator[T]:
         task = bar.add_task(doing, total=len(items), visible=False)
         for number, item in enumerate(items):
             now = time.monotonic() if number % _AT_ONCE == 0 else started
-            if now - started > _SOON:
+            if number and now - started > _SOON:
                 bar.update(task, completed=number, visible=True)
                 left = clock((now - started) / number * (len(items) - number))
                 said = f"{doing}: {number:,}/{len(items):,} · {left} left"

@@ -6,6 +6,7 @@ import io
 import json
 import random
 import tracemalloc
+from types import SimpleNamespace
 
 import pytest
 import transformers as tf
@@ -18,8 +19,13 @@ from veneer.data.formats import to_examples
 from veneer.data.labels import Renderer
 from veneer.data.read import read_rows
 from veneer.data.split import split
+from veneer.data.token_rows import Tokens
 from veneer.generation.likelihood import choices_of
-from veneer.runs.rows import in_steps, read_split
+from veneer.planning.machine import Machine
+from veneer.runs.memory import Process
+from veneer.runs.rows import Steps, in_steps, read_split
+from veneer.training import progress
+from veneer.training.batches import Batches
 from veneer.training.config import TrainConfig
 
 pytestmark = pytest.mark.unit
@@ -101,3 +107,27 @@ def test_a_file_is_read_in_passes(suffix, tmp_path):
     sides = split(examples, 0.1, 0)
     in_memory = split(list(examples), 0.1, 0)
     assert [list(side) for side in sides[:2]] == [list(side) for side in in_memory[:2]]
+
+
+def test_the_plan_counts_the_rows():
+    machine = Machine({}, 0.0, 100, 60)
+    assert Process(machine, 90, 80, rows=7).at() == Machine({}, 0.0, 107, 87)
+    row = Tokens([1], [1], "")
+    batches = Batches([row], 1, 0)
+    assert (
+        Steps([row] * 900, [row] * 100, [], batches, TrainConfig(model="m", data="d", output="o"), {}).memory == 300_000
+    )
+
+
+def test_what_takes_long_says_how_far_it_is(monkeypatch):
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    console = Console(file=io.StringIO())
+    assert list(progress.counted(console, range(1000), "tokenising rows")) == list(range(1000))
+    assert console.file.getvalue().splitlines() == [
+        "tokenising rows: 256/1,000 · 0:58 left", "tokenising rows: 768/1,000 · 0:12 left"
+    ]  # fmt: skip
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    console = Console(file=io.StringIO())
+    assert list(progress.counted(console, range(1000), "tokenising rows")) == list(range(1000))
+    assert console.file.getvalue() == ""
