@@ -141,6 +141,6 @@ class Kept(Sequence[T], Generic[T]):
         return self._spool.read(start, end - start)
 
 
-def some_of(items: Sequence[T], numbers: Sequence[int]) -> Sequence[T]:
+def those_of(items: Sequence[T], numbers: Sequence[int]) -> Sequence[T]:
     """The items of these numbers, in this order; of `Kept` ones where they are."""
     return items.at(numbers) if isinstance(items, Kept) else [items[number] for number in numbers]

@@ -59,7 +59,7 @@ class Renderer:
     ) -> tuple[TokenRows, Report]:
         """Tokens of every example that has something to learn, and what became of the others. An example has a row, or
         a row for each of its answers where these cannot be learned in one. ``watched``: hands them out one by one, and
-        tells somebody how far it is.
+        shows how far it is.
 
         Raises DataError when none has.
         """

@@ -10,7 +10,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from veneer.data.formats import Example, asked_text, class_of
-from veneer.data.kept import some_of
+from veneer.data.kept import those_of
 from veneer.errors import DataError
 
 _NO_LETTER = r"[\W\d_]+"
@@ -66,8 +66,8 @@ def split(examples: Sequence[Example], held_out: float, seed: int, *, classes: b
             f"measured."
         )
     return Split(
-        some_of(examples, [index for index in range(len(examples)) if index not in chosen]),
-        some_of(examples, sorted(chosen)),
+        those_of(examples, [index for index in range(len(examples)) if index not in chosen]),
+        those_of(examples, sorted(chosen)),
         notes,
     )
 

@@ -282,7 +282,7 @@ def within_logits(rows: list[Tokens], model: Any) -> list[list[Tokens]]:
 def learned_logits(model: Any, batch: Batch, kind: str) -> tuple[Tensor, Tensor]:
     """Logits (learned, vocabulary) at which the learned tokens are predicted, row by row, and these tokens (learned,).
 
-    Of a model that takes ``logits_to_keep`` they are formed at no other places than where a row of the batch learns.
+    A model that takes ``logits_to_keep`` forms them at no other places than where a row of the batch learns.
     """
     if kind == "seq2seq":
         shifted = model.prepare_decoder_input_ids_from_labels(labels=batch.labels)

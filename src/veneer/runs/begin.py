@@ -86,7 +86,7 @@ class Begun:
 def begin(
     prepared: Prepared, watched: Callable[[Sequence[Example]], Iterable[Example]] = iter
 ) -> Begun:  # fmt: skip
-    """``watched``: hands out the rows that become tokens, and tells somebody how far it is.
+    """``watched``: hands out the rows that become tokens, and shows how far it is.
 
     Raises what the rows, the targets, the disk or the options make impossible, as VeneerError."""
     model, folder = prepared.model, RunFolder(prepared.config.output)

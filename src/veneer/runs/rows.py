@@ -13,7 +13,7 @@ from typing import Any
 
 from veneer.data.classes import classes_of, counted_classes
 from veneer.data.formats import Example, class_of, counted_rows, to_examples
-from veneer.data.kept import some_of
+from veneer.data.kept import those_of
 from veneer.data.labels import Renderer
 from veneer.data.read import Row, read_rows
 from veneer.data.report import Report
@@ -69,7 +69,7 @@ def read_split(
     if classified:
         unlabelled = [example.where for example in chain(train, held_out) if not class_of(example)]
         train, held_out = (
-            some_of(side, [number for number, example in enumerate(side) if class_of(example)])
+            those_of(side, [number for number, example in enumerate(side) if class_of(example)])
             for side in (train, held_out)
         )
         notes += [f"{counted_rows(unlabelled)} left out: the answer, which is the class, is empty."] * bool(unlabelled)

@@ -37,7 +37,7 @@ class Lengths(NamedTuple):
 class Batches:
     """The order of rows over all epochs, a function of the seed.
 
-    All rows are shuffled anew in each epoch; those of fifty steps in a row are then sorted by length, so that a step's
+    All rows are shuffled again in each epoch; those of fifty steps in a row are then sorted by length, so that a step's
     rows are of like length, and these steps are shuffled with all others. Only lengths are in memory, not the tokens.
     """
 
