@@ -138,9 +138,9 @@ def train(run_yaml: Path | None, resume: Path | None, **options: Any) -> None:
 @flags(EvaluateOptions)
 @_JSON
 def evaluate(run: Path, as_json: bool, **options: Any) -> None:
-    """Held-out loss, perplexity, choice accuracy and exact match of RUN, base and adapter side by side.
+    """Held-out loss, perplexity and choice accuracy of RUN, base and adapter side by side.
 
-    Choice accuracy is measured where the answers are a few labels, exact match where they are not. The result is
+    Choice accuracy is measured where the answers are a few labels, exact match where it is asked for. The result is
     also written to RUN/evaluation.json. An adapter folder alone is measured on the rows of --data.
     """
     from veneer.commands.evaluate import evaluate as measure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,12 +52,13 @@ def evaluate(run: str | Path, **options: Unpack[EvaluateArguments]) -> Compariso
         return _of_adapter(folder, asked)
     RunFolder(folder).refuse_missing()
     opened: Opened | Prepared
+    seen: Sequence[Example] = []
     if asked.data:
-        opened, rows, seen = open_named(folder), to_examples(read_rows(asked.data)).items, []
+        opened, rows = open_named(folder), to_examples(read_rows(asked.data)).items
     else:
         opened = open_run(folder)
         rows, seen = opened.held_out, opened.train
-    if not rows:
+    if not len(rows):
         raise DataError(f"{folder} was trained without held-out rows; give some with --data.")
     comparison = _measured(opened, rows, seen, asked, base_of_run(folder))
     write_text(RunFolder(folder).evaluation_file, json.dumps(comparison.as_json(), indent=2) + "\n")
@@ -77,8 +79,9 @@ def _of_adapter(folder: Path, asked: EvaluateOptions) -> Comparison:
 
 
 def _measured(
-    opened: Opened | Prepared, rows: list[Example], seen: list[Example], asked: EvaluateOptions, base: Any | None
-) -> Comparison:
+    opened: Opened | Prepared, rows: Sequence[Example], seen: Sequence[Example], asked: EvaluateOptions,
+    base: Any | None,
+) -> Comparison:  # fmt: skip
     comparison = compare(
         opened.model, opened.renderer, rows, base=base, seen=seen, exact_match=asked.exact_match,
         batch_size=asked.batch_size,

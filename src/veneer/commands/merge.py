@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def _experts_in_codes(model: nn.Module, how: dict[str, Any]) -> dict[str, nn.Mod
     }
 
 
-def _with_rows(source: Path, check: str | None) -> tuple[Opened | Prepared, list[Example]]:
+def _with_rows(source: Path, check: str | None) -> tuple[Opened | Prepared, Sequence[Example]]:
     """What is merged, and the rows to measure it on. Raises DataError when there are none."""
     if check is not None:
         return open_named(source), to_examples(read_rows(check)).items

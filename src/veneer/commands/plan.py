@@ -186,6 +186,8 @@ def answer(options: PlanOptions, given: Given | None = None, process: Process | 
     machine = _machine(options, limit, known)
     if process is not None and options.device == CPU:
         machine = replace(process, machine=machine).at()
+    if rows is not None:
+        machine = machine.beside(rows.steps.memory)
     made = predicted(options, machine, limit, **known)
     changes = [] if made.needed <= limit else what_would_fit(options, machine, limit, made, **known)
     assumed = longest_row(options.max_length, known["base"].config)

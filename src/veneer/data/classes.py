@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from veneer.data.formats import Example, class_of
 from veneer.errors import DataError, did_you_mean
@@ -10,7 +11,7 @@ from veneer.errors import DataError, did_you_mean
 _SHOWN = 12  # classes by name
 
 
-def classes_of(train: list[Example], held_out: list[Example]) -> dict[str, int]:
+def classes_of(train: Sequence[Example], held_out: Sequence[Example]) -> dict[str, int]:
     """Class → rows of either side, by name. Rows without an answer have no class.
 
     Raises DataError where there are fewer than two classes, or where a held-out row has one that no training row has.

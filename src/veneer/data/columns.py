@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from veneer.data.read import Row
@@ -28,7 +28,7 @@ _MEANT: dict[str, tuple[str, ...]] = {
 }
 
 
-def recognise(rows: list[Row]) -> str:
+def recognise(rows: Sequence[Row]) -> str:
     """The name of the shape that the rows have, judged by the columns of the first.
 
     Raises DataError, showing the columns given and what each shape needs, when none fits or several do, and for rows
@@ -87,7 +87,7 @@ def column_for(name: str, columns: list[str], *, spelt: bool = True) -> str | No
     return next(iter(meant), next((column for column in near if column.lower() not in taken), None))
 
 
-def _refuse_other_meanings(rows: list[Row]) -> None:
+def _refuse_other_meanings(rows: Sequence[Row]) -> None:
     """Raises DataError for rows of a kind whose columns would be read as another's."""
     first = rows[0]
     for needed, is_it, sentence in _OTHER:

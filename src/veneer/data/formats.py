@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from veneer.data.columns import SHAPES, recognise
+from veneer.data.kept import Kept
 from veneer.data.messages import Message, read_conversation, read_tools, said_in
 from veneer.data.read import Row
 from veneer.errors import DataError
@@ -58,7 +60,7 @@ class Examples:
     that are left out since they have no label."""
 
     shape: str
-    items: list[Example]
+    items: Sequence[Example]
     unused: list[str]
     unlabelled: list[str] = field(default_factory=list)
 
@@ -72,14 +74,14 @@ class Examples:
         return [f"{counted_rows(self.unlabelled)} left out: the label is empty."] if self.unlabelled else []
 
 
-def to_examples(rows: list[Row]) -> Examples:
+def to_examples(rows: Sequence[Row]) -> Examples:
     """Recognise the shape and read every row by it.
 
     Raises DataError with file and line for a row that does not fit, and where no row of texts has a label.
     """
     shape = recognise(rows)
     needed, optional = SHAPES[shape]
-    items, unlabelled = [], []
+    items, unlabelled = Kept[Example](), []
     for row in rows:
         if shape == "text/label" and "label" in row.fields and _is_blank(row.fields["label"]):
             unlabelled.append(row.where)
@@ -89,7 +91,7 @@ def to_examples(rows: list[Row]) -> Examples:
             have = ", ".join(row.fields) or "(none)"
             raise DataError(f"{row.where} has no {' and no '.join(missing)} (its columns: {have}).")
         items.append(_READ[shape](row))
-    if not items:
+    if not len(items):
         raise DataError(f"None of the {len(rows)} rows has a label; the first is {rows[0].where}.")
     columns = dict.fromkeys(column for row in rows for column in row.fields)
     return Examples(shape, items, [column for column in columns if column not in needed + optional], unlabelled)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from veneer.data.labels import Renderer, Tokens
+from veneer.data.labels import Renderer
+from veneer.data.token_rows import TokenRows, Tokens
 from veneer.errors import ModelError
 
 
@@ -36,6 +37,9 @@ def refuse_unknown_tokens(model: Any, where: str, ids: Sequence[int]) -> None:
 
 def refuse_unknown_tokens_in(model: Any, rows: Iterable[Tokens]) -> None:
     """`refuse_unknown_tokens` of rows' inputs, by where the one with the highest token stands."""
-    row = max(rows, key=lambda row: max(row.ids, default=0), default=None)
+    if isinstance(rows, TokenRows):
+        row = rows.with_highest_token()
+    else:
+        row = max(rows, key=lambda row: max(row.ids, default=0), default=None)
     if row is not None:
         refuse_unknown_tokens(model, row.where, row.ids)

@@ -7,40 +7,28 @@ goes on from there.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any, Literal
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from veneer.data.formats import Example, class_of
 from veneer.data.forms import Template
 from veneer.data.messages import said_in
 from veneer.data.report import Report
 from veneer.data.template import ChatTemplate
+from veneer.data.token_rows import IGNORE as IGNORE
+from veneer.data.token_rows import TokenRows
+from veneer.data.token_rows import Tokens as Tokens
+from veneer.data.turns import Turns
 from veneer.errors import DataError, did_you_mean, shown
 from veneer.frozen.text_part import text_config_of
 
-IGNORE = -100  # the label of a token that is not learned, in PyTorch's cross-entropy and everywhere else
+if TYPE_CHECKING:
+    from transformers import BatchEncoding
+
 Learn = Literal["answer", "last", "all"]
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """One row as the model sees it. ``labels[i]`` is ``ids[i]`` where token i is learned, else -100.
-
-    For an encoder-decoder ``ids`` is the encoder's input and ``labels`` the decoder's target; for a classifier
-    ``labels`` is the number of the class.
-    """
-
-    ids: list[int]
-    labels: list[int]
-    where: str
-
-    @property
-    def learned(self) -> int:
-        """Tokens (or classes) that this row is learned from. The first token has none before it to be learned from."""
-        return sum(label != IGNORE for label in self.labels)
 
 
 @dataclass(frozen=True)
@@ -66,14 +54,17 @@ class Renderer:
         """The token that fills up short rows."""
         return self.tokenizer.pad_token_id or 0
 
-    def all(self, examples: list[Example]) -> tuple[list[Tokens], Report]:
+    def all(
+        self, examples: Sequence[Example], watched: Callable[[Sequence[Example]], Iterable[Example]] = iter
+    ) -> tuple[TokenRows, Report]:
         """Tokens of every example that has something to learn, and what became of the others. An example has a row, or
-        a row for each of its answers where these cannot be learned in one.
+        a row for each of its answers where these cannot be learned in one. ``watched``: hands them out one by one, and
+        shows how far it is.
 
         Raises DataError when none has.
         """
-        report, kept = Report(rows=len(examples)), []
-        for example in examples:
+        report, kept = Report(rows=len(examples)), TokenRows()
+        for example in watched(examples):
             rows = self._rows(example, report)
             if not any(row.learned for row in rows):
                 report.empty.append(example.where)
@@ -86,7 +77,7 @@ class Renderer:
                     report.cut.append(example.where)
                 report.learned += tokens.learned
                 kept.append(tokens)
-        if not kept:
+        if not len(kept):
             raise DataError(
                 f"None of the {len(examples)} rows has a token to learn within max_length = {self.max_length}; the "
                 f"first is {examples[0].where}. Is the answer empty, or the prompt longer than that?"
@@ -178,11 +169,11 @@ class Renderer:
             rows = []
             for pieces in rendered.rows:
                 texts, learned = zip(*pieces, strict=True) if pieces else ((), ())
-                rows.append(list(zip(self._encode_in_turn(texts), learned, strict=True)))
+                rows.append(list(zip(self._turns.encode(texts), learned, strict=True)))
             return rows
         texts = (example.answer,) if example.prompt is None else (example.prompt, example.answer)
         self._look_for_markers(example.where, "".join(texts), report)
-        *prompt, answer = self._encode_in_turn(texts)
+        *prompt, answer = self._turns.encode(texts)
         opening = [] if self._opens((*prompt, answer)[0]) else self._opening
         ended = not (example.answer or example.prompt is None) or self._is_ended("".join(texts))
         given = [*opening, *(prompt[0] if prompt else [])]
@@ -225,27 +216,9 @@ class Renderer:
         tokens -= {self.tokenizer.unk_token}
         return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))) if tokens else None
 
-    def _encode_in_turn(self, texts: tuple[str, ...]) -> list[list[int]]:
-        """The tokens of texts that follow one another, those of each text apart.
-
-        Some tokenizers (Llama 2's) put a space before all that they are given, so a later text's tokens are what it
-        adds to those of the texts before it. Only where that would change these, a token across the border, are
-        they the text's own.
-        """
-        pieces: list[list[int]] = []
-        done: list[int] = []
-        for number, text in enumerate(texts, start=1):
-            ids = self.encode("".join(texts[:number]))
-            pieces.append(ids[len(done) :] if ids[: len(done)] == done else self.encode(text))
-            done += pieces[-1]
-        return pieces
-
-    def _as_messages(self, example: Example) -> tuple[dict[str, Any], ...]:
-        """A prompted text as a conversation, when the chat template is asked for."""
-        if self.template != "chat" or example.prompt is None:
-            return ()
-        asked = {"role": "user", "content": example.prompt.strip()}
-        return asked, {"role": "assistant", "content": example.answer.strip()}
+    @cached_property
+    def _turns(self) -> Turns:
+        return Turns(self.tokenizer, partial(_encoded, self.tokenizer, add_special_tokens=False))
 
     @cached_property
     def _opening(self) -> list[int]:
@@ -296,7 +269,16 @@ class Renderer:
 
 
 def _tokens(tokenizer: Any, text: str, **how: bool) -> list[int]:
-    """The tokens of a text. Raises DataError for one with half of a surrogate pair, which no encoding has."""
+    """The tokens of a text."""
+    ids: list[int] = _encoded(tokenizer, text, **how).input_ids
+    return ids
+
+
+def _encoded(tokenizer: Any, text: str, **how: bool) -> BatchEncoding:
+    """A text as its tokenizer encodes it.
+
+    Raises DataError for one with half of a surrogate pair, which no encoding has.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -304,8 +286,8 @@ def _tokens(tokenizer: Any, text: str, **how: bool) -> list[int]:
             f"A text has {text[error.start]!r} as its character {error.start + 1}, half of a surrogate pair, which is "
             f"no character: the text was cut or decoded wrongly. It begins {shown(text[:60])}."
         ) from None
-    ids: list[int] = tokenizer(text, **how).input_ids
-    return ids
+    encoded: BatchEncoding = tokenizer(text, **how)
+    return encoded
 
 
 def longest_row(wanted: int, config: Any) -> int:

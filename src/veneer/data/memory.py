@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def _parts(data: Any) -> list[Any]:
     return [data]
 
 
-def _rows_of_one(part: Any) -> list[Row]:
+def _rows_of_one(part: Any) -> Sequence[Row]:
     if isinstance(part, str | Path):
         return read_rows(part)
     what, records = _records(part)

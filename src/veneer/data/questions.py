@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +27,7 @@ class Questions:
     """An example a row, its answer a placeholder; and what the rows have of answers, which is not read."""
 
     column: str  # that they are read from
-    items: list[Example]
+    items: Sequence[Example]
     answers: str = ""  # in words; empty: none
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from veneer.data.bbc import BBC_TOPICS, bbc_topics
+from veneer.data.kept import Kept
 from veneer.errors import DataError, did_you_mean
 from veneer.models.source import hub_unreachable
 
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+_PARQUET_ROWS = 1000  # that are decoded at a time
 
 
 @dataclass(frozen=True)
@@ -26,20 +28,22 @@ class Row:
     where: str
 
 
-def read_rows(source: str | Path) -> list[Row]:
+def read_rows(source: str | Path) -> Sequence[Row]:
     """The rows of a JSONL, JSON, CSV, TSV or Parquet file, a ``datasets`` folder or name, or the packaged bbc-topics.
 
     A data set with several splits gives its ``train`` split; ``name:test`` gives another one.
+    They need not fit the memory: a file is read line by line, and many rows are kept on the disk.
+
     Raises DataError, with file and line, for a row that cannot be read, and for a source that holds none.
     """
     path = Path(source).expanduser()
     if path.is_file():
-        rows = list(_read_file(path))
+        rows = Kept(_read_file(path))
     elif str(source) == BBC_TOPICS:
-        rows = [Row(fields, where) for fields, where in bbc_topics()]
+        rows = Kept(Row(fields, where) for fields, where in bbc_topics())
     else:
-        rows = _read_data_set(str(source))
-    if not rows:
+        rows = Kept(_read_data_set(str(source)))
+    if not len(rows):
         raise DataError(f"{source} holds no rows.")
     return rows
 
@@ -54,7 +58,7 @@ def read_lines(content: bytes, name: str) -> list[Row]:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise DataError(f"{name}:{line} is not UTF-8 text.") from None
-    rows = list(_read_jsonl(name, text))
+    rows = list(_read_jsonl(name, text.split("\n")))
     if not rows:
         raise DataError(f"{name} holds no rows.")
     return rows
@@ -66,21 +70,35 @@ def _read_file(path: Path) -> Iterator[Row]:
         return _read_parquet(path)
     if suffix not in _SUFFIXES:
         raise DataError(f"{path} ends in {suffix or 'nothing'}; data files end in {', '.join(_SUFFIXES)}.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}:{line} is not UTF-8 text; save the file as UTF-8.") from None
     if suffix == ".jsonl":
-        return _read_jsonl(path, text)
+        return _read_jsonl(path, _lines(path))
     if suffix == ".json":
-        return _read_json(path, text)
-    return _read_csv(path, text, "\t" if suffix == ".tsv" else ",")
+        return _read_json(path, "".join(_lines(path)))
+    return _read_csv(path, "\t" if suffix == ".tsv" else ",")
 
 
-def _read_jsonl(path: Path | str, text: str) -> Iterator[Row]:
-    # Only \n ends a line: a JSON string may hold the other characters that str.splitlines breaks at.
-    for number, line in enumerate(text.split("\n"), start=1):
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a file of UTF-8, each with the \\n that ends it; a JSON string may hold the other characters that
+    str.splitlines breaks at."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            yield from file
+    except UnicodeDecodeError:
+        raise DataError(f"{path}:{_undecodable(path)} is not UTF-8 text; save the file as UTF-8.") from None
+
+
+def _undecodable(path: Path) -> int:
+    """The number of the first line that is no UTF-8."""
+    number = 0
+    with suppress(UnicodeDecodeError), path.open("rb") as file:
+        for line in file:
+            number += 1
+            line.decode()
+    return number
+
+
+def _read_jsonl(path: Path | str, lines: Iterable[str]) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
@@ -110,10 +128,10 @@ def _row(fields: Any, where: str) -> Row:
     return Row(fields, where)
 
 
-def _read_csv(path: Path, text: str, delimiter: str) -> Iterator[Row]:
+def _read_csv(path: Path, delimiter: str) -> Iterator[Row]:
     # A quoted field may be long and hold line breaks; csv's limit is meant for untrusted input.
-    csv.field_size_limit(max(len(text), 131072))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    csv.field_size_limit(max(path.stat().st_size, 131072))
+    reader = csv.reader(_lines(path), delimiter=delimiter, strict=True)
     columns: list[str] | None = None
     first_line = 1
     try:
@@ -141,15 +159,18 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
+    number = 0
     try:
-        table = pyarrow.parquet.read_table(path)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(_PARQUET_ROWS):
+                for fields in batch.to_pylist():
+                    number += 1
+                    yield Row(fields, f"{path} row {number}")
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}") from None
-    for number, fields in enumerate(table.to_pylist(), start=1):
-        yield Row(fields, f"{path} row {number}")
 
 
-def _read_data_set(source: str) -> list[Row]:
+def _read_data_set(source: str) -> Iterator[Row]:
     """A folder that ``datasets`` wrote or that holds data files, or a name on the hub."""
     import datasets
 
@@ -185,12 +206,10 @@ def _read_data_set(source: str) -> list[Row]:
         raise DataError(f"{name} is a single data set without splits; name it without :{split}.")
     # A class that the data set keeps as a number has a name, and that is what a model can learn.
     named = {column: kind for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)}
-    rows = []
     for number, fields in enumerate(data, start=1):
         known = {c: kind.int2str(fields[c]) for c, kind in named.items() if fields[c] is not None and fields[c] >= 0}
         unknown = dict.fromkeys(named.keys() - known.keys())  # -1 stands for no label
-        rows.append(Row({**fields, **unknown, **known}, f"{source} row {number}"))
-    return rows
+        yield Row({**fields, **unknown, **known}, f"{source} row {number}")
 
 
 def _in_datasets_cache(name: str) -> bool:

@@ -62,7 +62,8 @@ class Report:
         if self.empty:
             them = "it" if len(self.empty) == 1 else "them"
             sentences.append(f"{counted_rows(self.empty)} left out, because there is no answer to learn in {them}.")
-        if too_long := [where for where in self.left_out if where not in set(self.empty)]:
+        empty = set(self.empty)
+        if too_long := [where for where in self.left_out if where not in empty]:
             sentences.append(
                 f"{counted_rows(too_long)} left out, because no token to learn remains within max_length = "
                 f"{max_length}."

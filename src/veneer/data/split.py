@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import blake2b
 from typing import NamedTuple
 
 from veneer.data.formats import Example, asked_text, class_of
+from veneer.data.kept import those_of
 from veneer.errors import DataError
 
 _NO_LETTER = r"[\W\d_]+"
@@ -26,12 +28,12 @@ _FEW = 4  # rows of a group that may always stay together, where so many are hel
 class Split(NamedTuple):
     """Each side in its first order, and what the user should know of the split, as sentences."""
 
-    train: list[Example]
-    held_out: list[Example]
+    train: Sequence[Example]
+    held_out: Sequence[Example]
     notes: list[str]
 
 
-def split(examples: list[Example], held_out: float, seed: int, *, classes: bool = False) -> Split:
+def split(examples: Sequence[Example], held_out: float, seed: int, *, classes: bool = False) -> Split:
     """The same for the same seed.
 
     ``held_out``: a share of the rows when below 1, else a number of them. Rows that differ only in case, numbers,
@@ -64,13 +66,13 @@ def split(examples: list[Example], held_out: float, seed: int, *, classes: bool 
             f"measured."
         )
     return Split(
-        [example for index, example in enumerate(examples) if index not in chosen],
-        [example for index, example in enumerate(examples) if index in chosen],
+        those_of(examples, [index for index in range(len(examples)) if index not in chosen]),
+        those_of(examples, sorted(chosen)),
         notes,
     )
 
 
-def _groups(examples: list[Example], largest: int) -> tuple[list[list[int]], list[str]]:
+def _groups(examples: Sequence[Example], largest: int) -> tuple[list[list[int]], list[str]]:
     """Numbers of the rows that stay together, and a sentence for each kind of group that was divided."""
     groups = _grouped(range(len(examples)), _numbered(examples, _gist))
     notes = []
@@ -91,14 +93,14 @@ def _groups(examples: list[Example], largest: int) -> tuple[list[list[int]], lis
     return groups, notes
 
 
-def _numbered(examples: list[Example], key: Callable[[Example], str]) -> Callable[[int], str]:
+def _numbered(examples: Sequence[Example], key: Callable[[Example], str]) -> Callable[[int], str]:
     return lambda index: key(examples[index])
 
 
 def _grouped(indices: Iterable[int], key: Callable[[int], str]) -> list[list[int]]:
-    groups: dict[str, list[int]] = {}
-    for index in indices:
-        groups.setdefault(key(index), []).append(index)
+    groups: dict[bytes, list[int]] = {}
+    for index in indices:  # what they have in common is as long as the rows, and its digest is not
+        groups.setdefault(blake2b(key(index).encode(errors="surrogatepass"), digest_size=16).digest(), []).append(index)
     return list(groups.values())
 
 

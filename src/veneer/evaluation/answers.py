@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,14 +28,14 @@ class Answered:
     chosen: bool  # a class
 
 
-def spread(examples: list[Example], count: int) -> list[Example]:
+def spread(examples: Sequence[Example], count: int) -> Sequence[Example]:
     """``count`` of them at equal distances, or all: rows of a kind often stand together."""
     count = min(count, len(examples))
     return [examples[i * len(examples) // count] for i in range(count)]
 
 
 def answered(
-    model: Any, renderer: Renderer, examples: list[Example], batch_size: int, *, base: Any | None = None
+    model: Any, renderer: Renderer, examples: Sequence[Example], batch_size: int, *, base: Any | None = None
 ) -> list[Answered]:
     """What the model says to those ``examples`` that ask for an answer, without and with its active adapters; or what
     ``base`` says and then ``model``, where the one is trained into the other."""
@@ -48,7 +49,7 @@ def answered(
     ]
 
 
-def _answers(model: Any, renderer: Renderer, examples: list[Example], batch_size: int) -> list[str]:
+def _answers(model: Any, renderer: Renderer, examples: Sequence[Example], batch_size: int) -> list[str]:
     if renderer.classes:
         return likeliest(model, renderer, examples, list(renderer.classes), batch_size)
     room = max(1, renderer.max_length - _LONGEST)  # the end of a longer prompt is kept

@@ -22,6 +22,11 @@ from veneer.notebook import html_table
 from veneer.runs.opened import as_it_was
 from veneer.training.loss import Loss
 
+_NO_MATCH = (
+    "The answers are not a few labels, and whether they are given word for word was not measured: --exact-match "
+    "generates one for every row, by base and adapter."
+)
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -117,7 +122,7 @@ class Comparison:
 def compare(
     model: Any,
     renderer: Renderer,
-    examples: list[Example],
+    examples: Sequence[Example],
     *,
     base: Any | None = None,
     seen: Sequence[Example] = (),
@@ -128,20 +133,23 @@ def compare(
     the one is trained into the other.
 
     Choice accuracy is measured where the answers are few, those of the rows ``seen`` in training too; exact match
-    where they are not, or when asked for.
+    when asked for.
     """
-    choices = list(renderer.classes) or choices_of([*seen, *examples])
-    exact = (exact_match or not choices) and not renderer.classes and _have_answers(examples)
+    choices = list(renderer.classes) or choices_of(seen, examples)
+    has_texts = not renderer.classes and _have_answers(examples)
+    exact = exact_match and has_texts
     with as_it_was(model, base) as untrained:
         before = measure(untrained, renderer, examples, choices, exact, batch_size)
     after = measure(model, renderer, examples, choices, exact, batch_size)
     trained = "adapter" if base is None else "trained model"
     note = not_followed(model, SamplingOptions()) if exact else ""
+    if has_texts and not choices and not exact:
+        note = _NO_MATCH
     return Comparison(len(examples), choices, before, after, trained=trained, note=note)
 
 
 def measure(
-    model: Any, renderer: Renderer, examples: list[Example], choices: list[str], exact: bool, batch_size: int
+    model: Any, renderer: Renderer, examples: Sequence[Example], choices: list[str], exact: bool, batch_size: int
 ) -> Scores:
     """The scores of the model as it is."""
     model.eval()
@@ -164,5 +172,5 @@ def measure(
     )
 
 
-def _have_answers(examples: list[Example]) -> bool:
+def _have_answers(examples: Sequence[Example]) -> bool:
     return all(example.messages or example.prompt is not None for example in examples)

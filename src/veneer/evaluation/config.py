@@ -12,7 +12,9 @@ class EvaluateOptions(Options):
 
     data: str | None = Field(default=None, description="Other rows to measure on. Default: the run's held-out rows.")
     exact_match: bool = Field(
-        default=False, description="Also compare greedy answers with the right ones, letter by letter; slow."
+        default=False,
+        description="Also generate an answer to each row, by base and adapter, and compare it with the right one, "
+        "letter by letter; slow.",
     )
     batch_size: int = Field(default=16, ge=1, description="Rows in one pass.")
     examples: int = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from veneer.data.formats import Example
-from veneer.data.labels import IGNORE, Renderer
+from veneer.data.labels import Renderer
+from veneer.generation.labels import learned_logits, within_logits
 from veneer.training.batches import Batch, by_length, collate
 
 
@@ -32,7 +34,7 @@ class Moved:
 
 @torch.no_grad()
 def swap_and_measure(
-    model: Any, layers: dict[str, nn.Module], renderer: Renderer, examples: list[Example], batch_size: int = 8
+    model: Any, layers: dict[str, nn.Module], renderer: Renderer, examples: Sequence[Example], batch_size: int = 8
 ) -> Moved:
     """Compare ``model`` with itself with ``layers`` in the places of its own of these names, where they stay.
 
@@ -42,7 +44,10 @@ def swap_and_measure(
     rows, _ = renderer.all(examples)
     total_kl, same, tokens = 0.0, 0, 0
     model.eval()
-    for part in by_length(rows, batch_size):
+    parts = by_length(rows, batch_size)
+    if renderer.kind != "classification":
+        parts = (some for part in parts for some in within_logits(part, model))
+    for part in parts:
         batch = collate(part, renderer.pad, classes=renderer.kind == "classification")
         before = _predictions(model, batch, renderer.kind)
         _put(model, layers)
@@ -64,12 +69,6 @@ def _predictions(model: Any, batch: Batch, kind: str) -> Tensor:
     """Log-probabilities (predictions, vocabulary) of what the rows teach, fp32."""
     if kind == "classification":
         logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits
-    elif kind == "seq2seq":
-        shifted = model.prepare_decoder_input_ids_from_labels(labels=batch.labels)
-        logits = model(
-            input_ids=batch.ids, attention_mask=batch.mask, decoder_input_ids=shifted, use_cache=False
-        ).logits[batch.labels != IGNORE]
     else:
-        learned = batch.labels[:, 1:] != IGNORE
-        logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits[:, :-1][learned]
+        logits, _ = learned_logits(model, batch, kind)
     return F.log_softmax(logits.float(), dim=-1)

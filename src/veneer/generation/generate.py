@@ -115,7 +115,7 @@ def continuations(
     return [answer_text(renderer.tokenizer, ids, stops) for ids in tokens.values()]
 
 
-def exact_matches(model: Any, renderer: Renderer, examples: list[Example], batch_size: int) -> list[bool]:
+def exact_matches(model: Any, renderer: Renderer, examples: Sequence[Example], batch_size: int) -> list[bool]:
     """Whether the greedy continuation of each prompt is its answer, apart from space around it."""
     matches = [False] * len(examples)
     prompts = [renderer.prompt(example) for example in examples]

@@ -5,6 +5,7 @@ What all prompts begin with, an instruction or a system message, is computed onc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from inspect import signature
@@ -27,6 +28,10 @@ from veneer.generation.sampling import refuse_no_numbers
 from veneer.training.batches import Batch, by_length, collate
 
 _WORTH_SHARING = 4  # tokens
+_FORMED = (
+    2**25
+)  # logits that a pass forms, except for a single row that needs more: 128 MB in fp32, and their logarithms
+_KEPT = 2**28  # bytes of keys and values that are repeated for labels, except for a single label: 256 MB
 
 
 class Asked(NamedTuple):
@@ -36,7 +41,7 @@ class Asked(NamedTuple):
     answers: list[list[int]]
 
 
-def asked_of(renderer: Renderer, examples: list[Example], labels: list[str]) -> list[Asked]:
+def asked_of(renderer: Renderer, examples: Sequence[Example], labels: list[str]) -> list[Asked]:
     """Each label has the tokens that it is trained on. Its end token counts only where one label's tokens begin
     another's ("no", "no way"), of which the longer one could never be the likelier. The end of a long prompt is kept.
     """
@@ -80,6 +85,7 @@ class LabelScores:
         takes = signature(model.forward).parameters
         self._continues = not renderer.seq2seq and has_steps(model) and "logits_to_keep" in takes and _is_plain(model)
         self._has_positions = "position_ids" in takes
+        self._vocabulary = int(getattr(text_config_of(model.config), "vocab_size", None) or 0)
         self.shared = self._common(asked)
         self._prefix = self._read_shared(asked[0].prompt[: self.shared])
 
@@ -87,9 +93,25 @@ class LabelScores:
     def __call__(self, part: list[Asked]) -> Tensor:
         """(rows, labels), fp32: log-likelihoods of the labels, up to a number that is the same for all of a row.
         Raises ModelError where they are no numbers."""
-        scores = self._scores(part)
+        scores = torch.empty(len(part), len(part[0].answers))
+        for rows in self._passes(part):
+            scores[rows] = self._scores([part[row] for row in rows])
         refuse_no_numbers(~scores.isnan())
         return scores
+
+    def _passes(self, part: list[Asked]) -> list[list[int]]:
+        """The rows that go through the model together: logits are formed for each at the last places of all."""
+        passes: list[list[int]] = []
+        places: set[int] = set()
+        for row in sorted(range(len(part)), key=lambda row: len(part[row].prompt)):
+            place = len(part[row].prompt)
+            if passes and (len(passes[-1]) + 1) * len(places | {place}) * self._vocabulary <= _FORMED:
+                passes[-1].append(row)
+                places.add(place)
+            else:
+                passes.append([row])
+                places = {place}
+        return passes
 
     def _scores(self, part: list[Asked]) -> Tensor:
         if self._continues:
@@ -149,22 +171,23 @@ class LabelScores:
 
     def _rest(self, part: list[Asked], mask: Tensor, cache: DynamicCache) -> Tensor:
         """(rows, labels): the log-likelihoods of the labels' tokens from the second on. What several labels of a row
-        have in common up to their last token is one sequence."""
-        stems = [_stems(row) for row in part]
-        each = max(map(len, stems))
-        if not each:
-            return torch.zeros(())
-        flat = [list(stem) for own in stems for stem in [*own, *[(self._pad,)] * (each - len(own))]]
-        ids, more = self._padded(flat)
-        cache.batch_repeat_interleave(each)
-        mask = torch.cat([mask.repeat_interleave(each, 0), more], dim=1)
-        logs = self._pass(ids, mask, cache, torch.arange(ids.shape[1])).float().log_softmax(-1).cpu()
+        have in common up to their last token is one sequence, and a pass takes as many sequences as the memory of
+        their keys and values, and of their logits, allows."""
         scores = torch.zeros(len(part), len(part[0].answers))
-        for number, (row, own) in enumerate(zip(part, stems, strict=True)):
-            for label, answer in enumerate(row.answers):
-                if len(answer) > 1:
-                    at = logs[number * each + own.index(tuple(answer[:-1]))]
-                    scores[number, label] = at[range(len(answer) - 1), answer[1:]].sum()
+        stems = [(number, stem) for number, row in enumerate(part) for stem in _stems(row)]
+        kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) // len(part)
+        most = max(1, min(_KEPT // max(1, kept), _FORMED // max(1, self._vocabulary * (self._longest - 1))))
+        for start in range(0, len(stems), most):
+            some = stems[start : start + most]
+            rows = torch.tensor([number for number, _ in some])
+            ids, more = self._padded([list(stem) for _, stem in some])
+            after = torch.cat([mask[rows], more], dim=1)
+            logs = self._pass(ids, after, _of_rows(cache, rows, self._model.config), torch.arange(ids.shape[1]))
+            logs = logs.float().log_softmax(-1).cpu()
+            for (number, stem), at in zip(some, logs, strict=True):
+                for label, answer in enumerate(part[number].answers):
+                    if len(answer) > 1 and tuple(answer[:-1]) == stem:
+                        scores[number, label] = at[range(len(stem)), answer[1:]].sum()
         return scores
 
     def _padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -195,6 +218,15 @@ def _stems(row: Asked) -> list[tuple[int, ...]]:
     return list(dict.fromkeys(tuple(answer[:-1]) for answer in row.answers if len(answer) > 1))
 
 
+def _of_rows(cache: DynamicCache, rows: Tensor, config: Any) -> DynamicCache:
+    """The keys and values of these rows, which may be several times the same, for sequences that go on from them."""
+    chosen = DynamicCache(config=config)
+    for number, layer in enumerate(cache.layers):
+        where = rows.to(layer.keys.device)
+        chosen.update(layer.keys[where], layer.values[where], number)
+    return chosen
+
+
 def _is_plain(model: Any) -> bool:
     """Whether each layer keeps the keys and values of all tokens and nothing else."""
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
@@ -216,22 +248,56 @@ def _logits(model: Any, batch: Batch, places: Tensor) -> Tensor:
 
 def _log_likelihoods(model: Any, renderer: Renderer, rows: list[Tokens], size: int) -> Tensor:
     """(rows,) sums of the log-likelihoods of the learned tokens."""
-    places = {id(row): i for i, row in enumerate(rows)}
+    numbers = {id(row): i for i, row in enumerate(rows)}
     scores = torch.empty(len(rows))
     for part in by_length(rows, size):
-        batch = _on(model, collate(part, known_pad(model, renderer)))
-        if renderer.seq2seq:
-            shifted = model.prepare_decoder_input_ids_from_labels(labels=batch.labels)
-            logits = model(input_ids=batch.ids, attention_mask=batch.mask, decoder_input_ids=shifted).logits
-            labels = batch.labels
-        else:
-            logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits[:, :-1]
-            labels = batch.labels[:, 1:]
-        losses = torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none"
-        )
-        scores[[places[id(row)] for row in part]] = -losses.view(labels.shape).sum(dim=1).cpu()
+        for some in within_logits(part, model):
+            batch = _on(model, collate(some, known_pad(model, renderer)))
+            logits, labels = learned_logits(model, batch, renderer.kind)
+            losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none").cpu()
+            learned = [row.learned for row in some]
+            scores[[numbers[id(row)] for row in some]] = torch.stack(
+                [-own.sum() for own in torch.split(losses, learned)]
+            )
     return scores
+
+
+def within_logits(rows: list[Tokens], model: Any) -> list[list[Tokens]]:
+    """The rows in parts whose logits `learned_logits` forms in bounded memory, a row at the least."""
+    vocabulary = int(getattr(text_config_of(model.config), "vocab_size", None) or 0)
+    keeps = "logits_to_keep" in signature(model.forward).parameters
+    parts: list[list[Tokens]] = []
+    places: set[int] = set()
+    for row in rows:
+        own = {i for i, label in enumerate(row.labels) if label != IGNORE} if keeps else set(range(len(row.labels)))
+        if parts and (len(parts[-1]) + 1) * len(places | own) * vocabulary <= _FORMED:
+            parts[-1].append(row)
+            places |= own
+        else:
+            parts.append([row])
+            places = own
+    return parts
+
+
+def learned_logits(model: Any, batch: Batch, kind: str) -> tuple[Tensor, Tensor]:
+    """Logits (learned, vocabulary) at which the learned tokens are predicted, row by row, and these tokens (learned,).
+
+    A model that takes ``logits_to_keep`` forms them at no other places than where a row of the batch learns.
+    """
+    if kind == "seq2seq":
+        shifted = model.prepare_decoder_input_ids_from_labels(labels=batch.labels)
+        logits = model(
+            input_ids=batch.ids, attention_mask=batch.mask, decoder_input_ids=shifted, use_cache=False
+        ).logits  # fmt: skip
+        learned = batch.labels != IGNORE
+        return logits[learned], batch.labels[learned]
+    labels, some = batch.labels[:, 1:], dict[str, Tensor]()
+    if "logits_to_keep" in signature(model.forward).parameters:
+        places = (labels != IGNORE).any(0).nonzero()[:, 0]
+        some["logits_to_keep"], labels = places, labels[:, places]
+    logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, **some).logits
+    learned = labels != IGNORE
+    return logits[:, : labels.shape[1]][learned], labels[learned]
 
 
 def _on(model: Any, batch: Batch) -> Batch:

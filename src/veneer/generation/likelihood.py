@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -10,7 +12,8 @@ from torch import Tensor
 
 from veneer.data.formats import Example, class_of
 from veneer.data.known_tokens import known_pad, refuse_unknown_tokens_in
-from veneer.data.labels import Renderer, Tokens
+from veneer.data.labels import Renderer
+from veneer.data.token_rows import TokenRows, Tokens
 from veneer.generation.labels import LabelScores, asked_of
 from veneer.generation.sampling import refuse_no_numbers
 from veneer.training.batches import collate
@@ -18,20 +21,24 @@ from veneer.training.batches import collate
 MOST_CHOICES = 20
 
 
-def choices_of(examples: list[Example]) -> list[str]:
-    """The distinct answers, when they are few enough to choose among (each given several times); else none.
+def choices_of(*sides: Sequence[Example]) -> list[str]:
+    """The distinct answers of all rows, when they are few enough to choose among (each given several times); else none.
 
     Twenty at most, five rows for each on average. Answers that differ in space around them are one.
     """
-    if any(example.prompt is None for example in examples):
-        return []
-    answers = {class_of(example): example.answer for example in sorted(examples, key=lambda e: e.answer, reverse=True)}
-    return sorted(answers.values()) if 1 < len(answers) <= min(MOST_CHOICES, len(examples) // 5) else []
+    most = min(MOST_CHOICES, sum(map(len, sides)) // 5)
+    answers: dict[str, str] = {}
+    for example in chain.from_iterable(sides):
+        name = class_of(example)
+        answers[name] = min(answers.get(name, example.answer), example.answer)
+        if example.prompt is None or len(answers) > most:
+            return []
+    return sorted(answers.values()) if len(answers) > 1 else []
 
 
 @torch.no_grad()
 def likeliest(
-    model: Any, renderer: Renderer, examples: list[Example], choices: list[str], batch_size: int
+    model: Any, renderer: Renderer, examples: Sequence[Example], choices: list[str], batch_size: int
 ) -> list[str]:
     """The most likely of ``choices`` after each example's prompt, by the sum of its tokens' log-likelihoods.
 
@@ -50,13 +57,13 @@ def likeliest(
     return [choices[i] for i in scores.argmax(dim=1).tolist()]
 
 
-def accuracy(chosen: list[str], examples: list[Example]) -> float:
+def accuracy(chosen: list[str], examples: Sequence[Example]) -> float:
     """Share of the examples whose answer was chosen."""
     right = sum(answer.strip() == class_of(example) for answer, example in zip(chosen, examples, strict=True))
     return right / len(examples)
 
 
-def _classify(model: Any, renderer: Renderer, examples: list[Example], size: int) -> list[str]:
+def _classify(model: Any, renderer: Renderer, examples: Sequence[Example], size: int) -> list[str]:
     chosen = []
     for start in range(0, len(examples), size):
         scores = class_scores(model, renderer, classified(renderer, examples[start : start + size]))
@@ -70,14 +77,14 @@ def class_probabilities(model: Any, renderer: Renderer, example: Example) -> dic
     return dict(sorted(zip(renderer.classes, shares, strict=True), key=lambda pair: -pair[1]))
 
 
-def classified(renderer: Renderer, examples: list[Example]) -> list[Tokens]:
+def classified(renderer: Renderer, examples: Sequence[Example]) -> TokenRows:
     """The tokens that a classifier is given; an example's own label, if it has one, plays no part."""
     rows, _ = renderer.all([replace(example, answer=renderer.classes[0]) for example in examples])
     return rows
 
 
 @torch.no_grad()
-def class_scores(model: Any, renderer: Renderer, rows: list[Tokens]) -> Tensor:
+def class_scores(model: Any, renderer: Renderer, rows: Sequence[Tokens]) -> Tensor:
     """(rows, classes): a classifier's logits, fp32. Raises ModelError where they are no numbers."""
     refuse_unknown_tokens_in(model, rows)
     batch = collate(rows, known_pad(model, renderer), classes=True)

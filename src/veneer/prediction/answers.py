@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -44,7 +44,7 @@ class Answers(Protocol):
 class Classes:
     """A sequence classifier's."""
 
-    def __init__(self, model: Any, renderer: Renderer, questions: list[Example], tokens: int) -> None:
+    def __init__(self, model: Any, renderer: Renderer, questions: Sequence[Example], tokens: int) -> None:
         for question in questions:
             if question.prompt is None:
                 raise DataError(f"{question.where} is a conversation; a classifier reads a text or a prompt.")
@@ -66,7 +66,7 @@ class Labels:
     """The likeliest of a few labels after a prompt, as `evaluate` chooses."""
 
     def __init__(
-        self, model: Any, renderer: Renderer, questions: list[Example], labels: list[str], tokens: int
+        self, model: Any, renderer: Renderer, questions: Sequence[Example], labels: list[str], tokens: int
     ) -> None:
         self.labels = tuple(label.strip() for label in labels)
         whole = asked_of(replace(renderer, max_length=_ANY), questions, labels)
@@ -83,7 +83,7 @@ class Labels:
         steps = max(1, max(self._widths))
         # Logits are formed at a prompt's last token, and at the labels' further ones.
         formed = (1 + len(labels) * (longest - 1)) / max(1, min(self._widths))
-        kept = 1.0 + len(labels) * self._scores.shared / steps if has_steps(model) else 0.0
+        kept = 1.0 + self._scores.shared / steps if has_steps(model) else 0.0
         self.room = room_for(model, tokens, logits=formed * _vocabulary(model), kept=kept)
 
     def of(self, rows: list[int]) -> Iterator[Predicted]:
@@ -97,7 +97,7 @@ class Texts:
     labels: tuple[str, ...] = ()
 
     def __init__(
-        self, model: Any, renderer: Renderer, questions: list[Example], tokens: int, asked: SamplingOptions
+        self, model: Any, renderer: Renderer, questions: Sequence[Example], tokens: int, asked: SamplingOptions
     ) -> None:
         limit = renderer.max_length
         whole = [renderer.prompt(question) for question in questions]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -169,7 +169,7 @@ def _refuse_for_a_classifier(model: Any, renderer: Renderer, options: PredictOpt
         raise ModelError(f"The model {kind} for a text; predict chooses one of several classes.")
 
 
-def _labels(opened: Opened, questions: list[Any], options: PredictOptions) -> list[str]:
+def _labels(opened: Opened, questions: Sequence[Any], options: PredictOptions) -> list[str]:
     """The labels as they follow a prompt; none where text is wanted."""
     if options.answer == "text":
         if options.labels:

@@ -203,7 +203,8 @@ class EvaluateArguments(TypedDict, total=False):
     data: Any
     """Other rows to measure on. Default: the run's held-out rows."""
     exact_match: bool
-    """Also compare greedy answers with the right ones, letter by letter; slow."""
+    """Also generate an answer to each row, by base and adapter, and compare it with the right one, letter by
+    letter; slow."""
     batch_size: int
     """Rows in one pass."""
     examples: int

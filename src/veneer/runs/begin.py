@@ -5,16 +5,16 @@ All that can be refused without the planner is refused here; nothing but the emp
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from veneer.data.formats import Example
 from veneer.data.known_tokens import known_pad, refuse_unknown_tokens_in
-from veneer.data.labels import Tokens
+from veneer.data.token_rows import Tokens, digest_of
 from veneer.errors import ConfigError, ModelError, TrainingError
 from veneer.frozen.layers import storage_of
 from veneer.models.source import resolve
@@ -58,11 +58,11 @@ class Begun:
         return self.prepared.model
 
     @property
-    def rows(self) -> list[Tokens]:
+    def rows(self) -> Sequence[Tokens]:
         return self.steps.rows
 
     @property
-    def held_out(self) -> list[Tokens]:
+    def held_out(self) -> Sequence[Tokens]:
         return self.steps.held_out
 
     @property
@@ -80,15 +80,18 @@ class Begun:
 
     def digest(self) -> str:
         """Sixteen hexadecimal digits of all rows, as tokens: a run goes on only over the same ones."""
-        text = json.dumps([(row.ids, row.labels) for row in self.rows + self.held_out])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest_of(self.rows, self.held_out)
 
 
-def begin(prepared: Prepared) -> Begun:
-    """Raises what the rows, the targets, the disk or the options make impossible, as VeneerError."""
+def begin(
+    prepared: Prepared, watched: Callable[[Sequence[Example]], Iterable[Example]] = iter
+) -> Begun:  # fmt: skip
+    """``watched``: hands out the rows that become tokens, and shows how far it is.
+
+    Raises what the rows, the targets, the disk or the options make impossible, as VeneerError."""
     model, folder = prepared.model, RunFolder(prepared.config.output)
     steps = in_steps(
-        prepared.renderer, prepared.train, prepared.held_out, prepared.config, model.config, folder.chosen()
+        prepared.renderer, prepared.train, prepared.held_out, prepared.config, model.config, folder.chosen(), watched
     )
     config, total = steps.config, steps.total
     torch.manual_seed(config.seed)
@@ -99,7 +102,8 @@ def begin(prepared: Prepared) -> Begun:
     _refuse_other_schedule(allocator, total)
     if not trained.parameters:
         raise TrainingError("The active adapter is not trainable; load it with trainable=True to train it further.")
-    refuse_unknown_tokens_in(model, steps.rows + steps.held_out)
+    for side in (steps.rows, steps.held_out):
+        refuse_unknown_tokens_in(model, side)
     renderer, pad = prepared.renderer, known_pad(model, prepared.renderer)
     _check_disk(folder, config, model, trained, allocator)
     optimizer = _optimizer(config, [p for p in trained_tensors(model).values() if p.requires_grad])

@@ -31,11 +31,11 @@ class HeldOutLabels:
     """The held-out rows of a task of labels, spread evenly where they are many."""
 
     def __init__(
-        self, model: Any, renderer: Renderer, train: list[Example], held_out: list[Example], size: int
+        self, model: Any, renderer: Renderer, train: Sequence[Example], held_out: Sequence[Example], size: int
     ) -> None:
         self._model, self._renderer, self._size = model, renderer, size
-        self.labels = list(renderer.classes) or choices_of([*train, *held_out])
-        self.rows = held_out[:: math.ceil(len(held_out) / ROWS)] if held_out and self.labels else []
+        self.labels = list(renderer.classes) or choices_of(train, held_out)
+        self.rows = held_out[:: math.ceil(len(held_out) / ROWS)] if len(held_out) and self.labels else []
         self.largest = largest_class(self.rows) if self.rows else 0.0
 
     def accuracy(self) -> float | None:

@@ -52,6 +52,7 @@ class Process:
     machine: Machine | None  # as it was measured, if it was
     resident: int  # bytes beside the model, with what reading rows and planning will add
     own: int  # of these, what is no file's
+    rows: int = 0  # bytes that the run's rows will add
 
     @classmethod
     def now(cls, loaded: torch.nn.Module | None = None) -> Process:
@@ -72,7 +73,8 @@ class Process:
         and no time is predicted.
         """
         known = self.machine or Machine({}, 0.0, self.resident, self.resident)
-        return replace(known, runtime=max(known.runtime, self.own), loading=max(known.loading, self.own))
+        known = replace(known, runtime=max(known.runtime, self.own), loading=max(known.loading, self.own))
+        return known.beside(self.rows)
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def _outlook(begun: Begun, process: Process, limit: int, *, refuse: bool) -> Out
     config = begun.config
     known: dict[str, Any] = {"rows": begun.largest_step(), "how": begun.loss.how, "steps": begun.total}
     known |= planned_update(config)
+    process = replace(process, rows=begun.steps.memory)
     try:
         known["base"] = _base_of(config, begun.model, begun.loss, begun.prepared.checkpoint)
         with torch.random.fork_rng(devices=[]):  # a run that has begun must not notice

@@ -115,7 +115,7 @@ def labels_of(run: RunFolder) -> list[str]:
     if known is None:
         config = run.config()
         sources = [config.data, *([config.held_out] if isinstance(config.held_out, str) else [])]
-        known = choices_of([example for source in sources for example in to_examples(read_rows(source)).items])
+        known = choices_of(*(to_examples(read_rows(source)).items for source in sources))
     return known
 
 

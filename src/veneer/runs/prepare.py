@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,8 +33,8 @@ class Prepared:
     model: Any
     tokenizer: Any
     renderer: Renderer
-    train: list[Example]
-    held_out: list[Example]
+    train: Sequence[Example]
+    held_out: Sequence[Example]
     shape: str
     came_loaded: bool = False  # whether the caller brought model and tokenizer, which need not be those of its name
     given: dict[str, list[Row]] = field(default_factory=dict)  # file name → rows to write there: they came in memory
@@ -50,7 +51,7 @@ class Prepared:
             "held_out": len(self.held_out),
             "conversations": any(example.messages for example in self.train),
             "classes": list(self.renderer.classes),
-            "choices": [] if self.renderer.classes else choices_of([*self.train, *self.held_out]),
+            "choices": [] if self.renderer.classes else choices_of(self.train, self.held_out),
             "date": pinned_date(self.tokenizer),
             "system": self.system,
             **({"began": [one.model_dump() for one in self.start.began()]} if self.start is not None else {}),

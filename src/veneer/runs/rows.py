@@ -6,32 +6,38 @@ A run begins with them, and so does its plan.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from veneer.data.classes import classes_of, counted_classes
 from veneer.data.formats import Example, class_of, counted_rows, to_examples
-from veneer.data.labels import Renderer, Tokens
+from veneer.data.kept import those_of
+from veneer.data.labels import Renderer
 from veneer.data.read import Row, read_rows
 from veneer.data.report import Report
 from veneer.data.split import split
+from veneer.data.token_cache import kept_tokens
+from veneer.data.token_rows import TokenRows, Tokens
 from veneer.frozen.text_part import text_config_of
 from veneer.models.checkpoint import Checkpoint
 from veneer.training.automatic import WIDTH, Size, automatic
-from veneer.training.batches import Batches
+from veneer.training.batches import Batches, Lengths
 from veneer.training.config import RunConfig, TrainConfig
 from veneer.training.loss import tokens_gone_through
 
-Given = dict[str, list[Row]]  # file name → rows that came in memory, which are not in that file yet
+Given = Mapping[str, Sequence[Row]]  # file name → rows that came in memory, which are not in that file yet
+
+_ROW = 300  # bytes of the memory for each row, whose text and tokens are in a file where they are many
 
 
 @dataclass(frozen=True)
 class SplitRows:
     """The rows on either side of the split."""
 
-    train: list[Example]
-    held_out: list[Example]
+    train: Sequence[Example]
+    held_out: Sequence[Example]
     shape: str
     classes: list[str]  # of a classifier's new head, else none
     notes: list[str]  # what the user should know of the rows, as sentences
@@ -51,7 +57,8 @@ def read_split(
     Raises DataError where they cannot be read or split, or make no classes.
     """
     examples = to_examples(_rows(config.data, given))
-    train, held_out, notes = examples.items, [], examples.notes()
+    train, notes = examples.items, examples.notes()
+    held_out: Sequence[Example] = []
     if isinstance(config.held_out, str):
         others = to_examples(_rows(config.held_out, given))
         held_out = others.items
@@ -60,15 +67,18 @@ def read_split(
         train, held_out, more = split(examples.items, config.held_out, config.seed, classes=classified)
         notes += more
     if classified:
-        unlabelled = [example.where for example in train + held_out if not class_of(example)]
-        train, held_out = ([example for example in side if class_of(example)] for side in (train, held_out))
+        unlabelled = [example.where for example in chain(train, held_out) if not class_of(example)]
+        train, held_out = (
+            those_of(side, [number for number, example in enumerate(side) if class_of(example)])
+            for side in (train, held_out)
+        )
         notes += [f"{counted_rows(unlabelled)} left out: the answer, which is the class, is empty."] * bool(unlabelled)
     classes = classes_of(train, held_out) if classified and not has_classes else {}
     notes += [f"{len(classes)} classes: {counted_classes(classes)}."] if classes else []
     return SplitRows(train, held_out, examples.shape, sorted(classes), notes)
 
 
-def _rows(source: str, given: Given) -> list[Row]:
+def _rows(source: str, given: Given) -> Sequence[Row]:
     return given[source] if source in given else read_rows(source)
 
 
@@ -84,8 +94,8 @@ class Work:
 class Steps:
     """The rows as tokens, and which of them a step takes."""
 
-    rows: list[Tokens]
-    held_out: list[Tokens]
+    rows: Sequence[Tokens]
+    held_out: Sequence[Tokens]
     reports: list[Report]  # what became of rows on their way to tokens
     batches: Batches
     config: RunConfig  # what was asked, with the numbers that auto stands for
@@ -95,6 +105,11 @@ class Steps:
     def total(self) -> int:
         """Optimizer steps."""
         return self.config.steps or max(1, math.ceil(self.config.epochs * self.batches.per_epoch))
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the rows take in memory: where each is, how long it is and which step takes it."""
+        return _ROW * (len(self.rows) + len(self.held_out))
 
     def counts(self) -> str:
         return (
@@ -116,8 +131,8 @@ class Steps:
                 largest, most, of_that = step, max(passes), sum(passes)
         return Work(self.batches.rows(largest), tokens / of_that)
 
-    def _passes(self, step: int) -> Iterator[list[Tokens]]:
-        rows = self.batches.rows(step)
+    def _passes(self, step: int) -> Iterator[list[Lengths]]:
+        rows = self.batches.lengths(step)
         size = self.config.micro_batch_size or self.config.batch_size
         return (rows[start : start + size] for start in range(0, len(rows), size))
 
@@ -129,18 +144,20 @@ def width_of(model: Any) -> int:
 
 def in_steps(
     renderer: Renderer,
-    train: list[Example],
-    held_out: list[Example],
+    train: Sequence[Example],
+    held_out: Sequence[Example],
     asked: TrainConfig,
     model: Any,
     kept: dict[str, Any],
+    watched: Callable[[Sequence[Example]], Iterable[Example]] = iter,
 ) -> Steps:
-    """``model``: transformers' config of it; ``kept``: what was chosen when the run began, for one that goes on.
+    """``model``: transformers' config of it; ``kept``: what was chosen when the run began, for one that goes on;
+    ``watched``: see `Renderer.all`.
 
     Raises DataError where no row on one side has a token to learn.
     """
-    rows, report = renderer.all(train)
-    others, more = renderer.all(held_out) if held_out else ([], None)
+    rows, report = kept_tokens(renderer, train, watched)
+    others, more = kept_tokens(renderer, held_out, watched) if held_out else (TokenRows(), None)
     batches = Batches(rows, asked.batch_size, asked.seed)
     chosen = automatic(asked, Size(width_of(model), batches.per_epoch, len(others), renderer.kind))
     chosen |= {name: number for name, number in kept.items() if name in chosen}

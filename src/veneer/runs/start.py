@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ class StartAdapter:
     def classes(self, rows: SplitRows) -> list[str]:
         """`own_classes`. Raises DataError for rows of other labels."""
         named, classes = self.facts is not None, self.own_classes()
-        for row in (*rows.train, *rows.held_out) if classes else ():
+        for row in chain(rows.train, rows.held_out) if classes else ():
             label = class_of(row)
             if not row.messages and label not in classes:
                 todo = "leave such rows out, or train a new adapter, without this one, on all of them"

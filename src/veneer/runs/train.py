@@ -42,7 +42,7 @@ from veneer.training.fused import fused_passes
 from veneer.training.interrupt import stop_requests
 from veneer.training.loop import Run, finished, train_loop
 from veneer.training.metrics import Metrics
-from veneer.training.progress import RunProgress
+from veneer.training.progress import RunProgress, counted
 from veneer.training.recompute import recomputed
 from veneer.training.state import State
 from veneer.training.trackers import refuse_missing, trackers
@@ -199,7 +199,7 @@ def _alone() -> Iterator[None]:
 def _trained(
     prepared: Prepared, checkpoint: Path | None, process: Process, watchers: Watchers, more: bool
 ) -> Result:  # fmt: skip
-    begun = begin(prepared)
+    begun = begin(prepared, lambda rows: counted(watchers.console, rows, "tokenising rows"))
     outlook = look_before_training(begun, process)
     state = _restored(begun, checkpoint, more)
     with _a_full_disk_explained(begun.folder):

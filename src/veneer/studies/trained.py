@@ -96,7 +96,7 @@ def quality(prepared: Prepared) -> Row:
     from veneer.generation.likelihood import choices_of
 
     renderer, rows = prepared.renderer, prepared.held_out
-    choices = list(renderer.classes) or choices_of([*prepared.train, *rows])
+    choices = list(renderer.classes) or choices_of(prepared.train, rows)
     scores = measure(prepared.model, renderer, rows, choices, False, 32)
     largest = None if scores.classes is None else scores.classes.largest
     return {"loss": scores.loss, "accuracy": scores.choice_accuracy, "largest_class": largest}

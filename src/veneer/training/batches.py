@@ -6,12 +6,15 @@ The step's number decides its rows, so a resumed run needs no saved position but
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from veneer.data.labels import IGNORE, Tokens
+from veneer.data.token_rows import IGNORE, Tokens, label_lengths_of, lengths_of
 
 _POOL = 50  # batches whose rows are sorted by length together: little padding, and still random batches
 
@@ -24,38 +27,64 @@ class Batch(NamedTuple):
     labels: Tensor
 
 
-class Batches:
-    """The order of rows over all epochs, a function of the seed."""
+class Lengths(NamedTuple):
+    """The tokens of a row that are counted and not read."""
 
-    def __init__(self, rows: list[Tokens], batch_size: int, seed: int) -> None:
+    ids: range
+    labels: range
+
+
+class Batches:
+    """The order of rows over all epochs, a function of the seed.
+
+    All rows are shuffled again in each epoch; those of fifty steps in a row are then sorted by length, so that a step's
+    rows are of like length, and these steps are shuffled with all others. Only lengths are in memory, not the tokens.
+    """
+
+    def __init__(self, rows: Sequence[Tokens], batch_size: int, seed: int) -> None:
         self._rows, self._size, self._seed = rows, batch_size, seed
+        self._lengths, self._labels = lengths_of(rows), label_lengths_of(rows)
         self.per_epoch = math.ceil(len(rows) / batch_size)
-        self._epoch, self._order = -1, [[0]]
+        self._epoch = -1
+        self._order = self._steps = numpy.zeros(0, numpy.int64)
 
     def rows(self, step: int) -> list[Tokens]:
         """The rows of optimizer step ``step`` (from 0)."""
+        return [self._rows[number] for number in self._numbers(step)]
+
+    def lengths(self, step: int) -> list[Lengths]:
+        """How long these rows are."""
+        return [
+            Lengths(range(self._lengths[number]), range(self._labels[number])) for number in self._numbers(step)
+        ]  # fmt: skip
+
+    def _numbers(self, step: int) -> list[int]:
         epoch, place = divmod(step, self.per_epoch)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._ordered(epoch)
-        return [self._rows[index] for index in self._order[place]]
+            self._epoch = epoch
+            self._order, self._steps = self._ordered(epoch)
+        start = int(self._steps[place]) * self._size
+        numbers: list[int] = self._order[start : start + self._size].tolist()
+        return numbers
 
-    def _ordered(self, epoch: int) -> list[list[int]]:
+    def _ordered(self, epoch: int) -> tuple[NDArray[numpy.int64], NDArray[numpy.int64]]:
+        """(rows,) numbers of rows, as many as a step takes after one another; (steps,) which of these a step takes."""
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
-        shuffled = torch.randperm(len(self._rows), generator=generator).tolist()
-        batches = []
-        for start in range(0, len(shuffled), _POOL * self._size):
-            pool = sorted(shuffled[start : start + _POOL * self._size], key=lambda i: len(self._rows[i].ids))
-            batches += [pool[i : i + self._size] for i in range(0, len(pool), self._size)]
-        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+        order = torch.randperm(len(self._rows), generator=generator).numpy()
+        for start in range(0, len(order), _POOL * self._size):
+            pool = order[start : start + _POOL * self._size]
+            pool[:] = pool[numpy.argsort(self._lengths[pool], kind="stable")]
+        return order, torch.randperm(self.per_epoch, generator=generator).numpy()
 
 
-def by_length(rows: list[Tokens], size: int) -> list[list[Tokens]]:
+def by_length(rows: Sequence[Tokens], size: int) -> Iterator[list[Tokens]]:
     """All rows in batches of at most ``size``, rows of like length together, the longest first."""
-    ordered = sorted(rows, key=lambda row: len(row.ids), reverse=True)
-    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+    ordered = numpy.argsort(-lengths_of(rows), kind="stable").tolist()
+    for start in range(0, len(ordered), size):
+        yield [rows[number] for number in ordered[start : start + size]]
 
 
-def collate(rows: list[Tokens], pad: int, *, classes: bool = False) -> Batch:
+def collate(rows: Sequence[Tokens], pad: int, *, classes: bool = False) -> Batch:
     """Rows as tensors. ``pad`` fills up; it is neither attended to nor learned, whatever token it is."""
     ids = _padded([row.ids for row in rows], pad)
     mask = _padded([[1] * len(row.ids) for row in rows], 0)

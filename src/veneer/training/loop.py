@@ -45,7 +45,7 @@ class Run:
     model: Any
     loss: Loss
     batches: Batches
-    held_out: list[Tokens]
+    held_out: Sequence[Tokens]
     optimizer: torch.optim.Optimizer
     total: int  # optimizer steps
     metrics: Metrics
@@ -174,7 +174,7 @@ def evaluate_held_out(run: Run, state: State) -> None:
         callback.on_evaluation(EvaluationRecord(state.step, loss, better, accuracy))
 
 
-def _not_finite(run: Run, rows: list[Tokens]) -> str:
+def _not_finite(run: Run, rows: Sequence[Tokens]) -> str:
     """Name the rows whose own loss is not finite, or all of them when it is their gradient."""
     with torch.no_grad():
         bad = [row.where for row in rows if not math.isfinite(float(run.loss([row])))] or [row.where for row in rows]

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from veneer.data.labels import IGNORE, Tokens
 from veneer.frozen.text_part import text_config_of, text_part
 from veneer.frozen.weight import StoredLinear
-from veneer.training.batches import Batch, by_length, collate
+from veneer.training.batches import Batch, Lengths, by_length, collate
 from veneer.training.packing import attention_by_rows_in, hidden_of_rows, packs
 from veneer.updates.layers import AdaptedLinear
 
@@ -88,7 +88,7 @@ class Loss:
         return chunked_loss(hidden, self._model.get_output_embeddings(), labels, smoothing, self._rows_at_once)
 
     @torch.no_grad()
-    def mean(self, rows: list[Tokens], batch_size: int) -> float:
+    def mean(self, rows: Sequence[Tokens], batch_size: int) -> float:
         """Mean loss of a learned token over ``rows``, the model in eval mode meanwhile."""
         training = self._model.training
         self._model.eval()
@@ -99,7 +99,7 @@ class Loss:
         return total / sum(row.learned for row in rows)
 
 
-def tokens_gone_through(rows: Sequence[Tokens], kind: str, packed: bool) -> int:
+def tokens_gone_through(rows: Sequence[Tokens] | Sequence[Lengths], kind: str, packed: bool) -> int:
     """Tokens that a pass over ``rows`` computes: of an encoder-decoder on either side; padding too, where they are not
     ``packed``."""
     lengths = [len(row.ids) for row in rows]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -61,6 +63,39 @@ class RunProgress:
         self._held_out = f" · held-out {record.loss:.3f}{right}"
         best = " (best so far)" if record.best and record.step else ""
         self.note(f"step {record.step}: held-out loss {record.loss:.4f}{right}{best}")
+
+
+_AT_ONCE = 256  # rows between two looks at the clock
+_SOON = 3.0  # seconds of work of which nothing is said
+_SELDOM = 15.0  # seconds between two lines, where there is no live one
+
+T = TypeVar("T")
+
+
+def counted(console: Console, items: Sequence[T], doing: str) -> Iterator[T]:
+    """The items, while ``console`` shows how many are done; nothing where they take a few seconds.
+
+    ``doing``: what is done to them, with their name: "tokenising rows".
+    """
+    line = LiveLine() if is_notebook(console) else None
+    started = told = time.monotonic()
+    with Progress(
+        TextColumn(doing), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(compact=True),
+        console=console, transient=True, disable=not console.is_terminal,
+    ) as bar:  # fmt: skip
+        task = bar.add_task(doing, total=len(items), visible=False)
+        for number, item in enumerate(items):
+            now = time.monotonic() if number % _AT_ONCE == 0 else started
+            if number and now - started > _SOON:
+                bar.update(task, completed=number, visible=True)
+                left = clock((now - started) / number * (len(items) - number))
+                said = f"{doing}: {number:,}/{len(items):,} · {left} left"
+                if line is not None:
+                    line.show(said)
+                elif not console.is_terminal and now - told > _SELDOM:
+                    told = now
+                    console.print(said, highlight=False, markup=False, soft_wrap=True)
+            yield item
 
 
 def clock(seconds: float) -> str:

@@ -45,9 +45,11 @@ def test_the_table(finished_run, veneer_command):
 def test_other_rows(finished_run, veneer_command, refused, tmp_path):
     path = tmp_path / "other.jsonl"
     path.write_text('{"prompt": "bet:", "completion": " yes"}\n' * 2)
-    found = json.loads(veneer_command("evaluate", finished_run, "--data", path, "--json").out)
+    done = veneer_command("evaluate", finished_run, "--data", path, "--json")
+    found = json.loads(done.out)
     assert (found["rows"], found["choices"], found["data"]) == (2, [], str(path))
-    assert found["adapter"]["exact_match"] == 1.0, "asked for where there is nothing to choose among"
+    assert found["adapter"]["exact_match"] is None
+    assert "--exact-match generates one for every row" in done.err
     message = refused("evaluate", finished_run, "--data", tmp_path / "othr.jsonl")
     assert message == f"There is no file {tmp_path / 'othr.jsonl'}. Did you mean '{path}'?"
     assert refused("evaluate", finished_run, "--batch-size", 0).startswith(

@@ -82,6 +82,36 @@ def test_a_model_that_forms_all_logits_chooses_alike(causal, monkeypatch):
     assert likeliest(model, renderer, _examples(), choices, 4) == wanted
 
 
+@pytest.mark.parametrize("takes", ["logits_to_keep", "windows", "nothing"])
+def test_logits_are_formed_where_they_are_needed_and_a_few_at_a_time(takes, tiny_folder, monkeypatch):
+    """16 prompts of 1,004 tokens took 9.9 GB, 17 times the memory of the held-out loss: logits of every position."""
+    model, made = veneer.load(tiny_folder)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(30)
+    examples = [Example(f"d:{i}", prompt="ab" * 40 + "c" * (i % 5), answer="a") for i in range(16)]
+    labels, renderer, plain = ["yes", "no", "perhaps", "yet"], Renderer(made), model.forward
+    wanted = likeliest(model, renderer, examples, labels, 16)
+    formed = []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: formed.append(output.shape[:2].numel()))
+    if takes == "windows":  # a model that is asked for whole rows
+        monkeypatch.setattr("veneer.generation.labels._is_plain", lambda model: False)
+    if takes == "nothing":
+        monkeypatch.setattr(
+            model, "forward", lambda input_ids, attention_mask, use_cache: plain(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache
+            ),
+        )  # fmt: skip
+    assert likeliest(model, renderer, examples, labels, 16) == wanted
+    if takes != "nothing":
+        assert max(formed) <= 16 * 64, "of 16 · 80 positions, or 64 · 87"
+    few = 100
+    monkeypatch.setattr("veneer.generation.labels._FORMED", few * len(made))
+    monkeypatch.setattr("veneer.generation.labels._KEPT", 1)
+    formed.clear()
+    assert likeliest(model, renderer, examples, labels, 16) == wanted
+    assert max(formed) <= few
+
+
 def test_a_long_prompt_keeps_its_end(causal):
     model, renderer = causal
     short = Renderer(renderer.tokenizer, max_length=4)

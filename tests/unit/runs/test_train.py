@@ -228,7 +228,8 @@ def test_the_largest_step_is_the_one_in_which_most_is_computed(kind, packed, lar
     """Answers of an encoder-decoder count, and so does padding, where there is any."""
     sizes = [[(16, 1), (14, 1)], [(20, 1), (2, 1)], [(5, 40), (5, 1)]]  # tokens of rows, and of their labels
     steps = [[Tokens([1] * ids, [1] * labels, "") for ids, labels in rows] for rows in sizes]
-    batches = SimpleNamespace(rows=steps.__getitem__, per_epoch=1)  # each epoch puts other rows together
+    each = steps.__getitem__  # each epoch puts other rows together
+    batches = SimpleNamespace(rows=each, lengths=each, per_epoch=1)
     loss = SimpleNamespace(kind=kind, how=How(packed, packed))
     config = SimpleNamespace(steps=3, batch_size=2, micro_batch_size=None)
     begun = SimpleNamespace(steps=Steps([], [], [], batches, config, {}), loss=loss)

@@ -1,0 +1,94 @@
+"""The tokens of a large set, made once and kept: a run that is resumed, or a second one over the rows, finds them.
+
+A file in the cache folder is named by all that its tokens depend on: the rows, the tokenizer, the template, the
+options, and the versions. It is renamed into its place when it is whole; two runs that make it at a time both do, of
+the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import tokenizers
+import transformers
+
+from veneer import __version__
+from veneer.data.dates import pinned_date
+from veneer.data.formats import Example
+from veneer.data.kept import Kept
+from veneer.data.labels import Renderer
+from veneer.data.report import Report
+from veneer.data.token_rows import TokenRows
+from veneer.files import atomic_file, cache_folder, remove_leftovers
+
+_FORM = 1  # raised when the same rows become other tokens than before, within a version, too
+_KILLED = 3600  # seconds: a write that did nothing for so long was
+_UNUSED = 30 * 24 * 3600  # seconds: tokens that nobody has used for so long go
+_ROOM = 2  # times the file's size must be free on the disk: a cache is no reason to fill it
+
+
+def kept_tokens(
+    renderer: Renderer, examples: Sequence[Example], watched: Callable[[Sequence[Example]], Iterable[Example]] = iter
+) -> tuple[TokenRows, Report]:
+    """`Renderer.all`, from the file of an earlier time where there is one."""
+    name = _name(renderer, examples)
+    if name is None:
+        return renderer.all(examples, watched)
+    path = cache_folder() / "tokens" / name
+    there = _read(path)
+    if there is not None:
+        return there
+    made = renderer.all(examples, watched)
+    _keep(path, *made)
+    return _read(path) or made
+
+
+def _name(renderer: Renderer, examples: Sequence[Example]) -> str | None:
+    """None where there are few rows, or the tokenizer is not one whose every setting is known."""
+    rows = examples.digest() if isinstance(examples, Kept) else None
+    tokenizer = renderer.tokenizer
+    if rows is None or not getattr(tokenizer, "is_fast", False):
+        return None
+    options = {field.name: getattr(renderer, field.name) for field in fields(renderer) if field.name != "tokenizer"}
+    what = [
+        _FORM, __version__, transformers.__version__, tokenizers.__version__, rows, repr(options),
+        pinned_date(tokenizer), type(tokenizer).__name__, tokenizer.chat_template, repr(tokenizer.special_tokens_map),
+        tokenizer.backend_tokenizer.to_str(),
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
+
+
+def _read(path: Path) -> tuple[TokenRows, Report] | None:
+    with ExitStack() as opened:
+        try:
+            file = opened.enter_context(path.open("rb"))
+            rows, note = TokenRows.read(file)
+            report = Report(**json.loads(note))
+        except (OSError, ValueError, TypeError, EOFError, KeyError):
+            return None
+        opened.pop_all()  # the rows read from it
+    with suppress(OSError):
+        os.utime(path)
+    return rows, report
+
+
+def _keep(path: Path, rows: TokenRows, report: Report) -> None:
+    """Where it cannot be written, it is not."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent, age=_KILLED)
+        for old in path.parent.iterdir():
+            if time.time() - old.stat().st_mtime > _UNUSED:
+                old.unlink()
+        if shutil.disk_usage(path.parent).free < _ROOM * rows.nbytes:
+            return
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            rows.write(file, json.dumps(asdict(report)))
