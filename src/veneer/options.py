@@ -29,6 +29,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("modules_to_save", "additional_target"), ("train_also",)),
     "trainable_token_indices": ("new_tokens",),
     "use_rslora": ("rslora",),
+    "use_dora": ("dora",),
     "init_lora_weights": ("init",),
     "deltaT": ("delta_t",),
     "orth_reg_weight": ("orthogonality",),

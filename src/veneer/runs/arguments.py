@@ -78,6 +78,9 @@ class TrainArguments(Needed, total=False):
     (experts.gate_up_proj). Targets that match no module find these, too."""
     rslora: bool
     """Scale by alpha / √rank instead of alpha / rank."""
+    dora: bool
+    """DoRA: a magnitude for each output of an adapted module is trained beside A and B, which change its
+    direction."""
     init: Literal["kaiming", "gaussian", "loftq"]
     """How A starts, B being zero: Kaiming-uniform, as most libraries do, or the paper's Gaussian. Or loftq: A and
     B start from what quantising the base lost."""
@@ -310,6 +313,9 @@ class PlanArguments(TypedDict, total=False):
     (experts.gate_up_proj). Targets that match no module find these, too."""
     rslora: bool
     """Scale by alpha / √rank instead of alpha / rank."""
+    dora: bool
+    """DoRA: a magnitude for each output of an adapted module is trained beside A and B, which change its
+    direction."""
     init: Literal["kaiming", "gaussian", "loftq"]
     """How A starts, B being zero: Kaiming-uniform, as most libraries do, or the paper's Gaussian. Or loftq: A and
     B start from what quantising the base lost."""

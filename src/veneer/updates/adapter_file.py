@@ -21,7 +21,7 @@ from veneer.files import atomic_file, atomic_folder, write_text
 from veneer.updates.declared import Declared, refuse_header, takes
 from veneer.updates.experts import ExpertPairs, adapter_keys
 from veneer.updates.inner import inner_model
-from veneer.updates.layers import LowRank, NewRows, Pair, Triplets
+from veneer.updates.layers import Dora, LowRank, NewRows, Pair, Triplets
 from veneer.updates.offloaded import refuse_offloaded
 from veneer.updates.peft_config import CONFIG_NAME, to_peft
 from veneer.updates.reached import warn
@@ -32,6 +32,7 @@ from veneer.updates.wrappers import plain_name
 WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 ROWS = ".token_adapter.trainable_tokens_delta"
+MAGNITUDES = ".lora_magnitude_vector"
 _STORAGE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -206,6 +207,8 @@ def adapter_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
             pattern = "lora_embedding_{}" if embedding else "lora_{}.weight"
             tensors[f"{PREFIX}{path}.{pattern.format('A')}"] = update.A
             tensors[f"{PREFIX}{path}.{pattern.format('B')}"] = update.B
+            if isinstance(update, Dora):
+                tensors[f"{PREFIX}{path}{MAGNITUDES}"] = update.m
         elif isinstance(update, NewRows):
             # A tied head shares the embedding's rows: PEFT stores them once, with the embedding.
             if all(tensor is not update.rows for tensor in tensors.values()):

@@ -28,6 +28,7 @@ from veneer.updates.layers import (
     Adapted,
     AdaptedEmbedding,
     AdaptedLinear,
+    Dora,
     LowRank,
     NewRows,
     Pair,
@@ -143,7 +144,7 @@ def add_adapter(model: nn.Module, config: LoRA | AdaLoRA, name: str, rows_on: li
     _refuse_conflicts(model, updated, set(whole))
     _refuse_never_called(model, updated.difference(*row_modules) | set(whole))
     iterations = _loftq_iterations(record, config)
-    read = [c.module for c in chosen] if iterations else []
+    read = [c.module for c in chosen] if iterations or (isinstance(config, LoRA) and config.dora) else []
     refuse_offloaded(
         model, [*read, *whole.values(), *(m for group in row_modules for m in group.values())], "be read by attach"
     )
@@ -309,6 +310,8 @@ def _low_rank(chosen: Chosen, config: LoRA | AdaLoRA, start: Start | None) -> Lo
     if start is not None and start.quantised is not None and isinstance(chosen.module, QuantisedLinear):
         chosen.module.replace(start.quantised)
     A, B = (start.A, start.B) if start is not None else new_factors(chosen.module, chosen.rank, config.init)
+    if config.dora:
+        return Dora(A, B, chosen.scale, config.dropout, chosen.module)
     return Pair(A, B, chosen.scale, config.dropout)
 
 

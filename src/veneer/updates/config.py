@@ -84,6 +84,11 @@ class LoRA(UpdateOptions):
         "(experts.gate_up_proj). Targets that match no module find these, too.",
     )
     rslora: bool = Field(default=False, description="Scale by alpha / √rank instead of alpha / rank.")
+    dora: bool = Field(
+        default=False,
+        description="DoRA: a magnitude for each output of an adapted module is trained beside A and B, which change "
+        "its direction.",
+    )
     init: Literal["kaiming", "gaussian", "loftq"] = Field(
         default="kaiming",
         description="How A starts, B being zero: Kaiming-uniform, as most libraries do, or the paper's Gaussian. Or "

@@ -7,7 +7,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from veneer.frozen.experts import Stack
-from veneer.updates.adapter_file import PREFIX, ROWS
+from veneer.updates.adapter_file import MAGNITUDES, PREFIX, ROWS
 from veneer.updates.attach import rows_for, trained_whole
 from veneer.updates.config import AdaLoRA, LoRA
 from veneer.updates.declared import Declared
@@ -56,4 +56,7 @@ def _of_update(
     else:
         rank = one.rank * (one.module.experts if isinstance(one.module, Stack) else 1)
         shapes = {"lora_A.weight": (rank, columns), "lora_B.weight": (rows, rank)}
-    return {f"{PREFIX}{of_experts or one.name}.{part}": Declared(shape, dtype) for part, shape in shapes.items()}
+    declared = {f"{PREFIX}{of_experts or one.name}.{part}": Declared(shape, dtype) for part, shape in shapes.items()}
+    if isinstance(config, LoRA) and config.dora:
+        declared[f"{PREFIX}{one.name}{MAGNITUDES}"] = Declared((rows,), dtype)
+    return declared

@@ -212,6 +212,11 @@ def refuse_for_experts(names: list[str], config: LoRA | AdaLoRA) -> None:
             f"{names[0]} is a parameter of experts, whose updates do not start from what quantising lost; use init = "
             f"'kaiming', or leave the experts out."
         )
+    if names and isinstance(config, LoRA) and config.dora:
+        raise TargetError(
+            f"{names[0]} is a parameter of experts, whose outputs have no magnitudes, here as in PEFT; leave dora out, "
+            f"or the experts."
+        )
     if names and config.dropout:
         raise TargetError(
             f"{names[0]} is a parameter of experts, whose updates have no dropout in PEFT, which could not load the "

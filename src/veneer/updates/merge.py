@@ -187,9 +187,10 @@ def _sum(base: nn.Module, updates: list[LowRank]) -> Tensor:
     else:
         transposed = isinstance(base, Conv1D) or (isinstance(base, QuantisedLinear) and base.transposed)
         weight = frozen_weight(base).dense()
-    exact = weight.to(training_dtype(weight), copy=True)
+    own = weight.to(training_dtype(weight))
+    exact = own.clone()
     for update in updates:
-        exact += update.delta(exact.dtype)
+        exact += update.delta(own)
     exact = exact.to(weight.dtype)
     return exact.t().contiguous() if transposed else exact
 

@@ -21,7 +21,7 @@ CONFIG_NAME = "adapter_config.json"
 # PEFT options that change what an adapter computes and that Veneer does not have. Their harmless values, which every
 # file carries, are False, None, "none", [] and {}; anything else is refused by name.
 _UNSUPPORTED = (
-    *("use_dora", "bias", "lora_bias", "alora_invocation_tokens", "use_qalora", "use_bdlora"),
+    *("bias", "lora_bias", "alora_invocation_tokens", "use_qalora", "use_bdlora"),
     *("arrow_config", "kasa_config", "layer_replication", "megatron_config", "monteclora_config", "velora_config"),
 )
 # Initialisations that also change the base's weights: such a file is right over the changed base only.
@@ -96,6 +96,7 @@ def _lora_fields(config: LoRA) -> dict[str, Any]:
         "rank_pattern": config.rank_pattern,
         "alpha_pattern": config.alpha_pattern,
         "use_rslora": config.rslora,
+        "use_dora": config.dora,
         # LoftQ's, too: the base is unchanged, and peft would itself quantise it if the field said loftq.
         "init_lora_weights": config.init if config.init == "gaussian" else True,
     }
@@ -171,8 +172,9 @@ def from_peft(folder: Path) -> LoRA | AdaLoRA:
     for name in _UNSUPPORTED:
         if fields.get(name) not in (None, False, "none", [], {}):
             raise AdapterFileError(f"{path} sets {name} = {fields[name]!r}, which Veneer does not support.")
-    if fields.get("target_parameters") and fields["peft_type"] == "ADALORA":
-        raise AdapterFileError(f"{path} sets target_parameters, which AdaLoRA does not have here.")
+    for name in ("target_parameters", "use_dora"):
+        if fields.get(name) and fields["peft_type"] == "ADALORA":
+            raise AdapterFileError(f"{path} sets {name}, which AdaLoRA does not have here.")
     if fields.get("lora_alpha", 8) is None and fields["peft_type"] == "LORA":
         raise AdapterFileError(f"{path} sets lora_alpha = null, so the scale is not known; write the number into it.")
     init = fields.get("init_lora_weights", True)
@@ -212,6 +214,7 @@ def _lora(path: Path, fields: dict[str, Any]) -> LoRA:
         rank_pattern=fields.get("rank_pattern") or {},
         alpha_pattern=fields.get("alpha_pattern") or {},
         rslora=fields.get("use_rslora") or False,
+        dora=fields.get("use_dora") or False,
         target_parameters=fields.get("target_parameters") or [],
         init="gaussian" if fields.get("init_lora_weights", True) == "gaussian" else "kaiming",
         **_shared(path, fields),
