@@ -49,6 +49,8 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("lr_scheduler_type", "lr_schedule", "lr_scheduler"), ("schedule",)),
     **dict.fromkeys(("warmup_steps", "warmup_ratio", "num_warmup_steps"), ("warmup",)),
     "optim": ("optimizer",),
+    **dict.fromkeys(("loraplus_lr_ratio", "loraplus_ratio"), ("lora_plus",)),
+    **dict.fromkeys(("neftune_noise_alpha", "noise_alpha"), ("neftune",)),
     **dict.fromkeys(("max_grad_norm", "grad_clip"), ("clip",)),
     "label_smoothing_factor": ("label_smoothing",),
     **dict.fromkeys(("grad_checkpoint", "use_gradient_checkpointing"), ("gradient_checkpointing",)),

@@ -81,9 +81,9 @@ class TrainArguments(Needed, total=False):
     dora: bool
     """DoRA: a magnitude for each output of an adapted module is trained beside A and B, which change its
     direction."""
-    init: Literal["kaiming", "gaussian", "loftq"]
-    """How A starts, B being zero: Kaiming-uniform, as most libraries do, or the paper's Gaussian. Or loftq: A and
-    B start from what quantising the base lost."""
+    init: Literal["kaiming", "gaussian", "loftq", "pissa"]
+    """How A starts, B being zero: Kaiming-uniform, as most libraries do, or the paper's Gaussian. Or A and B
+    start from what quantising the base lost (loftq), or as the weight's largest directions (pissa)."""
     loftq_iterations: int
     """Iterations of init loftq; from the second on the base's codes change, and are saved, too."""
     adapter: str | None
@@ -125,6 +125,9 @@ class TrainArguments(Needed, total=False):
     """Steps of warm-up: a share of all below 1, else a number."""
     weight_decay: float
     """Decoupled weight decay of AdamW."""
+    lora_plus: float
+    """LoRA+: how many times the learning rate B has, and A has it once; the paper has 16 with a lower learning
+    rate. 1: both the same."""
     optimizer: Literal["adamw", "paged-adamw"]
     """AdamW, or the same with its states in a file of which a part is in memory."""
     optimizer_memory: int | str
@@ -133,6 +136,9 @@ class TrainArguments(Needed, total=False):
     """Bits of each state of paged-adamw; 8 takes a quarter of the room and changes the result a bit."""
     label_smoothing: float
     """Share of each target that is spread over the vocabulary, or the classes."""
+    neftune: float
+    """NEFTune: noise on the embeddings while training, of ± this / √(tokens of the row × width); the paper has 5
+    to 15. 0: none."""
     clip: float
     """Largest norm of the gradient; 0 does not clip."""
     gradient_checkpointing: bool
@@ -316,9 +322,9 @@ class PlanArguments(TypedDict, total=False):
     dora: bool
     """DoRA: a magnitude for each output of an adapted module is trained beside A and B, which change its
     direction."""
-    init: Literal["kaiming", "gaussian", "loftq"]
-    """How A starts, B being zero: Kaiming-uniform, as most libraries do, or the paper's Gaussian. Or loftq: A and
-    B start from what quantising the base lost."""
+    init: Literal["kaiming", "gaussian", "loftq", "pissa"]
+    """How A starts, B being zero: Kaiming-uniform, as most libraries do, or the paper's Gaussian. Or A and B
+    start from what quantising the base lost (loftq), or as the weight's largest directions (pissa)."""
     loftq_iterations: int
     """Iterations of init loftq; from the second on the base's codes change, and are saved, too."""
     data: Any
@@ -362,6 +368,9 @@ class PlanArguments(TypedDict, total=False):
     """Steps of warm-up: a share of all below 1, else a number."""
     weight_decay: float
     """Decoupled weight decay of AdamW."""
+    lora_plus: float
+    """LoRA+: how many times the learning rate B has, and A has it once; the paper has 16 with a lower learning
+    rate. 1: both the same."""
     optimizer: Literal["adamw", "paged-adamw"]
     """AdamW, or the same with its states in a file of which a part is in memory."""
     optimizer_memory: int | str
@@ -370,6 +379,9 @@ class PlanArguments(TypedDict, total=False):
     """Bits of each state of paged-adamw; 8 takes a quarter of the room and changes the result a bit."""
     label_smoothing: float
     """Share of each target that is spread over the vocabulary, or the classes."""
+    neftune: float
+    """NEFTune: noise on the embeddings while training, of ± this / √(tokens of the row × width); the paper has 5
+    to 15. 0: none."""
     clip: float
     """Largest norm of the gradient; 0 does not clip."""
     gradient_checkpointing: bool

@@ -89,10 +89,10 @@ class LoRA(UpdateOptions):
         description="DoRA: a magnitude for each output of an adapted module is trained beside A and B, which change "
         "its direction.",
     )
-    init: Literal["kaiming", "gaussian", "loftq"] = Field(
+    init: Literal["kaiming", "gaussian", "loftq", "pissa"] = Field(
         default="kaiming",
-        description="How A starts, B being zero: Kaiming-uniform, as most libraries do, or the paper's Gaussian. Or "
-        "loftq: A and B start from what quantising the base lost.",
+        description="How A starts, B being zero: Kaiming-uniform, as most libraries do, or the paper's Gaussian. Or A "
+        "and B start from what quantising the base lost (loftq), or as the weight's largest directions (pissa).",
     )
     loftq_iterations: int = Field(
         default=1,
@@ -121,6 +121,14 @@ class LoRA(UpdateOptions):
         if self.loftq_iterations > 1 and self.init != "loftq":
             raise ValueError(
                 f"loftq_iterations = {self.loftq_iterations} is of init = 'loftq', and init is {self.init!r}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_decomposition(self) -> LoRA:
+        if self.dora and self.init == "pissa":
+            raise ValueError(
+                "dora trains the weight's directions as they are, and init = 'pissa' takes some out of it; choose one."
             )
         return self
 

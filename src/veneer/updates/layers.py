@@ -43,21 +43,22 @@ class LowRank(nn.Module, ABC):
     def matrices(self) -> tuple[Tensor, Tensor]:
         """A (rank, in) and B (out, rank), differentiable in the parameters."""
 
-    def factors(self) -> Factors:
-        return Factors(*self.matrices(), self.scale, self.drops)
+    def factors(self) -> list[Factors]:
+        """What the product adds, one after another."""
+        return [Factors(*self.matrices(), self.scale, self.drops)]
 
     @property
     def drops(self) -> float:
         """The probability with which elements of the input are dropped now."""
         return self.dropout if self.training else 0.0
 
-    def forward(self) -> Factors:
+    def forward(self) -> list[Factors]:
         """`factors`, by a call, with which what offloads a module's tensors brings them into memory."""
         return self.factors()
 
-    def delta(self, weight: Tensor) -> Tensor:
-        """ΔW (out, in) over W0 = ``weight``, formed in its type; for merging only."""
-        A, B = (matrix.detach().to(weight.dtype) for matrix in self.matrices())
+    def delta(self, dtype: torch.dtype, weight: Tensor | None = None) -> Tensor:
+        """ΔW (out, in), formed in the given type, over W0 = ``weight`` of that type; for merging only."""
+        A, B = (matrix.detach().to(dtype) for matrix in self.matrices())
         return (B @ A).mul_(self.scale)
 
     def extra_repr(self) -> str:
@@ -120,8 +121,9 @@ class Dora(Pair):
         part = torch.addcmul(whole - frozen_product(x, frozen, None), whole, self.growth(base).to(whole.dtype))
         return y + part
 
-    def delta(self, weight: Tensor) -> Tensor:
-        grown = weight + super().delta(weight)
+    def delta(self, dtype: torch.dtype, weight: Tensor | None = None) -> Tensor:
+        assert weight is not None, "its rows are scaled, too"
+        grown = weight + super().delta(dtype)
         norms = self._norms(DenseWeight(weight)).to(weight.dtype)
         return grown.mul_((self.m.detach().to(weight.dtype) / norms)[:, None]).sub_(weight)
 
@@ -166,8 +168,8 @@ class Triplets(LowRank):
     def matrices(self) -> tuple[Tensor, Tensor]:
         return self.lam * self.Q, self.P
 
-    def factors(self) -> Factors:
-        return Factors(self.Q, self.P, self.scale, self.drops, self.lam)
+    def factors(self) -> list[Factors]:
+        return [Factors(self.Q, self.P, self.scale, self.drops, self.lam)]
 
 
 class NewRows(nn.Module):
@@ -256,8 +258,9 @@ class AdaptedLinear(Adapted):
         scaled = [(update, rows) for update, rows in updates if isinstance(update, Dora)]
         alone = len(updates) == 1 and all(rows is None and not update.drops for update, rows in scaled)
         low_rank = [
-            update()._replace(rows=rows) for update, rows in updates
+            factors._replace(rows=rows) for update, rows in updates
             if isinstance(update, LowRank) and update.rank and (alone or not isinstance(update, Dora))
+            for factors in update()
         ]  # fmt: skip
         if low_rank and only_multiplies(self.base, x):
             y = adapted_product(x, frozen_weight(self.base, multiply), self.bias, low_rank, draw)
@@ -286,13 +289,15 @@ class AdaptedEmbedding(Adapted):
             elif isinstance(update, Dora):
                 h = _at(rows, _add_grown, tokens, h, factor, update, self.base)
             elif isinstance(update, LowRank):
-                h = _at(rows, _add_looked_up, tokens, h, factor, update())
+                (factors,) = update()
+                h = _at(rows, _add_looked_up, tokens, h, factor, factors)
         return h
 
 
 def _add_grown(tokens: Tensor, h: Tensor, factor: float, update: Dora, base: nn.Module) -> Tensor:
     own = base(tokens)
-    added = _add_looked_up(tokens, torch.zeros_like(own), factor, update())
+    (factors,) = update()
+    added = _add_looked_up(tokens, torch.zeros_like(own), factor, factors)
     return h + torch.addcmul(added, own + added, update.growth(base).to(h.dtype))
 
 

@@ -190,7 +190,7 @@ def _sum(base: nn.Module, updates: list[LowRank]) -> Tensor:
     own = weight.to(training_dtype(weight))
     exact = own.clone()
     for update in updates:
-        exact += update.delta(own)
+        exact += update.delta(own.dtype, own)
     exact = exact.to(weight.dtype)
     return exact.t().contiguous() if transposed else exact
 

@@ -24,7 +24,7 @@ def refuse_not_finite_sum(path: str, weight: Tensor, updates: Sequence[LowRank],
             bound = float("inf")  # it scales W0, too
             break
         A, B = update.matrices()
-        bound += abs(update.scale) * update.rank * _largest(A) * _largest(B)
+        bound += abs(update.scale) * A.shape[-2] * _largest(A) * _largest(B)
     if not bound < limit and not bool(torch.isfinite(summed()).all()):
         raise AdapterFileError(_not_finite(path, str(weight.dtype)))
 

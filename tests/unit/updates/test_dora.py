@@ -90,7 +90,7 @@ def test_beside_other_adapters_each_adds_what_it_adds_alone():
     path = "model.layers.1.self_attn.q_proj"
     weight = base[f"{path}.weight"]
     updates = model.get_submodule(path).updates
-    expected = weight + sum(update.delta(weight) for update in updates.values())
+    expected = weight + sum(update.delta(weight.dtype, weight) for update in updates.values())
     together = tiny.logits(model, inputs)
     veneer.merge(model)
     torch.testing.assert_close(model.get_submodule(path).weight, expected, rtol=0, atol=1e-6)
