@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from veneer.updates.attach import attach as attach
     from veneer.updates.attach import remove as remove
     from veneer.updates.base_file import save_base as save_base
+    from veneer.updates.combine import combine as combine
     from veneer.updates.config import AdaLoRA as AdaLoRA
     from veneer.updates.config import LoRA as LoRA
     from veneer.updates.export import export as export
@@ -48,6 +49,7 @@ _HOME = {
     "from_bitsandbytes": "veneer.models.from_bitsandbytes",
     "attach": "veneer.updates.attach",
     "lora_plus": "veneer.updates.lora_plus",
+    "combine": "veneer.updates.combine",
     "activate": "veneer.updates.record",
     "allocator": "veneer.updates.record",
     "disabled": "veneer.updates.record",

@@ -248,6 +248,34 @@ class AdaLoRA(AllocationOptions, UpdateOptions):
         return first, self.total_steps - final
 
 
+class CombineOptions(Options):
+    """How several adapters become one."""
+
+    how: Literal["cat", "svd", "linear", "ties", "dare_linear", "dare_ties"] = Field(
+        default="cat",
+        description="cat: the exact weighted sum, at the sum of the ranks; svd: the nearest to it at one rank; linear: "
+        "A and B added, as peft does; ties, dare_linear, dare_ties: what the adapters agree on, or a random share.",
+    )
+    rank: int | None = Field(
+        default=None, ge=1, description="Rank of svd, ties and dare. Default: the largest of the adapters' in a module."
+    )
+    density: float = Field(
+        default=0.5, gt=0, le=1, description="Share of each update's values that ties and dare keep."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the shares that dare draws.")
+    padded: bool = Field(default=True, description="One rank for all modules, filled with zeros, as in export.")
+
+    @model_validator(mode="after")
+    def _options_of_one_way(self) -> CombineOptions:
+        for name, ways in (("rank", ("svd", *_SHARES)), ("density", _SHARES), ("seed", _SHARES[1:])):
+            if name in self.model_dump(exclude_defaults=True) and self.how not in ways:
+                raise ValueError(f"{name} is an option of how = {' or '.join(ways)}, and how is {self.how!r}.")
+        return self
+
+
+_SHARES = ("ties", "dare_linear", "dare_ties")
+
+
 def budget_amount(text: str) -> tuple[float, bool]:
     """A number and whether it is a share: "0.3M" → (300000, False), "0.1%" or "0.001" → (0.001, True).
 
