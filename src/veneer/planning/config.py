@@ -47,6 +47,7 @@ ASKED = (
     *("method", "storage", "memory", "device", "rank", "initial_rank", "target_rank", "budget", "targets", "exclude"),
     *(
         "layers",
+        "layers_pattern",
         "rank_pattern",
         "target_parameters",
         "train_also",

@@ -63,6 +63,9 @@ class TrainArguments(Needed, total=False):
     """Modules not to adapt, among those that targets choose; names by ending or one regex."""
     layers: int | list[int]
     """Adapt only these layers (block numbers from 0). Default: all."""
+    layers_pattern: str | list[str]
+    """Lists whose numbers layers counts, where a name has several (blocks, of stages.0.blocks.1.fc). Default: the
+    first number of a name."""
     train_also: str | list[str]
     """Modules trained whole beside the update, by their name's ending (a new head, say)."""
     new_tokens: int | list[int]
@@ -304,6 +307,9 @@ class PlanArguments(TypedDict, total=False):
     """Modules not to adapt, among those that targets choose; names by ending or one regex."""
     layers: int | list[int]
     """Adapt only these layers (block numbers from 0). Default: all."""
+    layers_pattern: str | list[str]
+    """Lists whose numbers layers counts, where a name has several (blocks, of stages.0.blocks.1.fc). Default: the
+    first number of a name."""
     train_also: str | list[str]
     """Modules trained whole beside the update, by their name's ending (a new head, say)."""
     new_tokens: int | list[int]

@@ -34,6 +34,11 @@ class UpdateOptions(Options):
         default=[], description="Modules not to adapt, among those that targets choose; names by ending or one regex."
     )
     layers: list[int] = Field(default=[], description="Adapt only these layers (block numbers from 0). Default: all.")
+    layers_pattern: list[str] = Field(
+        default=[],
+        description="Lists whose numbers layers counts, where a name has several (blocks, of stages.0.blocks.1.fc). "
+        "Default: the first number of a name.",
+    )
     train_also: list[str] = Field(
         default=[], description="Modules trained whole beside the update, by their name's ending (a new head, say)."
     )
@@ -46,6 +51,17 @@ class UpdateOptions(Options):
     def chooses(self) -> bool:
         """Whether there is anything that low-rank updates go on."""
         return bool(self.targets or getattr(self, "target_parameters", ()))
+
+    @field_validator("layers_pattern", mode="before")
+    @classmethod
+    def _one_name_is_a_list(cls, value: Any) -> Any:
+        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _layers_of_the_pattern(self) -> UpdateOptions:
+        if self.layers_pattern and not self.layers:
+            raise ValueError("layers_pattern says which numbers layers counts, and layers is not given.")
+        return self
 
     @field_validator("targets", "exclude")
     @classmethod

@@ -48,6 +48,7 @@ def placed_on(model: nn.Module, config: LoRA | AdaLoRA, tensors: dict[str, Tenso
     rows = [key.removeprefix(PREFIX).removesuffix(ROWS) for key in tensors if key.endswith(ROWS)]
     update: dict[str, object] = {
         "targets": _exactly([name for name in names if name not in stacks], modules), "exclude": [], "layers": [],
+        "layers_pattern": [],
         "train_also": whole, **({"target_parameters": stacks} if isinstance(config, LoRA) else {}),
         **_patterns_of(config, names),
     }  # fmt: skip

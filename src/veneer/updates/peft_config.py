@@ -245,6 +245,7 @@ def _shared(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
         "targets": _targets(fields.get("target_modules")),
         "exclude": fields.get("exclude_modules") or [],
         "layers": _as_list(fields.get("layers_to_transform")),
+        "layers_pattern": _lists(path, fields),
         "train_also": fields.get("modules_to_save") or [],
         "new_tokens": _token_ids(path, fields.get("trainable_token_indices")),
     }
@@ -323,6 +324,22 @@ def _targets(value: str | list[str] | None) -> str | list[str]:
 
 def _as_list(value: int | list[int] | None) -> list[int]:
     return [value] if isinstance(value, int) else list(value or [])
+
+
+def _lists(path: Path, fields: dict[str, Any]) -> list[str]:
+    """``layers_pattern``, which PEFT takes for an expression; none where no layers are chosen, as there."""
+    given = fields.get("layers_pattern") or []
+    lists = [given] if isinstance(given, str) else given
+    if not isinstance(lists, list) or not all(isinstance(name, str) for name in lists):
+        raise AdapterFileError(f"{path} has layers_pattern = {shown(given)}, which is no list of names.")
+    if not _as_list(fields.get("layers_to_transform")):
+        return []
+    for name in lists:
+        if not name.replace("_", "").replace(".", "").isalnum():
+            raise AdapterFileError(
+                f"{path} has the expression {shown(name)} in layers_pattern; give the names of lists (layers, blocks)."
+            )
+    return lists
 
 
 def _token_ids(path: Path, value: list[int] | dict[str, list[int]] | None) -> list[int]:

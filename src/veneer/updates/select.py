@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -88,7 +88,7 @@ def choose(model: nn.Module, config: LoRA | AdaLoRA) -> list[Chosen]:
     if config.targets != "all-linear" and inside_whole:
         raise TargetError(f"{_listed(inside_whole)} is in both targets and train_also; name it in one of them.")
     names = [name for name in names if name not in inside_whole]
-    names = _in_layers(names, config.layers, modules)
+    names = _in_layers(names, config, modules)
     for name in names:
         if not name:
             raise TargetError(
@@ -270,20 +270,43 @@ def classification_head(model: nn.Module) -> str | None:
     return next((name for name in ("score", "classifier", "classification_head") if name in names), None)
 
 
-def layer_number(name: str) -> int | None:
-    """The block a module belongs to: the first number in its name."""
-    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+def layer_number(name: str, lists: Sequence[str] = ()) -> int | None:
+    """The block a module belongs to: the first number in its name; or the first after one of ``lists``, names of lists
+    of modules that may have dots."""
+    parts = name.split(".")
+    for place, part in enumerate(parts):
+        if part.isdigit() and (not lists or any(_ends(parts[:place], each.split(".")) for each in lists)):
+            return int(part)
+    return None
 
 
-def _in_layers(names: list[str], layers: list[int], modules: dict[str, nn.Module]) -> list[str]:
-    if not layers:
+def _ends(parts: list[str], ending: list[str]) -> bool:
+    return parts[-len(ending) :] == ending
+
+
+def _in_layers(names: list[str], config: UpdateOptions, modules: dict[str, nn.Module]) -> list[str]:
+    if not config.layers:
         return names
-    there = {number for name in modules if (number := layer_number(name)) is not None}
-    absent = sorted(set(layers) - there)
+    lists = config.layers_pattern
+    for each in lists:
+        if not any(layer_number(name, [each]) is not None for name in modules):
+            known = dict.fromkeys(before.rsplit(".", 1)[-1] for name in modules for before in _lists_in(name))
+            raise TargetError(
+                f"layers_pattern names {each!r}, which is no list of modules of this model; it has "
+                f"{', '.join(known) or 'none'}."
+            )
+    there = {number for name in modules if (number := layer_number(name, lists)) is not None}
+    absent = sorted(set(config.layers) - there)
     if absent:
         have = f"0 to {max(there)}" if there else "none that are numbered"
         raise TargetError(f"layers names {_listed(absent)}, but the model's layers are {have}.")
-    return [name for name in names if layer_number(name) in layers]
+    return [name for name in names if layer_number(name, lists) in config.layers]
+
+
+def _lists_in(name: str) -> list[str]:
+    """What stands before each number in a name."""
+    parts = name.split(".")
+    return [".".join(parts[:place]) for place, part in enumerate(parts) if part.isdigit() and place]
 
 
 def _refuse_unadaptable(name: str, module: nn.Module) -> None:
