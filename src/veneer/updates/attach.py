@@ -21,6 +21,7 @@ from veneer.updates.allocator import Allocator
 from veneer.updates.beside import with_new_parts
 from veneer.updates.budget import resolved
 from veneer.updates.config import AdaLoRA, LoRA
+from veneer.updates.convolutions import CONVOLUTIONS, AdaptedConv, ConvPair, new_conv_pair
 from veneer.updates.experts import AdaptedStack, ExpertPairs, give_back_stacks, hold_stack, new_pairs
 from veneer.updates.fast_path import call_every_layer
 from veneer.updates.inner import inner_model
@@ -301,6 +302,8 @@ def _wrap(base: nn.Module, update: nn.Module) -> Adapted:
         return Replaced(base)
     if isinstance(update, ExpertPairs):
         return AdaptedStack(base)
+    if isinstance(update, ConvPair):
+        return AdaptedConv(base)
     return AdaptedEmbedding(base) if isinstance(base, nn.Embedding) else AdaptedLinear(base)
 
 
@@ -312,6 +315,8 @@ def _low_rank(chosen: Chosen, config: LoRA | AdaLoRA, start: Start | None) -> Lo
         return Triplets(*made, alpha / config.initial_rank, config.dropout)
     if isinstance(chosen.module, Stack):
         return new_pairs(chosen.module, chosen.rank, config.init, chosen.scale)
+    if isinstance(chosen.module, CONVOLUTIONS):
+        return new_conv_pair(chosen.module, chosen.rank, config.init, chosen.scale, config.dropout)
     if start is not None and start.quantised is not None and isinstance(chosen.module, QuantisedLinear):
         chosen.module.replace(start.quantised)
     if config.init == "pissa" and start is None:

@@ -10,6 +10,7 @@ from veneer.frozen.experts import Stack
 from veneer.updates.adapter_file import MAGNITUDES, PREFIX, ROWS
 from veneer.updates.attach import rows_for, trained_whole
 from veneer.updates.config import AdaLoRA, LoRA
+from veneer.updates.convolutions import CONVOLUTIONS, conv_shapes
 from veneer.updates.declared import Declared
 from veneer.updates.experts import adapter_keys
 from veneer.updates.layers import training_dtype, weight_shape
@@ -45,6 +46,7 @@ def expected_tensors(
 def _of_update(
     one: Chosen, config: LoRA | AdaLoRA, of_experts: str | None, kept: dict[str, list[bool]]
 ) -> dict[str, Declared]:
+    shapes: dict[str, tuple[int, ...]]
     (rows, columns), dtype = weight_shape(one.module), training_dtype(cast(Tensor, one.module.weight))
     if isinstance(config, AdaLoRA):
         assert config.initial_rank is not None
@@ -53,6 +55,8 @@ def _of_update(
         shapes = {"lora_A": (rank, columns), "lora_B": (rows, rank), "lora_E": (rank, 1)}
     elif isinstance(one.module, nn.Embedding):
         shapes = {"lora_embedding_A": (one.rank, columns), "lora_embedding_B": (rows, one.rank)}
+    elif isinstance(one.module, CONVOLUTIONS):
+        shapes = dict(zip(("lora_A.weight", "lora_B.weight"), conv_shapes(one.module, one.rank), strict=True))
     else:
         rank = one.rank * (one.module.experts if isinstance(one.module, Stack) else 1)
         shapes = {"lora_A.weight": (rank, columns), "lora_B.weight": (rows, rank)}

@@ -113,6 +113,12 @@ def plain_updates(folder: Path) -> dict[str, Plain]:
     if others or not parts:
         what = f"trains more than low-rank updates ({others[0]})" if others else "holds no low-rank update"
         raise AdapterFileError(f"{folder} {what}, which no plain LoRA can carry; merge it into its base instead.")
+    convolution = next((path for path, its in parts.items() if all(tensor.dim() > 2 for tensor in its.values())), None)
+    if convolution is not None:
+        raise AdapterFileError(
+            f"{folder} adapts convolutions ({convolution}), which no plain LoRA can carry; merge it into its base "
+            f"instead."
+        )
     refuse_not_finite(tensors, str(folder / WEIGHTS_NAME))
     kept = kept_triplets(folder) if isinstance(config, AdaLoRA) else {}
     found_updates = {}

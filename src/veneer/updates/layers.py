@@ -401,4 +401,6 @@ def weight_shape(base: nn.Module) -> tuple[int, int]:
         return base.embedding_dim, base.num_embeddings
     if isinstance(base, Stack):
         return base.shape
+    if isinstance(base, nn.Conv1d | nn.Conv2d | nn.Conv3d):  # (out, in · kernel)
+        return base.out_channels, base.in_channels * math.prod(base.kernel_size)
     return frozen_weight(base).shape

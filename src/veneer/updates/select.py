@@ -16,6 +16,7 @@ from veneer.frozen.read_outside import read_outside
 from veneer.frozen.text_part import beside_text, end_of
 from veneer.frozen.weight import PLAIN_TYPES, QuantisedLinear, is_plain_linear
 from veneer.updates.config import AdaLoRA, LoRA, UpdateOptions
+from veneer.updates.convolutions import CONVOLUTIONS, refuse_convolution, refuse_rank
 from veneer.updates.experts import expert_stacks, refuse_for_experts
 from veneer.updates.layers import Adapted, weight_shape
 from veneer.updates.patterns import whole_name
@@ -96,6 +97,8 @@ def choose(model: nn.Module, config: LoRA | AdaLoRA) -> list[Chosen]:
                 f"it into one, such as nn.Sequential(layer)."
             )
         _refuse_unadaptable(name, modules[name])
+        if isinstance(convolution := modules[name], CONVOLUTIONS):
+            refuse_convolution(name, convolution, config)
         if name in outside and isinstance(modules[name], LINEAR_TYPES):
             raise TargetError(
                 f"{name} is never called: the module around it reads its weight itself, so an update would do nothing; "
@@ -110,7 +113,11 @@ def choose(model: nn.Module, config: LoRA | AdaLoRA) -> list[Chosen]:
         return [Chosen(name, modules[name]) for name in names]
     for option, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
         _refuse_idle_keys(option, pattern, names)
-    return [Chosen(name, modules[name], *rank_and_scale(name, config)) for name in names]
+    chosen = [Chosen(name, modules[name], *rank_and_scale(name, config)) for name in names]
+    for one in chosen:
+        if isinstance(one.module, CONVOLUTIONS):
+            refuse_rank(one.name, one.module, one.rank)
+    return chosen
 
 
 def _matching_modules(targets: str | list[str], modules: dict[str, nn.Module]) -> list[str]:
@@ -222,7 +229,7 @@ def adaptable_kinds(modules: dict[str, nn.Module]) -> dict[str, int]:
     """The last part of the name of each module that can be adapted → how many there are."""
     kinds: dict[str, int] = {}
     for name, module in modules.items():
-        if isinstance(module, (*LINEAR_TYPES, nn.Embedding, Stack)) and name:
+        if isinstance(module, (*LINEAR_TYPES, nn.Embedding, Stack, *CONVOLUTIONS)) and name:
             kind = name.rsplit(".", 1)[-1]
             kinds[kind] = kinds.get(kind, 0) + 1
     return kinds
@@ -312,7 +319,7 @@ def _lists_in(name: str) -> list[str]:
 def _refuse_unadaptable(name: str, module: nn.Module) -> None:
     # A subclass may compute something else than x W0ᵀ + b (a packed weight, an offset), or be read around its
     # forward (attention's own out_proj): only the types whose product is known are adapted.
-    if isinstance(module, Stack):
+    if isinstance(module, Stack) or type(module) in CONVOLUTIONS:
         return
     known_embedding = type(module) is nn.Embedding or hasattr(module, "embed_scale")
     if is_adaptable(module) or (isinstance(module, nn.Embedding) and known_embedding):
@@ -324,7 +331,8 @@ def _refuse_unadaptable(name: str, module: nn.Module) -> None:
     inside = [child for child, part in modules_of(module).items() if child and isinstance(part, (*LINEAR_TYPES, Stack))]
     remedy = f" It holds {', '.join(inside[:8])}: name those." if inside else " Leave it out with exclude."
     raise TargetError(
-        f"{name} is a {type(module).__name__}, which cannot be adapted; Linear, Conv1D and Embedding layers can."
+        f"{name} is a {type(module).__name__}, which cannot be adapted; Linear, Conv1D, Embedding and convolution "
+        f"layers can."
         f"{remedy}"
     )
 
