@@ -27,6 +27,12 @@ _UNSUPPORTED = (
 # Initialisations that also change the base's weights: such a file is right over the changed base only.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
+# Those that leave the base as it is, and null; other strings are initialisations that nobody here knows.
+_LEAVES_BASE = ("gaussian", "eva", "orthogonal", "mica", "true", "false")
+_NUMBERS = ("r", "lora_alpha", "lora_dropout", "init_r", "target_r", "total_step", "tinit", "tfinal", "deltaT", "beta1",
+            "beta2", "orth_reg_weight")  # fmt: skip
+_SWITCHES = ("use_rslora", "use_dora", "fan_in_fan_out")
+
 _LEAST = 1e-30  # of an alpha that a file has, and 1 / _LEAST the most
 
 _TASKS = (
@@ -172,6 +178,7 @@ def from_peft(folder: Path) -> LoRA | AdaLoRA:
     for name in _UNSUPPORTED:
         if fields.get(name) not in (None, False, "none", [], {}):
             raise AdapterFileError(f"{path} sets {name} = {fields[name]!r}, which Veneer does not support.")
+    _refuse_types(path, fields)
     for name in ("target_parameters", "use_dora"):
         if fields.get(name) and fields["peft_type"] == "ADALORA":
             raise AdapterFileError(f"{path} sets {name}, which AdaLoRA does not have here.")
@@ -183,12 +190,32 @@ def from_peft(folder: Path) -> LoRA | AdaLoRA:
             f"{path} was made with init_lora_weights = {init!r}, which changes the base's weights too; convert it to a "
             f"plain LoRA with PEFT first (path_initial_model_for_weight_conversion)."
         )
+    if not isinstance(init, bool | None) and not (isinstance(init, str) and init.lower() in _LEAVES_BASE):
+        raise AdapterFileError(
+            f"{path} has init_lora_weights = {shown(init)}, which is not known here and may change the base's weights; "
+            f"known are true, false, {', '.join(_LEAVES_BASE[:-2])}."
+        )
     try:
         config = _adalora(path, fields) if fields["peft_type"] == "ADALORA" else _lora(path, fields)
     except (ConfigError, TypeError) as error:
         raise AdapterFileError(f"{path}: {error}") from None
     _refuse_out_of_range(path, config)
     return config
+
+
+def _refuse_types(path: Path, fields: dict[str, Any]) -> None:
+    """Raises AdapterFileError for a number or a switch that is something else: true is no rank, "no" no switch."""
+    numbers = {name: fields.get(name) for name in _NUMBERS}
+    for name in ("rank_pattern", "alpha_pattern"):
+        its = fields.get(name)
+        if isinstance(its, dict) and fields["peft_type"] == "LORA":
+            numbers |= {f"{name}[{key!r}]": value for key, value in its.items()}
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise AdapterFileError(f"{path} has {shown(name)} = {shown(value)}, which is no number.")
+    for name in _SWITCHES:
+        if not isinstance(fields.get(name), bool | None):
+            raise AdapterFileError(f"{path} has {name} = {shown(fields[name])}, which is neither true nor false.")
 
 
 def _refuse_out_of_range(path: Path, config: LoRA | AdaLoRA) -> None:
