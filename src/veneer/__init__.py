@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from veneer.updates.attach import attach as attach
     from veneer.updates.attach import remove as remove
     from veneer.updates.base_file import save_base as save_base
+    from veneer.updates.combine import combine as combine
     from veneer.updates.config import AdaLoRA as AdaLoRA
     from veneer.updates.config import LoRA as LoRA
     from veneer.updates.export import export as export
     from veneer.updates.load_adapter import load_adapter as load_adapter
+    from veneer.updates.lora_plus import lora_plus as lora_plus
     from veneer.updates.merge import merge as merge
     from veneer.updates.merge import unmerge as unmerge
     from veneer.updates.record import activate as activate
@@ -46,6 +48,8 @@ _HOME = {
     "int8_activations": "veneer.frozen.weight",
     "from_bitsandbytes": "veneer.models.from_bitsandbytes",
     "attach": "veneer.updates.attach",
+    "lora_plus": "veneer.updates.lora_plus",
+    "combine": "veneer.updates.combine",
     "activate": "veneer.updates.record",
     "allocator": "veneer.updates.record",
     "disabled": "veneer.updates.record",

@@ -11,7 +11,14 @@ import click
 
 from veneer import __version__
 from veneer.commands import completion as completes
-from veneer.commands.config import ExportOptions, InspectOptions, MergeOptions, PushOptions, QuantizeOptions
+from veneer.commands.config import (
+    ExportOptions,
+    InspectOptions,
+    MergeOptions,
+    PushOptions,
+    QuantizeOptions,
+    WeightedOptions,
+)
 from veneer.commands.flags import Verb, flags, given
 from veneer.errors import ConfigError, VeneerError, did_you_mean
 from veneer.evaluation.config import EvaluateOptions
@@ -239,6 +246,25 @@ def export(run: Path, out: Path, **options: Any) -> None:
 
     export_to(run, out, **given(options))
     click.echo(f"Plain LoRA written to {out}.")
+
+
+@cli.command(short_help="Several adapters as one: their weighted sum.")
+@click.argument(
+    "sources", metavar="RUN|ADAPTER…", nargs=-1, required=True, type=click.Path(path_type=Path),
+    shell_complete=completes.folders,
+)  # fmt: skip
+@click.argument("out", type=click.Path(path_type=Path))
+@flags(WeightedOptions, first=("weights",))
+def combine(sources: tuple[Path, ...], out: Path, **options: Any) -> None:
+    """Write several adapters of one base to the folder OUT as one plain LoRA.
+
+    \b
+    veneer combine runs/polite runs/brief mixed --weights 0.7,0.3
+    """
+    from veneer.commands.combine import combine_to
+
+    combine_to(sources, out, **given(options))
+    click.echo(f"Combined adapter written to {out}.")
 
 
 @cli.command(short_help="Upload an adapter to the Hugging Face hub.")

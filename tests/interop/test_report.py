@@ -11,9 +11,11 @@ import bitsandbytes as bnb
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 import veneer
 from veneer.cli import main
+from veneer.reporting.heatmap import ranks_of
 from veneer.reporting.loading import recipes
 from veneer.runs.history import RunHistory
 from veneer.runs.opened import open_named
@@ -137,6 +139,16 @@ def test_modules_trained_whole_are_merged_first(trained):
         f"python llama.cpp/convert_hf_to_gguf.py {merged} --outfile merged.gguf",
         "llama-cli -m merged.gguf",
     ]
+
+
+def test_doras_magnitudes_are_merged_first(trained):
+    folder = trained("dora", dora=True)
+    found = _recipes(folder)
+    assert found["vLLM"].parts[0][1].splitlines()[0] == f"veneer merge {folder} {folder / 'merged'}"
+    assert "this run trained more (magnitudes, by DoRA)" in found["vLLM"].note
+    assert "convert_lora" not in found["llama.cpp"].parts[0][1]
+    shapes = {key: tensor.shape for key, tensor in load_file(folder / "adapter/adapter_model.safetensors").items()}
+    assert set(ranks_of(shapes).values()) == {8}
 
 
 def test_a_base_in_4_bits_is_loaded_in_4_bits(trained, monkeypatch):

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from veneer.data.forms import check_template, typed_arguments
 from veneer.frozen.config import BlockwiseOptions
 from veneer.options import Options
+from veneer.updates.config import CombineOptions
 
 
 class MergeOptions(BlockwiseOptions):
@@ -43,6 +44,14 @@ class ExportOptions(Options):
     padded: bool = Field(
         default=True,
         description="One rank for all modules, filled with zeros; or each its own, which PEFT alone reads.",
+    )
+
+
+class WeightedOptions(CombineOptions):
+    """veneer combine RUN RUN OUT"""
+
+    weights: list[float] = Field(
+        default=[], description="A number for each adapter, which its update is times: 0.7,0.3. Default: equal shares."
     )
 
 

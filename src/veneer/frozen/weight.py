@@ -28,6 +28,9 @@ from veneer.kernels.operations.products_int8 import GROUP
 _TENSORS = ("codes", "scales", "nested_scales", "offset")  # of a Quantised, and buffers of the layer that holds it
 
 
+_Panels = Iterator[tuple[slice, Tensor]]  # which rows of W0, and their values
+
+
 class FrozenWeight(ABC):
     """W0 (out, in), never trained."""
 
@@ -44,6 +47,14 @@ class FrozenWeight(ABC):
     @abstractmethod
     def dense(self) -> Tensor:
         """W0 as a matrix (out, in)."""
+
+    def row_squares(self, dtype: torch.dtype) -> Tensor:
+        """Σ w² of each row of W0 (out,), summed in ``dtype`` a panel at a time."""
+        sums = [torch.linalg.vector_norm(panel, dim=1).square() for _, panel in self._panels(dtype)]
+        return torch.cat(sums) if sums else torch.zeros(0, dtype=dtype)
+
+    def _panels(self, dtype: torch.dtype) -> _Panels:
+        raise NotImplementedError
 
 
 class DenseWeight(FrozenWeight):
@@ -71,6 +82,9 @@ class DenseWeight(FrozenWeight):
 
     def dense(self) -> Tensor:
         return self._weight
+
+    def _panels(self, dtype: torch.dtype) -> _Panels:
+        return converted(self._weight, dtype)
 
 
 class BlockwiseWeight(FrozenWeight):
@@ -103,13 +117,13 @@ class BlockwiseWeight(FrozenWeight):
     def dense(self) -> Tensor:
         return dense(self._quantised, self._dtype)
 
+    def _panels(self, dtype: torch.dtype) -> _Panels:
+        return panels(self._quantised, dtype)
+
 
 def _has_few_rows(x: Tensor) -> bool:
     """Whether the device of x (n, in) multiplies it faster by a kernel that expands the weight in registers."""
     return 1 <= x.shape[0] <= backend_of(x.device.type).few_rows(x.dtype)
-
-
-_Panels = Iterator[tuple[slice, Tensor]]  # which rows of W0, and their values
 
 
 def _product(x: Tensor, panels: _Panels, out: int) -> Tensor:

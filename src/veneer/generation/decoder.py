@@ -21,7 +21,7 @@ from veneer.kernels.coded import CodedWeight, EightBits, Levels
 from veneer.kernels.operations.products_int8 import GROUP, rows_in_8_bits
 from veneer.kernels.serving import cpu_kernels
 from veneer.models.parts import NORMS, is_silu, name_of
-from veneer.updates.layers import AdaptedLinear, LowRank
+from veneer.updates.layers import AdaptedLinear, Dora, LowRank
 from veneer.updates.record import adapters_of, row_adapters
 from veneer.updates.rows import Names
 
@@ -262,6 +262,8 @@ def _linear(module: nn.Module, adapters: Names) -> decode.Linear:
     base: Any = module.base if isinstance(module, AdaptedLinear) else module
     if not all(isinstance(update, LowRank) for update in updates):
         raise Unsupported("trained rows of the vocabulary")
+    if any(isinstance(update, Dora) for update in updates):
+        raise Unsupported("magnitudes of outputs")
     low_rank = [(*update.matrices(), update.scale) for update in updates if isinstance(update, LowRank) and update.rank]
     weight: Tensor | CodedWeight
     levels: Levels | None = None

@@ -47,6 +47,7 @@ ASKED = (
     *("method", "storage", "memory", "device", "rank", "initial_rank", "target_rank", "budget", "targets", "exclude"),
     *(
         "layers",
+        "layers_pattern",
         "rank_pattern",
         "target_parameters",
         "train_also",
@@ -57,5 +58,5 @@ ASKED = (
     ),
     *("dense_storage", "batch_size"),
     *("micro_batch_size", "max_length", "gradient_checkpointing", "optimizer", "optimizer_memory", "optimizer_bits"),
-    *("label_smoothing", "dropout", "steps"),
+    *("label_smoothing", "dropout", "dora", "init", "neftune", "steps"),
 )

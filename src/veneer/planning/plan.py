@@ -115,7 +115,8 @@ def plan(
     passes, largest, count = _passes(config, base, rows, how is not None and how.packed)
     trained = update or (config.method if config.trains_own_weights else config.update(steps or _MANY_STEPS))
     step = trace_step(
-        base, trained, largest, recomputed=recomputed, how=how, smoothing=config.label_smoothing, on_cpu=on_cpu
+        base, trained, largest, recomputed=recomputed, how=how, smoothing=config.label_smoothing,
+        noise=config.neftune, on_cpu=on_cpu,
     )  # fmt: skip
     loading, read = _loading(base, step.weights, machine, on_cpu)
     seconds, shares = _time(step, passes, machine) if on_cpu and machine.rates else (None, {})

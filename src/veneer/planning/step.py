@@ -61,7 +61,7 @@ class Step:
 
 def trace_step(
     base: Base, update: LoRA | AdaLoRA | str, rows: Sequence[Tokens], *, recomputed: int | None = 0,
-    how: How | None = None, smoothing: float = 0.0, on_cpu: bool = True,
+    how: How | None = None, smoothing: float = 0.0, noise: float = 0.0, on_cpu: bool = True,
 ) -> Step:  # fmt: skip
     """The step of a run over ``base`` that trains ``update``, or the model's own weights by the method so named.
 
@@ -69,7 +69,7 @@ def trace_step(
     recomputed (None: all). ``how`` the loss is computed, where that is known. ``on_cpu``: weights in 16 bits are
     multiplied in what this machine's CPU is faster in, else in 16 bits.
     """
-    return no_values(lambda: _take(base, update, list(rows), recomputed, how, smoothing, on_cpu))
+    return no_values(lambda: _take(base, update, list(rows), recomputed, how, smoothing, noise, on_cpu))
 
 
 def how_of(base: Base, sample: Tokens) -> How:
@@ -79,7 +79,7 @@ def how_of(base: Base, sample: Tokens) -> How:
 
 def _take(
     base: Base, update: LoRA | AdaLoRA | str, rows: list[Tokens], recomputed: int | None, how: How | None,
-    smoothing: float, on_cpu: bool,
+    smoothing: float, noise: float, on_cpu: bool,
 ) -> Step:  # fmt: skip
     times = Times()
     model, weights = _begun(base, update, on_cpu, times)
@@ -87,7 +87,7 @@ def _take(
     kinds, count = _shown(model, keeping, keeping if recomputed is None else keeping[:recomputed])
     how = how or _how(model, base.kind, rows[0])
     # A chunk of logits is normalised in one piece instead of eight rows at a time: the same memory, fewer calls.
-    loss = Loss(model, 0, rows[0], kind=base.kind, smoothing=smoothing, how=how, rows_at_once=_ALL_ROWS)
+    loss = Loss(model, 0, rows[0], kind=base.kind, smoothing=smoothing, noise=noise, how=how, rows_at_once=_ALL_ROWS)
     ledger = Ledger([*model.parameters(), *model.buffers()], times)
     _write_down(ledger, model, loss, rows, kinds.shown, count)
     return Step(weights, len(keeping), repeated(ledger.stretches, kinds))
@@ -101,7 +101,7 @@ def _begun(base: Base, update: LoRA | AdaLoRA | str, on_cpu: bool, times: Times)
     if isinstance(update, str):
         train_own_weights(model, update)
     else:
-        attach(model, _without_values(update))
+        attach(model, _without_values(model, update))
         plan_experts(model)
     weights = _weights(model, before, reassembled, base.dense)
     model.train()
@@ -141,10 +141,12 @@ def _write_down(
         ledger.begin("after")
 
 
-def _without_values(update: LoRA | AdaLoRA) -> LoRA | AdaLoRA:
-    """The update, begun from nothing that needs the weights' values."""
-    begun = {"init": "kaiming", "loftq_iterations": 1} if isinstance(update, LoRA) else {}
-    return update.model_copy(update=begun)
+def _without_values(model: nn.Module, update: LoRA | AdaLoRA) -> LoRA | AdaLoRA:
+    """The update, begun from nothing that is read from the disk."""
+    in_codes = any(isinstance(module, QuantisedLinear) for module in model.modules())
+    if not isinstance(update, LoRA) or (update.init == "pissa" and not in_codes):  # whose first directions are kept
+        return update
+    return update.model_copy(update={"init": "kaiming", "loftq_iterations": 1})
 
 
 def _put_layers(model: Any, layers: Sequence[nn.Module]) -> None:

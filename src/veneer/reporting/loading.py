@@ -75,9 +75,10 @@ class LoadedBy:
         return _CLASSES.get(str(task), "CausalLM")
 
     @property
-    def whole_modules(self) -> list[str]:
-        """Modules trained whole, beside the low-rank updates."""
-        return list(self.fields.get("modules_to_save") or self.fields.get("trainable_token_indices") or [])
+    def beside(self) -> list[str]:
+        """What is trained beside the low-rank updates: modules whole, rows of them, or DoRA's magnitudes."""
+        whole = list(self.fields.get("modules_to_save") or self.fields.get("trainable_token_indices") or [])
+        return [*whole, *(["magnitudes, by DoRA"] if self.fields.get("use_dora") else [])]
 
     @property
     def needs_export(self) -> bool:
@@ -187,7 +188,7 @@ def _vllm(adapter: LoadedBy) -> Recipe:
     refusal = _only_causal("vLLM's adapters are for", adapter)
     if refusal:
         return Recipe("vLLM", (), refusal)
-    if adapter.whole_modules:
+    if adapter.beside:
         merged = shlex.quote(adapter.merged)
         return Recipe("vLLM", (("bash", f"{_merge(adapter)}\nvllm serve {merged}"),), _whole(adapter, "vLLM"))
     largest = next((rank for rank in _VLLM_RANKS if rank >= adapter.rank), None)
@@ -210,7 +211,7 @@ def _llama_cpp(adapter: LoadedBy) -> Recipe:
     if refusal:
         return Recipe("llama.cpp", (), refusal)
     convert = "python llama.cpp/convert_hf_to_gguf.py"
-    if adapter.whole_modules:
+    if adapter.beside:
         merged = shlex.quote(adapter.merged)
         lines = [_merge(adapter), f"{convert} {merged} --outfile merged.gguf", "llama-cli -m merged.gguf"]
         return Recipe("llama.cpp", (("bash", "\n".join(lines)),), _whole(adapter, "llama.cpp"))
@@ -233,7 +234,7 @@ def _only_causal(begin: str, adapter: LoadedBy) -> str:
 
 
 def _whole(adapter: LoadedBy, who: str) -> str:
-    named = ", ".join(map(str, adapter.whole_modules[:3]))
+    named = ", ".join(map(str, adapter.beside[:3]))
     return f"{who} loads low-rank updates only, and this run trained more ({named}), so the adapter is merged first."
 
 

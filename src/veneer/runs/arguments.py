@@ -63,6 +63,9 @@ class TrainArguments(Needed, total=False):
     """Modules not to adapt, among those that targets choose; names by ending or one regex."""
     layers: int | list[int]
     """Adapt only these layers (block numbers from 0). Default: all."""
+    layers_pattern: str | list[str]
+    """Lists whose numbers layers counts, where a name has several (blocks, of stages.0.blocks.1.fc). Default: the
+    first number of a name."""
     train_also: str | list[str]
     """Modules trained whole beside the update, by their name's ending (a new head, say)."""
     new_tokens: int | list[int]
@@ -78,9 +81,12 @@ class TrainArguments(Needed, total=False):
     (experts.gate_up_proj). Targets that match no module find these, too."""
     rslora: bool
     """Scale by alpha / √rank instead of alpha / rank."""
-    init: Literal["kaiming", "gaussian", "loftq"]
-    """How A starts, B being zero: Kaiming-uniform, as most libraries do, or the paper's Gaussian. Or loftq: A and
-    B start from what quantising the base lost."""
+    dora: bool
+    """DoRA: a magnitude for each output of an adapted module is trained beside A and B, which change its
+    direction."""
+    init: Literal["kaiming", "gaussian", "loftq", "pissa"]
+    """How A starts, B being zero: Kaiming-uniform, as most libraries do, or the paper's Gaussian. Or A and B
+    start from what quantising the base lost (loftq), or as the weight's largest directions (pissa)."""
     loftq_iterations: int
     """Iterations of init loftq; from the second on the base's codes change, and are saved, too."""
     adapter: str | None
@@ -122,6 +128,9 @@ class TrainArguments(Needed, total=False):
     """Steps of warm-up: a share of all below 1, else a number."""
     weight_decay: float
     """Decoupled weight decay of AdamW."""
+    lora_plus: float
+    """LoRA+: how many times the learning rate B has, and A has it once; the paper has 16 with a lower learning
+    rate. 1: both the same."""
     optimizer: Literal["adamw", "paged-adamw"]
     """AdamW, or the same with its states in a file of which a part is in memory."""
     optimizer_memory: int | str
@@ -130,6 +139,9 @@ class TrainArguments(Needed, total=False):
     """Bits of each state of paged-adamw; 8 takes a quarter of the room and changes the result a bit."""
     label_smoothing: float
     """Share of each target that is spread over the vocabulary, or the classes."""
+    neftune: float
+    """NEFTune: noise on the embeddings while training, of ± this / √(tokens of the row × width); the paper has 5
+    to 15. 0: none."""
     clip: float
     """Largest norm of the gradient; 0 does not clip."""
     gradient_checkpointing: bool
@@ -296,6 +308,9 @@ class PlanArguments(TypedDict, total=False):
     """Modules not to adapt, among those that targets choose; names by ending or one regex."""
     layers: int | list[int]
     """Adapt only these layers (block numbers from 0). Default: all."""
+    layers_pattern: str | list[str]
+    """Lists whose numbers layers counts, where a name has several (blocks, of stages.0.blocks.1.fc). Default: the
+    first number of a name."""
     train_also: str | list[str]
     """Modules trained whole beside the update, by their name's ending (a new head, say)."""
     new_tokens: int | list[int]
@@ -311,9 +326,12 @@ class PlanArguments(TypedDict, total=False):
     (experts.gate_up_proj). Targets that match no module find these, too."""
     rslora: bool
     """Scale by alpha / √rank instead of alpha / rank."""
-    init: Literal["kaiming", "gaussian", "loftq"]
-    """How A starts, B being zero: Kaiming-uniform, as most libraries do, or the paper's Gaussian. Or loftq: A and
-    B start from what quantising the base lost."""
+    dora: bool
+    """DoRA: a magnitude for each output of an adapted module is trained beside A and B, which change its
+    direction."""
+    init: Literal["kaiming", "gaussian", "loftq", "pissa"]
+    """How A starts, B being zero: Kaiming-uniform, as most libraries do, or the paper's Gaussian. Or A and B
+    start from what quantising the base lost (loftq), or as the weight's largest directions (pissa)."""
     loftq_iterations: int
     """Iterations of init loftq; from the second on the base's codes change, and are saved, too."""
     data: Any
@@ -357,6 +375,9 @@ class PlanArguments(TypedDict, total=False):
     """Steps of warm-up: a share of all below 1, else a number."""
     weight_decay: float
     """Decoupled weight decay of AdamW."""
+    lora_plus: float
+    """LoRA+: how many times the learning rate B has, and A has it once; the paper has 16 with a lower learning
+    rate. 1: both the same."""
     optimizer: Literal["adamw", "paged-adamw"]
     """AdamW, or the same with its states in a file of which a part is in memory."""
     optimizer_memory: int | str
@@ -365,6 +386,9 @@ class PlanArguments(TypedDict, total=False):
     """Bits of each state of paged-adamw; 8 takes a quarter of the room and changes the result a bit."""
     label_smoothing: float
     """Share of each target that is spread over the vocabulary, or the classes."""
+    neftune: float
+    """NEFTune: noise on the embeddings while training, of ± this / √(tokens of the row × width); the paper has 5
+    to 15. 0: none."""
     clip: float
     """Largest norm of the gradient; 0 does not clip."""
     gradient_checkpointing: bool

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from veneer.data.formats import Example
 from veneer.data.known_tokens import known_pad, refuse_unknown_tokens_in
@@ -31,6 +31,7 @@ from veneer.training.paged_adamw import PagedAdamW
 from veneer.updates.allocator import Allocator
 from veneer.updates.attach import attach_noted
 from veneer.updates.config import AdaLoRA
+from veneer.updates.lora_plus import lora_plus
 from veneer.updates.record import active_allocator, adapters_of
 from veneer.updates.trainable import Trainable, trainable
 
@@ -106,8 +107,10 @@ def begin(
         refuse_unknown_tokens_in(model, side)
     renderer, pad = prepared.renderer, known_pad(model, prepared.renderer)
     _check_disk(folder, config, model, trained, allocator)
-    optimizer = _optimizer(config, [p for p in trained_tensors(model).values() if p.requires_grad])
-    loss = Loss(model, pad, steps.rows[0], kind=renderer.kind, smoothing=config.label_smoothing)
+    optimizer = _optimizer(config, _groups(model, config))
+    loss = Loss(
+        model, pad, steps.rows[0], kind=renderer.kind, smoothing=config.label_smoothing, noise=config.neftune
+    )  # fmt: skip
     return Begun(prepared, folder, steps, with_adapter, trained, allocator, optimizer, loss)
 
 
@@ -153,7 +156,7 @@ def _let_train(prepared: Prepared, config: TrainConfig, total: int, folder: RunF
     if prepared.start is not None:
         prepared.start.put_on(model, config.dropout)
         return []
-    # A base that LoftQ changed already is not changed again: the checkpoint has A and B.
+    # A base that LoftQ or PiSSA changed already is not changed again: the checkpoint has A and B.
     begun = folder.base_source(config) == str(folder.base)
     over = {"init": "kaiming", "loftq_iterations": 1} if begun else {}
     return attach_noted(model, config.update(total).model_copy(update=over))
@@ -183,7 +186,14 @@ def _check_disk(
     )  # fmt: skip
 
 
-def _optimizer(config: RunConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
+def _groups(model: nn.Module, config: RunConfig) -> list[Any]:
+    """What is trained, as an optimizer takes it."""
+    if config.lora_plus != 1:
+        return lora_plus(model, config.learning_rate, config.lora_plus)
+    return [tensor for tensor in trained_tensors(model).values() if tensor.requires_grad]
+
+
+def _optimizer(config: RunConfig, parameters: list[Any]) -> torch.optim.Optimizer:
     """Either takes the same steps, to the last bit, except with states in 8 bits."""
     rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "paged-adamw":

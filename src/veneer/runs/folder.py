@@ -166,7 +166,8 @@ class RunFolder:
     def base_source(self, config: TrainConfig) -> str:
         """What to load as the base: the run's own, where LoftQ changed it; the commit that a hub id with a revision
         was when the run began; else the model's name."""
-        own = config.loftq_iterations > 1 and self.base.is_dir() and self.exists
+        changes = config.loftq_iterations > 1 or config.init == "pissa"
+        own = changes and self.base.is_dir() and self.exists
         if own or not self.exists or not self.rows_file.is_file():
             return str(self.base) if own else config.model
         return str(self.rows().get("commit") or config.model)

@@ -92,6 +92,9 @@ def _fixed(start: StartAdapter) -> dict[str, list[Any]]:
     names = [name for name in (*UpdateOptions.model_fields, *group.model_fields) if name not in _ANY]
     written = {name: getattr(start.update, name) for name in names}
     asked = {} if start.facts is None else _as_asked(start.facts.options, names)
+    if asked.get("init") == "pissa":  # which may be written with twice the rank
+        for name in ("rank", "alpha", "rank_pattern", "alpha_pattern"):
+            del asked[name]
     values = {name: [*([asked[name]] if name in asked else []), written[name]] for name in dict.fromkeys(names)}
     rank = start.update.initial_rank if isinstance(start.update, AdaLoRA) else start.update.rank
     if start.update.alpha == 2.0 * (rank or 0):

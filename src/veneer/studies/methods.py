@@ -1,4 +1,4 @@
-"""Full fine-tuning, LoRA, AdaLoRA, QLoRA, biases or head alone, at stated numbers of parameters."""
+"""Full fine-tuning, LoRA and its kin, AdaLoRA, biases or head alone, at stated numbers of parameters."""
 
 from __future__ import annotations
 
@@ -17,16 +17,20 @@ METHODS: dict[str, dict[str, Any]] = {
     "LoRA": {"method": "lora"},
     "AdaLoRA": {"method": "adalora"},
     "QLoRA": {"method": "lora", "storage": "nf4"},
+    "DoRA": {"method": "lora", "dora": True},
+    "LoRA+": {"method": "lora", "lora_plus": 4.0},
+    "PiSSA": {"method": "lora", "init": "pissa"},
+    "NEFTune": {"method": "lora", "neftune": 5.0},
     "biases": {"method": "bias"},
     "head": {"method": "head"},
 }
-_RANKED = {"LoRA": "rank", "QLoRA": "rank", "AdaLoRA": "target_rank"}
+_RANKED = {"AdaLoRA": "target_rank"} | {name: "rank" for name, its in METHODS.items() if its["method"] == "lora"}
 
 
 class MethodsStudy(Study):
     name = "methods"
     title = "What does each method reach, with how many parameters?"
-    columns: ClassVar = {"method": "full, LoRA, AdaLoRA, QLoRA, biases, or head", "learning_rate": "highest one"}
+    columns: ClassVar = {"method": ", ".join(METHODS), "learning_rate": "highest one"}
 
     def run_of(self, method: str, seed: int) -> dict[str, Any]:
         options = METHODS[method]
@@ -86,7 +90,7 @@ class MethodsStudy(Study):
         there = [row for row in rows if row["loss"] is not None]
         metric = Metric.of(there)
         figure, axes = new_figure()
-        marks = iter("os^vD*")
+        marks = iter("os^vD*PX<>")
         for method, its in grouped(there, lambda row: row["method"]).items():
             values = [metric.factor * value for value in metric.values(its)]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0

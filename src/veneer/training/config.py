@@ -87,6 +87,13 @@ class TrainConfig(LoRA, AllocationOptions, BaseOptions):
     )
     warmup: float = Field(default=0.03, ge=0, description="Steps of warm-up: a share of all below 1, else a number.")
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay of AdamW.")
+    lora_plus: float = Field(
+        default=1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="LoRA+: how many times the learning rate B has, and A has it once; the paper has 16 with a lower "
+        "learning rate. 1: both the same.",
+    )
     optimizer: Literal["adamw", "paged-adamw"] = Field(
         default="adamw", description="AdamW, or the same with its states in a file of which a part is in memory."
     )
@@ -99,6 +106,13 @@ class TrainConfig(LoRA, AllocationOptions, BaseOptions):
     )
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="Share of each target that is spread over the vocabulary, or the classes."
+    )
+    neftune: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="NEFTune: noise on the embeddings while training, of ± this / √(tokens of the row × width); the "
+        "paper has 5 to 15. 0: none.",
     )
     clip: float = Field(default=1.0, ge=0, description="Largest norm of the gradient; 0 does not clip.")
     gradient_checkpointing: bool = Field(
@@ -174,7 +188,8 @@ class TrainConfig(LoRA, AllocationOptions, BaseOptions):
     @model_validator(mode="after")
     def _options_of_one_method(self) -> TrainConfig:
         groups: dict[str, type[Options]] = {"lora": LoRA, "adalora": AllocationOptions}
-        own = {method: group.model_fields.keys() - UpdateOptions.model_fields for method, group in groups.items()}
+        own = {method: set(group.model_fields) - set(UpdateOptions.model_fields) for method, group in groups.items()}
+        own["lora"].add("lora_plus")
         if self.trains_own_weights:
             own["lora"] |= UpdateOptions.model_fields.keys()
         changed = self.changed()

@@ -26,6 +26,7 @@ from veneer.training.schedule import learning_rate
 from veneer.training.state import State, checkpoints_in
 from veneer.training.world import OneProcess, World
 from veneer.updates.allocator import Allocator
+from veneer.updates.lora_plus import FACTOR
 
 
 class Interrupted(TrainingError):
@@ -116,7 +117,7 @@ def take_step(run: Run, rows: list[Tokens], rate: float) -> tuple[float, float]:
     if not math.isfinite(norm):
         raise DivergedError(_not_finite(run, rows))
     for group in run.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get(FACTOR, 1.0)
     run.optimizer.step()
     # One norm over all parameters (one by one took 1 % of a step): the largest value, since a sum could overflow.
     filled = [parameter for parameter in parameters if parameter.numel()]  # AdaLoRA may leave a matrix none

@@ -19,6 +19,7 @@ from veneer.data.labels import IGNORE, Tokens
 from veneer.frozen.text_part import text_config_of, text_part
 from veneer.frozen.weight import StoredLinear
 from veneer.training.batches import Batch, Lengths, by_length, collate
+from veneer.training.noise import embedding_of_input, noise_on_embeddings
 from veneer.training.packing import attention_by_rows_in, hidden_of_rows, packs
 from veneer.updates.layers import AdaptedLinear
 
@@ -37,7 +38,7 @@ class Loss:
     """Sum of the cross-entropies of a batch's learned tokens (or classes), for one model.
 
     ``smoothing``: while the model is in training mode, this share of each target is spread evenly over the vocabulary
-    or the classes (Szegedy et al., 2016, arXiv:1512.00567, section 7).
+    or the classes (Szegedy et al., 2016, arXiv:1512.00567, section 7). ``noise``: meanwhile, too, NEFTune's alpha.
 
     Whether the model's logits are its head applied to its last hidden states is tried once on ``sample``: some
     architectures scale or cap them, or have no such parts, and are then asked for their logits. So is whether rows may
@@ -45,10 +46,13 @@ class Loss:
     """
 
     def __init__(
-        self, model: Any, pad: int, sample: Tokens, *, kind: str, smoothing: float = 0.0, how: How | None = None,
-        rows_at_once: int = ROWS_AT_ONCE,
+        self, model: Any, pad: int, sample: Tokens, *, kind: str, smoothing: float = 0.0, noise: float = 0.0,
+        how: How | None = None, rows_at_once: int = ROWS_AT_ONCE,
     ) -> None:  # fmt: skip
         self._model, self._pad, self._smoothing, self._rows_at_once = model, pad, smoothing, rows_at_once
+        self._noise = noise
+        if noise:
+            embedding_of_input(model)
         if how is None:
             chunked = kind == "causal" and _head_makes_logits(model, collate([sample], pad))
             how = How(chunked, chunked and packs(model, sample))
@@ -61,6 +65,11 @@ class Loss:
 
     def __call__(self, rows: list[Tokens]) -> Tensor:
         """The summed loss of ``rows``, fp32 (), differentiable."""
+        noise = self._noise if self._model.training else 0.0
+        with noise_on_embeddings(self._model, noise, [len(row.ids) for row in rows]):
+            return self._of(rows)
+
+    def _of(self, rows: list[Tokens]) -> Tensor:
         smoothing = self._smoothing if self._model.training else 0.0
         if self._packed:
             with self.attention():

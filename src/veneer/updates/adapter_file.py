@@ -18,12 +18,14 @@ from veneer.arguments import folder_given, refuse_no_model, refuse_no_name
 from veneer.device import CPU
 from veneer.errors import AdapterFileError, ConfigError, TargetError, nearest
 from veneer.files import atomic_file, atomic_folder, write_text
+from veneer.updates.config import LoRA
 from veneer.updates.declared import Declared, refuse_header, takes
 from veneer.updates.experts import ExpertPairs, adapter_keys
 from veneer.updates.inner import inner_model
-from veneer.updates.layers import LowRank, NewRows, Pair, Triplets
+from veneer.updates.layers import Dora, LowRank, NewRows, Pair, Triplets
 from veneer.updates.offloaded import refuse_offloaded
 from veneer.updates.peft_config import CONFIG_NAME, to_peft
+from veneer.updates.pissa import PARTS, Pissa, written_config
 from veneer.updates.reached import warn
 from veneer.updates.record import adapters_of, refuse_merged, refuse_unknown, untrained, updates_of
 from veneer.updates.select import Chosen, modules_of
@@ -32,6 +34,7 @@ from veneer.updates.wrappers import plain_name
 WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 ROWS = ".token_adapter.trainable_tokens_delta"
+MAGNITUDES = ".lora_magnitude_vector"
 _STORAGE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -80,7 +83,7 @@ def write_adapter(
     refuse_unknown(record, name)
     if record.changed_base:
         raise TargetError(
-            f"loftq_iterations = {record.changed_base} changed the base, which this adapter needs; save it first: "
+            f"{record.changed_base} changed the base, which this adapter needs; save it first: "
             f"veneer.save_base(model, tokenizer, folder)."
         )
     if dtype is not None and dtype not in _STORAGE:
@@ -91,8 +94,10 @@ def write_adapter(
     to = _STORAGE.get(dtype or "")
     own = adapter_tensors(model, name)
     own = own if state is None else tensors_of_state(model, own, state)
+    own, config = _written(model, name, own), record.configs[name]
+    if isinstance(config, LoRA) and any(isinstance(update, Pissa) for update in updates_of(model, name).values()):
+        config = written_config(config)
     tensors = {key: tensor.detach().to(CPU, to).contiguous() for key, tensor in own.items()}
-    config = record.configs[name]
     rows = list({id(update): path for path, update in reversed(_rows_of(model, name))}.values())[::-1]
     modules = modules_of(model)
     chosen = [Chosen(path, modules[path]) for path, u in updates_of(model, name).items() if isinstance(u, LowRank)]
@@ -162,8 +167,28 @@ def refuse_not_finite(tensors: dict[str, Tensor], what: str) -> None:
 
 def restore(model: nn.Module, folder: str | Path) -> None:
     """Copy the tensors of a folder that `save` wrote for the active adapter back into it."""
-    own = active_tensors(model)
-    copy_tensors(read_checked(Path(folder), WEIGHTS_NAME, own), own)
+    (name,) = adapters_of(model).active
+    own = adapter_tensors(model, name)
+    tensors = read_checked(Path(folder), WEIGHTS_NAME, _written(model, name, own))
+    for (A, B), update in _begun(model, name).items():
+        update.take(tensors[A], tensors[B])
+        del own[A], own[B]
+    copy_tensors(tensors, own)
+
+
+def _begun(model: nn.Module, name: str) -> dict[tuple[str, str], Pissa]:
+    """The keys of A and B → the update, of those that began as directions of their weight."""
+    updates = {path: update for path, update in updates_of(model, name).items() if isinstance(update, Pissa)}
+    A, B = PARTS
+    return {(plain_name(f"{PREFIX}{path}.{A}"), plain_name(f"{PREFIX}{path}.{B}")): u for path, u in updates.items()}
+
+
+def _written(model: nn.Module, name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an adapter, by PEFT's keys, as its file has them."""
+    written = dict(tensors)
+    for (A, B), update in _begun(model, name).items():
+        written[A], written[B] = update.written(tensors[A], tensors[B])
+    return written
 
 
 def read_checked(folder: Path, name: str, own: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -206,6 +231,8 @@ def adapter_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
             pattern = "lora_embedding_{}" if embedding else "lora_{}.weight"
             tensors[f"{PREFIX}{path}.{pattern.format('A')}"] = update.A
             tensors[f"{PREFIX}{path}.{pattern.format('B')}"] = update.B
+            if isinstance(update, Dora):
+                tensors[f"{PREFIX}{path}{MAGNITUDES}"] = update.m
         elif isinstance(update, NewRows):
             # A tied head shares the embedding's rows: PEFT stores them once, with the embedding.
             if all(tensor is not update.rows for tensor in tensors.values()):

@@ -21,6 +21,7 @@ from veneer.updates.allocator import Allocator
 from veneer.updates.beside import with_new_parts
 from veneer.updates.budget import resolved
 from veneer.updates.config import AdaLoRA, LoRA
+from veneer.updates.convolutions import CONVOLUTIONS, AdaptedConv, ConvPair, new_conv_pair
 from veneer.updates.experts import AdaptedStack, ExpertPairs, give_back_stacks, hold_stack, new_pairs
 from veneer.updates.fast_path import call_every_layer
 from veneer.updates.inner import inner_model
@@ -28,6 +29,7 @@ from veneer.updates.layers import (
     Adapted,
     AdaptedEmbedding,
     AdaptedLinear,
+    Dora,
     LowRank,
     NewRows,
     Pair,
@@ -41,6 +43,7 @@ from veneer.updates.left_out import left_out
 from veneer.updates.loftq import Start, loftq_starts
 from veneer.updates.offloaded import refuse_offloaded
 from veneer.updates.peft_config import peft_call
+from veneer.updates.pissa import new_pissa, pissa_starts
 from veneer.updates.reached import Reached, warn
 from veneer.updates.record import (
     RECORD,
@@ -77,10 +80,10 @@ def attach(model: M, config: LoRA | AdaLoRA, name: str = "default") -> M:
 
     Returns ``model`` itself; the adapters of one that is compiled, or a DataParallel, are on the model inside. The new
     adapter is the active one. The model's output does not change until the updates are trained, unless they start from
-    what quantising lost (``init="loftq"``): then it is nearer to the unquantised model's. What is in no checkpoint is
-    trained whole and saved with the adapter, unless ``config`` targets it: a classifier's head, a new pooler, the rows
-    of a vocabulary that was made larger. Where it is not known from which checkpoint the model was read, these are the
-    modules beside the backbone of a task's class.
+    what quantising lost (``init="loftq"``, or "pissa" over codes): then it is nearer to the unquantised model's. What
+    is in no checkpoint is trained whole and saved with the adapter, unless ``config`` targets it: a classifier's head,
+    a new pooler, the rows of a vocabulary that was made larger. Where it is not known from which checkpoint the model
+    was read, these are the modules beside the backbone of a task's class.
 
     A `VeneerWarning` names what is trained whole, and linear layers that "all-linear" cannot take and leaves out.
 
@@ -142,15 +145,21 @@ def add_adapter(model: nn.Module, config: LoRA | AdaLoRA, name: str, rows_on: li
     updated = {c.name for c in chosen}.union(*row_modules)
     _refuse_conflicts(model, updated, set(whole))
     _refuse_never_called(model, updated.difference(*row_modules) | set(whole))
-    iterations = _loftq_iterations(record, config)
-    read = [c.module for c in chosen] if iterations else []
+    begins = isinstance(config, LoRA) and config.init in ("loftq", "pissa")
+    read = [c.module for c in chosen] if begins or (isinstance(config, LoRA) and config.dora) else []
     refuse_offloaded(
         model, [*read, *whole.values(), *(m for group in row_modules for m in group.values())], "be read by attach"
     )
-    starts = loftq_starts(model, chosen, iterations) if iterations else {}
+    starts = _starts(model, config, chosen) if isinstance(config, LoRA) and begins else {}
+    changed = isinstance(config, LoRA) and any(start.quantised is not None for start in starts.values())
+    if changed and record.configs:
+        raise TargetError(
+            f"{_beginning(config)} changes the base under {', '.join(record.configs)}; remove what is attached first, "
+            f"or use init = 'kaiming'."
+        )
     made = {c.name: _low_rank(c, config, starts.get(c.name)) for c in chosen}  # may ask for more than there is
     if not record.configs:
-        record = _first_record(model, iterations)
+        record = _first_record(model, _beginning(config) if changed else "")
 
     for module_chosen in chosen:
         if isinstance(module_chosen.module, Stack):
@@ -189,23 +198,24 @@ def _refuse_other_name(record: Adapters, name: str) -> None:
         )
 
 
-def _loftq_iterations(record: Adapters, config: LoRA | AdaLoRA) -> int:
-    """Iterations of LoftQ that ``config`` asks for; 0 with another init. Raises TargetError where they would change
-    the base under other adapters."""
-    iterations = config.loftq_iterations if isinstance(config, LoRA) and config.init == "loftq" else 0
-    if iterations > 1 and record.configs:
-        raise TargetError(
-            f"loftq_iterations = {iterations} changes the base under {', '.join(record.configs)}; remove "
-            f"what is attached first, or use loftq_iterations = 1."
-        )
-    return iterations
+def _starts(model: nn.Module, config: LoRA, chosen: list[Chosen]) -> dict[str, Start]:
+    """Where the updates of layers in codes start, by name."""
+    if config.init == "pissa":
+        return pissa_starts(model, chosen)
+    return loftq_starts(model, chosen, config.loftq_iterations)
 
 
-def _first_record(model: nn.Module, iterations: int) -> Adapters:
+def _beginning(config: LoRA | AdaLoRA) -> str:
+    """The option with which an adapter changes the base as it begins."""
+    iterations = config.loftq_iterations if isinstance(config, LoRA) else 1
+    return f"loftq_iterations = {iterations}" if iterations > 1 else "init = 'pissa'"
+
+
+def _first_record(model: nn.Module, changed_base: str) -> Adapters:
     """The record of a model's first adapter, kept on the model, every weight of which is frozen."""
     record = Adapters()
     record.was_trainable = {path for path, parameter in model.named_parameters() if parameter.requires_grad}
-    record.changed_base = iterations if iterations > 1 else 0
+    record.changed_base = changed_base
     model.__dict__[RECORD] = record
     model.requires_grad_(False)
     record.hooks = hooked(model)
@@ -231,10 +241,7 @@ def remove(model: nn.Module, name: str = "default") -> None:
     refuse_merged(record, "remove an adapter")
     refuse_unknown(record, name)
     if record.changed_base:
-        raise TargetError(
-            f"loftq_iterations = {record.changed_base} changed the base, so it cannot be given back; load the model "
-            f"again."
-        )
+        raise TargetError(f"{record.changed_base} changed the base, so it cannot be given back; load the model again.")
     for path, module in adapted(model).items():
         if name in module.updates:
             del module.updates[name]
@@ -295,6 +302,8 @@ def _wrap(base: nn.Module, update: nn.Module) -> Adapted:
         return Replaced(base)
     if isinstance(update, ExpertPairs):
         return AdaptedStack(base)
+    if isinstance(update, ConvPair):
+        return AdaptedConv(base)
     return AdaptedEmbedding(base) if isinstance(base, nn.Embedding) else AdaptedLinear(base)
 
 
@@ -306,9 +315,15 @@ def _low_rank(chosen: Chosen, config: LoRA | AdaLoRA, start: Start | None) -> Lo
         return Triplets(*made, alpha / config.initial_rank, config.dropout)
     if isinstance(chosen.module, Stack):
         return new_pairs(chosen.module, chosen.rank, config.init, chosen.scale)
+    if isinstance(chosen.module, CONVOLUTIONS):
+        return new_conv_pair(chosen.module, chosen.rank, config.init, chosen.scale, config.dropout)
     if start is not None and start.quantised is not None and isinstance(chosen.module, QuantisedLinear):
         chosen.module.replace(start.quantised)
+    if config.init == "pissa" and start is None:
+        return new_pissa(chosen, config.dropout)
     A, B = (start.A, start.B) if start is not None else new_factors(chosen.module, chosen.rank, config.init)
+    if config.dora:
+        return Dora(A, B, chosen.scale, config.dropout, chosen.module)
     return Pair(A, B, chosen.scale, config.dropout)
 
 

@@ -1,4 +1,4 @@
-"""The base that several iterations of LoftQ changed, as a folder of its own, over which its adapter is right."""
+"""The base that iterations of LoftQ, or PiSSA, changed, as a folder of its own, over which its adapter is right."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def save_base(model: Any, tokenizer: Any, folder: str | Path) -> None:
         for path, wrapper in wrappers.items():
             _put(model, path, wrapper)
     model.config.name_or_path = model.name_or_path = str(folder.resolve())
-    record.changed_base = 0
+    record.changed_base = ""
 
 
 def _put(model: Any, path: str, module: nn.Module) -> None:

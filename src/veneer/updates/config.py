@@ -34,6 +34,11 @@ class UpdateOptions(Options):
         default=[], description="Modules not to adapt, among those that targets choose; names by ending or one regex."
     )
     layers: list[int] = Field(default=[], description="Adapt only these layers (block numbers from 0). Default: all.")
+    layers_pattern: list[str] = Field(
+        default=[],
+        description="Lists whose numbers layers counts, where a name has several (blocks, of stages.0.blocks.1.fc). "
+        "Default: the first number of a name.",
+    )
     train_also: list[str] = Field(
         default=[], description="Modules trained whole beside the update, by their name's ending (a new head, say)."
     )
@@ -46,6 +51,17 @@ class UpdateOptions(Options):
     def chooses(self) -> bool:
         """Whether there is anything that low-rank updates go on."""
         return bool(self.targets or getattr(self, "target_parameters", ()))
+
+    @field_validator("layers_pattern", mode="before")
+    @classmethod
+    def _one_name_is_a_list(cls, value: Any) -> Any:
+        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _layers_of_the_pattern(self) -> UpdateOptions:
+        if self.layers_pattern and not self.layers:
+            raise ValueError("layers_pattern says which numbers layers counts, and layers is not given.")
+        return self
 
     @field_validator("targets", "exclude")
     @classmethod
@@ -84,10 +100,15 @@ class LoRA(UpdateOptions):
         "(experts.gate_up_proj). Targets that match no module find these, too.",
     )
     rslora: bool = Field(default=False, description="Scale by alpha / √rank instead of alpha / rank.")
-    init: Literal["kaiming", "gaussian", "loftq"] = Field(
+    dora: bool = Field(
+        default=False,
+        description="DoRA: a magnitude for each output of an adapted module is trained beside A and B, which change "
+        "its direction.",
+    )
+    init: Literal["kaiming", "gaussian", "loftq", "pissa"] = Field(
         default="kaiming",
-        description="How A starts, B being zero: Kaiming-uniform, as most libraries do, or the paper's Gaussian. Or "
-        "loftq: A and B start from what quantising the base lost.",
+        description="How A starts, B being zero: Kaiming-uniform, as most libraries do, or the paper's Gaussian. Or A "
+        "and B start from what quantising the base lost (loftq), or as the weight's largest directions (pissa).",
     )
     loftq_iterations: int = Field(
         default=1,
@@ -116,6 +137,14 @@ class LoRA(UpdateOptions):
         if self.loftq_iterations > 1 and self.init != "loftq":
             raise ValueError(
                 f"loftq_iterations = {self.loftq_iterations} is of init = 'loftq', and init is {self.init!r}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_decomposition(self) -> LoRA:
+        if self.dora and self.init == "pissa":
+            raise ValueError(
+                "dora trains the weight's directions as they are, and init = 'pissa' takes some out of it; choose one."
             )
         return self
 
@@ -233,6 +262,34 @@ class AdaLoRA(AllocationOptions, UpdateOptions):
             round(value * self.total_steps) if value < 1 else round(value) for value in (self.tinit, self.tfinal)
         )
         return first, self.total_steps - final
+
+
+class CombineOptions(Options):
+    """How several adapters become one."""
+
+    how: Literal["cat", "svd", "linear", "ties", "dare_linear", "dare_ties"] = Field(
+        default="cat",
+        description="cat: the exact weighted sum, at the sum of the ranks; svd: the nearest to it at one rank; linear: "
+        "A and B added, as peft does; ties, dare_linear, dare_ties: what the adapters agree on, or a random share.",
+    )
+    rank: int | None = Field(
+        default=None, ge=1, description="Rank of svd, ties and dare. Default: the largest of the adapters' in a module."
+    )
+    density: float = Field(
+        default=0.5, gt=0, le=1, description="Share of each update's values that ties and dare keep."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the shares that dare draws.")
+    padded: bool = Field(default=True, description="One rank for all modules, filled with zeros, as in export.")
+
+    @model_validator(mode="after")
+    def _options_of_one_way(self) -> CombineOptions:
+        for name, ways in (("rank", ("svd", *_SHARES)), ("density", _SHARES), ("seed", _SHARES[1:])):
+            if name in self.model_dump(exclude_defaults=True) and self.how not in ways:
+                raise ValueError(f"{name} is an option of how = {' or '.join(ways)}, and how is {self.how!r}.")
+        return self
+
+
+_SHARES = ("ties", "dare_linear", "dare_ties")
 
 
 def budget_amount(text: str) -> tuple[float, bool]:

@@ -11,7 +11,9 @@ from safetensors import safe_open
 
 from veneer.errors import AdapterFileError
 
-_UPDATE = re.compile(r"\.lora_(embedding_)?[ABE](\.(?!bias$)[^.]+)?(\.weight)?$|\.trainable_tokens_delta\b")
+_UPDATE = re.compile(
+    r"\.lora_((embedding_)?[ABE]|magnitude_vector)(\.(?!bias$)[^.]+)?(\.weight)?$|\.trainable_tokens_delta\b"
+)
 _FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 _OTHERS = {"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"}  # of a module trained whole: its counts
 _TYPES = {"BOOL": "bool", "C64": "complex64", **{f"{s}{n}": f"{w}{n}" for s, w in (("I", "int"), ("U", "uint"))

@@ -7,9 +7,10 @@ from typing import cast
 from torch import Tensor, nn
 
 from veneer.frozen.experts import Stack
-from veneer.updates.adapter_file import PREFIX, ROWS
+from veneer.updates.adapter_file import MAGNITUDES, PREFIX, ROWS
 from veneer.updates.attach import rows_for, trained_whole
 from veneer.updates.config import AdaLoRA, LoRA
+from veneer.updates.convolutions import CONVOLUTIONS, conv_shapes
 from veneer.updates.declared import Declared
 from veneer.updates.experts import adapter_keys
 from veneer.updates.layers import training_dtype, weight_shape
@@ -45,6 +46,7 @@ def expected_tensors(
 def _of_update(
     one: Chosen, config: LoRA | AdaLoRA, of_experts: str | None, kept: dict[str, list[bool]]
 ) -> dict[str, Declared]:
+    shapes: dict[str, tuple[int, ...]]
     (rows, columns), dtype = weight_shape(one.module), training_dtype(cast(Tensor, one.module.weight))
     if isinstance(config, AdaLoRA):
         assert config.initial_rank is not None
@@ -53,7 +55,12 @@ def _of_update(
         shapes = {"lora_A": (rank, columns), "lora_B": (rows, rank), "lora_E": (rank, 1)}
     elif isinstance(one.module, nn.Embedding):
         shapes = {"lora_embedding_A": (one.rank, columns), "lora_embedding_B": (rows, one.rank)}
+    elif isinstance(one.module, CONVOLUTIONS):
+        shapes = dict(zip(("lora_A.weight", "lora_B.weight"), conv_shapes(one.module, one.rank), strict=True))
     else:
         rank = one.rank * (one.module.experts if isinstance(one.module, Stack) else 1)
         shapes = {"lora_A.weight": (rank, columns), "lora_B.weight": (rows, rank)}
-    return {f"{PREFIX}{of_experts or one.name}.{part}": Declared(shape, dtype) for part, shape in shapes.items()}
+    declared = {f"{PREFIX}{of_experts or one.name}.{part}": Declared(shape, dtype) for part, shape in shapes.items()}
+    if isinstance(config, LoRA) and config.dora:
+        declared[f"{PREFIX}{one.name}{MAGNITUDES}"] = Declared((rows,), dtype)
+    return declared

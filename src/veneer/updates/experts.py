@@ -207,10 +207,15 @@ def refuse_for_experts(names: list[str], config: LoRA | AdaLoRA) -> None:
     """Raises TargetError where ``config`` adapts these projections of experts in a way that they cannot be."""
     if names and isinstance(config, AdaLoRA):
         raise TargetError(f"{names[0]} is a parameter of experts, which AdaLoRA does not adapt; use LoRA.")
-    if names and isinstance(config, LoRA) and config.init == "loftq":
+    if names and isinstance(config, LoRA) and config.init in ("loftq", "pissa"):
         raise TargetError(
-            f"{names[0]} is a parameter of experts, whose updates do not start from what quantising lost; use init = "
+            f"{names[0]} is a parameter of experts, whose updates do not start from their weights; use init = "
             f"'kaiming', or leave the experts out."
+        )
+    if names and isinstance(config, LoRA) and config.dora:
+        raise TargetError(
+            f"{names[0]} is a parameter of experts, whose outputs have no magnitudes, here as in PEFT; leave dora out, "
+            f"or the experts."
         )
     if names and config.dropout:
         raise TargetError(

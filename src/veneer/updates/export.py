@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,18 +41,35 @@ def export(folder: str | Path, out: str | Path, *, padded: bool = True) -> None:
         ['adapter_config.json', 'adapter_model.safetensors']
     """
     folder, out = folder_given("export", folder), folder_given("export", out, "out")
+    refuse_occupied_folder(out)
+    write_plain(out, plain_updates(folder), read_fields(folder), padded=padded)
+
+
+class Plain(NamedTuple):
+    """One update, whose ΔW is B A."""
+
+    A: Tensor  # (rank, in)
+    B: Tensor  # (out, rank), with λ and the scale in it
+    scale: float  # that is in B
+    embedding: bool
+
+
+def refuse_occupied_folder(out: Path) -> None:
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise AdapterFileError(f"{out} exists and is not an empty folder; choose a new one.")
-    updates = _updates(folder)
-    ranks = {path: max(1, len(A)) for path, (A, _, _) in updates.items()}
+
+
+def write_plain(out: Path, updates: dict[str, Plain], source: dict[str, Any], *, padded: bool) -> None:
+    """Write module name → update as a PEFT folder of scale 1; ``source``: the fields of the config that it comes from,
+    without target_modules: the modules are named."""
+    ranks = {path: max(1, len(one.A)) for path, one in updates.items()}
     largest = max(ranks.values())
     tensors: dict[str, Tensor] = {}
-    for path, (A, B, embedding) in updates.items():
+    for path, (A, B, _, embedding) in updates.items():
         missing = (largest if padded else ranks[path]) - len(A)
         name = f"base_model.model.{path}.lora_{'embedding_' if embedding else ''}{{}}{'' if embedding else '.weight'}"
         tensors[name.format("A")] = torch.cat([A, A.new_zeros(missing, A.shape[1])])
         tensors[name.format("B")] = torch.cat([B, B.new_zeros(len(B), missing)], 1)
-    source = read_fields(folder)
     fields = {name: source.get(name) for name in _PLAIN} | {
         "peft_type": "LORA",
         "r": largest,
@@ -65,13 +83,15 @@ def export(folder: str | Path, out: str | Path, *, padded: bool = True) -> None:
         "bias": "none",
         "inference_mode": True,
     }
+    if fields["target_modules"] is None:
+        fields["target_modules"] = list(updates)
     with atomic_folder(out) as temporary:
         write_tensors(dict(sorted(tensors.items())), temporary / WEIGHTS_NAME)
         (temporary / CONFIG_NAME).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _updates(folder: Path) -> dict[str, tuple[Tensor, Tensor, bool]]:
-    """Module name → A (rank, in) and B (out, rank) with λ and the scale in B, and whether it is an embedding."""
+def plain_updates(folder: Path) -> dict[str, Plain]:
+    """Module name → its update, as it is in a folder. Raises AdapterFileError where it has more than low-rank ones."""
     config, tensors = from_peft(folder), read_tensors(folder)
     if isinstance(config, LoRA) and config.target_parameters:
         raise AdapterFileError(
@@ -93,6 +113,12 @@ def _updates(folder: Path) -> dict[str, tuple[Tensor, Tensor, bool]]:
     if others or not parts:
         what = f"trains more than low-rank updates ({others[0]})" if others else "holds no low-rank update"
         raise AdapterFileError(f"{folder} {what}, which no plain LoRA can carry; merge it into its base instead.")
+    convolution = next((path for path, its in parts.items() if all(tensor.dim() > 2 for tensor in its.values())), None)
+    if convolution is not None:
+        raise AdapterFileError(
+            f"{folder} adapts convolutions ({convolution}), which no plain LoRA can carry; merge it into its base "
+            f"instead."
+        )
     refuse_not_finite(tensors, str(folder / WEIGHTS_NAME))
     kept = kept_triplets(folder) if isinstance(config, AdaLoRA) else {}
     found_updates = {}
@@ -102,7 +128,8 @@ def _updates(folder: Path) -> dict[str, tuple[Tensor, Tensor, bool]]:
         scale = _scale(config, path)
         # In fp64: what is folded here is rounded once, to the type that it is kept in.
         factor = scale * its["E"].double().t() if "E" in its else scale
-        found_updates[path] = A, (B.double() * factor).to(B.dtype).contiguous(), path in embeddings
+        folded = (B.double() * factor).to(B.dtype).contiguous()
+        found_updates[path] = Plain(A, folded, scale, path in embeddings)
     return found_updates
 
 

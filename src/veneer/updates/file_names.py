@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +15,14 @@ from transformers.pytorch_utils import Conv1D
 
 from veneer.errors import TargetError
 from veneer.frozen.experts import Stack, is_experts
-from veneer.updates.adapter_file import PREFIX, ROWS
+from veneer.updates.adapter_file import MAGNITUDES, PREFIX, ROWS
 from veneer.updates.config import AdaLoRA, LoRA
 from veneer.updates.select import choose, key_matches, matching_suffix, modules_of, no_such_parameter, rank_and_scale
 from veneer.updates.ties import row_groups
 
-_UPDATE = re.compile(r"\.lora_(embedding_)?[ABE](\.weight)?$")
+_UPDATE = re.compile(r"\.lora_((embedding_)?[ABE](\.weight)?|magnitude_vector)$")
 _NAMED = re.compile(r"\.(lora_(?:embedding_)?[ABE]|trainable_tokens_delta)\.(?!weight$)[^.]+(\.weight)?$")
+_MAGNITUDES = re.compile(r"(\.lora_magnitude_vector)(\.[^.]+)?(\.weight)?$")
 _SAVED = re.compile(r"\.modules_to_save\.[^.]+(?=\.)")
 
 
@@ -48,6 +48,7 @@ def placed_on(model: nn.Module, config: LoRA | AdaLoRA, tensors: dict[str, Tenso
     rows = [key.removeprefix(PREFIX).removesuffix(ROWS) for key in tensors if key.endswith(ROWS)]
     update: dict[str, object] = {
         "targets": _exactly([name for name in names if name not in stacks], modules), "exclude": [], "layers": [],
+        "layers_pattern": [],
         "train_also": whole, **({"target_parameters": stacks} if isinstance(config, LoRA) else {}),
         **_patterns_of(config, names),
     }  # fmt: skip
@@ -78,7 +79,7 @@ def _rows_in(path: str, tensors: dict[str, Tensor]) -> int | None:
 
 def _without_adapter_name(key: str) -> str:
     """``key`` less the adapter's name, which some tools leave in it: lora_A.default.weight."""
-    return _SAVED.sub("", _NAMED.sub(r".\1\2", key))
+    return _SAVED.sub("", _MAGNITUDES.sub(r"\1", _NAMED.sub(r".\1\2", key)))
 
 
 def _folded(
@@ -97,10 +98,10 @@ def _folded(
         del kept[key]
         if torch.equal(own.to(weight), weight) or not isinstance(config, LoRA):
             continue
-        delta = _delta(path, modules[path], config, tensors)
-        if delta is not None:
+        whole = _with_update(path, modules[path], config, tensors, weight)
+        if whole is not None:
             kept = {k: t for k, t in kept.items() if _UPDATE.sub("", k) != f"{PREFIX}{path}"}
-            kept[f"{PREFIX}{path}.weight"] = (weight.float() + delta).to(weight.dtype)
+            kept[f"{PREFIX}{path}.weight"] = whole
             folded.append(path)
             for name, bias in modules[path].named_parameters(recurse=False):
                 if name != "weight":
@@ -109,8 +110,11 @@ def _folded(
     return kept, folded
 
 
-def _delta(path: str, module: nn.Module, config: LoRA, tensors: dict[str, Tensor]) -> Tensor | None:
-    """s · B A of a file's update, in the layout of the module's weight."""
+def _with_update(
+    path: str, module: nn.Module, config: LoRA, tensors: dict[str, Tensor], weight: Tensor
+) -> Tensor | None:
+    """``weight`` of a file, in the layout of the module's own, with the file's update in it; None where that does not
+    fit."""
     embedding = isinstance(module, nn.Embedding)
     keys = [f"{PREFIX}{path}.lora_{'embedding_' if embedding else ''}{part}{'' if embedding else '.weight'}"
             for part in "AB"]  # fmt: skip
@@ -120,8 +124,16 @@ def _delta(path: str, module: nn.Module, config: LoRA, tensors: dict[str, Tensor
     if not A.dim() == B.dim() == 2 or A.shape[0] != B.shape[1]:
         return None
     delta = rank_and_scale(path, config)[1] * (B @ A)
-    delta = delta.t() if embedding or isinstance(module, Conv1D) else delta
-    return delta if delta.shape == cast(Tensor, module.weight).shape else None
+    transposed = embedding or isinstance(module, Conv1D)
+    if (delta.t() if transposed else delta).shape != weight.shape:
+        return None
+    whole = (weight.t() if transposed else weight).float() + delta
+    if config.dora:
+        magnitudes = tensors.get(f"{PREFIX}{path}{MAGNITUDES}")
+        if magnitudes is None or magnitudes.shape != whole.shape[:1]:
+            return None
+        whole *= (magnitudes.float() / whole.norm(dim=1))[:, None]
+    return (whole.t() if transposed else whole).to(weight.dtype).contiguous()
 
 
 def _whole(

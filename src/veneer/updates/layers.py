@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from veneer.errors import ModelError
 from veneer.frozen.called import only_multiplies, place_of_update
 from veneer.frozen.experts import Stack
-from veneer.frozen.weight import frozen_weight
+from veneer.frozen.weight import DenseWeight, FrozenWeight, frozen_product, frozen_weight
 from veneer.kernels.dense import Multiply
-from veneer.updates.product import Factors, adapted_product, drawn_seed, product_alone
+from veneer.updates.magnitudes import exact_weight, refuse_away, row_norms
+from veneer.updates.product import Factors, adapted_product, drawn_seed, mask_of, product_alone
 from veneer.updates.rows import Names, RowAdapters
 
 
@@ -42,15 +43,21 @@ class LowRank(nn.Module, ABC):
     def matrices(self) -> tuple[Tensor, Tensor]:
         """A (rank, in) and B (out, rank), differentiable in the parameters."""
 
-    def factors(self) -> Factors:
-        return Factors(*self.matrices(), self.scale, self.dropout if self.training else 0.0)
+    def factors(self) -> list[Factors]:
+        """What the product adds, one after another."""
+        return [Factors(*self.matrices(), self.scale, self.drops)]
 
-    def forward(self) -> Factors:
+    @property
+    def drops(self) -> float:
+        """The probability with which elements of the input are dropped now."""
+        return self.dropout if self.training else 0.0
+
+    def forward(self) -> list[Factors]:
         """`factors`, by a call, with which what offloads a module's tensors brings them into memory."""
         return self.factors()
 
-    def delta(self, dtype: torch.dtype) -> Tensor:
-        """ΔW (out, in), formed in the given type; for merging only."""
+    def delta(self, dtype: torch.dtype, weight: Tensor | None = None) -> Tensor:
+        """ΔW (out, in), formed in the given type, over W0 = ``weight`` of that type; for merging only."""
         A, B = (matrix.detach().to(dtype) for matrix in self.matrices())
         return (B @ A).mul_(self.scale)
 
@@ -72,6 +79,70 @@ class Pair(LowRank):
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         return self.A, self.B
+
+
+class Dora(Pair):
+    """DoRA's update (Liu et al., 2024, arXiv:2402.09353, equation 5): W = m ∘ (W0 + s · B A) / ‖W0 + s · B A‖.
+
+    ``m`` (out,) is trained beside A and B; the norm is each row's, a constant to the gradient (section 4.3). It begins
+    as that norm, so W begins as W0 + s · B A.
+    """
+
+    squares: Tensor
+
+    def __init__(self, A: Tensor, B: Tensor, scale: float, dropout: float, base: nn.Module) -> None:
+        super().__init__(A, B, scale, dropout)
+        self.register_buffer("squares", exact_weight(base).row_squares(A.dtype).to(A.device), persistent=False)
+        self.m = nn.Parameter(self._norms(exact_weight(base)))
+        self._seen: tuple[tuple[int, ...], Tensor] | None = None
+
+    def growth(self, base: nn.Module) -> Tensor:
+        """m / ‖W0 + s · B A‖ − 1 (out,), by which each output grows; differentiable in m."""
+        refuse_away(base, self.A)
+        if self.training or self.A.is_inference() or torch.compiler.is_compiling():
+            return self.m / self._norms(exact_weight(base)) - 1
+        # While nothing is trained the norms stay: generation would form them again for every token.
+        now = (self.A._version, self.B._version, id(self.A), id(self.B))
+        if self._seen is None or self._seen[0] != now or self._seen[1].device != self.m.device:
+            self._seen = now, self._norms(exact_weight(base))
+        return self.m / self._seen[1] - 1
+
+    def grown(self, y: Tensor, bias: Tensor | None, base: nn.Module) -> Tensor:
+        """(W0 + s · B A) x + b, as ``y`` (…, out), with what is not b grown."""
+        growth = self.growth(base).to(y.dtype)
+        return torch.addcmul(y, y if bias is None else y - bias.to(y.dtype), growth)
+
+    def added(self, x: Tensor, y: Tensor, base: nn.Module, draw: Callable[[], int]) -> Tensor:
+        """``y`` (…, out) and what this update adds to W0 x, of x (…, in) with some of its elements dropped."""
+        if self.drops:
+            x = x * mask_of(x, self.drops, draw())
+        frozen, factors = exact_weight(base), Factors(self.A, self.B, self.scale)
+        whole = adapted_product(x, frozen, None, [factors])
+        part = torch.addcmul(whole - frozen_product(x, frozen, None), whole, self.growth(base).to(whole.dtype))
+        return y + part
+
+    def delta(self, dtype: torch.dtype, weight: Tensor | None = None) -> Tensor:
+        assert weight is not None, "its rows are scaled, too"
+        grown = weight + super().delta(dtype)
+        norms = self._norms(DenseWeight(weight)).to(weight.dtype)
+        return grown.mul_((self.m.detach().to(weight.dtype) / norms)[:, None]).sub_(weight)
+
+    def train(self, mode: bool = True) -> Dora:
+        self._seen = None
+        return super().train(mode)
+
+    def _norms(self, frozen: FrozenWeight) -> Tensor:
+        return row_norms(frozen, self.squares, self.A, self.B, self.scale)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Dora:
+        # As of codes, the type of all else is not theirs: in 16 bits every row would grow by its rounding.
+        squares, self._seen = self.squares, None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.squares = squares.to(self.A.device)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_seen": None}
 
 
 class Triplets(LowRank):
@@ -97,8 +168,8 @@ class Triplets(LowRank):
     def matrices(self) -> tuple[Tensor, Tensor]:
         return self.lam * self.Q, self.P
 
-    def factors(self) -> Factors:
-        return Factors(self.Q, self.P, self.scale, self.dropout if self.training else 0.0, self.lam)
+    def factors(self) -> list[Factors]:
+        return [Factors(self.Q, self.P, self.scale, self.drops, self.lam)]
 
 
 class NewRows(nn.Module):
@@ -183,15 +254,22 @@ class AdaptedLinear(Adapted):
 
     def forward(self, x: Tensor, multiply: Multiply = F.linear, draw: Callable[[], int] = drawn_seed) -> Tensor:
         updates = self.by_rows(x.shape[:-1], x.device)
+        # DoRA's scales all that is under it, and is taken apart from others, which it does not scale.
+        scaled = [(update, rows) for update, rows in updates if isinstance(update, Dora)]
+        alone = len(updates) == 1 and all(rows is None and not update.drops for update, rows in scaled)
         low_rank = [
-            update()._replace(rows=rows) for update, rows in updates if isinstance(update, LowRank) and update.rank
-        ]
+            factors._replace(rows=rows) for update, rows in updates
+            if isinstance(update, LowRank) and update.rank and (alone or not isinstance(update, Dora))
+            for factors in update()
+        ]  # fmt: skip
         if low_rank and only_multiplies(self.base, x):
             y = adapted_product(x, frozen_weight(self.base, multiply), self.bias, low_rank, draw)
         else:
             y = self.base(x)
             if low_rank:
                 y = y + product_alone(x, low_rank, draw)
+        for dora, rows in scaled:
+            y = dora.grown(y, self.bias, self.base) if alone else _at(rows, dora.added, x, y, self.base, draw)
         for update, rows in updates:
             if isinstance(update, NewRows):
                 y = _at(rows, update.put_logits, x, y, self.weight)
@@ -208,9 +286,19 @@ class AdaptedEmbedding(Adapted):
         for update, rows in self.by_rows(tokens.shape, tokens.device):
             if isinstance(update, NewRows):
                 h = _at(rows, update.embed, tokens, h, factor)
+            elif isinstance(update, Dora):
+                h = _at(rows, _add_grown, tokens, h, factor, update, self.base)
             elif isinstance(update, LowRank):
-                h = _at(rows, _add_looked_up, tokens, h, factor, update())
+                (factors,) = update()
+                h = _at(rows, _add_looked_up, tokens, h, factor, factors)
         return h
+
+
+def _add_grown(tokens: Tensor, h: Tensor, factor: float, update: Dora, base: nn.Module) -> Tensor:
+    own = base(tokens)
+    (factors,) = update()
+    added = _add_looked_up(tokens, torch.zeros_like(own), factor, factors)
+    return h + torch.addcmul(added, own + added, update.growth(base).to(h.dtype))
 
 
 def _add_looked_up(tokens: Tensor, h: Tensor, factor: float, factors: Factors) -> Tensor:
@@ -313,4 +401,6 @@ def weight_shape(base: nn.Module) -> tuple[int, int]:
         return base.embedding_dim, base.num_embeddings
     if isinstance(base, Stack):
         return base.shape
+    if isinstance(base, nn.Conv1d | nn.Conv2d | nn.Conv3d):  # (out, in · kernel)
+        return base.out_channels, base.in_channels * math.prod(base.kernel_size)
     return frozen_weight(base).shape

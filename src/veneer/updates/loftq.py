@@ -85,7 +85,9 @@ def loftq_starts(model: nn.Module, chosen: list[Chosen], iterations: int) -> dic
     return {name: _start(c, weights.read(name), iterations) for name, c in quantised.items()}
 
 
-def _start(chosen: Chosen, weight: Tensor, iterations: int) -> Start:
+def original(chosen: Chosen, weight: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """A layer's weight as it was read, (out, in) in fp32, and how it is quantised. Raises TargetError where its codes
+    are not those of this weight."""
     layer = chosen.module
     assert isinstance(layer, QuantisedLinear)
     weight = (weight.t() if layer.transposed else weight).to(layer.codes.device, torch.float32)
@@ -97,6 +99,12 @@ def _start(chosen: Chosen, weight: Tensor, iterations: int) -> Start:
             f"{chosen.name} is not what its weight on disk is quantised to; was the model changed after it was loaded? "
             f"Load it again, or use init = 'kaiming'."
         )
+    return weight, how
+
+
+def _start(chosen: Chosen, weight: Tensor, iterations: int) -> Start:
+    weight, how = original(chosen, weight)
+    layer = chosen.module
     changed, found_A, found_B = loftq(weight, chosen.rank, iterations, **how)
     # A direction in which nothing was lost starts as it does without LoftQ: two zeros would never learn.
     A, B = new_factors(layer, chosen.rank, "kaiming")

@@ -20,6 +20,7 @@ from veneer.frozen.new_parts import marked_as
 from veneer.frozen.text_part import say_tied
 from veneer.frozen.weight import STORED, QuantisedLinear, frozen_weight
 from veneer.updates.attach import forget_adapters
+from veneer.updates.convolutions import CONVOLUTIONS, refuse_groups
 from veneer.updates.experts import merged_experts
 from veneer.updates.fast_path import call_every_layer
 from veneer.updates.inner import inner_model
@@ -58,6 +59,7 @@ def merge(model: nn.Module, *, reversible: bool = True) -> None:
     refuse_offloaded(model, [module for _, module in outermost], "be merged")
     refuse_other_forward(model, [module for _, module in outermost])
     for path, wrapper in outermost:
+        refuse_groups(path, wrapper)
         _refuse_not_finite(path, wrapper)
     tied = tied_parameters(model)
     merged: dict[str, nn.Module] = {}
@@ -154,7 +156,7 @@ def _refuse_not_finite(path: str, wrapper: Adapted | QuantisedLinear | Experts) 
     if low_rank:
         assert isinstance(wrapper, Adapted)
         base = wrapper.base
-        weight = base.weight if isinstance(base, nn.Embedding) else frozen_weight(base).dense()
+        weight = base.weight if isinstance(base, (nn.Embedding, *CONVOLUTIONS)) else frozen_weight(base).dense()
         refuse_not_finite_sum(path, weight, low_rank, lambda: _sum(base, low_rank))
     elif updates:
         refuse_not_finite_copy(path, updates[0], None if isinstance(wrapper, Replaced) else wrapper.weight.dtype)
@@ -184,13 +186,18 @@ def _sum(base: nn.Module, updates: list[LowRank]) -> Tensor:
     """W0 + Σ ΔW in the layout and type of the base's own weight."""
     if isinstance(base, nn.Embedding):
         weight, transposed = base.weight.detach().t(), True
+    elif isinstance(base, CONVOLUTIONS):
+        weight, transposed = base.weight.detach().flatten(1), False
     else:
         transposed = isinstance(base, Conv1D) or (isinstance(base, QuantisedLinear) and base.transposed)
         weight = frozen_weight(base).dense()
-    exact = weight.to(training_dtype(weight), copy=True)
+    own = weight.to(training_dtype(weight))
+    exact = own.clone()
     for update in updates:
-        exact += update.delta(exact.dtype)
+        exact += update.delta(own.dtype, own)
     exact = exact.to(weight.dtype)
+    if isinstance(base, CONVOLUTIONS):
+        return exact.view_as(base.weight)
     return exact.t().contiguous() if transposed else exact
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from veneer.errors import AdapterFileError, TargetError
-from veneer.updates.layers import LowRank
+from veneer.updates.layers import Dora, LowRank
 
 
 def refuse_not_finite_sum(path: str, weight: Tensor, updates: Sequence[LowRank], summed: Callable[[], Tensor]) -> None:
@@ -20,8 +20,11 @@ def refuse_not_finite_sum(path: str, weight: Tensor, updates: Sequence[LowRank],
     limit = torch.finfo(weight.dtype).max if weight.is_floating_point() else float("inf")
     bound = _largest(weight)
     for update in updates:
+        if isinstance(update, Dora):
+            bound = float("inf")  # it scales W0, too
+            break
         A, B = update.matrices()
-        bound += abs(update.scale) * update.rank * _largest(A) * _largest(B)
+        bound += abs(update.scale) * A.shape[-2] * _largest(A) * _largest(B)
     if not bound < limit and not bool(torch.isfinite(summed()).all()):
         raise AdapterFileError(_not_finite(path, str(weight.dtype)))
 

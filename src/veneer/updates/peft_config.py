@@ -21,11 +21,17 @@ CONFIG_NAME = "adapter_config.json"
 # PEFT options that change what an adapter computes and that Veneer does not have. Their harmless values, which every
 # file carries, are False, None, "none", [] and {}; anything else is refused by name.
 _UNSUPPORTED = (
-    *("use_dora", "bias", "lora_bias", "alora_invocation_tokens", "use_qalora", "use_bdlora"),
+    *("bias", "lora_bias", "alora_invocation_tokens", "use_qalora", "use_bdlora"),
     *("arrow_config", "kasa_config", "layer_replication", "megatron_config", "monteclora_config", "velora_config"),
 )
 # Initialisations that also change the base's weights: such a file is right over the changed base only.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+# Those that leave the base as it is, and null; other strings are initialisations that nobody here knows.
+_LEAVES_BASE = ("gaussian", "eva", "orthogonal", "mica", "true", "false")
+_NUMBERS = ("r", "lora_alpha", "lora_dropout", "init_r", "target_r", "total_step", "tinit", "tfinal", "deltaT", "beta1",
+            "beta2", "orth_reg_weight")  # fmt: skip
+_SWITCHES = ("use_rslora", "use_dora", "fan_in_fan_out")
 
 _LEAST = 1e-30  # of an alpha that a file has, and 1 / _LEAST the most
 
@@ -96,6 +102,7 @@ def _lora_fields(config: LoRA) -> dict[str, Any]:
         "rank_pattern": config.rank_pattern,
         "alpha_pattern": config.alpha_pattern,
         "use_rslora": config.rslora,
+        "use_dora": config.dora,
         # LoftQ's, too: the base is unchanged, and peft would itself quantise it if the field said loftq.
         "init_lora_weights": config.init if config.init == "gaussian" else True,
     }
@@ -171,8 +178,10 @@ def from_peft(folder: Path) -> LoRA | AdaLoRA:
     for name in _UNSUPPORTED:
         if fields.get(name) not in (None, False, "none", [], {}):
             raise AdapterFileError(f"{path} sets {name} = {fields[name]!r}, which Veneer does not support.")
-    if fields.get("target_parameters") and fields["peft_type"] == "ADALORA":
-        raise AdapterFileError(f"{path} sets target_parameters, which AdaLoRA does not have here.")
+    _refuse_types(path, fields)
+    for name in ("target_parameters", "use_dora"):
+        if fields.get(name) and fields["peft_type"] == "ADALORA":
+            raise AdapterFileError(f"{path} sets {name}, which AdaLoRA does not have here.")
     if fields.get("lora_alpha", 8) is None and fields["peft_type"] == "LORA":
         raise AdapterFileError(f"{path} sets lora_alpha = null, so the scale is not known; write the number into it.")
     init = fields.get("init_lora_weights", True)
@@ -181,12 +190,32 @@ def from_peft(folder: Path) -> LoRA | AdaLoRA:
             f"{path} was made with init_lora_weights = {init!r}, which changes the base's weights too; convert it to a "
             f"plain LoRA with PEFT first (path_initial_model_for_weight_conversion)."
         )
+    if not isinstance(init, bool | None) and not (isinstance(init, str) and init.lower() in _LEAVES_BASE):
+        raise AdapterFileError(
+            f"{path} has init_lora_weights = {shown(init)}, which is not known here and may change the base's weights; "
+            f"known are true, false, {', '.join(_LEAVES_BASE[:-2])}."
+        )
     try:
         config = _adalora(path, fields) if fields["peft_type"] == "ADALORA" else _lora(path, fields)
     except (ConfigError, TypeError) as error:
         raise AdapterFileError(f"{path}: {error}") from None
     _refuse_out_of_range(path, config)
     return config
+
+
+def _refuse_types(path: Path, fields: dict[str, Any]) -> None:
+    """Raises AdapterFileError for a number or a switch that is something else: true is no rank, "no" no switch."""
+    numbers = {name: fields.get(name) for name in _NUMBERS}
+    for name in ("rank_pattern", "alpha_pattern"):
+        its = fields.get(name)
+        if isinstance(its, dict) and fields["peft_type"] == "LORA":
+            numbers |= {f"{name}[{key!r}]": value for key, value in its.items()}
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise AdapterFileError(f"{path} has {shown(name)} = {shown(value)}, which is no number.")
+    for name in _SWITCHES:
+        if not isinstance(fields.get(name), bool | None):
+            raise AdapterFileError(f"{path} has {name} = {shown(fields[name])}, which is neither true nor false.")
 
 
 def _refuse_out_of_range(path: Path, config: LoRA | AdaLoRA) -> None:
@@ -212,6 +241,7 @@ def _lora(path: Path, fields: dict[str, Any]) -> LoRA:
         rank_pattern=fields.get("rank_pattern") or {},
         alpha_pattern=fields.get("alpha_pattern") or {},
         rslora=fields.get("use_rslora") or False,
+        dora=fields.get("use_dora") or False,
         target_parameters=fields.get("target_parameters") or [],
         init="gaussian" if fields.get("init_lora_weights", True) == "gaussian" else "kaiming",
         **_shared(path, fields),
@@ -242,6 +272,7 @@ def _shared(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
         "targets": _targets(fields.get("target_modules")),
         "exclude": fields.get("exclude_modules") or [],
         "layers": _as_list(fields.get("layers_to_transform")),
+        "layers_pattern": _lists(path, fields),
         "train_also": fields.get("modules_to_save") or [],
         "new_tokens": _token_ids(path, fields.get("trainable_token_indices")),
     }
@@ -320,6 +351,22 @@ def _targets(value: str | list[str] | None) -> str | list[str]:
 
 def _as_list(value: int | list[int] | None) -> list[int]:
     return [value] if isinstance(value, int) else list(value or [])
+
+
+def _lists(path: Path, fields: dict[str, Any]) -> list[str]:
+    """``layers_pattern``, which PEFT takes for an expression; none where no layers are chosen, as there."""
+    given = fields.get("layers_pattern") or []
+    lists = [given] if isinstance(given, str) else given
+    if not isinstance(lists, list) or not all(isinstance(name, str) for name in lists):
+        raise AdapterFileError(f"{path} has layers_pattern = {shown(given)}, which is no list of names.")
+    if not _as_list(fields.get("layers_to_transform")):
+        return []
+    for name in lists:
+        if not name.replace("_", "").replace(".", "").isalnum():
+            raise AdapterFileError(
+                f"{path} has the expression {shown(name)} in layers_pattern; give the names of lists (layers, blocks)."
+            )
+    return lists
 
 
 def _token_ids(path: Path, value: list[int] | dict[str, list[int]] | None) -> list[int]:

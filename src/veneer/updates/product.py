@@ -82,7 +82,7 @@ class _Zero(FrozenWeight):
 
 def _dropped(x: Tensor, probability: float, seed: int) -> Tensor:
     """x with a share of its elements zeroed and the rest scaled up; the same ones for the same seed."""
-    return _mask(x, probability, seed).mul_(x)
+    return mask_of(x, probability, seed).mul_(x)
 
 
 def _inputs(x: Tensor, rows: Tensor | None, dropout: float, seed: int) -> Tensor:
@@ -99,7 +99,8 @@ def _join(total: Tensor, part: Tensor, rows: Tensor | None, mask: Tensor | None)
         total.addcmul_(part, mask)
 
 
-def _mask(like: Tensor, probability: float, seed: int) -> Tensor:
+def mask_of(like: Tensor, probability: float, seed: int) -> Tensor:
+    """What dropout multiplies a tensor like this one by; the same for the same seed."""
     generator = torch.Generator(like.device).manual_seed(seed)
     keep = torch.empty_like(like).bernoulli_(1 - probability, generator=generator)
     return keep.div_(1 - probability)
@@ -161,7 +162,7 @@ class _AdaptedProduct(torch.autograd.Function):
             elif into is not None:  # a frozen update, which hands gradients on: grad · B · A
                 update_product(grad_y, B.t(), scaled.t(), scale, into)
             if grad_x is not None and into is not None and apart:
-                _join(grad_x, into, rows, _mask(inputs, dropout, seed) if dropout else None)
+                _join(grad_x, into, rows, mask_of(inputs, dropout, seed) if dropout else None)
             # Of λ ∘ A so far: row i of λ gets its product with A's, and A's is λ's share of it.
             grad_lam = (grad_A * A).sum(1, keepdim=True).to(lam.dtype) if grad_A is not None and wants_lam else None
             grads += [_scaled(grad_A, lam) if grad_A is not None and wants_A else None]

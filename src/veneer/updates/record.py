@@ -45,8 +45,8 @@ class Adapters:
     merged: dict[str, nn.Module] = field(default_factory=dict)
     was_tied: bool | None = None
     written: dict[str, Written] = field(default_factory=dict)  # and what the merge wrote, to see changes after it
-    # Iterations of LoftQ that changed the base's codes, until the changed base is saved.
-    changed_base: int = 0
+    # The option that changed the base's codes, until the changed base is saved; else "".
+    changed_base: str = ""
     # What completes the model's state dict, and takes it back.
     hooks: list[RemovableHandle] = field(default_factory=list)
 

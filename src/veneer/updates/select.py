@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from veneer.frozen.read_outside import read_outside
 from veneer.frozen.text_part import beside_text, end_of
 from veneer.frozen.weight import PLAIN_TYPES, QuantisedLinear, is_plain_linear
 from veneer.updates.config import AdaLoRA, LoRA, UpdateOptions
+from veneer.updates.convolutions import CONVOLUTIONS, refuse_convolution, refuse_rank
 from veneer.updates.experts import expert_stacks, refuse_for_experts
 from veneer.updates.layers import Adapted, weight_shape
 from veneer.updates.patterns import whole_name
@@ -88,7 +89,7 @@ def choose(model: nn.Module, config: LoRA | AdaLoRA) -> list[Chosen]:
     if config.targets != "all-linear" and inside_whole:
         raise TargetError(f"{_listed(inside_whole)} is in both targets and train_also; name it in one of them.")
     names = [name for name in names if name not in inside_whole]
-    names = _in_layers(names, config.layers, modules)
+    names = _in_layers(names, config, modules)
     for name in names:
         if not name:
             raise TargetError(
@@ -96,6 +97,8 @@ def choose(model: nn.Module, config: LoRA | AdaLoRA) -> list[Chosen]:
                 f"it into one, such as nn.Sequential(layer)."
             )
         _refuse_unadaptable(name, modules[name])
+        if isinstance(convolution := modules[name], CONVOLUTIONS):
+            refuse_convolution(name, convolution, config)
         if name in outside and isinstance(modules[name], LINEAR_TYPES):
             raise TargetError(
                 f"{name} is never called: the module around it reads its weight itself, so an update would do nothing; "
@@ -110,7 +113,11 @@ def choose(model: nn.Module, config: LoRA | AdaLoRA) -> list[Chosen]:
         return [Chosen(name, modules[name]) for name in names]
     for option, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
         _refuse_idle_keys(option, pattern, names)
-    return [Chosen(name, modules[name], *rank_and_scale(name, config)) for name in names]
+    chosen = [Chosen(name, modules[name], *rank_and_scale(name, config)) for name in names]
+    for one in chosen:
+        if isinstance(one.module, CONVOLUTIONS):
+            refuse_rank(one.name, one.module, one.rank)
+    return chosen
 
 
 def _matching_modules(targets: str | list[str], modules: dict[str, nn.Module]) -> list[str]:
@@ -222,7 +229,7 @@ def adaptable_kinds(modules: dict[str, nn.Module]) -> dict[str, int]:
     """The last part of the name of each module that can be adapted → how many there are."""
     kinds: dict[str, int] = {}
     for name, module in modules.items():
-        if isinstance(module, (*LINEAR_TYPES, nn.Embedding, Stack)) and name:
+        if isinstance(module, (*LINEAR_TYPES, nn.Embedding, Stack, *CONVOLUTIONS)) and name:
             kind = name.rsplit(".", 1)[-1]
             kinds[kind] = kinds.get(kind, 0) + 1
     return kinds
@@ -270,26 +277,49 @@ def classification_head(model: nn.Module) -> str | None:
     return next((name for name in ("score", "classifier", "classification_head") if name in names), None)
 
 
-def layer_number(name: str) -> int | None:
-    """The block a module belongs to: the first number in its name."""
-    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+def layer_number(name: str, lists: Sequence[str] = ()) -> int | None:
+    """The block a module belongs to: the first number in its name; or the first after one of ``lists``, names of lists
+    of modules that may have dots."""
+    parts = name.split(".")
+    for place, part in enumerate(parts):
+        if part.isdigit() and (not lists or any(_ends(parts[:place], each.split(".")) for each in lists)):
+            return int(part)
+    return None
 
 
-def _in_layers(names: list[str], layers: list[int], modules: dict[str, nn.Module]) -> list[str]:
-    if not layers:
+def _ends(parts: list[str], ending: list[str]) -> bool:
+    return parts[-len(ending) :] == ending
+
+
+def _in_layers(names: list[str], config: UpdateOptions, modules: dict[str, nn.Module]) -> list[str]:
+    if not config.layers:
         return names
-    there = {number for name in modules if (number := layer_number(name)) is not None}
-    absent = sorted(set(layers) - there)
+    lists = config.layers_pattern
+    for each in lists:
+        if not any(layer_number(name, [each]) is not None for name in modules):
+            known = dict.fromkeys(before.rsplit(".", 1)[-1] for name in modules for before in _lists_in(name))
+            raise TargetError(
+                f"layers_pattern names {each!r}, which is no list of modules of this model; it has "
+                f"{', '.join(known) or 'none'}."
+            )
+    there = {number for name in modules if (number := layer_number(name, lists)) is not None}
+    absent = sorted(set(config.layers) - there)
     if absent:
         have = f"0 to {max(there)}" if there else "none that are numbered"
         raise TargetError(f"layers names {_listed(absent)}, but the model's layers are {have}.")
-    return [name for name in names if layer_number(name) in layers]
+    return [name for name in names if layer_number(name, lists) in config.layers]
+
+
+def _lists_in(name: str) -> list[str]:
+    """What stands before each number in a name."""
+    parts = name.split(".")
+    return [".".join(parts[:place]) for place, part in enumerate(parts) if part.isdigit() and place]
 
 
 def _refuse_unadaptable(name: str, module: nn.Module) -> None:
     # A subclass may compute something else than x W0ᵀ + b (a packed weight, an offset), or be read around its
     # forward (attention's own out_proj): only the types whose product is known are adapted.
-    if isinstance(module, Stack):
+    if isinstance(module, Stack) or type(module) in CONVOLUTIONS:
         return
     known_embedding = type(module) is nn.Embedding or hasattr(module, "embed_scale")
     if is_adaptable(module) or (isinstance(module, nn.Embedding) and known_embedding):
@@ -301,7 +331,8 @@ def _refuse_unadaptable(name: str, module: nn.Module) -> None:
     inside = [child for child, part in modules_of(module).items() if child and isinstance(part, (*LINEAR_TYPES, Stack))]
     remedy = f" It holds {', '.join(inside[:8])}: name those." if inside else " Leave it out with exclude."
     raise TargetError(
-        f"{name} is a {type(module).__name__}, which cannot be adapted; Linear, Conv1D and Embedding layers can."
+        f"{name} is a {type(module).__name__}, which cannot be adapted; Linear, Conv1D, Embedding and convolution "
+        f"layers can."
         f"{remedy}"
     )
 

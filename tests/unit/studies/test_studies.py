@@ -266,9 +266,11 @@ def test_a_model_whose_attention_is_one_matrix_is_refused(name):
 
 
 def test_methods(studied, tiny_folder, tiny_encoder, tmp_path):
-    rows, found = studied("methods", tiny_folder)
+    rows, found = studied("methods", tiny_folder, seeds=[0])
     by = {row["method"]: row for row in rows if row["seed"] == 0}
-    assert list(by) == ["full", "LoRA", "AdaLoRA", "QLoRA", "biases", "head"]
+    assert list(by) == [*("full", "LoRA", "AdaLoRA", "QLoRA", "DoRA", "LoRA+", "PiSSA", "NEFTune", "biases", "head")]
+    assert len({by[method]["loss"] for method in ("LoRA", "DoRA", "LoRA+", "PiSSA", "NEFTune")}) == 5
+    assert by["DoRA"]["parameters"] > by["LoRA"]["parameters"] == by["PiSSA"]["parameters"]
     assert by["full"]["parameters"] > by["head"]["parameters"] > 0
     assert by["LoRA"]["parameters"] == by["QLoRA"]["parameters"] == pytest.approx(by["AdaLoRA"]["parameters"], rel=0.2)
     assert by["full"]["learning_rate"] == pytest.approx(0.1 * by["LoRA"]["learning_rate"])

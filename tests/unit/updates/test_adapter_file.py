@@ -118,9 +118,9 @@ def test_truncated_and_corrupt_files(saved):
 
 
 def test_configs_of_what_is_not_supported(saved):
-    _edit_config(saved, use_dora=True)
-    _refused(saved, r"sets use_dora = True, which Veneer does not support")
-    _edit_config(saved, use_dora=False, init_lora_weights="pissa")
+    _edit_config(saved, bias="all")
+    _refused(saved, r"sets bias = .all., which Veneer does not support")
+    _edit_config(saved, bias="none", init_lora_weights="pissa")
     _refused(saved, r"init_lora_weights = 'pissa', which changes the base's weights")
     _edit_config(saved, init_lora_weights=True, r=0)
     _refused(saved, r"adapter_config.json: LoRA: rank = 0 is not valid")

@@ -108,7 +108,7 @@ def test_a_second_attach_under_the_same_name_is_refused():
         ({"dropout": 1.0}, r"dropout = 1.0"),
         ({"targets": []}, r"nothing would be trained"),
         ({"rank_pattern": {"q": 0}}, r"gives 'q' rank 0"),
-        ({"init": "zeros"}, r"'kaiming', 'gaussian' or 'loftq'"),
+        ({"init": "zeros"}, r"'kaiming', 'gaussian', 'loftq' or 'pissa'"),
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused(options, match):

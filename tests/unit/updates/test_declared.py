@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -209,3 +210,41 @@ def test_triplets_that_are_left_out_are_expected_so(folders):
     assert {key: tuple(t.shape) for key, t in adapter_tensors(model, "default").items()} == {
         key: t.shape for key, t in expected.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("lora_alpha", True, "has 'lora_alpha' = True, which is no number"),
+        ("r", "4", "has 'r' = '4', which is no number"),
+        ("alpha_pattern", {"q_proj": True}, "which is no number"),
+        ("fan_in_fan_out", "x", "has fan_in_fan_out = 'x', which is neither true nor false"),
+        ("use_dora", 1, "has use_dora = 1, which is neither true nor false"),
+        ("init_lora_weights", "newest", "has init_lora_weights = 'newest', which is not known here"),
+        ("init_lora_weights", [1], "which is not known here and may change the base's weights; known are true, false"),
+        ("use_dora", True, r"missing .*lora_magnitude_vector"),
+    ],
+)
+def test_a_field_of_another_type_or_meaning_is_refused(field, value, said, folders, tmp_path):
+    shutil.copytree(folders / "lora", tmp_path / "a")
+    file = tmp_path / "a/adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    model = tiny.build("llama")
+    before = tiny.state(model)
+    with pytest.raises(AdapterFileError, match=said):
+        veneer.load_adapter(model, tmp_path / "a")
+    assert tiny.same_state(model, before)
+    assert not adapters_of(model).configs
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 32)])
+def test_magnitudes_of_another_shape_are_refused(shape, tmp_path):
+    model = tiny.build("llama")
+    veneer.attach(model, veneer.LoRA(rank=2, targets=["q_proj"], dora=True))
+    veneer.save(model, tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    key = next(key for key in tensors if "magnitude" in key)
+    save_file(tensors | {key: torch.ones(shape)}, file)
+    with pytest.raises(AdapterFileError, match=r"wrong shape: .*lora_magnitude_vector"):
+        veneer.load_adapter(tiny.build("llama"), tmp_path)
