@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from veneer.data.config import RowOptions
 from veneer.data.forms import check_template, typed_arguments
 from veneer.frozen.config import BlockwiseOptions
 from veneer.options import Options
@@ -53,7 +54,7 @@ class PushOptions(Options):
     update: bool = Field(default=False, description="Replace the files of a repository that exists.")
 
 
-class InspectOptions(Options):
+class InspectOptions(RowOptions):
     """veneer inspect X"""
 
     png: str | None = Field(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
+from veneer.data.bad import BadRows
 from veneer.data.formats import Example, class_of
 from veneer.data.forms import Template
 from veneer.data.messages import said_in
@@ -66,15 +67,20 @@ class Renderer:
         """The token that fills up short rows."""
         return self.tokenizer.pad_token_id or 0
 
-    def all(self, examples: list[Example]) -> tuple[list[Tokens], Report]:
+    def all(self, examples: list[Example], bad: BadRows | None = None) -> tuple[list[Tokens], Report]:
         """Tokens of every example that has something to learn, and what became of the others. An example has a row, or
-        a row for each of its answers where these cannot be learned in one.
+        a row for each of its answers where these cannot be learned in one. Those that the template refuses go to
+        ``bad``; without it the first one is an error.
 
         Raises DataError when none has.
         """
-        report, kept = Report(rows=len(examples)), []
+        report, kept, refused = Report(rows=len(examples)), [], BadRows()
         for example in examples:
-            rows = self._rows(example, report)
+            try:
+                rows = self._rows(example, report)
+            except DataError as error:
+                refused.add(example.where, str(error))
+                continue
             if not any(row.learned for row in rows):
                 report.empty.append(example.where)
             for whole in rows or [Tokens([], [], example.where)]:
@@ -86,12 +92,27 @@ class Renderer:
                     report.cut.append(example.where)
                 report.learned += tokens.learned
                 kept.append(tokens)
+        if bad is None or not kept:
+            refused.refuse()
+        if bad is not None:
+            bad.rows += refused.rows
         if not kept:
             raise DataError(
                 f"None of the {len(examples)} rows has a token to learn within max_length = {self.max_length}; the "
                 f"first is {examples[0].where}. Is the answer empty, or the prompt longer than that?"
             )
         return kept, report
+
+    def usable(self, examples: list[Example], bad: BadRows) -> list[Example]:
+        """The examples that the template takes; the others go to ``bad``. Raises DataError where it takes none."""
+        refused = BadRows()
+        for example in examples:
+            with refused.instead_of_an_error(example.where):
+                self.one(example)
+        refused.refuse_all(len(examples))
+        bad.rows += refused.rows
+        left = {row.where for row in refused.rows}
+        return [example for example in examples if example.where not in left]
 
     def one(self, example: Example) -> Tokens:
         """Tokens of an example at full length; of one that is a row for each of its answers, the last row."""

@@ -34,6 +34,9 @@ class PlanOptions(TrainConfig):
 ASKED = (
     *(
         "data",
+        "columns",
+        "shape",
+        "bad_rows",
         "adapter",
         "held_out",
         "template",

@@ -7,13 +7,14 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from veneer.data.config import RowOptions
 from veneer.errors import did_you_mean
 from veneer.generation.config import SamplingOptions
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
-class PredictOptions(SamplingOptions):
+class PredictOptions(SamplingOptions, RowOptions):
     """veneer predict RUN|ADAPTER|MODEL DATA"""
 
     output: str | None = Field(

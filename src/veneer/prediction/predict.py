@@ -10,6 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
+from veneer.data.bad import BadRows
+from veneer.data.columns import Reading
 from veneer.data.labels import Renderer, longest_row
 from veneer.data.questions import Questions, to_questions
 from veneer.data.read import Row
@@ -45,20 +47,28 @@ def refuse_taken_output(options: PredictOptions) -> Path | None:
     return path
 
 
-def predictions(opened: Opened, rows: list[Row], options: PredictOptions, console: Console) -> Predictions:
-    """What ``opened`` answers to each row, and the output written if there is to be one.
+def predictions(
+    opened: Opened, rows: list[Row], options: PredictOptions, console: Console, reading: Reading | None = None
+) -> Predictions:
+    """What ``opened`` answers to each row, read as ``reading`` says, and the output written if there is to be one.
 
     Raises VeneerError before anything is computed: ConfigError for options that do not fit the model, DataError for
     rows or an output that do not, ModelError for a row that the memory is too small for.
     """
     path = refuse_taken_output(options)
     renderer = _renderer(opened, options)
-    questions = to_questions(rows, labelled=_labelled(opened))
+    bad = BadRows()
+    questions = to_questions(rows, labelled=bool(opened.renderer.classes), reading=reading, bad=bad)
+    if options.bad_rows == "stop":
+        bad.refuse()
+    elif not renderer.classes:
+        questions = questions.only(renderer.usable(questions.items, bad))
+    rows = questions.rows
     opened.model.eval()
     answers = _answers(opened, renderer, questions, options)
     kept = kept_columns(rows, options.keep, answers.labels)
     output = Output(path, rows, kept) if path else None
-    notes = _notes(questions, answers, renderer)
+    notes = [*bad.sentences(), *_notes(questions, answers, renderer)]
     if isinstance(answers, Texts) and (note := not_followed(opened.model, options)):
         notes.append(note)
     for note in [*notes, _summary(rows, answers)]:
@@ -137,10 +147,6 @@ def _renderer(opened: Opened, options: PredictOptions) -> Renderer:
     return replace(renderer, max_length=limit, template=options.template or renderer.template)
 
 
-def _labelled(opened: Opened) -> bool:
-    return bool(opened.renderer.classes) or (opened.run is not None and opened.run.rows().get("shape") == "text/label")
-
-
 def _answers(opened: Opened, renderer: Renderer, questions: Questions, options: PredictOptions) -> Answers:
     model, items, tokens = opened.model, questions.items, options.batch_tokens
     if renderer.classes:
@@ -198,7 +204,7 @@ def _labels_of_run(opened: Opened, options: PredictOptions) -> list[str]:
 
 
 def _notes(questions: Questions, answers: Answers, renderer: Renderer) -> list[str]:
-    notes = []
+    notes = [questions.note] if questions.note else []
     if questions.answers:
         notes.append(f"The rows have answers ({questions.answers}), which are not read.")
     if answers.cut:

@@ -13,7 +13,8 @@ class Needed(TypedDict):
     """What every run needs."""
 
     data: Any
-    """Rows: .jsonl, .json, .csv, .tsv, .parquet, a datasets folder or name, bbc-topics."""
+    """Rows: .jsonl, .json, .csv, .tsv, .parquet, .txt, a folder of such files, a name of datasets
+    (name:config:split), or bbc-topics; several with commas, b.jsonl=2 for twice as often."""
     output: str | Path
     """Run folder to make: adapter, checkpoints, metrics."""
 
@@ -21,6 +22,13 @@ class Needed(TypedDict):
 class TrainArguments(Needed, total=False):
     """The options of `veneer.train`."""
 
+    columns: dict[str, str]
+    """Columns that have other names: prompt=question,completion=answer; answers.text.0 is inside one, title+body
+    are two."""
+    shape: Literal["auto", "messages", "prompt/completion", "instruction/output", "text/label", "text"]
+    """Shape of the rows; auto: by their columns."""
+    bad_rows: Literal["stop", "leave-out"]
+    """A row that cannot be used is an error, or is left out and counted."""
     block_size: int
     """Weights of a quantised storage that share a scale: 32, 64, … 4096."""
     double_quantisation: bool
@@ -200,6 +208,13 @@ class ResumeArguments(TypedDict, total=False):
 class EvaluateArguments(TypedDict, total=False):
     """The options of `veneer.evaluate`."""
 
+    columns: dict[str, str]
+    """Columns that have other names: prompt=question,completion=answer; answers.text.0 is inside one, title+body
+    are two."""
+    shape: Literal["auto", "messages", "prompt/completion", "instruction/output", "text/label", "text"]
+    """Shape of the rows; auto: by their columns."""
+    bad_rows: Literal["stop", "leave-out"]
+    """A row that cannot be used is an error, or is left out and counted."""
     data: Any
     """Other rows to measure on. Default: the run's held-out rows."""
     exact_match: bool
@@ -213,6 +228,13 @@ class EvaluateArguments(TypedDict, total=False):
 class PredictArguments(TypedDict, total=False):
     """The options of `veneer.predict`."""
 
+    columns: dict[str, str]
+    """Columns that have other names: prompt=question,completion=answer; answers.text.0 is inside one, title+body
+    are two."""
+    shape: Literal["auto", "messages", "prompt/completion", "instruction/output", "text/label", "text"]
+    """Shape of the rows; auto: by their columns."""
+    bad_rows: Literal["stop", "leave-out"]
+    """A row that cannot be used is an error, or is left out and counted."""
     max_new_tokens: int
     """Longest answer, in tokens."""
     temperature: float
@@ -253,6 +275,13 @@ class PredictArguments(TypedDict, total=False):
 class PlanArguments(TypedDict, total=False):
     """The options of `veneer.plan`."""
 
+    columns: dict[str, str]
+    """Columns that have other names: prompt=question,completion=answer; answers.text.0 is inside one, title+body
+    are two."""
+    shape: Literal["auto", "messages", "prompt/completion", "instruction/output", "text/label", "text"]
+    """Shape of the rows; auto: by their columns."""
+    bad_rows: Literal["stop", "leave-out"]
+    """A row that cannot be used is an error, or is left out and counted."""
     block_size: int
     """Weights of a quantised storage that share a scale: 32, 64, … 4096."""
     double_quantisation: bool

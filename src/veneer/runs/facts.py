@@ -114,6 +114,7 @@ def facts_of(prepared: Prepared, steps: int, losses: Before, *, own_tokenizer: b
     if start is not None:  # what was measured first was no base
         losses = None, losses[1]
     options = {name: value for name, value in config.changed().items() if name not in _PATHS}
+    options |= {"columns": rows["columns"]} if rows["columns"] else {}  # as they were found, where none were named
     return Facts(
         task=renderer.kind,
         classes=list(renderer.classes),

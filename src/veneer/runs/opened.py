@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from veneer.data.bad import BadRows
+from veneer.data.columns import Reading
 from veneer.data.dates import pin_date
-from veneer.data.formats import to_examples
 from veneer.data.labels import Renderer
-from veneer.data.read import read_rows
 from veneer.errors import ModelError
 from veneer.generation.likelihood import choices_of
 from veneer.models.load import load
@@ -22,6 +22,7 @@ from veneer.runs.facts import is_chat, read_facts
 from veneer.runs.folder import RunFolder
 from veneer.runs.own_tokens import with_the_runs_tokens
 from veneer.runs.prepare import Prepared, prepare, renderer_of
+from veneer.runs.rows import read_examples
 from veneer.training.config import TrainConfig
 from veneer.updates.load_adapter import load_adapter
 from veneer.updates.peft_config import CONFIG_NAME as ADAPTER_CONFIG
@@ -115,7 +116,9 @@ def labels_of(run: RunFolder) -> list[str]:
     if known is None:
         config = run.config()
         sources = [config.data, *([config.held_out] if isinstance(config.held_out, str) else [])]
-        known = choices_of([example for source in sources for example in to_examples(read_rows(source)).items])
+        known = choices_of(
+            [one for source in sources for one in read_examples(source, Reading.of(config), BadRows()).items]
+        )
     return known
 
 

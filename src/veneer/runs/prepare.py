@@ -35,6 +35,7 @@ class Prepared:
     train: list[Example]
     held_out: list[Example]
     shape: str
+    columns: dict[str, str]  # name in the shape → the rows' own, where they differ
     came_loaded: bool = False  # whether the caller brought model and tokenizer, which need not be those of its name
     given: dict[str, list[Row]] = field(default_factory=dict)  # file name → rows to write there: they came in memory
     notes: list[str] = field(default_factory=list)
@@ -46,6 +47,7 @@ class Prepared:
         source = self.checkpoint
         return {
             "shape": self.shape,
+            "columns": self.columns,
             "train": len(self.train),
             "held_out": len(self.held_out),
             "conversations": any(example.messages for example in self.train),
@@ -95,7 +97,8 @@ def prepare(
     tokenizer, form_notes = tokenizer_of_rows(tokenizer, config, rows.shape, model.config)
     renderer = renderer_of(model, tokenizer, config)
     prepared = Prepared(
-        config, model, tokenizer, renderer, rows.train, rows.held_out, rows.shape, checkpoint is None, given,
+        config, model, tokenizer, renderer, rows.train, rows.held_out, rows.shape, rows.columns,
+        checkpoint is None, given,
         start=start, checkpoint=checkpoint,
     )  # fmt: skip
     prepared.notes += [

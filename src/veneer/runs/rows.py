@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from veneer.data.bad import BadRows
 from veneer.data.classes import classes_of, counted_classes
-from veneer.data.formats import Example, class_of, counted_rows, to_examples
+from veneer.data.columns import SHAPES, Reading
+from veneer.data.formats import Example, Examples, class_of, counted_rows, joined, to_examples
 from veneer.data.labels import Renderer, Tokens
 from veneer.data.read import Row, read_rows
 from veneer.data.report import Report
+from veneer.data.sources import sources_of, weighted
 from veneer.data.split import split
 from veneer.frozen.text_part import text_config_of
 from veneer.models.checkpoint import Checkpoint
@@ -35,6 +38,7 @@ class SplitRows:
     shape: str
     classes: list[str]  # of a classifier's new head, else none
     notes: list[str]  # what the user should know of the rows, as sentences
+    columns: dict[str, str]  # name in the shape → the rows' own, where they differ
 
 
 def classifies(config: TrainConfig, checkpoint: Checkpoint) -> bool:
@@ -50,13 +54,18 @@ def read_split(
 
     Raises DataError where they cannot be read or split, or make no classes.
     """
-    examples = to_examples(_rows(config.data, given))
+    bad = BadRows()
+    examples = read_examples(config.data, Reading.of(config), bad, given)
     train, held_out, notes = examples.items, [], examples.notes()
     if isinstance(config.held_out, str):
-        others = to_examples(_rows(config.held_out, given))
+        reading = Reading(examples.columns, examples.shape if examples.shape in SHAPES else "auto", asked=False)
+        others = read_examples(config.held_out, reading, bad, given)
         held_out = others.items
         notes += others.left_out()
-    elif config.held_out:
+    if config.bad_rows == "stop":
+        bad.refuse()
+    notes += bad.sentences()
+    if config.held_out and not isinstance(config.held_out, str):
         train, held_out, more = split(examples.items, config.held_out, config.seed, classes=classified)
         notes += more
     if classified:
@@ -65,11 +74,20 @@ def read_split(
         notes += [f"{counted_rows(unlabelled)} left out: the answer, which is the class, is empty."] * bool(unlabelled)
     classes = classes_of(train, held_out) if classified and not has_classes else {}
     notes += [f"{len(classes)} classes: {counted_classes(classes)}."] if classes else []
-    return SplitRows(train, held_out, examples.shape, sorted(classes), notes)
+    train = weighted(train, config.seed)
+    return SplitRows(train, held_out, examples.shape, sorted(classes), notes, examples.columns)
 
 
-def _rows(source: str, given: Given) -> list[Row]:
-    return given[source] if source in given else read_rows(source)
+def read_examples(data: str, reading: Reading, bad: BadRows, given: Given | None = None) -> Examples:
+    """The examples of all the sources that ``data`` names, each by its own columns; rows that cannot be used go to
+    ``bad``. Raises DataError where a source cannot be read, or has no row that can be used."""
+    parts = []
+    for source in sources_of(data):
+        rows = (given or {}).get(source.name) or read_rows(source.name, bad)
+        part = to_examples(rows, reading, bad)
+        several = [replace(example, times=source.times) for example in part.items] if source.times != 1 else part.items
+        parts.append(replace(part, items=several))
+    return joined(parts)
 
 
 @dataclass(frozen=True)
@@ -90,6 +108,7 @@ class Steps:
     batches: Batches
     config: RunConfig  # what was asked, with the numbers that auto stands for
     chosen: dict[str, Any]  # those numbers, by option
+    bad: BadRows = field(default_factory=BadRows)  # that the template refuses, and that are left out
 
     @property
     def total(self) -> int:
@@ -104,7 +123,7 @@ class Steps:
 
     def sentences(self, max_length: int) -> list[str]:
         """What the user should know of rows that were cut or left out."""
-        return [sentence for report in self.reports for sentence in report.sentences(max_length)]
+        return [sentence for report in self.reports for sentence in report.sentences(max_length)] + self.bad.sentences()
 
     def work(self, kind: str, packed: bool) -> Work:
         """Over all epochs, for each puts other rows together; ``packed``: no token is padding."""
@@ -139,10 +158,11 @@ def in_steps(
 
     Raises DataError where no row on one side has a token to learn.
     """
-    rows, report = renderer.all(train)
-    others, more = renderer.all(held_out) if held_out else ([], None)
+    bad = BadRows() if asked.bad_rows == "leave-out" else None
+    rows, report = renderer.all(train, bad)
+    others, more = renderer.all(held_out, bad) if held_out else ([], None)
     batches = Batches(rows, asked.batch_size, asked.seed)
     chosen = automatic(asked, Size(width_of(model), batches.per_epoch, len(others), renderer.kind))
     chosen |= {name: number for name, number in kept.items() if name in chosen}
     reports = [report] if more is None else [report, more]
-    return Steps(rows, others, reports, batches, RunConfig.of(asked, chosen), chosen)
+    return Steps(rows, others, reports, batches, RunConfig.of(asked, chosen), chosen, bad or BadRows())

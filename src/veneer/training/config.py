@@ -10,7 +10,9 @@ import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from veneer import documents
+from veneer.data.config import RowOptions
 from veneer.data.forms import check_template, typed_arguments
+from veneer.data.sources import named_sources
 from veneer.errors import ConfigError, did_you_mean
 from veneer.files import write_text
 from veneer.frozen.config import BaseOptions, BlockwiseOptions, Storage
@@ -25,13 +27,16 @@ def _template(value: Any) -> Any:
     return check_template(str(value)) if isinstance(value, str | Path) else value
 
 
-class TrainConfig(LoRA, AllocationOptions, BaseOptions):
+class TrainConfig(LoRA, AllocationOptions, BaseOptions, RowOptions):
     """A run: the model, the rows, the update (every option of LoRA and AdaLoRA), and how it is trained."""
 
     model: str = Field(
         description="Model folder, .gguf file, hub id (also name@revision), or packaged name (smollm2-135m-instruct)."
     )
-    data: str = Field(description="Rows: .jsonl, .json, .csv, .tsv, .parquet, a datasets folder or name, bbc-topics.")
+    data: str = Field(
+        description="Rows: .jsonl, .json, .csv, .tsv, .parquet, .txt, a folder of such files, a name of datasets "
+        "(name:config:split), or bbc-topics; several with commas, b.jsonl=2 for twice as often."
+    )
     output: str = Field(description="Run folder to make: adapter, checkpoints, metrics.")
     adapter: str | None = Field(
         default=None,
@@ -131,7 +136,9 @@ class TrainConfig(LoRA, AllocationOptions, BaseOptions):
         default=0, ge=0, description="Seed of the split, the order of rows, the initial values and dropout."
     )
 
-    @field_validator("model", "data", "output", "held_out", "adapter", mode="before")
+    _several = field_validator("data", mode="before")(named_sources)
+
+    @field_validator("model", "output", "held_out", "adapter", mode="before")
     @classmethod
     def _path_is_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value

@@ -117,8 +117,8 @@ def test_a_run(finished_run, veneer_command, tmp_path):
 
 def test_rows(rows_file, veneer_command):
     assert _json(veneer_command, rows_file) == {
-        "kind": "rows", "rows": 48, "shape": "prompt/completion", "unused_columns": [],
-        "labels": {"no": 24, "yes": 24},
+        "kind": "rows", "rows": 48, "shape": "prompt/completion", "unused_columns": [], "columns": {},
+        "labels": {"no": 24, "yes": 24}, "bad": {"count": 0, "rows": []},
     }  # fmt: skip
     assert veneer_command("inspect", rows_file).out == (
         f"{rows_file}: 48 rows of the shape prompt/completion\n"
@@ -135,7 +135,7 @@ def test_the_learned_part_of_rows_is_marked(tiny_folder, veneer_command, tmp_pat
     found = _json(veneer_command, path, "--model", tiny_folder, "--rows", 1, "--max-length", 8)
     assert found == {
         "kind": "rows", "rows": 3, "shape": "prompt/completion", "unused_columns": ["id"], "learned_tokens": 8,
-        "longest": 7, "cut": [], "left_out": [f"{path}:2"],
+        "longest": 7, "cut": [], "left_out": [f"{path}:2"], "columns": {}, "bad": {"count": 0, "rows": []},
         "examples": [{
             "where": f"{path}:1",
             "pieces": [{"text": "1+1=", "learned": False}, {"text": " 2<|end|>", "learned": True}],

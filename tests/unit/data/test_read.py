@@ -71,7 +71,7 @@ def test_any_text_survives_jsonl(tmp_path_factory, rows):
         ("d.csv", b"a,b,a\n1,2,3\n", r"d.csv:1 names the column a twice; which one is meant"),
         ("d.csv", b'a,b\n1,"2\n', r"d.csv:2 cannot be read"),
         ("d.parquet", b"PAR1", r"cannot be read as Parquet"),
-        ("d.xlsx", b"PK", r"ends in .xlsx; data files end in .jsonl, .json, .csv, .tsv, .parquet"),
+        ("d.xlsx", b"PK", r"ends in .xlsx; data files end in .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .txt, .md"),
     ],
 )
 def test_bad_files(tmp_path, name, content, match):
