@@ -45,6 +45,17 @@ def own_validation(source: str) -> str | None:
     return f"{folder}:validation" if {"train", "validation"} <= splits.keys() else None
 
 
+def splits_read(source: str) -> str:
+    """What a person should know of a folder of several splits; "" for one, and for what is no folder."""
+    folder, split = _folder_and_split(source)
+    splits = splits_of(folder) if folder is not None and not split else {}
+    if folder is None or len(splits) < 2:
+        return ""
+    found = ", ".join(f"{name} ({_counted(files)})" for name, files in splits.items())
+    first = "train" if "train" in splits else next(iter(splits))
+    return f"{folder} has the splits {found}, of which {first} is read; {folder}:{list(splits)[-1]} names another."
+
+
 def splits_of(folder: Path) -> dict[str, list[Path]]:
     """Split → its files, by the words in their names and folders; all are ``train`` where no name says another. Empty
     for a folder without such files, and for one that ``datasets`` wrote or that describes its files itself."""
@@ -76,6 +87,10 @@ def _folder_and_split(source: str) -> tuple[Path | None, str]:
     name, _, split = source.rpartition(":")
     path = Path(name).expanduser()
     return (path, split) if name and path.is_dir() else (None, "")
+
+
+def _counted(files: list[Path]) -> str:
+    return files[0].name if len(files) == 1 else f"{len(files)} files"
 
 
 def _is_seen(path: Path) -> bool:

@@ -22,7 +22,7 @@ from veneer.runs.facts import is_chat, read_facts
 from veneer.runs.folder import RunFolder
 from veneer.runs.own_tokens import with_the_runs_tokens
 from veneer.runs.prepare import Prepared, prepare, renderer_of
-from veneer.runs.rows import read_examples
+from veneer.runs.rows import held_out_of, read_examples
 from veneer.training.config import TrainConfig
 from veneer.updates.load_adapter import load_adapter
 from veneer.updates.peft_config import CONFIG_NAME as ADAPTER_CONFIG
@@ -115,7 +115,8 @@ def labels_of(run: RunFolder) -> list[str]:
     known: list[str] | None = run.rows().get("choices")
     if known is None:
         config = run.config()
-        sources = [config.data, *([config.held_out] if isinstance(config.held_out, str) else [])]
+        kept_out = held_out_of(config)
+        sources = [config.data, *([kept_out] if isinstance(kept_out, str) else [])]
         known = choices_of(
             [one for source in sources for one in read_examples(source, Reading.of(config), BadRows()).items]
         )

@@ -14,6 +14,7 @@ from veneer.data.forms import in_form, refuse_unknown_arguments, template_mode
 from veneer.data.labels import Renderer, longest_row
 from veneer.data.memory import rows_of
 from veneer.data.read import Row
+from veneer.data.sources import named_sources
 from veneer.generation.likelihood import choices_of
 from veneer.models.checkpoint import Checkpoint
 from veneer.models.load import load
@@ -118,7 +119,9 @@ def take_given(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[
     """
     folder, given = RunFolder(options.get("output", "")), {}
     for option, file in (("data", folder.data_file), ("held_out", folder.held_out_file)):
-        value = options.get(option)
+        value = named_sources(options.get(option))
+        if value is not options.get(option):
+            options = {**options, option: value}
         if value is not None and not isinstance(value, str | Path | int | float):
             given[str(file)] = rows_of(value)
             options = {**options, option: str(file)}

@@ -13,6 +13,7 @@ from typing import Any
 from veneer.data.bad import BadRows
 from veneer.data.classes import classes_of, counted_classes
 from veneer.data.columns import SHAPES, Reading
+from veneer.data.folders import own_validation, splits_read
 from veneer.data.formats import Example, Examples, class_of, counted_rows, joined, to_examples
 from veneer.data.labels import Renderer, Tokens
 from veneer.data.read import Row, read_rows
@@ -26,6 +27,7 @@ from veneer.training.batches import Batches
 from veneer.training.config import RunConfig, TrainConfig
 from veneer.training.loss import tokens_gone_through
 
+_SHARE = 0.1  # of rows that bring none for validation
 Given = dict[str, list[Row]]  # file name → rows that came in memory, which are not in that file yet
 
 
@@ -54,19 +56,20 @@ def read_split(
 
     Raises DataError where they cannot be read or split, or make no classes.
     """
-    bad = BadRows()
+    bad, kept_out = BadRows(), held_out_of(config)
     examples = read_examples(config.data, Reading.of(config), bad, given)
-    train, held_out, notes = examples.items, [], examples.notes()
-    if isinstance(config.held_out, str):
+    train, held_out = examples.items, []
+    notes = [*(splits_read(source.name) for source in sources_of(config.data)), *examples.notes()]
+    if isinstance(kept_out, str):
         reading = Reading(examples.columns, examples.shape if examples.shape in SHAPES else "auto", asked=False)
-        others = read_examples(config.held_out, reading, bad, given)
+        others = read_examples(kept_out, reading, bad, given)
         held_out = others.items
         notes += others.left_out()
     if config.bad_rows == "stop":
         bad.refuse()
     notes += bad.sentences()
-    if config.held_out and not isinstance(config.held_out, str):
-        train, held_out, more = split(examples.items, config.held_out, config.seed, classes=classified)
+    if kept_out and not isinstance(kept_out, str):
+        train, held_out, more = split(examples.items, kept_out, config.seed, classes=classified)
         notes += more
     if classified:
         unlabelled = [example.where for example in train + held_out if not class_of(example)]
@@ -75,7 +78,16 @@ def read_split(
     classes = classes_of(train, held_out) if classified and not has_classes else {}
     notes += [f"{len(classes)} classes: {counted_classes(classes)}."] if classes else []
     train = weighted(train, config.seed)
-    return SplitRows(train, held_out, examples.shape, sorted(classes), notes, examples.columns)
+    return SplitRows(train, held_out, examples.shape, sorted(classes), list(filter(None, notes)), examples.columns)
+
+
+def held_out_of(config: TrainConfig) -> float | str:
+    """A share or number of the rows, or other rows by name: of ``auto`` the folders' own validation rows, or a
+    share."""
+    if config.held_out != "auto":
+        return config.held_out
+    own = [name for source in sources_of(config.data) if (name := own_validation(source.name))]
+    return ",".join(own) or _SHARE
 
 
 def read_examples(data: str, reading: Reading, bad: BadRows, given: Given | None = None) -> Examples:

@@ -43,7 +43,9 @@ class TrainConfig(LoRA, AllocationOptions, BaseOptions, RowOptions):
         description="Run or adapter folder to start from; model, method and the update's options are those of it.",
     )
     held_out: float | str = Field(
-        default=0.1, description="Rows kept from training to measure on: a share, a number of rows, or a file. 0: none."
+        default="auto",
+        description="Rows kept from training to measure on: a share, a number of rows, or a file. 0: none; auto: those "
+        "of a folder's validation files, else a share of 0.1.",
     )
     method: Literal["lora", "adalora", "full", "bias", "head"] = Field(
         default="lora",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 
 import pytest
 from rich.console import Console
@@ -13,6 +14,8 @@ from veneer.data.columns import Reading
 from veneer.errors import DataError
 from veneer.runs.folder import RunFolder
 from veneer.runs.reading import kept_reading
+from veneer.runs.rows import read_split
+from veneer.training.config import TrainConfig
 
 pytestmark = pytest.mark.unit
 
@@ -98,3 +101,42 @@ def test_inspect_lists_bad_rows(run, tmp_path, veneer_command):
     )
     as_prompts = veneer_command("inspect", rows, "--columns", "prompt=question,completion=answer", "--json")
     assert json.loads(as_prompts.out)["shape"] == "prompt/completion"
+
+
+def _split_of(**options):
+    config = TrainConfig(model="m", output="o", **options)
+    rows = read_split(config, {})
+    return rows, [example.where.rpartition("/")[2] for example in rows.held_out]
+
+
+def test_several_files_are_split_first_and_then_learned_as_often_as_asked(tmp_path):
+    talk = [{"conversations": [{"from": "human", "value": f"{w}?"}, {"from": "gpt", "value": w}]} for w in "abcdef"]
+    first, second = _write(tmp_path / "a.jsonl", _rows("question", "answer", 10)), _write(tmp_path / "b.jsonl", talk)
+    rows, held_out = _split_of(data={str(first): 1, str(second): 3}, held_out=4)
+    assert rows.shape == "instruction/output and messages"
+    counts = Counter(example.where.rpartition("/")[2] for example in rows.train)
+    assert len(held_out) == 4
+    assert not set(held_out) & counts.keys()
+    assert {name: count for name, count in counts.items() if name[0] == "b"} == {
+        f"b.jsonl:{n}": 3 for n in range(1, 7) if f"b.jsonl:{n}" not in held_out
+    }
+    assert sum(counts[f"a.jsonl:{n}"] for n in range(1, 11)) + sum(name[0] == "a" for name in held_out) == 10
+
+
+def test_the_validation_files_of_a_folder_are_held_out(tmp_path):
+    for name, rows in (("train", _rows("q", "a")), ("valid", _rows("q", "a", 3)), ("test", _rows("q", "a", 2))):
+        _write(tmp_path / f"{name}.jsonl", rows)
+    how = {"data": str(tmp_path), "columns": {"prompt": "q", "completion": "a"}}
+    rows, held_out = _split_of(**how)
+    assert (len(rows.train), held_out) == (24, ["valid.jsonl:1", "valid.jsonl:2", "valid.jsonl:3"])
+    assert rows.notes[0].startswith(
+        f"{tmp_path} has the splits test (test.jsonl), train (train.jsonl), validation (val"
+    )
+    assert len(_split_of(**how, held_out=0.25)[1]) == 6
+    assert len(_split_of(**{**how, "data": str(tmp_path / "train.jsonl")})[1]) == 2
+
+
+def test_a_second_file_of_rows_is_no_run_yaml(tmp_path, refused):
+    rows = _write(tmp_path / "b.jsonl", [])
+    message = refused("train", "--model", "m", "--data", "a.jsonl", rows)
+    assert message == f"{rows} holds rows, and is no RUN.yaml; give it as rows: --data a.jsonl,{rows}"
