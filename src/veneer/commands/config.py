@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from veneer.data.config import RowOptions
 from veneer.data.forms import check_template, typed_arguments
+from veneer.data.lengths import LongRows
 from veneer.frozen.config import BlockwiseOptions
 from veneer.options import Options
 
@@ -69,7 +70,9 @@ class InspectOptions(RowOptions):
     template_arguments: dict[str, Any] = Field(default={}, description="For rows: as in train.")
     fold_turns: bool = Field(default=False, description="For rows: as in train.")
     learn: Literal["answer", "last", "all"] = Field(default="answer", description="For rows: as in train.")
+    system: str | None = Field(default=None, description="For rows: as in train.")
     max_length: int = Field(default=1024, ge=2, description="For rows: as in train.")
+    long_rows: LongRows = Field(default="auto", description="For rows: as in train.")
 
     _template_known = field_validator("template")(check_template)
     _arguments_typed = field_validator("template_arguments", mode="before")(typed_arguments)

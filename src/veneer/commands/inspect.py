@@ -233,7 +233,8 @@ def _marked(
     kept, report = renderer.all(examples.items, bad)
     longest = max(len(row.ids) for row in kept)
     values: dict[str, Any] = {
-        "learned_tokens": report.learned, "longest": longest, "cut": report.cut, "left_out": report.left_out,
+        "learned_tokens": report.learned, "longest": longest, "cut": report.cut,
+        "left_out": report.left_out + report.dropped,
     }  # fmt: skip
     lines: list[Text | str] = [
         f"{report.learned:,} tokens are learned (marked ⟦…⟧); the longest row has {longest} tokens",

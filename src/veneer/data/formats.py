@@ -155,6 +155,17 @@ def joined(parts: list[Examples]) -> Examples:
     )
 
 
+def with_system(example: Example, system: str | None) -> Example:
+    """A conversation after this system message, if it begins with none; any other example as it is."""
+    if not system or not example.messages or example.messages[0]["role"] in ("system", "developer"):
+        return example
+    return replace(
+        example, messages=({"role": "system", "content": system}, *example.messages),
+        given=example.given + 1 if example.given else 0,
+        unlearned=frozenset(number + 1 for number in example.unlearned),
+    )  # fmt: skip
+
+
 def counted_rows(where: list[str]) -> str:
     """Rows by their number and the first places: "2 rows (a.csv:3, a.csv:7)"."""
     shown = ", ".join(where[:3]) + (", …" if len(where) > 3 else "")
@@ -220,9 +231,7 @@ def _with_system(row: Row, example: Example) -> Example:
         return example
     if example.messages[0]["role"] == "system":
         raise DataError(f"{row.where} has a column system, and a system message in messages as well; keep one of them.")
-    system = {"role": "system", "content": _text(row, "system")}
-    unlearned = frozenset(number + 1 for number in example.unlearned)
-    return replace(example, messages=(system, *example.messages), unlearned=unlearned)
+    return with_system(example, _text(row, "system"))
 
 
 def _tools(row: Row) -> tuple[dict[str, Any], ...]:

@@ -14,8 +14,9 @@ from functools import cached_property
 from typing import Any, Literal
 
 from veneer.data.bad import BadRows
-from veneer.data.formats import Example, class_of
+from veneer.data.formats import Example, class_of, with_system
 from veneer.data.forms import Template
+from veneer.data.lengths import LongRows, cut_at_the_end, cut_at_the_front, in_pieces
 from veneer.data.messages import said_in
 from veneer.data.report import Report
 from veneer.data.template import ChatTemplate
@@ -39,6 +40,11 @@ class Tokens:
     where: str
 
     @property
+    def size(self) -> int:
+        """Tokens that are read; of an encoder-decoder or classifier also those of the target."""
+        return len(self.ids) if len(self.ids) == len(self.labels) else len(self.ids) + len(self.labels)
+
+    @property
     def learned(self) -> int:
         """Tokens (or classes) that this row is learned from. The first token has none before it to be learned from."""
         return sum(label != IGNORE for label in self.labels)
@@ -56,6 +62,8 @@ class Renderer:
     classes: tuple[str, ...] = ()  # of a classifier; else empty
     fold_turns: bool = False  # the system message into the first user turn, and turns of one role as one
     arguments: Mapping[str, Any] = field(default_factory=dict)  # of the chat template
+    long_rows: LongRows = "auto"  # what becomes of rows of more than max_length tokens
+    system: str | None = None  # message of conversations that have none
 
     @property
     def kind(self) -> Literal["causal", "seq2seq", "classification"]:
@@ -75,6 +83,7 @@ class Renderer:
         Raises DataError when none has.
         """
         report, kept, refused = Report(rows=len(examples)), [], BadRows()
+        report.cut_at = "front" if self.long_rows == "cut-front" else "end"
         for example in examples:
             try:
                 rows = self._rows(example, report)
@@ -84,14 +93,7 @@ class Renderer:
             if not any(row.learned for row in rows):
                 report.empty.append(example.where)
             for whole in rows or [Tokens([], [], example.where)]:
-                tokens, cut = self._cut(whole)
-                if not tokens.learned:
-                    report.left_out.append(example.where)
-                    continue
-                if cut:
-                    report.cut.append(example.where)
-                report.learned += tokens.learned
-                kept.append(tokens)
+                kept += self._fitted(example, whole, report)
         if bad is None or not kept:
             refused.refuse()
         if bad is not None:
@@ -140,13 +142,15 @@ class Renderer:
         return str(self.tokenizer.decode(learned[-1], skip_special_tokens=True)).strip() if learned else ""
 
     def turn(self, messages: tuple[dict[str, Any], ...]) -> list[int]:
-        """The tokens of a conversation in the chat template, up to where the model is to answer."""
+        """The tokens of a conversation in the chat template, up to where the model is to answer, after the system
+        message of all if it has none."""
         if not self.tokenizer.chat_template:
             raise DataError(
                 f"The tokenizer of {self.tokenizer.name_or_path} has no chat template; use the template plain, or the "
                 f"model's instruct variant."
             )
-        return self.encode(self._chat.question(messages, "the conversation"))
+        asked = with_system(Example("the conversation", messages), self.system)
+        return self.encode(self._chat.question(asked.messages, asked.where))
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text inside a row, without begin and end tokens."""
@@ -162,17 +166,52 @@ class Renderer:
         if self.tokenizer.chat_template and self.kind == "causal":
             talk = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
             with suppress(DataError):  # a template need not take this conversation
-                ids = replace(self, learn="answer").one(Example("the chat template", messages=talk)).ids
+                ids = replace(self, learn="answer", system=None).one(Example("the chat template", messages=talk)).ids
                 ends += [ids[-1]] if ids and ids[-1] in self.tokenizer.all_special_ids else []
         return tuple(dict.fromkeys(ends))
 
-    def _cut(self, tokens: Tokens) -> tuple[Tokens, bool]:
-        ids, labels, limit = tokens.ids, tokens.labels, self.max_length
-        if max(len(ids), len(labels)) <= limit:
-            return tokens, False
-        if (self.classes or self.seq2seq) and len(ids) > limit:
-            ids = [*ids[: limit - 1], ids[-1]]  # an encoder's input keeps its closing token
-        return Tokens(ids[:limit], labels[:limit], tokens.where), True
+    def _fitted(self, example: Example, whole: Tokens, report: Report) -> list[Tokens]:
+        """A row as it is where it is short enough, else what ``long_rows`` makes of it; the report counts what is
+        lost."""
+        fits = max(len(whole.ids), len(whole.labels)) <= self.max_length
+        rows = [whole] if fits else self._shortened(example, whole, report)
+        kept = [row for row in rows if row.learned]
+        if not kept and (fits or rows):
+            report.left_out.append(example.where)
+        report.tokens += whole.size
+        report.lost += whole.size - sum(row.size for row in kept)
+        report.learned += sum(row.learned for row in kept)
+        return kept
+
+    def _shortened(self, example: Example, whole: Tokens, report: Report) -> list[Tokens]:
+        ids, labels, limit, how = whole.ids, whole.labels, self.max_length, self.long_rows
+        is_text = self.kind == "causal" and example.prompt is None and not example.messages
+        if how == "split" and not is_text:
+            raise DataError(
+                f"{example.where} is longer than max_length = {limit} tokens and no plain text, so it has no pieces to "
+                f"be learned one by one; choose another way for long_rows: cut, cut-front or drop."
+            )
+        if how == "drop":
+            report.dropped.append(example.where)
+            return []
+        if is_text and how in ("auto", "split"):
+            pieces = in_pieces(ids, labels, limit)
+            rows = [Tokens(piece, [IGNORE, *learned[1:]], whole.where) for piece, learned in pieces]
+            report.divided.append(example.where)
+            report.pieces += len(rows)
+            return rows
+        if how == "cut-front":
+            opening = int(bool(ids) and ids[0] in self.tokenizer.all_special_ids)
+            ids = cut_at_the_front(ids, limit, opening)
+            causal = self.kind == "causal"
+            labels = [IGNORE, *cut_at_the_front(labels, limit, opening)[1:]] if causal else labels[:limit]
+        else:
+            ids = cut_at_the_end(ids, limit, int(self.kind != "causal"))  # an encoder's input keeps its closing token
+            labels = labels[:limit]
+        made = Tokens(ids, labels, whole.where)
+        if made.learned:
+            report.cut.append(example.where)
+        return [made]
 
     def _rows(self, example: Example, report: Report) -> list[Tokens]:
         """The rows that an example is learned in, at full length."""
@@ -213,7 +252,9 @@ class Renderer:
         """A conversation of which the answers to be learned are left; of a prompted text, one of a question."""
         if not example.messages and example.prompt is not None:
             asked = {"role": "user", "content": example.prompt.strip()}
-            return replace(example, messages=(asked, {"role": "assistant", "content": example.answer.strip()}))
+            turn = (asked, {"role": "assistant", "content": example.answer.strip()})
+            return with_system(replace(example, messages=turn), self.system)
+        example = with_system(example, self.system)
         answers = example.answers()
         return replace(example, given=answers[-1]) if self.learn == "last" and answers else example
 
@@ -261,13 +302,6 @@ class Renderer:
             done += pieces[-1]
         return pieces
 
-    def _as_messages(self, example: Example) -> tuple[dict[str, Any], ...]:
-        """A prompted text as a conversation, when the chat template is asked for."""
-        if self.template != "chat" or example.prompt is None:
-            return ()
-        asked = {"role": "user", "content": example.prompt.strip()}
-        return asked, {"role": "assistant", "content": example.answer.strip()}
-
     @cached_property
     def _opening(self) -> list[int]:
         """What this tokenizer puts before a text: a begin token, or nothing."""
@@ -282,12 +316,14 @@ class Renderer:
         """What an encoder reads and a decoder writes: of a conversation, a row for each answer."""
         if not example.messages:
             return [Tokens(self._source(example), self._target(example.answer.strip()), example.where)]
+        example = with_system(example, self.system)
         numbers = example.answers()[-1 if self.learn == "last" else 0 :]
         parts = [replace(example, messages=example.messages[: number + 1], given=number) for number in numbers]
         return [Tokens(self._source(part), self._target(part.last_answer()), part.where) for part in parts]
 
     def _source(self, example: Example) -> list[int]:
         if example.messages:
+            example = with_system(example, self.system)
             before = example.asked()
             roles = sum(message["role"] != "system" for message in before) > 1  # else who speaks is clear
             prompt = "\n".join(f"{m['role']}: {said_in(m)}" if roles else said_in(m) for m in before)

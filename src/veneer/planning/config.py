@@ -43,6 +43,8 @@ ASKED = (
         "template_arguments",
         "fold_turns",
         "learn",
+        "long_rows",
+        "system",
         "epochs",
         "seed",
         "measure",

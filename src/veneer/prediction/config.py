@@ -38,6 +38,11 @@ class PredictOptions(SamplingOptions, RowOptions):
         default=None,
         description="Chat template for conversations only (auto), or for prompts, too. Default: the run's.",
     )
+    system: str | None = Field(
+        default=None,
+        description="System message of rows that have none, in the chat template. Default: the run's; an empty one is "
+        "none.",
+    )
     max_length: int | None = Field(
         default=None,
         ge=2,

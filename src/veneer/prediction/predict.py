@@ -65,6 +65,10 @@ def predictions(
         questions = questions.only(renderer.usable(questions.items, bad))
     rows = questions.rows
     opened.model.eval()
+    if options.system and not (renderer.template == "chat" or any(item.messages for item in questions.items)):
+        raise ConfigError(
+            "system goes into a chat template, and the rows are asked without one; leave it out, or give template chat."
+        )
     answers = _answers(opened, renderer, questions, options)
     kept = kept_columns(rows, options.keep, answers.labels)
     output = Output(path, rows, kept) if path else None
@@ -124,6 +128,7 @@ def _kept(
         yield _Memory({})
         return
     how: dict[str, Any] = {"labels": list(labels), "template": renderer.template, "max_length": renderer.max_length}
+    how |= {"system": renderer.system} if renderer.system else {}
     if not labels:
         how |= options.sampling()
     known = identity(opened.model, adapters_of(opened.model).active, rows, how)
@@ -144,7 +149,8 @@ def _renderer(opened: Opened, options: PredictOptions) -> Renderer:
         raise ConfigError(f"max_length = {options.max_length} is more than the {most} tokens that the model can take.")
     own = min(most, renderer.max_length) if opened.run or most > 2**20 else most
     limit = options.max_length or own
-    return replace(renderer, max_length=limit, template=options.template or renderer.template)
+    made = replace(renderer, max_length=limit, template=options.template or renderer.template)
+    return made if options.system is None else replace(made, system=options.system)
 
 
 def _answers(opened: Opened, renderer: Renderer, questions: Questions, options: PredictOptions) -> Answers:
@@ -166,7 +172,7 @@ def _answers(opened: Opened, renderer: Renderer, questions: Questions, options: 
 
 
 def _refuse_for_a_classifier(model: Any, renderer: Renderer, options: PredictOptions) -> None:
-    given = [name for name in ("labels", "template", *_OF_TEXT) if name in options.model_fields_set]
+    given = [name for name in ("labels", "template", "system", *_OF_TEXT) if name in options.model_fields_set]
     if options.answer == "text" or given:
         what = "answer text" if options.answer == "text" else given[0]
         raise ConfigError(f"The model is a classifier, to which {what} does nothing: it chooses among its own classes.")

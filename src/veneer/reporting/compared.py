@@ -25,6 +25,7 @@ _MEASURES = {
 _SHARES = ("choice_accuracy", "exact_match", "macro_f1")
 _OF_TOKENS = (  # which are measured
     *("model", "data", "columns", "shape", "bad_rows", "held_out", "seed", "task", "template", "learn", "max_length"),
+    *("long_rows", "system"),
 )
 _SMOOTHED_FROM = 50  # steps, as on the page of a run
 

@@ -113,8 +113,13 @@ class TrainArguments(Needed, total=False):
     take neither (Gemma, Mistral)."""
     learn: Literal["answer", "last", "all"]
     """Tokens that are learned: of every answer, of a conversation's last answer, or all."""
+    system: str | None
+    """System message of conversations that have none, in training and in use."""
     max_length: int
-    """Tokens of a row; longer rows are cut, and counted."""
+    """Most tokens of a row; see long_rows."""
+    long_rows: Literal["auto", "cut", "cut-front", "split", "drop"]
+    """Longer rows: cut (at the end), cut-front, drop, or split, plain text into pieces; auto: plain text is
+    split, others are cut."""
     steps: int | None
     """Optimizer steps. Default: as many as the epochs take."""
     epochs: float | Literal["auto"]
@@ -266,6 +271,8 @@ class PredictArguments(TypedDict, total=False):
     """Labels for a model that generates text. Default: those of the run's rows, if few."""
     template: Literal["auto", "chat", "plain"] | None
     """Chat template for conversations only (auto), or for prompts, too. Default: the run's."""
+    system: str | None
+    """System message of rows that have none, in the chat template. Default: the run's; an empty one is none."""
     max_length: int | None
     """Tokens of a prompt: the end of a longer one is kept, a classifier's beginning. Default: the run's, without
     a run what the model can take."""
@@ -369,8 +376,13 @@ class PlanArguments(TypedDict, total=False):
     take neither (Gemma, Mistral)."""
     learn: Literal["answer", "last", "all"]
     """Tokens that are learned: of every answer, of a conversation's last answer, or all."""
+    system: str | None
+    """System message of conversations that have none, in training and in use."""
     max_length: int
-    """Tokens of a row; longer rows are cut, and counted."""
+    """Most tokens of a row; see long_rows."""
+    long_rows: Literal["auto", "cut", "cut-front", "split", "drop"]
+    """Longer rows: cut (at the end), cut-front, drop, or split, plain text into pieces; auto: plain text is
+    split, others are cut."""
     steps: int | None
     """Optimizer steps. Default: as many as the epochs take."""
     epochs: float | Literal["auto"]

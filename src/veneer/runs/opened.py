@@ -37,7 +37,6 @@ class Opened:
     chat: bool  # whether it was trained on, or comes for, conversations in its template
     own_weights: bool = False  # whether a run trained the model's own, so that its base is another model
     run: RunFolder | None = None  # of a run: its folder
-    system: str | None = None  # the system message that every conversation of its rows began with
     choices: tuple[str, ...] = ()  # of an adapter alone: the few answers of its rows
 
 
@@ -65,10 +64,7 @@ def open_adapter(folder: Path, base: str | None = None) -> Opened:
     if facts is None:
         return Opened(model, renderer_of(model, tokenizer), True, bool(tokenizer.chat_template))
     prompts = facts.prompts
-    return Opened(
-        model, renderer_of(model, tokenizer, prompts), True, prompts.chat, system=prompts.system,
-        choices=tuple(facts.choices),
-    )  # fmt: skip
+    return Opened(model, renderer_of(model, tokenizer, prompts), True, prompts.chat, choices=tuple(facts.choices))
 
 
 def open_run(folder: Path) -> Prepared:
@@ -134,8 +130,8 @@ def _run(run: RunFolder) -> Opened:
     date = run.date()
     if date is not None:
         pin_date(tokenizer, date)
-    renderer = renderer_of(model, tokenizer, config)
-    return Opened(model, renderer, not own, is_chat(config.template, rows), own, run, rows.get("system"))
+    renderer = replace(renderer_of(model, tokenizer, config), system=rows.get("system"))
+    return Opened(model, renderer, not own, is_chat(config.template, rows), own, run)
 
 
 def _loaded(run: RunFolder, config: TrainConfig, source: str) -> tuple[Any, Any]:

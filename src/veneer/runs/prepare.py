@@ -12,6 +12,7 @@ from veneer.data.dates import pin_date, pinned_date, today
 from veneer.data.formats import Example
 from veneer.data.forms import in_form, refuse_unknown_arguments, template_mode
 from veneer.data.labels import Renderer, longest_row
+from veneer.data.lengths import LongRows
 from veneer.data.memory import rows_of
 from veneer.data.read import Row
 from veneer.data.sources import named_sources
@@ -62,7 +63,9 @@ class Prepared:
 
     @property
     def system(self) -> str | None:
-        """The system message that all conversations begin with, where it is one and the same."""
+        """The system message of the run, or the one that all conversations begin with, where it is one and the same."""
+        if self.config.system is not None:
+            return self.config.system
         first = {
             message["content"] if (message := example.messages[0])["role"] == "system" else None
             for example in self.train
@@ -140,6 +143,10 @@ class TokenOptions(Protocol):
     @property
     def fold_turns(self) -> bool: ...
     @property
+    def long_rows(self) -> LongRows: ...
+    @property
+    def system(self) -> str | None: ...
+    @property
     def template_arguments(self) -> dict[str, Any]: ...
 
 
@@ -170,12 +177,13 @@ def renderer_by_config(config: Any, classified: bool, tokenizer: Any, options: T
     """The same for a model that is not loaded, with transformers' ``config`` of it."""
     names = config.id2label if classified else {}
     fields = TrainConfig.model_fields
-    template, learn, longest, fold, arguments = (
+    template, learn, longest, fold, arguments, long_rows, system = (
         getattr(options, name) if options is not None else fields[name].default
-        for name in ("template", "learn", "max_length", "fold_turns", "template_arguments")
+        for name in ("template", "learn", "max_length", "fold_turns", "template_arguments", "long_rows", "system")
     )
     return Renderer(
         tokenizer, template_mode(template), learn, longest_row(longest, config),
         seq2seq=bool(getattr(config, "is_encoder_decoder", False)),
         classes=tuple(names[i] for i in sorted(names)), fold_turns=fold, arguments=arguments,
+        long_rows=long_rows, system=system,
     )  # fmt: skip

@@ -15,11 +15,13 @@ from veneer.data.classes import classes_of, counted_classes
 from veneer.data.columns import SHAPES, Reading
 from veneer.data.folders import own_validation, splits_read
 from veneer.data.formats import Example, Examples, class_of, counted_rows, joined, to_examples
+from veneer.data.forms import template_mode
 from veneer.data.labels import Renderer, Tokens
 from veneer.data.read import Row, read_rows
 from veneer.data.report import Report
 from veneer.data.sources import sources_of, weighted
 from veneer.data.split import split
+from veneer.errors import DataError
 from veneer.frozen.text_part import text_config_of
 from veneer.models.checkpoint import Checkpoint
 from veneer.training.automatic import WIDTH, Size, automatic
@@ -67,6 +69,8 @@ def read_split(
         notes += others.left_out()
     if config.bad_rows == "stop":
         bad.refuse()
+    if config.system:
+        notes.append(_of_system(config, train + held_out))
     notes += bad.sentences()
     if kept_out and not isinstance(kept_out, str):
         train, held_out, more = split(examples.items, kept_out, config.seed, classes=classified)
@@ -79,6 +83,18 @@ def read_split(
     notes += [f"{len(classes)} classes: {counted_classes(classes)}."] if classes else []
     train = weighted(train, config.seed)
     return SplitRows(train, held_out, examples.shape, sorted(classes), list(filter(None, notes)), examples.columns)
+
+
+def _of_system(config: TrainConfig, examples: list[Example]) -> str:
+    """What to say of rows with a system message of their own. Raises DataError where the run's would go nowhere."""
+    talks = [example for example in examples if example.messages]
+    if not talks and template_mode(config.template) != "chat":
+        raise DataError(
+            f"system goes before conversations, and there is none among the rows ({examples[0].where}); put prompts "
+            f"into the chat template (template: chat), or leave system out."
+        )
+    own = [example.where for example in talks if example.messages[0]["role"] in ("system", "developer")]
+    return f"{counted_rows(own)} with a system message of their own, which stays." if own else ""
 
 
 def held_out_of(config: TrainConfig) -> float | str:

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from veneer import documents
 from veneer.data.config import RowOptions
 from veneer.data.forms import check_template, typed_arguments
+from veneer.data.lengths import LongRows
 from veneer.data.sources import named_sources
 from veneer.errors import ConfigError, did_you_mean
 from veneer.files import write_text
@@ -73,7 +74,15 @@ class TrainConfig(LoRA, AllocationOptions, BaseOptions, RowOptions):
         default="answer",
         description="Tokens that are learned: of every answer, of a conversation's last answer, or all.",
     )
-    max_length: int = Field(default=1024, ge=2, description="Tokens of a row; longer rows are cut, and counted.")
+    system: str | None = Field(
+        default=None, description="System message of conversations that have none, in training and in use."
+    )
+    max_length: int = Field(default=1024, ge=2, description="Most tokens of a row; see long_rows.")
+    long_rows: LongRows = Field(
+        default="auto",
+        description="Longer rows: cut (at the end), cut-front, drop, or split, plain text into pieces; auto: plain "
+        "text is split, others are cut.",
+    )
 
     steps: int | None = Field(default=None, ge=1, description="Optimizer steps. Default: as many as the epochs take.")
     epochs: Positive | Literal["auto"] = Field(

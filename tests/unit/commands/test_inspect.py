@@ -157,7 +157,7 @@ def test_the_learned_part_of_rows_is_marked(tiny_folder, veneer_command, tmp_pat
 def test_rows_are_cut_where_a_run_would_cut_them(tiny_folder, veneer_command, tmp_path):
     """At the positions that the model has, when these are fewer than max_length."""
     path = tmp_path / "d.jsonl"
-    path.write_text(json.dumps({"text": "x" * 200}) + "\n")
+    path.write_text(json.dumps({"prompt": "a", "completion": "x" * 200}) + "\n")
     found = _json(veneer_command, path, "--model", tiny_folder)
     assert (found["longest"], found["cut"]) == (128, [f"{path}:1"])
     assert "longer than max_length = 128 tokens: cut" in veneer_command("inspect", path, "--model", tiny_folder).out

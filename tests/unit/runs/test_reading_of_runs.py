@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections import Counter
 
 import pytest
 from rich.console import Console
 
 import veneer
+from tokens import tokenizer
+from veneer.commands.generate import answers, with_asked_system
 from veneer.data.columns import Reading
-from veneer.errors import DataError
+from veneer.data.memory import rows_of
+from veneer.data.questions import to_questions
+from veneer.errors import ConfigError, DataError
+from veneer.generation.config import GenerateOptions
 from veneer.runs.folder import RunFolder
+from veneer.runs.opened import open_named
 from veneer.runs.reading import kept_reading
 from veneer.runs.rows import read_split
 from veneer.training.config import TrainConfig
@@ -75,15 +82,15 @@ def test_what_is_said_of_other_rows_wins(run, tmp_path):
     with pytest.raises(DataError, match=r"other.jsonl:9 has no a \(its columns: q\)"):
         veneer.evaluate(run, data=str(rows), columns=columns)
     assert veneer.evaluate(run, data=str(rows), columns=columns, bad_rows="leave-out", examples=0).rows == 8
-    answers = veneer.predict(run, data=str(rows), columns={"prompt": "q"}, console=_console())
-    assert len(answers) == 9
+    predicted = veneer.predict(run, data=str(rows), columns={"prompt": "q"}, console=_console())
+    assert len(predicted) == 9
 
 
 def test_a_prediction_leaves_out_bad_rows(run, tmp_path):
     console = _console()
     data = [{"question": "be:"}, {"other": 1}, {"question": "la:"}]
-    answers = veneer.predict(run, data=data, bad_rows="leave-out", output=tmp_path / "out.csv", console=console)
-    assert [row["question"] for row in answers.rows] == ["be:", "la:"]
+    predicted = veneer.predict(run, data=data, bad_rows="leave-out", output=tmp_path / "out.csv", console=console)
+    assert [row["question"] for row in predicted.rows] == ["be:", "la:"]
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 3
     assert "1 bad row left out:" in console.file.getvalue()
     with pytest.raises(DataError, match=r"^row 2 of the given rows has no question"):
@@ -140,3 +147,46 @@ def test_a_second_file_of_rows_is_no_run_yaml(tmp_path, refused):
     rows = _write(tmp_path / "b.jsonl", [])
     message = refused("train", "--model", "m", "--data", "a.jsonl", rows)
     assert message == f"{rows} holds rows, and is no RUN.yaml; give it as rows: --data a.jsonl,{rows}"
+
+
+ECHO = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def test_a_system_message_is_the_run_s_wherever_it_is_asked(tiny_folder, tmp_path):
+    folder = tmp_path / "chat"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    made = tokenizer(chat=ECHO)
+    made.save_pretrained(folder)
+    rows = [{"messages": [{"role": "user", "content": f"{w}?"}, {"role": "assistant", "content": w}]} for w in "abcdef"]
+    own = {"messages": [{"role": "system", "content": "Own."}, *rows[0]["messages"]]}
+    console, output = _console(), tmp_path / "run"
+    veneer.train(
+        str(folder), data=[*rows, own], system="Be brief.", output=output, held_out=0, steps=2, batch_size=4, rank=2,
+        check_memory=False, console=console,
+    )  # fmt: skip
+    assert "1 row (row 7 of the given rows) with a system message of their own, which stays." in console.file.getvalue()
+    for source in (output, output / "adapter"):
+        opened = open_named(source)
+        decoded = [opened.renderer.tokenizer.decode(ids) for ids in (
+            opened.renderer.turn(({"role": "user", "content": "a?"},)),
+            opened.renderer.prompt(to_questions(rows_of(rows[:1])).items[0]),
+            opened.renderer.prompt(to_questions(rows_of([own])).items[0]),
+        )]  # fmt: skip
+        asked = "<|user|>a?<|end|><|assistant|>"
+        assert decoded == [f"<|system|>Be brief.<|end|>{asked}"] * 2 + [f"<|system|>Own.<|end|>{asked}"]
+        other = with_asked_system(opened, GenerateOptions(system=""))
+        assert made.decode(other.renderer.turn(({"role": "user", "content": "a?"},))) == asked
+
+
+def test_a_system_message_that_goes_nowhere_is_refused(run, rows_file):
+    with pytest.raises(DataError, match=r"^system goes before conversations, and there is none among the rows \(.*:1"):
+        _split_of(data=str(rows_file), system="Be brief.")
+    assert _split_of(data=str(rows_file), system="Be brief.", template="chat")
+    with pytest.raises(ConfigError, match="system goes into a chat template, and the question is asked without one"):
+        answers(run, "be:", system="Be brief.")
+    with pytest.raises(ConfigError, match="system goes into a chat template, and the rows are asked without one"):
+        veneer.predict(run, data=[{"prompt": "be:"}], system="Be brief.", answer="text", console=_console())
