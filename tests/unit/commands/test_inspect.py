@@ -146,6 +146,7 @@ def test_the_learned_part_of_rows_is_marked(tiny_folder, veneer_command, tmp_pat
         "columns not used: id\n"
         "8 tokens are learned (marked ⟦…⟧); the longest row has 7 tokens\n"
         f"1 row ({path}:2) left out, because no token to learn remains within max_length = 8.\n"
+        "58.1 % of all tokens are in what was cut or left out.\n"
         f"\n{path}:1\n1+1=⟦ 2<|end|>⟧\n"
         f"\n{path}:3\nq⟦ yes<|end|>⟧\n"
     )
