@@ -124,8 +124,8 @@ class RunFolder:
             value = getattr(config, option)
             if not isinstance(value, str):
                 continue
-            there = next((str(path) for start in starts if (path := start / value).exists()), None)
-            sources = [Source(there)] if there else sources_of(value) if option in _OF_ROWS else [Source(value)]
+            one = option not in _OF_ROWS or any((start / value).exists() for start in starts)
+            sources = [Source(value)] if one else sources_of(value)
             found = [Source(_from_start(source.name, starts), source.times) for source in sources]
             if (text := ",".join(map(str, found))) != value:
                 paths[option] = text
