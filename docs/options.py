@@ -13,6 +13,7 @@ from typing import Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from veneer import AdaLoRA, LoRA
+from veneer.data.config import RowOptions
 from veneer.frozen.config import BaseOptions, BlockwiseOptions
 from veneer.generation.config import GenerateOptions, SamplingOptions
 from veneer.options import Options
@@ -39,6 +40,11 @@ SECTIONS: tuple[tuple[str, tuple[type[Options], ...], str], ...] = (
         "A quantised base",
         (BlockwiseOptions, BaseOptions),
         "What each storage costs: [qlora.md](qlora.md#bits-of-a-parameter).",
+    ),
+    (
+        "Rows",
+        (RowOptions,),
+        "`veneer evaluate`, `predict` and `inspect` take these, too. What rows may be: [data.md](data.md#shapes).",
     ),
     ("A run", (TrainConfig,), "What a step does with them: [training.md](training.md#what-a-step-does)."),
     (

@@ -20,6 +20,7 @@ from veneer.commands.config import (
     WeightedOptions,
 )
 from veneer.commands.flags import Verb, flags, given
+from veneer.data.files import kind_of
 from veneer.errors import ConfigError, VeneerError, did_you_mean
 from veneer.evaluation.config import EvaluateOptions
 from veneer.generation.config import GenerateOptions
@@ -131,6 +132,9 @@ def train(run_yaml: Path | None, resume: Path | None, **options: Any) -> None:
             raise ConfigError("Give RUN.yaml or --resume RUN, not both: a resumed run has its own config.yaml.")
         result = runs.resume(resume, **given(options))
     else:
+        if run_yaml is not None and kind_of(run_yaml):
+            both = f"{options['data']},{run_yaml}" if options["data"] else run_yaml
+            raise ConfigError(f"{run_yaml} holds rows, and is no RUN.yaml; give it as rows: --data {both}")
         values = {**(read_options(run_yaml) if run_yaml else {}), **given(options)}
         result = runs.train(config=TrainConfig(**with_start_options(values, TrainConfig)))
     loss = "" if result.loss_after is None else f" Held-out loss {result.loss_before:.3f} → {result.loss_after:.3f}."

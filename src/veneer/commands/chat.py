@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from veneer.commands.generate import said, say_what_is_not_followed, sides
+from veneer.commands.generate import said, say_what_is_not_followed, sides, with_asked_system
 from veneer.generation.config import GenerateOptions
 from veneer.runs.opened import open_named
 from veneer.terminal import harmless
@@ -24,7 +24,8 @@ def talk(source: str | Path, **options: Any) -> None:
     ``options``: those of `GenerateOptions`. Raises ConfigError for an option that does not exist or makes no sense, and
     ModelError for what is no model.
     """
-    asked, opened = GenerateOptions(**options), open_named(source)
+    asked = GenerateOptions(**options)
+    opened = with_asked_system(open_named(source), asked)
     names = sides(opened, asked)
     say_what_is_not_followed(opened, asked)
     histories: dict[str, tuple[dict[str, str], ...]] = dict.fromkeys(names, ())

@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from veneer.data.config import RowOptions
 from veneer.data.forms import check_template, typed_arguments
+from veneer.data.lengths import LongRows
 from veneer.frozen.config import BlockwiseOptions
 from veneer.options import Options
 from veneer.updates.config import CombineOptions
@@ -62,7 +64,7 @@ class PushOptions(Options):
     update: bool = Field(default=False, description="Replace the files of a repository that exists.")
 
 
-class InspectOptions(Options):
+class InspectOptions(RowOptions):
     """veneer inspect X"""
 
     png: str | None = Field(
@@ -77,7 +79,9 @@ class InspectOptions(Options):
     template_arguments: dict[str, Any] = Field(default={}, description="For rows: as in train.")
     fold_turns: bool = Field(default=False, description="For rows: as in train.")
     learn: Literal["answer", "last", "all"] = Field(default="answer", description="For rows: as in train.")
+    system: str | None = Field(default=None, description="For rows: as in train.")
     max_length: int = Field(default=1024, ge=2, description="For rows: as in train.")
+    long_rows: LongRows = Field(default="auto", description="For rows: as in train.")
 
     _template_known = field_validator("template")(check_template)
     _arguments_typed = field_validator("template_arguments", mode="before")(typed_arguments)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from veneer.arguments import folder_given
 from veneer.commands.card import put_scores
-from veneer.data.formats import Example, to_examples
-from veneer.data.read import read_rows
+from veneer.data.bad import BadRows
+from veneer.data.columns import Reading
+from veneer.data.formats import Example
 from veneer.errors import DataError
 from veneer.evaluation.answers import answered, spread
 from veneer.evaluation.compare import Comparison, compare
@@ -21,6 +22,8 @@ from veneer.options import shows
 from veneer.runs.folder import RunFolder
 from veneer.runs.opened import Opened, base_of_run, open_named, open_run
 from veneer.runs.prepare import Prepared
+from veneer.runs.reading import kept_reading
+from veneer.runs.rows import read_examples
 from veneer.updates.peft_config import CONFIG_NAME as ADAPTER_CONFIG
 
 if TYPE_CHECKING:
@@ -54,13 +57,18 @@ def evaluate(run: str | Path, **options: Unpack[EvaluateArguments]) -> Compariso
     opened: Opened | Prepared
     seen: Sequence[Example] = []
     if asked.data:
-        opened, rows = open_named(folder), to_examples(read_rows(asked.data)).items
+        rows, notes = _other_rows(folder, asked)
+        opened = open_named(folder)
     else:
         opened = open_run(folder)
-        rows, seen = opened.held_out, opened.train
+        rows, seen, notes = opened.held_out, opened.train, []
     if not len(rows):
         raise DataError(f"{folder} was trained without held-out rows; give some with --data.")
+    if "leave-out" in (asked.bad_rows, RunFolder(folder).config().bad_rows):
+        rows, seen, more = _usable(opened, rows, seen)
+        notes += more
     comparison = _measured(opened, rows, seen, asked, base_of_run(folder))
+    comparison = replace(comparison, note=_both(*notes, comparison.note))
     write_text(RunFolder(folder).evaluation_file, json.dumps(comparison.as_json(), indent=2) + "\n")
     if asked.data:
         return comparison
@@ -74,8 +82,30 @@ def _both(*notes: str) -> str:
 def _of_adapter(folder: Path, asked: EvaluateOptions) -> Comparison:
     if not asked.data:
         raise DataError(f"{folder} is an adapter alone, without the rows of its run; give rows with --data.")
-    rows = to_examples(read_rows(asked.data)).items
-    return _measured(open_named(folder), rows, [], asked, None)
+    rows, notes = _other_rows(folder, asked)
+    opened = open_named(folder)
+    if asked.bad_rows == "leave-out":
+        rows, _, more = _usable(opened, rows, [])
+        notes += more
+    comparison = _measured(opened, rows, [], asked, None)
+    return replace(comparison, note=_both(*notes, comparison.note))
+
+
+def _other_rows(folder: Path, asked: EvaluateOptions) -> tuple[Sequence[Example], list[str]]:
+    """The rows of ``data``, read as those of the run were where nothing else is asked, and what to say of them."""
+    bad = BadRows()
+    examples = read_examples(str(asked.data), Reading.of(asked, kept_reading(folder)), bad)
+    if asked.bad_rows == "stop":
+        bad.refuse()
+    return examples.items, [*examples.notes(), *bad.sentences()]
+
+
+def _usable(
+    opened: Opened | Prepared, rows: Sequence[Example], seen: Sequence[Example]
+) -> tuple[Sequence[Example], Sequence[Example], list[str]]:  # fmt: skip
+    """The rows that the template takes, to measure and seen in training; and what to say of the others."""
+    bad, others = BadRows(), BadRows()
+    return opened.renderer.usable(rows, bad), opened.renderer.usable(seen, others), bad.sentences()
 
 
 def _measured(

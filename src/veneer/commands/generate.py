@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ def answer(source: str | Path, prompt: str, **options: Any) -> dict[str, str]:
 
 def answers(source: str | Path, prompt: str, **options: Any) -> dict[str, Answer]:
     """`answer`, with a classifier's probabilities."""
-    asked, opened = GenerateOptions(**options), open_named(source)
+    asked = GenerateOptions(**options)
+    opened = with_asked_system(open_named(source), asked)
     question = ({"role": "user", "content": prompt},)
     names = sides(opened, asked)
     say_what_is_not_followed(opened, asked)
@@ -58,6 +59,22 @@ def answers(source: str | Path, prompt: str, **options: Any) -> dict[str, Answer
         shares = {name: _probabilities(opened, prompt, name) for name in names}
         return {name: Answer(next(iter(of_side)), of_side) for name, of_side in shares.items()}
     return {name: Answer("".join(said(opened, question, name, asked))) for name in names}
+
+
+def with_asked_system(opened: Opened, asked: GenerateOptions) -> Opened:
+    """The same, asked with this system message. Raises ConfigError where no chat template would have it."""
+    if asked.system is None:
+        return opened
+    if opened.renderer.classes or not _in_chat(opened, asked):
+        raise ConfigError(
+            "system goes into a chat template, and the question is asked without one; leave it out, or give template "
+            "chat."
+        )
+    return replace(opened, renderer=replace(opened.renderer, system=asked.system))
+
+
+def _in_chat(opened: Opened, asked: GenerateOptions) -> bool:
+    return opened.chat if asked.template == "auto" else asked.template == "chat"
 
 
 def say_what_is_not_followed(opened: Opened, asked: GenerateOptions) -> None:
@@ -109,9 +126,7 @@ def _said(
     if renderer.classes:
         yield with_probability(_probabilities(opened, prompt, side))
         return
-    if opened.system is not None and messages[0]["role"] != "system":
-        messages = ({"role": "system", "content": opened.system}, *messages)
-    chat = opened.chat if options.template == "auto" else options.template == "chat"
-    ids = renderer.turn(messages) if chat else renderer.prompt(Example(_ASKED, prompt=prompt, answer="a"))
+    as_it_is = Example(_ASKED, prompt=prompt, answer="a")
+    ids = renderer.turn(messages) if _in_chat(opened, options) else renderer.prompt(as_it_is)
     adapter: dict[str, Any] = {"adapter": None} if side == "base" else {}
     yield from pieces(opened.model, renderer, ids, **options.sampling(), **adapter)

@@ -13,11 +13,15 @@ from rich.text import Text
 
 from veneer.commands.config import InspectOptions
 from veneer.commands.inspect_runs import holds_nothing_known, listed, refusal_of_no_runs, runs_in
+from veneer.data.bad import BadRows
 from veneer.data.bbc import BBC_TOPICS
 from veneer.data.classes import counted_classes
-from veneer.data.formats import Examples, class_of, to_examples
+from veneer.data.columns import Reading
+from veneer.data.files import kind_of
+from veneer.data.folders import is_data_file
+from veneer.data.formats import Examples, class_of
 from veneer.data.labels import IGNORE, Renderer, Tokens
-from veneer.data.read import read_rows
+from veneer.data.sources import sources_of
 from veneer.errors import ConfigError, DataError
 from veneer.frozen.compute import compute_line, compute_name
 from veneer.generation.decoder import generates_by
@@ -32,6 +36,7 @@ from veneer.reporting.table import JSON_NAME as STUDY
 from veneer.runs.facts import Facts, read_facts
 from veneer.runs.folder import RunFolder
 from veneer.runs.prepare import renderer_of, tokenizer_of_rows
+from veneer.runs.rows import read_examples
 from veneer.training.fused import fused_types
 from veneer.training.state import checkpoints_in
 from veneer.updates.adapter_file import read_tensors
@@ -39,8 +44,6 @@ from veneer.updates.config import AdaLoRA
 from veneer.updates.peft_config import CONFIG_NAME as ADAPTER_CONFIG
 from veneer.updates.peft_config import from_peft, read_fields
 from veneer.updates.select import adaptable_kinds, head_names, modules_of
-
-_DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def inspect_source(source: str, options: InspectOptions) -> Inspected:
         return Inspected(values, [*lines])
     if holds_nothing_known(path):
         raise DataError(refusal_of_no_runs(path))
-    if path.suffix.lower() in _DATA_SUFFIXES or source == BBC_TOPICS or (path.is_dir() and _holds_rows(path)):
+    if kind_of(path) or source == BBC_TOPICS or (path.is_dir() and _holds_rows(path)) or len(sources_of(source)) > 1:
         return _rows(source, options)
     if options.model is not None and source not in PACKAGED_MODELS:
         return _rows(source, options)
@@ -84,7 +87,7 @@ def inspect_source(source: str, options: InspectOptions) -> Inspected:
 def _holds_rows(path: Path) -> bool:
     known = ("state.json", "dataset_dict.json")
     return any((path / name).is_file() for name in known) or (
-        not (path / "config.json").is_file() and any(path.glob(f"*{suffix}") for suffix in _DATA_SUFFIXES)
+        not (path / "config.json").is_file() and any(map(is_data_file, path.iterdir()))
     )
 
 
@@ -192,12 +195,15 @@ def _model(source: str) -> Inspected:
 
 
 def _rows(source: str, options: InspectOptions) -> Inspected:
-    rows = read_rows(source)
-    examples = to_examples(rows)
+    bad = BadRows()
+    examples = read_examples(source, Reading.of(options), bad)
+    rows = len(examples.items) + len(examples.unlabelled)
     values: dict[str, Any] = {
-        "kind": "rows", "rows": len(rows), "shape": examples.shape, "unused_columns": examples.unused,
+        "kind": "rows", "rows": rows, "shape": examples.shape, "unused_columns": examples.unused,
+        "columns": examples.columns,
     }  # fmt: skip
-    lines: list[Text | str] = [f"{source}: {len(rows):,} rows of the shape {examples.shape}"]
+    lines: list[Text | str] = [f"{source}: {rows:,} rows of the shape {examples.shape}"]
+    lines += [examples.read_as] * bool(examples.read_as)
     if examples.unused:
         lines.append(f"columns not used: {', '.join(examples.unused)}")
     lines += examples.left_out()
@@ -205,6 +211,8 @@ def _rows(source: str, options: InspectOptions) -> Inspected:
         values["labels"] = labels
         lines.append(f"labels: {counted_classes(labels)}")
     if options.model is None:
+        values["bad"] = bad.as_json()
+        lines += _bad(bad)
         lines.append("Give --model M to see its tokens, and which of them are learned.")
         return Inspected(values, lines)
     model, tokenizer = load(options.model)
@@ -212,8 +220,16 @@ def _rows(source: str, options: InspectOptions) -> Inspected:
         raise DataError(f"{options.model} is a classifier: of a row it learns the label, and no token.")
     tokenizer, notes = tokenizer_of_rows(tokenizer, options, examples.shape, model.config)
     lines += notes
-    marked, row_lines = _marked(examples, renderer_of(model, tokenizer, options), options.rows)
-    return Inspected({**values, **marked}, [*lines, *row_lines])
+    marked, row_lines = _marked(examples, renderer_of(model, tokenizer, options), options.rows, bad)
+    return Inspected({**values, **marked, "bad": bad.as_json()}, [*lines, *_bad(bad), *row_lines])
+
+
+def _bad(bad: BadRows) -> list[str]:
+    """The bad rows: how many, why and where."""
+    if not bad:
+        return []
+    rows = "bad row stops" if len(bad) == 1 else "bad rows stop"
+    return [f"{len(bad):,} {rows} a run, unless bad_rows: leave-out:", *bad.lines()]
 
 
 def _labels(examples: Examples) -> dict[str, int]:
@@ -222,12 +238,15 @@ def _labels(examples: Examples) -> dict[str, int]:
     return dict(Counter(sorted(map(class_of, examples.items)))) if few else {}
 
 
-def _marked(examples: Examples, renderer: Renderer, rows: int) -> tuple[dict[str, Any], list[Text | str]]:
+def _marked(
+    examples: Examples, renderer: Renderer, rows: int, bad: BadRows
+) -> tuple[dict[str, Any], list[Text | str]]:  # fmt: skip
     """The first rows with the learned part marked, and what becomes of all rows."""
-    kept, report = renderer.all(examples.items)
+    kept, report = renderer.all(examples.items, bad=bad)
     longest = max(len(row.ids) for row in kept)
     values: dict[str, Any] = {
-        "learned_tokens": report.learned, "longest": longest, "cut": report.cut, "left_out": report.left_out,
+        "learned_tokens": report.learned, "longest": longest, "cut": report.cut,
+        "left_out": report.left_out + report.dropped,
     }  # fmt: skip
     lines: list[Text | str] = [
         f"{report.learned:,} tokens are learned (marked ⟦…⟧); the longest row has {longest} tokens",

@@ -12,8 +12,9 @@ from torch import nn
 from veneer.arguments import folder_given
 from veneer.commands.card import write_merged_card
 from veneer.commands.config import MergeOptions
-from veneer.data.formats import Example, to_examples
-from veneer.data.read import read_rows
+from veneer.data.bad import BadRows
+from veneer.data.columns import Reading
+from veneer.data.formats import Example
 from veneer.errors import ConfigError, DataError, ModelError
 from veneer.evaluation.moved import Moved, swap_and_measure
 from veneer.files import atomic_folder
@@ -28,6 +29,8 @@ from veneer.runs.folder import RunFolder
 from veneer.runs.opened import Opened, open_named, open_run, refuse_own_weights
 from veneer.runs.preflight import refuse_taken
 from veneer.runs.prepare import Prepared
+from veneer.runs.reading import kept_reading
+from veneer.runs.rows import read_examples
 from veneer.updates.experts import hold_stack
 from veneer.updates.merge import merge
 from veneer.updates.select import modules_of
@@ -94,7 +97,10 @@ def _experts_in_codes(model: nn.Module, how: dict[str, Any]) -> dict[str, nn.Mod
 def _with_rows(source: Path, check: str | None) -> tuple[Opened | Prepared, Sequence[Example]]:
     """What is merged, and the rows to measure it on. Raises DataError when there are none."""
     if check is not None:
-        return open_named(source), to_examples(read_rows(check)).items
+        bad = BadRows()
+        examples = read_examples(check, kept_reading(source) or Reading(), bad)
+        bad.refuse()
+        return open_named(source), examples.items
     prepared = open_run(Path(source)) if RunFolder(source).exists else None
     if prepared is None or not prepared.held_out:
         raise DataError(

@@ -11,9 +11,11 @@ from rich.console import Console
 from torch import nn
 
 from veneer.arguments import described
+from veneer.data.bad import BadRows
+from veneer.data.columns import Reading
 from veneer.data.memory import rows_of
 from veneer.data.questions import to_questions
-from veneer.data.read import Row, read_lines
+from veneer.data.read import read_lines
 from veneer.errors import ArgumentError
 from veneer.generation.prompts import renderer_for
 from veneer.options import shows
@@ -23,6 +25,7 @@ from veneer.prediction.predict import predictions, refuse_taken_output
 from veneer.prediction.result import Predictions
 from veneer.runs.opened import Opened, open_named
 from veneer.runs.prepare import renderer_of
+from veneer.runs.reading import kept_reading
 from veneer.terminal import terminal
 from veneer.updates.record import adapters_of
 
@@ -66,32 +69,39 @@ def predict(
         ['prompt', 'prediction', 'probability_no', 'probability_yes']
     """
     asked = PredictOptions(**options)
-    rows = _rows(data, asked)
-    return predictions(_opened(model, tokenizer), rows, asked, console or terminal(stderr=True))
+    return _predictions(model, tokenizer, data, asked, console or terminal(stderr=True))
 
 
 def predict_lines(source: str, data: str, console: Console, **options: Any) -> Predictions:
     """As the command does: without an output the rows go to standard output, as JSON lines."""
     asked = PredictOptions(**options)
-    rows = _rows(read_lines(sys.stdin.buffer.read(), "standard input") if data == STDIN else data, asked)
-    result = predictions(_opened(source, None), rows, asked, console)
+    result = _predictions(source, None, data, asked, console)
     if asked.output is None:
         lines = io.StringIO()
-        kept = [plain(fields, row.where) for fields, row in zip(result.rows, rows, strict=True)]
+        kept = [plain(fields, f"row {number}") for number, fields in enumerate(result.rows, start=1)]
         write_lines(lines, [{**fields, **each.columns} for fields, each in zip(kept, result, strict=True)])
         sys.stdout.write(lines.getvalue())
     return result
 
 
-def _rows(data: Any, asked: PredictOptions) -> list[Row]:
-    """The rows. What can be refused without the model is refused here: loading one takes a while."""
+def _predictions(
+    model: Any, tokenizer: Any, data: Any, asked: PredictOptions, console: Console
+) -> Predictions:  # fmt: skip
+    """What can be refused without the model is refused before it is loaded, which takes a while."""
     path = refuse_taken_output(asked)
-    rows = data if isinstance(data, list) and data and isinstance(data[0], Row) else rows_of(data)
-    to_questions(rows)
-    kept = kept_columns(rows, asked.keep, ())
+    like = kept_reading(model) if isinstance(model, str | Path) else None
+    reading, bad = Reading.of(asked, like), BadRows()
+    lines = isinstance(data, str) and data == STDIN
+    rows = list(read_lines(sys.stdin.buffer.read(), "standard input", bad) if lines else rows_of(data, bad))
+    if asked.bad_rows == "stop":
+        bad.refuse()
+    questions = to_questions(rows, reading=reading, bad=None if asked.bad_rows == "stop" else BadRows())
+    kept = kept_columns(questions.rows, asked.keep, ())
     if path:
-        Output(path, rows, kept)
-    return rows
+        Output(path, questions.rows, kept)
+    for note in bad.sentences():
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    return predictions(_opened(model, tokenizer), rows, asked, console, reading)
 
 
 def _opened(model: Any, tokenizer: Any) -> Opened:

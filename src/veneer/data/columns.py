@@ -1,134 +1,248 @@
-"""Which shape rows have, by their columns; and what is said of columns that fit none, or that mean something else."""
+"""Which shape rows have, and in which of their columns each part of it is: by name, by what a person says, or by what
+well-known data sets call it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
-from veneer.data.read import Row
-from veneer.errors import DataError, nearest
+from veneer.data.files import Row
+from veneer.data.meanings import by_meaning, column_for, refuse_other_meanings
+from veneer.errors import DataError, did_you_mean
 
 # The shapes by the columns that make them: needed, and those that may stand beside them.
 SHAPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "messages": (("messages",), ("tools", "functions", "system")),
     "prompt/completion": (("prompt", "completion"), ("tools", "functions")),
-    "instruction/output": (("instruction", "output"), ("input", "system", "history")),
+    "instruction/output": (("instruction", "output"), ("input", "system", "history", "tools")),
     "text/label": (("text", "label"), ()),
     "text": (("text",), ()),
 }
-# What other data sets call a column, by what it means here.
-_MEANT: dict[str, tuple[str, ...]] = {
-    "prompt": ("question", "query", "article", "document", "dialogue", "source", "problem", "request"),
-    "completion": ("answer", "response", "output", "summary", "highlights", "target", "solution", "reply", "answers"),
-    "messages": ("conversation", "conversations", "dialog", "chat"),
-    "output": ("response", "answer", "completion"),
-    "input": ("context",),
-    "text": ("sentence", "content", "document", "review", "headline", "tweet"),
-    "label": ("labels", "class", "category", "sentiment", "topic", "intent"),
-}
+NAMES = tuple(dict.fromkeys(name for needed, optional in SHAPES.values() for name in (*needed, *optional)))
+Shape = Literal["auto", "messages", "prompt/completion", "instruction/output", "text/label", "text"]
+Leave = Literal["stop", "leave-out"]
 
 
-def recognise(rows: Sequence[Row]) -> str:
-    """The name of the shape that the rows have, judged by the columns of the first.
+class ReadOptions(Protocol):
+    """The options of every verb that reads rows."""
+
+    @property
+    def columns(self) -> dict[str, str]: ...
+    @property
+    def shape(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read, where their own columns do not say it.
+
+    ``columns``: a name of `NAMES` → the column that is meant: ``question``; of an object in it ``answers.text.0``; or
+    several, joined by a line break, ``title+body``. ``asked``: whether a person said so of these very rows; else it is
+    how a run's rows were read, of which other rows follow what they have.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    shape: str = "auto"
+    asked: bool = True
+
+    @classmethod
+    def of(cls, options: ReadOptions, like: Reading | None = None) -> Reading:
+        """As ``options`` say; where they say nothing, as rows were read before, ``like`` these."""
+        if options.columns or options.shape != "auto":
+            return cls(options.columns, options.shape)
+        return like or cls()
+
+    def again(self) -> Reading:
+        """The same for other rows, which need not have these columns."""
+        return Reading(self.columns, self.shape, asked=False)
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """The shape of rows, and the column that each of its names is read from."""
+
+    shape: str
+    columns: dict[str, str]
+    by_meaning: bool = False  # whether no one said so, and the columns have other names
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Name → column, where they differ."""
+        return {name: column for name, column in self.columns.items() if name != column}
+
+    def named(self, row: Row) -> Row:
+        """The row with what the shape reads, under the shape's names."""
+        fields = {name: value_at(row.fields, column) for name, column in self.columns.items()}
+        return Row(fields, row.where)
+
+    def unused(self, columns: Iterable[str]) -> list[str]:
+        """Those of ``columns`` that nothing is read from."""
+        read = {part for column in self.columns.values() for part in (column, *_parts(column))}
+        return [column for column in columns if column not in read]
+
+    def note(self) -> str:
+        """What a person should know of columns that were read as others."""
+        if not self.by_meaning:
+            return ""
+        return f"Read as {self.shape}: {_arrows(self.renamed)}; --columns reads them otherwise."
+
+
+def recognise(rows: Sequence[Row], reading: Reading | None = None) -> Recognised:
+    """The shape that the rows have, judged by the columns of the first.
 
     Raises DataError, showing the columns given and what each shape needs, when none fits or several do, and for rows
     whose columns fit one and mean something else.
     """
-    _refuse_other_meanings(rows)
-    columns = list(rows[0].fields)
-    fitting = [name for name, (needed, _) in SHAPES.items() if set(needed) <= set(columns)]
-    if "text/label" in fitting:
-        fitting.remove("text")  # the smaller shape is a part of it, not another reading
+    reading = reading or Reading()
+    first = rows[0]
+    said = said_columns(first, reading)
+    if not said and (reading.shape == "auto" or not reading.asked):
+        refuse_other_meanings(rows)
+    shapes = _possible(said, reading, first)
+    columns = {**{name: name for name in first.fields if name in NAMES}, **said}
+    fitting = [shape for shape in shapes if set(SHAPES[shape][0]) <= columns.keys()]
+    fitting = _without_parts(fitting, columns, first.fields)
     if len(fitting) == 1:
-        return fitting[0]
-    needs = "; ".join(f"{name} needs {' and '.join(needed)}" for name, (needed, _) in SHAPES.items())
-    columns_given = f"{rows[0].where} has the columns {', '.join(columns) or '(none)'}"
+        return Recognised(fitting[0], _of_shape(fitting[0], columns))
     if fitting:
         raise DataError(
-            f"{columns_given}, which fit several shapes: {', '.join(fitting)}. Keep the columns of one ({needs})."
+            f"{_columns_of(first)}, which fit several shapes: {', '.join(fitting)}. Say which: --shape {fitting[0]}."
         )
-    renamed = _renames(rows[0].fields)
-    hint = f" Perhaps rename {', '.join(f'{old} → {new}' for old, new in renamed.items())}." if renamed else ""
-    raise DataError(f"{columns_given}, which fit no shape. {needs}.{hint}")
+    for shape in shapes:
+        needed, optional = SHAPES[shape]
+        if found := by_meaning(shape, needed, optional, first, said):
+            if reading.shape == "prompt/completion" and found.keys() == {*needed}:  # as a run's rows were
+                return Recognised(reading.shape, dict(zip(SHAPES[reading.shape][0], found.values(), strict=True)), True)
+            return Recognised(shape, found, by_meaning=True)
+    raise DataError(_refusal(first, shapes))
 
 
-def _renames(fields: dict[str, Any]) -> dict[str, str]:
-    """Column → name, so that the columns make one shape: by what they mean, then by how they are spelt; of the shape
-    that most of them take part in. None where no shape would be complete. A list is a conversation, or nothing."""
-    columns = list(fields)
+def said_columns(first: Row, reading: Reading) -> dict[str, str]:
+    """Name → column, of what was said. Raises DataError for a column that the first row does not have, except where it
+    was said of other rows."""
+    said = {}
+    for name, column in reading.columns.items():
+        missing = next((part for part in column.split("+") if not _has(first.fields, part)), None)
+        if missing is None or column in first.fields:
+            said[name] = column
+        elif reading.asked:
+            raise DataError(
+                f"{first.where} has no column {missing!r} to read as {name} (its columns: {', '.join(first.fields)})."
+                f"{did_you_mean(missing, first.fields)}"
+            )
+    return said
+
+
+def value_at(fields: Mapping[str, Any], column: str) -> Any:
+    """What is in ``column``, which may be a place inside an object or list, or several columns joined by a line break;
+    None where there is nothing.
+
+    >>> value_at({"answers": {"text": ["Paris"]}}, "answers.text.0")
+    'Paris'
+    """
+    if column in fields:
+        return fields[column]
+    if "+" in column:
+        parts = [value_at(fields, part) for part in column.split("+")]
+        return "\n".join(parts) if all(isinstance(part, str) for part in parts) else None
+    value: Any = fields
+    for step in column.split("."):
+        if isinstance(value, Mapping):
+            value = value.get(step)
+        elif isinstance(value, list) and step.isdigit():
+            value = value[int(step)] if int(step) < len(value) else None
+        else:
+            return None
+    return value
+
+
+def check_columns(columns: Any) -> Any:
+    """``columns`` of an option, if its names are those of shapes. Raises ValueError for another name."""
+    if not isinstance(columns, dict):
+        return columns
+    for name, column in columns.items():
+        if name not in NAMES:
+            turned = f" Is {column}={name} meant?" if column in NAMES else did_you_mean(str(name), NAMES)
+            raise ValueError(f"columns names {name!r}, which is none of {', '.join(NAMES)}.{turned}")
+    return columns
+
+
+def _parts(column: str) -> list[str]:
+    return [part.split(".")[0] for part in column.split("+")]
+
+
+def _has(fields: Mapping[str, Any], column: str) -> bool:
+    return column in fields or column.split(".")[0] in fields
+
+
+def _possible(said: Collection[str], reading: Reading, first: Row) -> list[str]:
+    """The shapes that the rows may have, by what was said of them."""
+    if reading.shape != "auto":
+        needed = SHAPES[reading.shape][0]
+        if reading.asked or all(name in said or name in first.fields for name in needed):
+            return [reading.shape]
+    shapes = [shape for shape, (needed, optional) in SHAPES.items() if set(said) <= {*needed, *optional}]
+    if not shapes:
+        raise DataError(f"columns names {', '.join(said)}, which no shape has together. {_needs(SHAPES)}.")
+    return shapes
+
+
+def _without_parts(fitting: list[str], columns: Mapping[str, str], fields: Mapping[str, Any]) -> list[str]:
+    """The shapes less plain text where that is a part of another one's, or the same row written out."""
+    if "text/label" in fitting:
+        return [shape for shape in fitting if shape != "text"]
+    others = [shape for shape in fitting if shape != "text"]
+    if len(others) == 1 < len(fitting):
+        text = value_at(fields, columns["text"])
+        inside = [value_at(fields, columns[name]) for name in SHAPES[others[0]][0]]
+        if all(isinstance(part, str) and str(part).strip() in str(text) for part in inside):
+            return others
+    return fitting
+
+
+def _of_shape(shape: str, columns: dict[str, str]) -> dict[str, str]:
+    needed, optional = SHAPES[shape]
+    return {name: column for name, column in columns.items() if name in (*needed, *optional)}
+
+
+def _columns_of(row: Row) -> str:
+    return f"{row.where} has the columns {', '.join(row.fields) or '(none)'}"
+
+
+def _needs(shapes: Iterable[str]) -> str:
+    return "; ".join(f"{shape} needs {' and '.join(SHAPES[shape][0])}" for shape in shapes)
+
+
+def _arrows(renamed: Mapping[str, str]) -> str:
+    return ", ".join(f"{column} → {name}" for name, column in renamed.items())
+
+
+def _refusal(first: Row, shapes: list[str]) -> str:
+    what = "no shape" if len(shapes) == len(SHAPES) else f"not the shape {' or '.join(shapes)}"
+    renames = _hint(first, shapes)
+    hint = ",".join(f"{name}={column}" for name, column in renames.items())
+    return f"{_columns_of(first)}, which fit {what}. {_needs(shapes)}." + (
+        f" Perhaps --columns {hint}." if hint else ""
+    )
+
+
+def _hint(first: Row, shapes: list[str]) -> dict[str, str]:
+    """Name → column as spelt like it, so that the columns make a shape; of the shape that most of them take part in."""
     best: dict[str, str] = {}
     most = 0
-    for needed, optional in SHAPES.values():
+    for shape in shapes:
+        needed, optional = SHAPES[shape]
         renames: dict[str, str] = {}
-        for name in (*needed, *optional):
+        for name in needed:
             left = [
-                column for column, value in fields.items()
-                if column not in renames and column not in (*needed, *optional)
+                column for column, value in first.fields.items()
+                if column not in renames.values() and column not in (*needed, *optional)
                 and isinstance(value, list | dict) == (name == "messages")
             ]  # fmt: skip
-            if name not in columns and (like := column_for(name, left, spelt=name in needed)):
-                renames[like] = name
-        names = {renames.get(column, column) for column in columns}
-        own = names & {*needed, *optional}
-        if set(needed) <= names and len(own) > most:
+            if name not in first.fields and (like := column_for(name, left)):
+                renames[name] = like
+        own = {*renames, *first.fields} & {*needed, *optional}
+        if set(needed) <= own and len(own) > most:
             best, most = renames, len(own)
     return best
-
-
-def column_for(name: str, columns: list[str], *, spelt: bool = True) -> str | None:
-    """The one of ``columns`` that means what ``name`` means here; else, where it is ``spelt`` so, one spelt like it.
-
-    >>> column_for("prompt", ["id", "question"])
-    'question'
-    """
-    meant = [column for synonym in _MEANT.get(name, ()) for column in columns if column.lower() == synonym]
-    near = nearest(name, columns, 1) if spelt else []
-    taken = {synonym for synonyms in _MEANT.values() for synonym in synonyms}
-    return next(iter(meant), next((column for column in near if column.lower() not in taken), None))
-
-
-def _refuse_other_meanings(rows: Sequence[Row]) -> None:
-    """Raises DataError for rows of a kind whose columns would be read as another's."""
-    first = rows[0]
-    for needed, is_it, sentence in _OTHER:
-        if needed <= first.fields.keys() and (row := next((row for row in rows if is_it(row.fields)), None)):
-            raise DataError(f"{row.where} {sentence}")
-
-
-_OTHER: list[tuple[set[str], Callable[[dict[str, Any]], bool], str]] = [
-    (
-        {"chosen", "rejected"},
-        lambda fields: True,
-        "is a preference row (chosen and rejected answers), which Veneer does not train on; keep the chosen answers as "
-        "prompt and completion, or as messages.",
-    ),
-    (
-        {"conversations"},
-        lambda fields: "messages" not in fields and "from" in str(fields.get("conversations"))[:200],
-        "is in ShareGPT's form; write it as messages: conversations → messages, from → role (human → user, gpt → "
-        "assistant), value → content.",
-    ),
-    (
-        {"prompt", "completion", "label"},
-        lambda fields: str(fields.get("label")).lower() in ("true", "false"),
-        "has a true or false label beside prompt and completion: a judgement of the answer, as KTO's rows have it. "
-        "Veneer learns every completion; keep the rows whose label is true, and drop the column label.",
-    ),
-    (
-        {"text", "labels"},
-        lambda fields: "label" not in fields and isinstance(fields.get("labels"), list),
-        "has a list of labels: a text of several classes, which Veneer does not train on; give one class a row in a "
-        "column label.",
-    ),
-    (
-        {"text", "labels"},
-        lambda fields: "label" not in fields,
-        "has text and labels, and would be read as plain text without its label; rename labels → label.",
-    ),
-    (
-        {"text", "role", "parent_id"},
-        lambda fields: "messages" not in fields,
-        "is one message of a tree (text, role, parent_id), and would be read as plain text; join each conversation's "
-        "messages into a row of messages.",
-    ),
-]

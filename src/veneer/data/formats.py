@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
-from veneer.data.columns import SHAPES, recognise
-from veneer.data.kept import Kept
-from veneer.data.messages import Message, read_conversation, read_tools, said_in
-from veneer.data.read import Row
+from veneer.data.bad import BadRows
+from veneer.data.columns import SHAPES, Reading, Recognised, recognise
+from veneer.data.files import Row, is_text
+from veneer.data.kept import Kept, those_of
+from veneer.data.messages import Message, called, read_conversation, read_tools, said_in
 from veneer.errors import DataError
+
+_KINDS = 20  # sets of columns that are looked at, where bad rows are left out
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class Example:
     answer: str = ""
     unlearned: frozenset[int] = frozenset()
     tools: tuple[dict[str, Any], ...] = ()
+    times: float = 1.0  # how often it is learned in an epoch
 
     def learned(self) -> list[bool]:
         """Whether each of the messages is an answer that is learned."""
@@ -63,38 +70,104 @@ class Examples:
     items: Sequence[Example]
     unused: list[str]
     unlabelled: list[str] = field(default_factory=list)
+    columns: dict[str, str] = field(default_factory=dict)  # name → column, where they differ
+    read_as: str = ""  # what to say of these
 
     def notes(self) -> list[str]:
         """What the user should know of the rows."""
         unused = [f"Columns not used ({self.shape} rows): {', '.join(self.unused)}."] if self.unused else []
-        return unused + self.left_out()
+        return [self.read_as] * bool(self.read_as) + unused + self.left_out()
 
     def left_out(self) -> list[str]:
         """A sentence about rows without a label; none where each has one."""
         return [f"{counted_rows(self.unlabelled)} left out: the label is empty."] if self.unlabelled else []
 
 
-def to_examples(rows: Sequence[Row]) -> Examples:
-    """Recognise the shape and read every row by it.
+def to_examples(rows: Sequence[Row], reading: Reading | None = None, bad: BadRows | None = None) -> Examples:
+    """Recognise the shape and read every row by it, as ``reading`` says.
 
-    Raises DataError with file and line for a row that does not fit, and where no row of texts has a label.
+    Rows that do not fit go to ``bad``; without it the first one is an error. Raises DataError with file and line for a
+    row that does not fit, and where no row of texts has a label.
     """
-    shape = recognise(rows)
-    needed, optional = SHAPES[shape]
+    found = _recognised(rows, reading, tolerant=bad is not None)
+    own = BadRows()
     items, unlabelled = Kept[Example](), []
     for row in rows:
-        if shape == "text/label" and "label" in row.fields and _is_blank(row.fields["label"]):
+        named = found.named(row)
+        if found.shape == "text/label" and found.columns["label"] in row.fields and _is_blank(named.fields["label"]):
             unlabelled.append(row.where)
             continue
-        missing = [column for column in needed if row.fields.get(column) is None]
-        if missing:
-            have = ", ".join(row.fields) or "(none)"
-            raise DataError(f"{row.where} has no {' and no '.join(missing)} (its columns: {have}).")
-        items.append(_READ[shape](row))
+        with own.instead_of_an_error(row.where):
+            items.append(_example(row, named, found))
+    if bad is None or not len(items):
+        own.refuse()
     if not len(items):
         raise DataError(f"None of the {len(rows)} rows has a label; the first is {rows[0].where}.")
+    if bad is not None:
+        bad.rows += own.rows
     columns = dict.fromkeys(column for row in rows for column in row.fields)
-    return Examples(shape, items, [column for column in columns if column not in needed + optional], unlabelled)
+    return Examples(found.shape, items, found.unused(columns), unlabelled, found.renamed, found.note())
+
+
+def _recognised(rows: Sequence[Row], reading: Reading | None, *, tolerant: bool) -> Recognised:
+    """The shape of the rows: of the first, or, where bad rows are left out, of the most that have the same columns."""
+    if tolerant:
+        kinds: dict[tuple[str, ...], array[int]] = {}
+        for number, row in enumerate(rows):
+            kinds.setdefault(tuple(row.fields), array("q")).append(number)
+        for alike in sorted(kinds.values(), key=len, reverse=True)[:_KINDS]:
+            with suppress(DataError):
+                return recognise(those_of(rows, alike), reading)
+    return recognise(rows, reading)
+
+
+def _example(row: Row, named: Row, found: Recognised) -> Example:
+    """Raises DataError for a row that does not fit the shape."""
+    missing = [found.columns[name] for name in SHAPES[found.shape][0] if named.fields.get(name) is None]
+    if missing:
+        have = ", ".join(row.fields) or "(none)"
+        raise DataError(f"{row.where} has no {' and no '.join(missing)} (its columns: {have}).")
+    for name, column in found.columns.items():
+        _refuse_half_pairs(named.fields[name], f"{row.where}: {column}")
+    return _READ[found.shape](named)
+
+
+def _refuse_half_pairs(value: Any, place: str) -> None:
+    """Raises DataError for a text with half of a surrogate pair, which no encoding has."""
+    if isinstance(value, str) and not is_text(value):
+        number, half = next((number, sign) for number, sign in enumerate(value) if not is_text(sign))
+        raise DataError(
+            f"{place} has {half!r} as its character {number + 1}, half of a surrogate pair, which is no character: the "
+            f"text was cut or decoded wrongly."
+        )
+    if isinstance(value, list | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _refuse_half_pairs(inner, place)
+
+
+def joined(parts: list[Examples]) -> Examples:
+    """The examples of several sources as those of one; ``shape`` names theirs."""
+    if len(parts) == 1:
+        return parts[0]
+    return Examples(
+        " and ".join(dict.fromkeys(part.shape for part in parts)),
+        Kept(chain.from_iterable(part.items for part in parts)),
+        list(dict.fromkeys(column for part in parts for column in part.unused)),
+        [where for part in parts for where in part.unlabelled],
+        {name: column for part in parts for name, column in part.columns.items()},
+        " ".join(dict.fromkeys(part.read_as for part in parts if part.read_as)),
+    )
+
+
+def with_system(example: Example, system: str | None) -> Example:
+    """A conversation after this system message, if it begins with none; any other example as it is."""
+    if not system or not example.messages or example.messages[0]["role"] in ("system", "developer"):
+        return example
+    return replace(
+        example, messages=({"role": "system", "content": system}, *example.messages),
+        given=example.given + 1 if example.given else 0,
+        unlearned=frozenset(number + 1 for number in example.unlearned),
+    )  # fmt: skip
 
 
 def counted_rows(where: list[str]) -> str:
@@ -135,10 +208,16 @@ def _prompted(row: Row) -> Example:
 
 def _instruction(row: Row) -> Example:
     parts = [_text(row, "instruction"), _text(row, "input") if row.fields.get("input") else ""]
-    turns = [*_history(row), ("\n\n".join(part for part in parts if part), _text(row, "output"))]
-    pairs = ((("user", asked), ("assistant", answer)) for asked, answer in turns)
-    messages = tuple({"role": role, "content": content} for pair in pairs for role, content in pair)
-    return _with_system(row, Example(row.where, messages))
+    tools = _tools(row)
+    calls = called(row.fields["output"]) if tools else None
+    answer = {"tool_calls": calls} if calls else {"content": _text(row, "output")}
+    messages = [
+        {"role": role, "content": content}
+        for pair in _history(row) for role, content in zip(("user", "assistant"), pair, strict=True)
+    ]  # fmt: skip
+    messages.append({"role": "user", "content": "\n\n".join(part for part in parts if part)})
+    read = read_conversation([*messages, {"role": "assistant", **answer}], "output", row.where)
+    return _with_system(row, Example(row.where, read.messages, tools=tools))
 
 
 def _history(row: Row) -> list[tuple[str, str]]:
@@ -156,9 +235,7 @@ def _with_system(row: Row, example: Example) -> Example:
         return example
     if example.messages[0]["role"] == "system":
         raise DataError(f"{row.where} has a column system, and a system message in messages as well; keep one of them.")
-    system = {"role": "system", "content": _text(row, "system")}
-    unlearned = frozenset(number + 1 for number in example.unlearned)
-    return replace(example, messages=(system, *example.messages), unlearned=unlearned)
+    return with_system(example, _text(row, "system"))
 
 
 def _tools(row: Row) -> tuple[dict[str, Any], ...]:
@@ -199,6 +276,13 @@ _READ = {
 
 def _text(row: Row, column: str) -> str:
     value = row.fields[column]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
     if not isinstance(value, str):
-        raise DataError(f"{row.where}: {column} is a {type(value).__name__}, not text.")
+        raise DataError(f"{row.where}: {column} is {_KIND_OF.get(type(value), 'something else')}, not text.")
     return value
+
+
+_KIND_OF: dict[type, str] = {
+    bool: "true or false", float: "a number with a fraction", list: "a list", dict: "an object", type(None): "empty"
+}  # fmt: skip

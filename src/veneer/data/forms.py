@@ -73,7 +73,7 @@ def in_form(tokenizer: Any, template: str, shape: str = "") -> tuple[Any, list[s
     """
     notes = []
     if template in MODES:
-        if tokenizer.chat_template or shape != "instruction/output":
+        if tokenizer.chat_template or "instruction/output" not in shape:
             return tokenizer, []
         template = "alpaca"
         notes = [

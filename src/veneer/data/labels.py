@@ -13,8 +13,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from veneer.data.formats import Example, class_of
+from veneer.data.bad import BadRows
+from veneer.data.formats import Example, class_of, with_system
 from veneer.data.forms import Template
+from veneer.data.kept import those_of
+from veneer.data.lengths import LongRows, cut_at_the_end, cut_at_the_front, in_pieces
 from veneer.data.messages import said_in
 from veneer.data.report import Report
 from veneer.data.template import ChatTemplate
@@ -43,6 +46,8 @@ class Renderer:
     classes: tuple[str, ...] = ()  # of a classifier; else empty
     fold_turns: bool = False  # the system message into the first user turn, and turns of one role as one
     arguments: Mapping[str, Any] = field(default_factory=dict)  # of the chat template
+    long_rows: LongRows = "auto"  # what becomes of rows of more than max_length tokens
+    system: str | None = None  # message of conversations that have none
 
     @property
     def kind(self) -> Literal["causal", "seq2seq", "classification"]:
@@ -55,34 +60,49 @@ class Renderer:
         return self.tokenizer.pad_token_id or 0
 
     def all(
-        self, examples: Sequence[Example], watched: Callable[[Sequence[Example]], Iterable[Example]] = iter
-    ) -> tuple[TokenRows, Report]:
+        self, examples: Sequence[Example], watched: Callable[[Sequence[Example]], Iterable[Example]] = iter,
+        bad: BadRows | None = None,
+    ) -> tuple[TokenRows, Report]:  # fmt: skip
         """Tokens of every example that has something to learn, and what became of the others. An example has a row, or
         a row for each of its answers where these cannot be learned in one. ``watched``: hands them out one by one, and
-        shows how far it is.
+        shows how far it is. Those that the template refuses go to ``bad``; without it the first one is an error.
 
         Raises DataError when none has.
         """
-        report, kept = Report(rows=len(examples)), TokenRows()
+        report, kept, refused = Report(rows=len(examples)), TokenRows(), BadRows()
+        report.cut_at = "front" if self.long_rows == "cut-front" else "end"
         for example in watched(examples):
-            rows = self._rows(example, report)
+            try:
+                rows = self._rows(example, report)
+            except DataError as error:
+                refused.add(example.where, str(error))
+                continue
             if not any(row.learned for row in rows):
                 report.empty.append(example.where)
             for whole in rows or [Tokens([], [], example.where)]:
-                tokens, cut = self._cut(whole)
-                if not tokens.learned:
-                    report.left_out.append(example.where)
-                    continue
-                if cut:
-                    report.cut.append(example.where)
-                report.learned += tokens.learned
-                kept.append(tokens)
+                for fitted in self._fitted(example, whole, report):
+                    kept.append(fitted)
+        if bad is None or not len(kept):
+            refused.refuse()
+        if bad is not None:
+            bad.rows += refused.rows
         if not len(kept):
             raise DataError(
                 f"None of the {len(examples)} rows has a token to learn within max_length = {self.max_length}; the "
                 f"first is {examples[0].where}. Is the answer empty, or the prompt longer than that?"
             )
         return kept, report
+
+    def usable(self, examples: Sequence[Example], bad: BadRows) -> Sequence[Example]:
+        """The examples that the template takes; the others go to ``bad``. Raises DataError where it takes none."""
+        refused = BadRows()
+        for example in examples:
+            with refused.instead_of_an_error(example.where):
+                self.one(example)
+        refused.refuse_all(len(examples))
+        bad.rows += refused.rows
+        left = {row.where for row in refused.rows}
+        return those_of(examples, [n for n, example in enumerate(examples) if example.where not in left])
 
     def one(self, example: Example) -> Tokens:
         """Tokens of an example at full length; of one that is a row for each of its answers, the last row."""
@@ -110,13 +130,15 @@ class Renderer:
         return str(self.tokenizer.decode(learned[-1], skip_special_tokens=True)).strip() if learned else ""
 
     def turn(self, messages: tuple[dict[str, Any], ...]) -> list[int]:
-        """The tokens of a conversation in the chat template, up to where the model is to answer."""
+        """The tokens of a conversation in the chat template, up to where the model is to answer, after the system
+        message of all if it has none."""
         if not self.tokenizer.chat_template:
             raise DataError(
                 f"The tokenizer of {self.tokenizer.name_or_path} has no chat template; use the template plain, or the "
                 f"model's instruct variant."
             )
-        return self.encode(self._chat.question(messages, "the conversation"))
+        asked = with_system(Example("the conversation", messages), self.system)
+        return self.encode(self._chat.question(asked.messages, asked.where))
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text inside a row, without begin and end tokens."""
@@ -132,17 +154,52 @@ class Renderer:
         if self.tokenizer.chat_template and self.kind == "causal":
             talk = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
             with suppress(DataError):  # a template need not take this conversation
-                ids = replace(self, learn="answer").one(Example("the chat template", messages=talk)).ids
+                ids = replace(self, learn="answer", system=None).one(Example("the chat template", messages=talk)).ids
                 ends += [ids[-1]] if ids and ids[-1] in self.tokenizer.all_special_ids else []
         return tuple(dict.fromkeys(ends))
 
-    def _cut(self, tokens: Tokens) -> tuple[Tokens, bool]:
-        ids, labels, limit = tokens.ids, tokens.labels, self.max_length
-        if max(len(ids), len(labels)) <= limit:
-            return tokens, False
-        if (self.classes or self.seq2seq) and len(ids) > limit:
-            ids = [*ids[: limit - 1], ids[-1]]  # an encoder's input keeps its closing token
-        return Tokens(ids[:limit], labels[:limit], tokens.where), True
+    def _fitted(self, example: Example, whole: Tokens, report: Report) -> list[Tokens]:
+        """A row as it is where it is short enough, else what ``long_rows`` makes of it; the report counts what is
+        lost."""
+        fits = max(len(whole.ids), len(whole.labels)) <= self.max_length
+        rows = [whole] if fits else self._shortened(example, whole, report)
+        kept = [row for row in rows if row.learned]
+        if not kept and (fits or rows):
+            report.left_out.append(example.where)
+        report.tokens += whole.size
+        report.lost += whole.size - sum(row.size for row in kept)
+        report.learned += sum(row.learned for row in kept)
+        return kept
+
+    def _shortened(self, example: Example, whole: Tokens, report: Report) -> list[Tokens]:
+        ids, labels, limit, how = whole.ids, whole.labels, self.max_length, self.long_rows
+        is_text = self.kind == "causal" and example.prompt is None and not example.messages
+        if how == "split" and not is_text:
+            raise DataError(
+                f"{example.where} is longer than max_length = {limit} tokens and no plain text, so it has no pieces to "
+                f"be learned one by one; choose another way for long_rows: cut, cut-front or drop."
+            )
+        if how == "drop":
+            report.dropped.append(example.where)
+            return []
+        if is_text and how in ("auto", "split"):
+            pieces = in_pieces(ids, labels, limit)
+            rows = [Tokens(piece, [IGNORE, *learned[1:]], whole.where) for piece, learned in pieces]
+            report.divided.append(example.where)
+            report.pieces += len(rows)
+            return rows
+        if how == "cut-front":
+            opening = int(bool(ids) and ids[0] in self.tokenizer.all_special_ids)
+            ids = cut_at_the_front(ids, limit, opening)
+            causal = self.kind == "causal"
+            labels = [IGNORE, *cut_at_the_front(labels, limit, opening)[1:]] if causal else labels[:limit]
+        else:
+            ids = cut_at_the_end(ids, limit, int(self.kind != "causal"))  # an encoder's input keeps its closing token
+            labels = labels[:limit]
+        made = Tokens(ids, labels, whole.where)
+        if made.learned:
+            report.cut.append(example.where)
+        return [made]
 
     def _rows(self, example: Example, report: Report) -> list[Tokens]:
         """The rows that an example is learned in, at full length."""
@@ -183,7 +240,9 @@ class Renderer:
         """A conversation of which the answers to be learned are left; of a prompted text, one of a question."""
         if not example.messages and example.prompt is not None:
             asked = {"role": "user", "content": example.prompt.strip()}
-            return replace(example, messages=(asked, {"role": "assistant", "content": example.answer.strip()}))
+            turn = (asked, {"role": "assistant", "content": example.answer.strip()})
+            return with_system(replace(example, messages=turn), self.system)
+        example = with_system(example, self.system)
         answers = example.answers()
         return replace(example, given=answers[-1]) if self.learn == "last" and answers else example
 
@@ -234,12 +293,14 @@ class Renderer:
         """What an encoder reads and a decoder writes: of a conversation, a row for each answer."""
         if not example.messages:
             return [Tokens(self._source(example), self._target(example.answer.strip()), example.where)]
+        example = with_system(example, self.system)
         numbers = example.answers()[-1 if self.learn == "last" else 0 :]
         parts = [replace(example, messages=example.messages[: number + 1], given=number) for number in numbers]
         return [Tokens(self._source(part), self._target(part.last_answer()), part.where) for part in parts]
 
     def _source(self, example: Example) -> list[int]:
         if example.messages:
+            example = with_system(example, self.system)
             before = example.asked()
             roles = sum(message["role"] != "system" for message in before) > 1  # else who speaks is clear
             prompt = "\n".join(f"{m['role']}: {said_in(m)}" if roles else said_in(m) for m in before)

@@ -8,23 +8,27 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from veneer.data.bad import BadRows
+from veneer.data.files import class_names, is_text, with_class_names
 from veneer.data.read import Row, read_rows
+from veneer.data.sources import sources_of
 from veneer.errors import DataError
 
 ACCEPTED = "a path or name, a list of dicts, a datasets.Dataset, a pandas or polars frame, or a list of these"
 
 
-def rows_of(data: Any) -> list[Row]:
+def rows_of(data: Any, bad: BadRows | None = None) -> list[Row]:
     """The rows of ``data``, which is one of `ACCEPTED`.
 
     Values become JSON's: NaN and missing values null, arrays lists, so that the rows can be written and read again.
 
-    Raises DataError for anything else, and for data without rows.
+    Rows of files that cannot be read go to ``bad``; without it the first one is an error. Raises DataError for anything
+    else, and for data without rows.
 
     >>> rows_of([{"prompt": "1 + 1 =", "completion": " 2"}])[0].where
     'row 1 of the given rows'
     """
-    rows = [row for part in _parts(data) for row in _rows_of_one(part)]
+    rows = [row for part in _parts(data) for row in _rows_of_one(part, bad)]
     if not rows:
         raise DataError("The given data holds no rows.")
     return rows
@@ -33,7 +37,10 @@ def rows_of(data: Any) -> list[Row]:
 def write_rows(rows: Iterable[Row], file: Path) -> None:
     """One JSON object a line, which `read_rows` reads back as the same values."""
     with file.open("w", encoding="utf-8") as lines:
-        lines.writelines(json.dumps(row.fields, ensure_ascii=False) + "\n" for row in rows)
+        for row in rows:
+            line = json.dumps(row.fields, ensure_ascii=False)
+            # Half of a surrogate pair, which no encoding has, is refused or left out when the file is read.
+            lines.write((line if is_text(line) else json.dumps(row.fields)) + "\n")
 
 
 def _parts(data: Any) -> list[Any]:
@@ -43,9 +50,9 @@ def _parts(data: Any) -> list[Any]:
     return [data]
 
 
-def _rows_of_one(part: Any) -> Sequence[Row]:
+def _rows_of_one(part: Any, bad: BadRows | None) -> Sequence[Row]:
     if isinstance(part, str | Path):
-        return read_rows(part)
+        return [row for source in sources_of(str(part)) for row in read_rows(source.name, bad)]
     what, records = _records(part)
     rows = []
     for number, fields in enumerate(records, start=1):
@@ -66,21 +73,11 @@ def _records(part: Any) -> tuple[str, Iterator[Any]]:
     if kind == "polars.DataFrame":
         return "frame", part.iter_rows(named=True)
     if kind in ("datasets.Dataset", "datasets.IterableDataset"):
-        return "data set", _named_classes(part)
+        named = class_names(part.features)
+        return "data set", (with_class_names(fields, named) for fields in part)
     if kind in ("datasets.DatasetDict", "datasets.IterableDatasetDict"):
         raise DataError(f"data is a DatasetDict; give one of its splits: data[{next(iter(part), 'train')!r}].")
     raise DataError(f"data is a {type(part).__name__}; it may be {ACCEPTED}.")
-
-
-def _named_classes(data: Any) -> Iterator[dict[str, Any]]:
-    """The records of a data set, a class by its name; -1 stands for no label."""
-    named = {column: kind for column, kind in (data.features or {}).items() if hasattr(kind, "int2str")}
-    for fields in data:
-        classes = {
-            column: kind.int2str(fields[column]) if fields[column] is not None and fields[column] >= 0 else None
-            for column, kind in named.items()
-        }
-        yield {**fields, **classes}
 
 
 def _plain(value: Any, where: str) -> Any:

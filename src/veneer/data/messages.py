@@ -12,12 +12,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from veneer.documents import parsed_json
-from veneer.errors import DataError, nearest, shown
+from veneer.errors import DataError, did_you_mean, nearest, shown
 
 Message = dict[str, Any]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _LEARNED_BY = ("weight", "train", "loss")  # OpenAI's key and two others' for whether an answer is learned
+
+
+# Who speaks in ShareGPT's form, and in those of LLaMA-Factory and others that have its keys.
+_SHAREGPT = {
+    "user": ("human", "user", "prompter"),
+    "assistant": ("gpt", "assistant", "chatgpt", "bot", "model", "function_call"),
+    "system": ("system",),
+    "tool": ("tool", "observation", "function_response"),
+}
+FROM_ASSISTANT = _SHAREGPT["assistant"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,14 @@ def read_tools(value: Any, column: str, where: str) -> tuple[dict[str, Any], ...
         return ()
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise DataError(f"{where}: {column} is no list of tools (objects, or JSON text of such a list).")
-    return tuple({"type": "function", "function": tool} if column == "functions" else tool for tool in tools)
+    return tuple(
+        {"type": "function", "function": tool} if column == "functions" or _is_bare(tool) else tool for tool in tools
+    )
+
+
+def _is_bare(tool: dict[str, Any]) -> bool:
+    """Whether this is a function's description without what OpenAI puts around it."""
+    return isinstance(tool.get("name"), str) and "function" not in tool and "type" not in tool
 
 
 def calls_text(message: Message) -> str:
@@ -96,8 +113,10 @@ def fold_turns(messages: tuple[Message, ...], learned: Sequence[bool]) -> tuple[
 
 def _message(message: Any, place: str) -> tuple[Message, bool]:
     """A message in its form, and whether it is learned if it is an answer."""
+    if isinstance(message, dict) and isinstance(message.get("from"), str) and "role" not in message:
+        message = _from_sharegpt(message, place)
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise DataError(f"{place} is not an object with role and content (text).{_sharegpt(message)}")
+        raise DataError(f"{place} is not an object with role and content (text).")
     read = {name: value for name, value in message.items() if value is not None}
     learned = all(_is_learned(read.pop(name), name, place) for name in _LEARNED_BY if name in read)
     if read["role"] == "function":
@@ -171,7 +190,30 @@ def _is_learned(value: Any, name: str, place: str) -> bool:
     return bool(value)
 
 
-def _sharegpt(message: Any) -> str:
-    if isinstance(message, dict) and {"from", "value"} <= message.keys():
-        return " It has ShareGPT's keys: from (human, gpt, system) → role (user, assistant, system), value → content."
-    return ""
+def _from_sharegpt(message: Message, place: str) -> Message:
+    """A message of ShareGPT's keys, from and value, with those of OpenAI; keys beside them stay."""
+    said = message["from"].lower()
+    role = next((role for role, names in _SHAREGPT.items() if said in names), None)
+    if role is None:
+        known = [name for names in _SHAREGPT.values() for name in names]
+        raise DataError(f"{place} is from {shown(said)}; it may be {', '.join(known)}.{did_you_mean(said, known)}")
+    value = message.get("value")
+    others = {name: inner for name, inner in message.items() if name not in ("from", "value")}
+    if said == "function_call":
+        return {**others, "role": role, "tool_calls": called(value) or [{"function": _from_json(value)}]}
+    return {**others, "role": role, "content": value}
+
+
+def called(value: Any) -> list[dict[str, Any]] | None:
+    """The calls in a list of objects with a name and arguments, or JSON text of it or of one; None where it is none.
+
+    >>> called('[{"name": "weather", "arguments": {"city": "Rome"}}]')[0]["function"]["name"]
+    'weather'
+    """
+    calls = _from_json(value)
+    calls = [calls] if isinstance(calls, dict) else calls
+    if not isinstance(calls, list) or not calls:
+        return None
+    if not all(isinstance(call, dict) and isinstance(call.get("name"), str) and "arguments" in call for call in calls):
+        return None
+    return [{"type": "function", "function": call} for call in calls]

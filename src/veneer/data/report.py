@@ -14,7 +14,13 @@ class Report:
 
     rows: int = 0
     learned: int = 0
+    cut_at: str = "end"  # or front
+    tokens: int = 0  # of all rows, whole
+    lost: int = 0  # of these, the ones of what was cut away or left out
     cut: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)  # since they are too long
+    divided: list[str] = field(default_factory=list)  # plain texts that became pieces
+    pieces: int = 0  # and how many these became
     left_out: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)  # of those, the ones that have no answer at any length
     split: list[str] = field(default_factory=list)  # rows that became a row an answer
@@ -57,8 +63,13 @@ class Report:
                 f"{counted_rows(self.marked)} with special tokens in the text ({', '.join(self.markers)}), as if "
                 f"rendered already: begin and end tokens are added only where they are missing."
             )
+        longer = f"longer than max_length = {max_length} tokens"
+        if self.divided:
+            sentences.append(f"{counted_rows(self.divided)} {longer}: learned in {self.pieces:,} pieces.")
         if self.cut:
-            sentences.append(f"{counted_rows(self.cut)} longer than max_length = {max_length} tokens: cut at the end.")
+            sentences.append(f"{counted_rows(self.cut)} {longer}: cut at the {self.cut_at}.")
+        if self.dropped:
+            sentences.append(f"{counted_rows(self.dropped)} {longer}: left out.")
         if self.empty:
             them = "it" if len(self.empty) == 1 else "them"
             sentences.append(f"{counted_rows(self.empty)} left out, because there is no answer to learn in {them}.")
@@ -68,4 +79,8 @@ class Report:
                 f"{counted_rows(too_long)} left out, because no token to learn remains within max_length = "
                 f"{max_length}."
             )
+        if self.lost:
+            share = 100 * self.lost / self.tokens
+            much = f"{share:.1f} %" if share >= 0.1 else "less than 0.1 %"
+            sentences.append(f"{much} of all tokens are in what was cut or left out.")
         return sentences

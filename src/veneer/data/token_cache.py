@@ -21,6 +21,7 @@ import tokenizers
 import transformers
 
 from veneer import __version__
+from veneer.data.bad import BadRows
 from veneer.data.dates import pinned_date
 from veneer.data.formats import Example
 from veneer.data.kept import Kept
@@ -36,17 +37,21 @@ _ROOM = 2  # times the file's size must be free on the disk: a cache is no reaso
 
 
 def kept_tokens(
-    renderer: Renderer, examples: Sequence[Example], watched: Callable[[Sequence[Example]], Iterable[Example]] = iter
-) -> tuple[TokenRows, Report]:
-    """`Renderer.all`, from the file of an earlier time where there is one."""
+    renderer: Renderer, examples: Sequence[Example], watched: Callable[[Sequence[Example]], Iterable[Example]] = iter,
+    bad: BadRows | None = None,
+) -> tuple[TokenRows, Report]:  # fmt: skip
+    """`Renderer.all`, from the file of an earlier time where there is one. Rows of which some are bad have none."""
     name = _name(renderer, examples)
     if name is None:
-        return renderer.all(examples, watched)
+        return renderer.all(examples, watched, bad)
     path = cache_folder() / "tokens" / name
     there = _read(path)
     if there is not None:
         return there
-    made = renderer.all(examples, watched)
+    before = len(bad or ())
+    made = renderer.all(examples, watched, bad)
+    if len(bad or ()) > before:
+        return made
     _keep(path, *made)
     return _read(path) or made
 

@@ -38,6 +38,11 @@ class Tokens:
     where: str
 
     @property
+    def size(self) -> int:
+        """Tokens that are read; of an encoder-decoder or classifier also those of the target."""
+        return len(self.ids) if len(self.ids) == len(self.labels) else len(self.ids) + len(self.labels)
+
+    @property
     def learned(self) -> int:
         """Tokens (or classes) that this row is learned from. The first token has none before it to be learned from."""
         return sum(label != IGNORE for label in self.labels)

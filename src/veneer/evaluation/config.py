@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from veneer.options import Options
+from veneer.data.config import RowOptions
+from veneer.data.sources import named_sources
 
 
-class EvaluateOptions(Options):
+class EvaluateOptions(RowOptions):
     """veneer evaluate RUN"""
 
     data: str | None = Field(default=None, description="Other rows to measure on. Default: the run's held-out rows.")
+    _several = field_validator("data", mode="before")(named_sources)
+
     exact_match: bool = Field(
         default=False,
         description="Also generate an answer to each row, by base and adapter, and compare it with the right one, "

@@ -71,6 +71,9 @@ class GenerateOptions(SamplingOptions):
         default="auto",
         description="Put the prompt into the model's chat template, or not; auto does as the run was trained.",
     )
+    system: str | None = Field(
+        default=None, description="System message before the question. Default: the run's; an empty one is none."
+    )
     activations: Literal["fp32", "int8"] = Field(
         default="fp32", description="What a base in 4 bits multiplies, a token at a time: int8 is faster and not exact."
     )

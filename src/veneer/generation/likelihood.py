@@ -79,6 +79,8 @@ def class_probabilities(model: Any, renderer: Renderer, example: Example) -> dic
 
 def classified(renderer: Renderer, examples: Sequence[Example]) -> TokenRows:
     """The tokens that a classifier is given; an example's own label, if it has one, plays no part."""
+    if renderer.long_rows == "drop":  # an answer is due to each
+        renderer = replace(renderer, long_rows="cut")
     rows, _ = renderer.all([replace(example, answer=renderer.classes[0]) for example in examples])
     return rows
 

@@ -34,12 +34,17 @@ class PlanOptions(TrainConfig):
 ASKED = (
     *(
         "data",
+        "columns",
+        "shape",
+        "bad_rows",
         "adapter",
         "held_out",
         "template",
         "template_arguments",
         "fold_turns",
         "learn",
+        "long_rows",
+        "system",
         "epochs",
         "seed",
         "measure",

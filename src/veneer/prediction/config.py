@@ -7,13 +7,14 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from veneer.data.config import RowOptions
 from veneer.errors import did_you_mean
 from veneer.generation.config import SamplingOptions
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
-class PredictOptions(SamplingOptions):
+class PredictOptions(SamplingOptions, RowOptions):
     """veneer predict RUN|ADAPTER|MODEL DATA"""
 
     output: str | None = Field(
@@ -36,6 +37,11 @@ class PredictOptions(SamplingOptions):
     template: Literal["auto", "chat", "plain"] | None = Field(
         default=None,
         description="Chat template for conversations only (auto), or for prompts, too. Default: the run's.",
+    )
+    system: str | None = Field(
+        default=None,
+        description="System message of rows that have none, in the chat template. Default: the run's; an empty one is "
+        "none.",
     )
     max_length: int | None = Field(
         default=None,

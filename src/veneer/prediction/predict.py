@@ -10,6 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
+from veneer.data.bad import BadRows
+from veneer.data.columns import Reading
 from veneer.data.labels import Renderer, longest_row
 from veneer.data.questions import Questions, to_questions
 from veneer.data.read import Row
@@ -45,20 +47,32 @@ def refuse_taken_output(options: PredictOptions) -> Path | None:
     return path
 
 
-def predictions(opened: Opened, rows: list[Row], options: PredictOptions, console: Console) -> Predictions:
-    """What ``opened`` answers to each row, and the output written if there is to be one.
+def predictions(
+    opened: Opened, rows: list[Row], options: PredictOptions, console: Console, reading: Reading | None = None
+) -> Predictions:
+    """What ``opened`` answers to each row, read as ``reading`` says, and the output written if there is to be one.
 
     Raises VeneerError before anything is computed: ConfigError for options that do not fit the model, DataError for
     rows or an output that do not, ModelError for a row that the memory is too small for.
     """
     path = refuse_taken_output(options)
     renderer = _renderer(opened, options)
-    questions = to_questions(rows, labelled=_labelled(opened))
+    bad = BadRows()
+    questions = to_questions(rows, labelled=bool(opened.renderer.classes), reading=reading, bad=bad)
+    if options.bad_rows == "stop":
+        bad.refuse()
+    elif not renderer.classes:
+        questions = questions.only(renderer.usable(questions.items, bad))
+    rows = questions.rows
     opened.model.eval()
+    if options.system and not (renderer.template == "chat" or any(item.messages for item in questions.items)):
+        raise ConfigError(
+            "system goes into a chat template, and the rows are asked without one; leave it out, or give template chat."
+        )
     answers = _answers(opened, renderer, questions, options)
     kept = kept_columns(rows, options.keep, answers.labels)
     output = Output(path, rows, kept) if path else None
-    notes = _notes(questions, answers, renderer)
+    notes = [*bad.sentences(), *_notes(questions, answers, renderer)]
     if isinstance(answers, Texts) and (note := not_followed(opened.model, options)):
         notes.append(note)
     for note in [*notes, _summary(rows, answers)]:
@@ -114,6 +128,7 @@ def _kept(
         yield _Memory({})
         return
     how: dict[str, Any] = {"labels": list(labels), "template": renderer.template, "max_length": renderer.max_length}
+    how |= {"system": renderer.system} if renderer.system else {}
     if not labels:
         how |= options.sampling()
     known = identity(opened.model, adapters_of(opened.model).active, rows, how)
@@ -134,11 +149,8 @@ def _renderer(opened: Opened, options: PredictOptions) -> Renderer:
         raise ConfigError(f"max_length = {options.max_length} is more than the {most} tokens that the model can take.")
     own = min(most, renderer.max_length) if opened.run or most > 2**20 else most
     limit = options.max_length or own
-    return replace(renderer, max_length=limit, template=options.template or renderer.template)
-
-
-def _labelled(opened: Opened) -> bool:
-    return bool(opened.renderer.classes) or (opened.run is not None and opened.run.rows().get("shape") == "text/label")
+    made = replace(renderer, max_length=limit, template=options.template or renderer.template)
+    return made if options.system is None else replace(made, system=options.system)
 
 
 def _answers(opened: Opened, renderer: Renderer, questions: Questions, options: PredictOptions) -> Answers:
@@ -160,7 +172,7 @@ def _answers(opened: Opened, renderer: Renderer, questions: Questions, options: 
 
 
 def _refuse_for_a_classifier(model: Any, renderer: Renderer, options: PredictOptions) -> None:
-    given = [name for name in ("labels", "template", *_OF_TEXT) if name in options.model_fields_set]
+    given = [name for name in ("labels", "template", "system", *_OF_TEXT) if name in options.model_fields_set]
     if options.answer == "text" or given:
         what = "answer text" if options.answer == "text" else given[0]
         raise ConfigError(f"The model is a classifier, to which {what} does nothing: it chooses among its own classes.")
@@ -198,7 +210,7 @@ def _labels_of_run(opened: Opened, options: PredictOptions) -> list[str]:
 
 
 def _notes(questions: Questions, answers: Answers, renderer: Renderer) -> list[str]:
-    notes = []
+    notes = [questions.note] if questions.note else []
     if questions.answers:
         notes.append(f"The rows have answers ({questions.answers}), which are not read.")
     if answers.cut:

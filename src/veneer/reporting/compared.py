@@ -23,7 +23,10 @@ _MEASURES = {
     "exact_match": "evaluated exact match", "macro_f1": "evaluated mean F1",
 }  # fmt: skip
 _SHARES = ("choice_accuracy", "exact_match", "macro_f1")
-_OF_TOKENS = ("model", "data", "held_out", "seed", "task", "template", "learn", "max_length")  # which are measured
+_OF_TOKENS = (  # which are measured
+    *("model", "data", "columns", "shape", "bad_rows", "held_out", "seed", "task", "template", "learn", "max_length"),
+    *("long_rows", "system"),
+)
 _SMOOTHED_FROM = 50  # steps, as on the page of a run
 
 

@@ -13,7 +13,8 @@ class Needed(TypedDict):
     """What every run needs."""
 
     data: Any
-    """Rows: .jsonl, .json, .csv, .tsv, .parquet, a datasets folder or name, bbc-topics."""
+    """Rows: .jsonl, .json, .csv, .tsv, .parquet, .txt, a folder of such files, a name of datasets
+    (name:config:split), or bbc-topics; several with commas, b.jsonl=2 for twice as often."""
     output: str | Path
     """Run folder to make: adapter, checkpoints, metrics."""
 
@@ -21,6 +22,13 @@ class Needed(TypedDict):
 class TrainArguments(Needed, total=False):
     """The options of `veneer.train`."""
 
+    columns: dict[str, str]
+    """Columns that have other names: prompt=question,completion=answer; answers.text.0 is inside one, title+body
+    are two."""
+    shape: Literal["auto", "messages", "prompt/completion", "instruction/output", "text/label", "text"]
+    """Shape of the rows; auto: by their columns."""
+    bad_rows: Literal["stop", "leave-out"]
+    """A row that cannot be used is an error, or is left out and counted."""
     block_size: int
     """Weights of a quantised storage that share a scale: 32, 64, … 4096."""
     double_quantisation: bool
@@ -92,7 +100,8 @@ class TrainArguments(Needed, total=False):
     adapter: str | None
     """Run or adapter folder to start from; model, method and the update's options are those of it."""
     held_out: float | str | Path
-    """Rows kept from training to measure on: a share, a number of rows, or a file. 0: none."""
+    """Rows kept from training to measure on: a share, a number of rows, or a file. 0: none; auto: those of a
+    folder's validation files, else a share of 0.1."""
     method: Literal["lora", "adalora", "full", "bias", "head"]
     """What is trained: an update of one rank for all, or of ranks given out by importance; or the model's own
     weights: all, its biases, or its head."""
@@ -110,8 +119,13 @@ class TrainArguments(Needed, total=False):
     take neither (Gemma, Mistral)."""
     learn: Literal["answer", "last", "all"]
     """Tokens that are learned: of every answer, of a conversation's last answer, or all."""
+    system: str | None
+    """System message of conversations that have none, in training and in use."""
     max_length: int
-    """Tokens of a row; longer rows are cut, and counted."""
+    """Most tokens of a row; see long_rows."""
+    long_rows: Literal["auto", "cut", "cut-front", "split", "drop"]
+    """Longer rows: cut (at the end), cut-front, drop, or split, plain text into pieces; auto: plain text is
+    split, others are cut."""
     steps: int | None
     """Optimizer steps. Default: as many as the epochs take."""
     epochs: float | Literal["auto"]
@@ -212,6 +226,13 @@ class ResumeArguments(TypedDict, total=False):
 class EvaluateArguments(TypedDict, total=False):
     """The options of `veneer.evaluate`."""
 
+    columns: dict[str, str]
+    """Columns that have other names: prompt=question,completion=answer; answers.text.0 is inside one, title+body
+    are two."""
+    shape: Literal["auto", "messages", "prompt/completion", "instruction/output", "text/label", "text"]
+    """Shape of the rows; auto: by their columns."""
+    bad_rows: Literal["stop", "leave-out"]
+    """A row that cannot be used is an error, or is left out and counted."""
     data: Any
     """Other rows to measure on. Default: the run's held-out rows."""
     exact_match: bool
@@ -226,6 +247,13 @@ class EvaluateArguments(TypedDict, total=False):
 class PredictArguments(TypedDict, total=False):
     """The options of `veneer.predict`."""
 
+    columns: dict[str, str]
+    """Columns that have other names: prompt=question,completion=answer; answers.text.0 is inside one, title+body
+    are two."""
+    shape: Literal["auto", "messages", "prompt/completion", "instruction/output", "text/label", "text"]
+    """Shape of the rows; auto: by their columns."""
+    bad_rows: Literal["stop", "leave-out"]
+    """A row that cannot be used is an error, or is left out and counted."""
     max_new_tokens: int
     """Longest answer, in tokens."""
     temperature: float
@@ -256,6 +284,8 @@ class PredictArguments(TypedDict, total=False):
     """Labels for a model that generates text. Default: those of the run's rows, if few."""
     template: Literal["auto", "chat", "plain"] | None
     """Chat template for conversations only (auto), or for prompts, too. Default: the run's."""
+    system: str | None
+    """System message of rows that have none, in the chat template. Default: the run's; an empty one is none."""
     max_length: int | None
     """Tokens of a prompt: the end of a longer one is kept, a classifier's beginning. Default: the run's, without
     a run what the model can take."""
@@ -266,6 +296,13 @@ class PredictArguments(TypedDict, total=False):
 class PlanArguments(TypedDict, total=False):
     """The options of `veneer.plan`."""
 
+    columns: dict[str, str]
+    """Columns that have other names: prompt=question,completion=answer; answers.text.0 is inside one, title+body
+    are two."""
+    shape: Literal["auto", "messages", "prompt/completion", "instruction/output", "text/label", "text"]
+    """Shape of the rows; auto: by their columns."""
+    bad_rows: Literal["stop", "leave-out"]
+    """A row that cannot be used is an error, or is left out and counted."""
     block_size: int
     """Weights of a quantised storage that share a scale: 32, 64, … 4096."""
     double_quantisation: bool
@@ -339,7 +376,8 @@ class PlanArguments(TypedDict, total=False):
     adapter: str | None
     """Run or adapter folder to start from; model, method and the update's options are those of it."""
     held_out: float | str | Path
-    """Rows kept from training to measure on: a share, a number of rows, or a file. 0: none."""
+    """Rows kept from training to measure on: a share, a number of rows, or a file. 0: none; auto: those of a
+    folder's validation files, else a share of 0.1."""
     method: Literal["lora", "adalora", "full", "bias", "head"]
     """What is trained: an update of one rank for all, or of ranks given out by importance; or the model's own
     weights: all, its biases, or its head."""
@@ -357,8 +395,13 @@ class PlanArguments(TypedDict, total=False):
     take neither (Gemma, Mistral)."""
     learn: Literal["answer", "last", "all"]
     """Tokens that are learned: of every answer, of a conversation's last answer, or all."""
+    system: str | None
+    """System message of conversations that have none, in training and in use."""
     max_length: int
-    """Tokens of a row; longer rows are cut, and counted."""
+    """Most tokens of a row; see long_rows."""
+    long_rows: Literal["auto", "cut", "cut-front", "split", "drop"]
+    """Longer rows: cut (at the end), cut-front, drop, or split, plain text into pieces; auto: plain text is
+    split, others are cut."""
     steps: int | None
     """Optimizer steps. Default: as many as the epochs take."""
     epochs: float | Literal["auto"]

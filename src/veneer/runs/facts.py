@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from veneer.data.dates import pinned_date
 from veneer.data.forms import template_mode
+from veneer.data.lengths import LongRows
 from veneer.documents import read_json
 from veneer.errors import AdapterFileError
 from veneer.files import write_text
@@ -58,6 +59,7 @@ class Prompts(_Part):
     date: str | None  # what the template prints as today, ISO
     template_arguments: dict[str, Any] = Field(default_factory=dict)  # of the template
     fold_turns: bool = False  # whether the system message goes into the first user turn
+    long_rows: LongRows = "auto"  # what became of rows of more than max_length tokens
 
 
 class Rows(_Part):
@@ -114,6 +116,7 @@ def facts_of(prepared: Prepared, steps: int, losses: Before, *, own_tokenizer: b
     if start is not None:  # what was measured first was no base
         losses = None, losses[1]
     options = {name: value for name, value in config.changed().items() if name not in _PATHS}
+    options |= {"columns": rows["columns"]} if rows["columns"] else {}  # as they were found, where none were named
     return Facts(
         task=renderer.kind,
         classes=list(renderer.classes),
@@ -124,6 +127,7 @@ def facts_of(prepared: Prepared, steps: int, losses: Before, *, own_tokenizer: b
             template=template_mode(config.template), learn=config.learn, max_length=config.max_length,
             chat=is_chat(config.template, rows), chat_template=tokenizer.chat_template, system=rows["system"],
             date=pinned_date(tokenizer), template_arguments=config.template_arguments, fold_turns=config.fold_turns,
+            long_rows=config.long_rows,
         ),
         own_tokenizer=own_tokenizer,
         seed=config.seed if start is None else start.seed(config),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from veneer.data.forms import FORMS, MODES
+from veneer.data.sources import Source, sources_of
 from veneer.documents import read_json
 from veneer.errors import TrainingError, did_you_mean
 from veneer.files import locked, remove_leftovers
@@ -22,6 +23,17 @@ from veneer.runs.records import RowsRecord, checked
 from veneer.training.config import TrainConfig
 from veneer.training.metrics import read_metrics
 from veneer.training.state import checkpoints_in
+
+_OF_ROWS = ("data", "held_out")  # options that name several sources
+
+
+def _from_start(name: str, starts: tuple[Path, ...]) -> str:
+    """A relative path that is in one of ``starts``, from there; any other name as it is."""
+    if Path(name).expanduser().is_absolute():
+        return name
+    file = name if ":" not in name else name.rpartition(":")[0]  # a data set's split
+    start = next((start for start in starts if (start / file).exists() or (start / name).exists()), None)
+    return name if start is None else os.path.normpath(start / name)
 
 
 class _Inside:
@@ -110,12 +122,13 @@ class RunFolder:
         paths = {}
         for option in ("model", "data", "held_out", "adapter"):
             value = getattr(config, option)
-            if not isinstance(value, str) or Path(value).expanduser().is_absolute():
+            if not isinstance(value, str):
                 continue
-            file = value if ":" not in value else value.rpartition(":")[0]  # a data set's split
-            start = next((start for start in starts if (start / file).exists() or (start / value).exists()), None)
-            if start is not None:
-                paths[option] = os.path.normpath(start / value)
+            one = option not in _OF_ROWS or any((start / value).exists() for start in starts)
+            sources = [Source(value)] if one else sources_of(value)
+            found = [Source(_from_start(source.name, starts), source.times) for source in sources]
+            if (text := ",".join(map(str, found))) != value:
+                paths[option] = text
         return paths
 
     def rows(self) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from veneer.data.bad import BadRows
+from veneer.data.columns import Reading
 from veneer.data.dates import pin_date
-from veneer.data.formats import to_examples
 from veneer.data.labels import Renderer
-from veneer.data.read import read_rows
 from veneer.errors import ModelError
 from veneer.generation.likelihood import choices_of
 from veneer.models.load import load
@@ -22,6 +22,7 @@ from veneer.runs.facts import is_chat, read_facts
 from veneer.runs.folder import RunFolder
 from veneer.runs.own_tokens import with_the_runs_tokens
 from veneer.runs.prepare import Prepared, prepare, renderer_of
+from veneer.runs.rows import held_out_of, read_examples
 from veneer.training.config import TrainConfig
 from veneer.updates.load_adapter import load_adapter
 from veneer.updates.peft_config import CONFIG_NAME as ADAPTER_CONFIG
@@ -36,7 +37,6 @@ class Opened:
     chat: bool  # whether it was trained on, or comes for, conversations in its template
     own_weights: bool = False  # whether a run trained the model's own, so that its base is another model
     run: RunFolder | None = None  # of a run: its folder
-    system: str | None = None  # the system message that every conversation of its rows began with
     choices: tuple[str, ...] = ()  # of an adapter alone: the few answers of its rows
 
 
@@ -64,10 +64,7 @@ def open_adapter(folder: Path, base: str | None = None) -> Opened:
     if facts is None:
         return Opened(model, renderer_of(model, tokenizer), True, bool(tokenizer.chat_template))
     prompts = facts.prompts
-    return Opened(
-        model, renderer_of(model, tokenizer, prompts), True, prompts.chat, system=prompts.system,
-        choices=tuple(facts.choices),
-    )  # fmt: skip
+    return Opened(model, renderer_of(model, tokenizer, prompts), True, prompts.chat, choices=tuple(facts.choices))
 
 
 def open_run(folder: Path) -> Prepared:
@@ -114,8 +111,9 @@ def labels_of(run: RunFolder) -> list[str]:
     known: list[str] | None = run.rows().get("choices")
     if known is None:
         config = run.config()
-        sources = [config.data, *([config.held_out] if isinstance(config.held_out, str) else [])]
-        known = choices_of(*(to_examples(read_rows(source)).items for source in sources))
+        kept_out = held_out_of(config)
+        sources = [config.data, *([kept_out] if isinstance(kept_out, str) else [])]
+        known = choices_of(*(read_examples(source, Reading.of(config), BadRows()).items for source in sources))
     return known
 
 
@@ -130,8 +128,8 @@ def _run(run: RunFolder) -> Opened:
     date = run.date()
     if date is not None:
         pin_date(tokenizer, date)
-    renderer = renderer_of(model, tokenizer, config)
-    return Opened(model, renderer, not own, is_chat(config.template, rows), own, run, rows.get("system"))
+    renderer = replace(renderer_of(model, tokenizer, config), system=rows.get("system"))
+    return Opened(model, renderer, not own, is_chat(config.template, rows), own, run)
 
 
 def _loaded(run: RunFolder, config: TrainConfig, source: str) -> tuple[Any, Any]:

@@ -41,7 +41,7 @@ class PlanRows:
             "held_out": len(self.steps.held_out),
             "longest": max(len(row.ids) for row in self.steps.rows),
             "cut": sum(len(report.cut) for report in reports),
-            "left_out": sum(len(report.left_out) for report in reports),
+            "left_out": sum(len(report.left_out) + len(report.dropped) for report in reports),
         }
 
 

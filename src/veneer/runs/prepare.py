@@ -13,8 +13,10 @@ from veneer.data.dates import pin_date, pinned_date, today
 from veneer.data.formats import Example
 from veneer.data.forms import in_form, refuse_unknown_arguments, template_mode
 from veneer.data.labels import Renderer, longest_row
+from veneer.data.lengths import LongRows
 from veneer.data.memory import rows_of
 from veneer.data.read import Row
+from veneer.data.sources import named_sources
 from veneer.generation.likelihood import choices_of
 from veneer.models.checkpoint import Checkpoint
 from veneer.models.load import load
@@ -36,6 +38,7 @@ class Prepared:
     train: Sequence[Example]
     held_out: Sequence[Example]
     shape: str
+    columns: dict[str, str]  # name in the shape → the rows' own, where they differ
     came_loaded: bool = False  # whether the caller brought model and tokenizer, which need not be those of its name
     given: dict[str, list[Row]] = field(default_factory=dict)  # file name → rows to write there: they came in memory
     notes: list[str] = field(default_factory=list)
@@ -47,6 +50,7 @@ class Prepared:
         source = self.checkpoint
         return {
             "shape": self.shape,
+            "columns": self.columns,
             "train": len(self.train),
             "held_out": len(self.held_out),
             "conversations": any(example.messages for example in self.train),
@@ -60,7 +64,9 @@ class Prepared:
 
     @property
     def system(self) -> str | None:
-        """The system message that all conversations begin with, where it is one and the same."""
+        """The system message of the run, or the one that all conversations begin with, where it is one and the same."""
+        if self.config.system is not None:
+            return self.config.system
         first = {
             message["content"] if (message := example.messages[0])["role"] == "system" else None
             for example in self.train
@@ -96,7 +102,8 @@ def prepare(
     tokenizer, form_notes = tokenizer_of_rows(tokenizer, config, rows.shape, model.config)
     renderer = renderer_of(model, tokenizer, config)
     prepared = Prepared(
-        config, model, tokenizer, renderer, rows.train, rows.held_out, rows.shape, checkpoint is None, given,
+        config, model, tokenizer, renderer, rows.train, rows.held_out, rows.shape, rows.columns,
+        checkpoint is None, given,
         start=start, checkpoint=checkpoint,
     )  # fmt: skip
     prepared.notes += [
@@ -116,7 +123,9 @@ def take_given(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[
     """
     folder, given = RunFolder(options.get("output", "")), {}
     for option, file in (("data", folder.data_file), ("held_out", folder.held_out_file)):
-        value = options.get(option)
+        value = named_sources(options.get(option))
+        if value is not options.get(option):
+            options = {**options, option: value}
         if value is not None and not isinstance(value, str | Path | int | float):
             given[str(file)] = rows_of(value)
             options = {**options, option: str(file)}
@@ -134,6 +143,10 @@ class TokenOptions(Protocol):
     def max_length(self) -> int: ...
     @property
     def fold_turns(self) -> bool: ...
+    @property
+    def long_rows(self) -> LongRows: ...
+    @property
+    def system(self) -> str | None: ...
     @property
     def template_arguments(self) -> dict[str, Any]: ...
 
@@ -165,12 +178,13 @@ def renderer_by_config(config: Any, classified: bool, tokenizer: Any, options: T
     """The same for a model that is not loaded, with transformers' ``config`` of it."""
     names = config.id2label if classified else {}
     fields = TrainConfig.model_fields
-    template, learn, longest, fold, arguments = (
+    template, learn, longest, fold, arguments, long_rows, system = (
         getattr(options, name) if options is not None else fields[name].default
-        for name in ("template", "learn", "max_length", "fold_turns", "template_arguments")
+        for name in ("template", "learn", "max_length", "fold_turns", "template_arguments", "long_rows", "system")
     )
     return Renderer(
         tokenizer, template_mode(template), learn, longest_row(longest, config),
         seq2seq=bool(getattr(config, "is_encoder_decoder", False)),
         classes=tuple(names[i] for i in sorted(names)), fold_turns=fold, arguments=arguments,
+        long_rows=long_rows, system=system,
     )  # fmt: skip

@@ -18,6 +18,7 @@ class RowsRecord(TypedDict, total=False):
     classes: list[str]  # of a classifier
     conversations: bool  # whether any row is one
     shape: str
+    columns: dict[str, str]  # name in the shape → the rows' own, where they differ
     train: int
     held_out: int
     choices: list[str]  # the few answers that there are

@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
+from veneer.data.bad import BadRows
 from veneer.data.classes import classes_of, counted_classes
-from veneer.data.formats import Example, class_of, counted_rows, to_examples
-from veneer.data.kept import those_of
+from veneer.data.columns import SHAPES, Reading
+from veneer.data.folders import own_validation, splits_read
+from veneer.data.formats import Example, Examples, class_of, counted_rows, joined, to_examples
+from veneer.data.forms import template_mode
+from veneer.data.kept import Kept, those_of
 from veneer.data.labels import Renderer
 from veneer.data.read import Row, read_rows
 from veneer.data.report import Report
+from veneer.data.sources import sources_of, weighted
 from veneer.data.split import split
 from veneer.data.token_cache import kept_tokens
 from veneer.data.token_rows import TokenRows, Tokens
+from veneer.errors import DataError
 from veneer.frozen.text_part import text_config_of
 from veneer.models.checkpoint import Checkpoint
 from veneer.training.automatic import WIDTH, Size, automatic
@@ -29,6 +35,7 @@ from veneer.training.loss import tokens_gone_through
 
 Given = Mapping[str, Sequence[Row]]  # file name → rows that came in memory, which are not in that file yet
 
+_SHARE = 0.1  # of rows that bring none for validation
 _ROW = 300  # bytes of the memory for each row, whose text and tokens are in a file where they are many
 
 
@@ -41,6 +48,7 @@ class SplitRows:
     shape: str
     classes: list[str]  # of a classifier's new head, else none
     notes: list[str]  # what the user should know of the rows, as sentences
+    columns: dict[str, str]  # name in the shape → the rows' own, where they differ
 
 
 def classifies(config: TrainConfig, checkpoint: Checkpoint) -> bool:
@@ -56,15 +64,23 @@ def read_split(
 
     Raises DataError where they cannot be read or split, or make no classes.
     """
-    examples = to_examples(_rows(config.data, given))
-    train, notes = examples.items, examples.notes()
+    bad, kept_out = BadRows(), held_out_of(config)
+    examples = read_examples(config.data, Reading.of(config), bad, given)
+    train: Sequence[Example] = examples.items
     held_out: Sequence[Example] = []
-    if isinstance(config.held_out, str):
-        others = to_examples(_rows(config.held_out, given))
+    notes = [*(splits_read(source.name) for source in sources_of(config.data)), *examples.notes()]
+    if isinstance(kept_out, str):
+        reading = Reading(examples.columns, examples.shape if examples.shape in SHAPES else "auto", asked=False)
+        others = read_examples(kept_out, reading, bad, given)
         held_out = others.items
         notes += others.left_out()
-    elif config.held_out:
-        train, held_out, more = split(examples.items, config.held_out, config.seed, classes=classified)
+    if config.bad_rows == "stop":
+        bad.refuse()
+    if config.system:
+        notes.append(_of_system(config, train, held_out))
+    notes += bad.sentences()
+    if kept_out and not isinstance(kept_out, str):
+        train, held_out, more = split(examples.items, kept_out, config.seed, classes=classified)
         notes += more
     if classified:
         unlabelled = [example.where for example in chain(train, held_out) if not class_of(example)]
@@ -75,11 +91,45 @@ def read_split(
         notes += [f"{counted_rows(unlabelled)} left out: the answer, which is the class, is empty."] * bool(unlabelled)
     classes = classes_of(train, held_out) if classified and not has_classes else {}
     notes += [f"{len(classes)} classes: {counted_classes(classes)}."] if classes else []
-    return SplitRows(train, held_out, examples.shape, sorted(classes), notes)
+    train = weighted(train, config.seed)
+    return SplitRows(train, held_out, examples.shape, sorted(classes), list(filter(None, notes)), examples.columns)
 
 
-def _rows(source: str, given: Given) -> Sequence[Row]:
-    return given[source] if source in given else read_rows(source)
+def _of_system(config: TrainConfig, *sides: Sequence[Example]) -> str:
+    """What to say of rows with a system message of their own. Raises DataError where the run's would go nowhere."""
+    talks, own = False, []
+    for example in chain.from_iterable(sides):
+        talks = talks or bool(example.messages)
+        if example.messages and example.messages[0]["role"] in ("system", "developer"):
+            own.append(example.where)
+    if not talks and template_mode(config.template) != "chat":
+        raise DataError(
+            f"system goes before conversations, and there is none among the rows ({sides[0][0].where}); put prompts "
+            f"into the chat template (template: chat), or leave system out."
+        )
+    return f"{counted_rows(own)} with a system message of their own, which stays." if own else ""
+
+
+def held_out_of(config: TrainConfig) -> float | str:
+    """A share or number of the rows, or other rows by name: of ``auto`` the folders' own validation rows, or a
+    share."""
+    if config.held_out != "auto":
+        return config.held_out
+    own = [name for source in sources_of(config.data) if (name := own_validation(source.name))]
+    return ",".join(own) or _SHARE
+
+
+def read_examples(data: str, reading: Reading, bad: BadRows, given: Given | None = None) -> Examples:
+    """The examples of all the sources that ``data`` names, each by its own columns; rows that cannot be used go to
+    ``bad``. Raises DataError where a source cannot be read, or has no row that can be used."""
+    parts = []
+    for source in sources_of(data):
+        rows = (given or {}).get(source.name) or read_rows(source.name, bad)
+        part = to_examples(rows, reading, bad)
+        if source.times != 1:
+            part = replace(part, items=Kept(replace(example, times=source.times) for example in part.items))
+        parts.append(part)
+    return joined(parts)
 
 
 @dataclass(frozen=True)
@@ -100,6 +150,7 @@ class Steps:
     batches: Batches
     config: RunConfig  # what was asked, with the numbers that auto stands for
     chosen: dict[str, Any]  # those numbers, by option
+    bad: BadRows = field(default_factory=BadRows)  # that the template refuses, and that are left out
 
     @property
     def total(self) -> int:
@@ -119,7 +170,7 @@ class Steps:
 
     def sentences(self, max_length: int) -> list[str]:
         """What the user should know of rows that were cut or left out."""
-        return [sentence for report in self.reports for sentence in report.sentences(max_length)]
+        return [sentence for report in self.reports for sentence in report.sentences(max_length)] + self.bad.sentences()
 
     def work(self, kind: str, packed: bool) -> Work:
         """Over all epochs, for each puts other rows together; ``packed``: no token is padding."""
@@ -156,10 +207,11 @@ def in_steps(
 
     Raises DataError where no row on one side has a token to learn.
     """
-    rows, report = kept_tokens(renderer, train, watched)
-    others, more = kept_tokens(renderer, held_out, watched) if held_out else (TokenRows(), None)
+    bad = BadRows() if asked.bad_rows == "leave-out" else None
+    rows, report = kept_tokens(renderer, train, watched, bad)
+    others, more = kept_tokens(renderer, held_out, watched, bad) if held_out else (TokenRows(), None)
     batches = Batches(rows, asked.batch_size, asked.seed)
     chosen = automatic(asked, Size(width_of(model), batches.per_epoch, len(others), renderer.kind))
     chosen |= {name: number for name, number in kept.items() if name in chosen}
     reports = [report] if more is None else [report, more]
-    return Steps(rows, others, reports, batches, RunConfig.of(asked, chosen), chosen)
+    return Steps(rows, others, reports, batches, RunConfig.of(asked, chosen), chosen, bad or BadRows())

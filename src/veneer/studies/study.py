@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from veneer.data.bbc import BBC_TOPICS
+from veneer.data.sources import Source, sources_of
 from veneer.studies.config import StudyOptions
 from veneer.training.automatic import RATES
 
@@ -50,13 +51,20 @@ class Job:
 def located(model: str, data: str) -> dict[str, Any]:
     """A run's ``model`` and ``data``: what is on this machine by its full path, and under ``content`` a digest of it as
     it is now, since the same name may hold something else tomorrow."""
-    sources = {"model": model, "data": data}
-    paths = {name: Path(text).expanduser() for name, text in sources.items() if text != BBC_TOPICS}
-    paths = {name: path for name, path in paths.items() if path.exists()}
-    location: dict[str, Any] = sources | {name: str(path.resolve()) for name, path in paths.items()}
-    if paths:
-        location["content"] = {name: _digest(path, whole=name == "data") for name, path in paths.items()}
-    return location
+    parts = {"model": [Source(model)], "data": sources_of(data)}
+    location: dict[str, Any] = {}
+    content: dict[str, str] = {}
+    for name, sources in parts.items():
+        paths = [Path(source.name).expanduser() for source in sources]
+        there = [path.exists() and source.name != BBC_TOPICS for path, source in zip(paths, sources, strict=True)]
+        found = [
+            Source(str(path.resolve()), source.times) if here else source
+            for path, source, here in zip(paths, sources, there, strict=True)
+        ]
+        location[name] = ",".join(map(str, found))
+        digests = [_digest(path, whole=name == "data") for path, here in zip(paths, there, strict=True) if here]
+        content |= {name: ",".join(digests)} if digests else {}
+    return location | ({"content": content} if content else {})
 
 
 def _digest(path: Path, *, whole: bool) -> str:

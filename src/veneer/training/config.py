@@ -10,7 +10,10 @@ import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from veneer import documents
+from veneer.data.config import RowOptions
 from veneer.data.forms import check_template, typed_arguments
+from veneer.data.lengths import LongRows
+from veneer.data.sources import named_sources
 from veneer.errors import ConfigError, did_you_mean
 from veneer.files import write_text
 from veneer.frozen.config import BaseOptions, BlockwiseOptions, Storage
@@ -25,20 +28,25 @@ def _template(value: Any) -> Any:
     return check_template(str(value)) if isinstance(value, str | Path) else value
 
 
-class TrainConfig(LoRA, AllocationOptions, BaseOptions):
+class TrainConfig(LoRA, AllocationOptions, BaseOptions, RowOptions):
     """A run: the model, the rows, the update (every option of LoRA and AdaLoRA), and how it is trained."""
 
     model: str = Field(
         description="Model folder, .gguf file, hub id (also name@revision), or packaged name (smollm2-135m-instruct)."
     )
-    data: str = Field(description="Rows: .jsonl, .json, .csv, .tsv, .parquet, a datasets folder or name, bbc-topics.")
+    data: str = Field(
+        description="Rows: .jsonl, .json, .csv, .tsv, .parquet, .txt, a folder of such files, a name of datasets "
+        "(name:config:split), or bbc-topics; several with commas, b.jsonl=2 for twice as often."
+    )
     output: str = Field(description="Run folder to make: adapter, checkpoints, metrics.")
     adapter: str | None = Field(
         default=None,
         description="Run or adapter folder to start from; model, method and the update's options are those of it.",
     )
     held_out: float | str = Field(
-        default=0.1, description="Rows kept from training to measure on: a share, a number of rows, or a file. 0: none."
+        default="auto",
+        description="Rows kept from training to measure on: a share, a number of rows, or a file. 0: none; auto: those "
+        "of a folder's validation files, else a share of 0.1.",
     )
     method: Literal["lora", "adalora", "full", "bias", "head"] = Field(
         default="lora",
@@ -66,7 +74,15 @@ class TrainConfig(LoRA, AllocationOptions, BaseOptions):
         default="answer",
         description="Tokens that are learned: of every answer, of a conversation's last answer, or all.",
     )
-    max_length: int = Field(default=1024, ge=2, description="Tokens of a row; longer rows are cut, and counted.")
+    system: str | None = Field(
+        default=None, description="System message of conversations that have none, in training and in use."
+    )
+    max_length: int = Field(default=1024, ge=2, description="Most tokens of a row; see long_rows.")
+    long_rows: LongRows = Field(
+        default="auto",
+        description="Longer rows: cut (at the end), cut-front, drop, or split, plain text into pieces; auto: plain "
+        "text is split, others are cut.",
+    )
 
     steps: int | None = Field(default=None, ge=1, description="Optimizer steps. Default: as many as the epochs take.")
     epochs: Positive | Literal["auto"] = Field(
@@ -145,7 +161,9 @@ class TrainConfig(LoRA, AllocationOptions, BaseOptions):
         default=0, ge=0, description="Seed of the split, the order of rows, the initial values and dropout."
     )
 
-    @field_validator("model", "data", "output", "held_out", "adapter", mode="before")
+    _several = field_validator("data", mode="before")(named_sources)
+
+    @field_validator("model", "output", "held_out", "adapter", mode="before")
     @classmethod
     def _path_is_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value

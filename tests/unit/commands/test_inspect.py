@@ -117,8 +117,8 @@ def test_a_run(finished_run, veneer_command, tmp_path):
 
 def test_rows(rows_file, veneer_command):
     assert _json(veneer_command, rows_file) == {
-        "kind": "rows", "rows": 48, "shape": "prompt/completion", "unused_columns": [],
-        "labels": {"no": 24, "yes": 24},
+        "kind": "rows", "rows": 48, "shape": "prompt/completion", "unused_columns": [], "columns": {},
+        "labels": {"no": 24, "yes": 24}, "bad": {"count": 0, "rows": []},
     }  # fmt: skip
     assert veneer_command("inspect", rows_file).out == (
         f"{rows_file}: 48 rows of the shape prompt/completion\n"
@@ -135,7 +135,7 @@ def test_the_learned_part_of_rows_is_marked(tiny_folder, veneer_command, tmp_pat
     found = _json(veneer_command, path, "--model", tiny_folder, "--rows", 1, "--max-length", 8)
     assert found == {
         "kind": "rows", "rows": 3, "shape": "prompt/completion", "unused_columns": ["id"], "learned_tokens": 8,
-        "longest": 7, "cut": [], "left_out": [f"{path}:2"],
+        "longest": 7, "cut": [], "left_out": [f"{path}:2"], "columns": {}, "bad": {"count": 0, "rows": []},
         "examples": [{
             "where": f"{path}:1",
             "pieces": [{"text": "1+1=", "learned": False}, {"text": " 2<|end|>", "learned": True}],
@@ -146,6 +146,7 @@ def test_the_learned_part_of_rows_is_marked(tiny_folder, veneer_command, tmp_pat
         "columns not used: id\n"
         "8 tokens are learned (marked ⟦…⟧); the longest row has 7 tokens\n"
         f"1 row ({path}:2) left out, because no token to learn remains within max_length = 8.\n"
+        "58.1 % of all tokens are in what was cut or left out.\n"
         f"\n{path}:1\n1+1=⟦ 2<|end|>⟧\n"
         f"\n{path}:3\nq⟦ yes<|end|>⟧\n"
     )
@@ -157,7 +158,7 @@ def test_the_learned_part_of_rows_is_marked(tiny_folder, veneer_command, tmp_pat
 def test_rows_are_cut_where_a_run_would_cut_them(tiny_folder, veneer_command, tmp_path):
     """At the positions that the model has, when these are fewer than max_length."""
     path = tmp_path / "d.jsonl"
-    path.write_text(json.dumps({"text": "x" * 200}) + "\n")
+    path.write_text(json.dumps({"prompt": "a", "completion": "x" * 200}) + "\n")
     found = _json(veneer_command, path, "--model", tiny_folder)
     assert (found["longest"], found["cut"]) == (128, [f"{path}:1"])
     assert "longer than max_length = 128 tokens: cut" in veneer_command("inspect", path, "--model", tiny_folder).out

@@ -49,7 +49,7 @@ def test_no_shape_fits():
     assert "d.jsonl:1 has the columns promt, response, which fit no shape" in message
     for name, (needed, _) in SHAPES.items():
         assert f"{name} needs {' and '.join(needed)}" in message
-    assert "promt → prompt" in message
+    assert message.endswith(" Perhaps --columns prompt=promt,completion=response.")
 
 
 def test_several_shapes_fit():
@@ -64,7 +64,9 @@ def test_several_shapes_fit():
     [
         ({"prompt": "p"}, r"d.jsonl:2 has no completion \(its columns: prompt\)"),
         ({"prompt": "p", "completion": None}, r"d.jsonl:2 has no completion"),
-        ({"prompt": 3, "completion": "c"}, r"d.jsonl:2: prompt is a int, not text"),
+        ({"prompt": [3], "completion": "c"}, r"d.jsonl:2: prompt is a list, not text"),
+        ({"prompt": 0.5, "completion": "c"}, r"d.jsonl:2: prompt is a number with a fraction, not text"),
+        ({"prompt": "a \ud83d", "completion": "c"}, r"d.jsonl:2: prompt has '.ud83d' as its character 3, half of a"),
     ],
 )
 def test_bad_rows_name_file_and_line(second, match):

@@ -145,6 +145,7 @@ def test_rows_cut_or_left_out_are_counted():
         "1 row (d:3) longer than max_length = 10 tokens: cut at the end.",
         "1 row (d:4) left out, because there is no answer to learn in it.",
         "1 row (d:2) left out, because no token to learn remains within max_length = 10.",
+        "80.0 % of all tokens are in what was cut or left out.",
     ]
 
 

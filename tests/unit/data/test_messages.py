@@ -60,7 +60,7 @@ def test_an_answer_may_say_that_it_is_not_learned():
         ({"role": "assistant", "content": "a", "weight": 0.5}, r"^d:1: message 2 of messages has weight = 0.5; an"),
         ({"role": "user", "content": [{"type": "image_url"}]}, r"has a part of the type 'image_url'; only parts"),
         ({"role": "user"}, r"^d:1: message 2 of messages is not an object with role and content \(text\).$"),
-        ({"from": "human", "value": "a"}, r"It has ShareGPT's keys: from \(human, gpt, system\) → role"),
+        ({"from": "gtp", "value": "a"}, r"is from 'gtp'; it may be human, user, .* Did you mean 'gpt'\?$"),
         ({"role": "assistant", "tool_calls": [{"function": {}}]}, r"has a tool call without a function's name"),
         (
             {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{x"}}]},
@@ -105,3 +105,14 @@ def test_turns_are_folded():
     )  # fmt: skip
     assert texts(("user", "a"), ("assistant", "b"), ("assistant", "c"), learned=[2])[1] == [False, False, True]
     assert texts(("tool", "a"), ("tool", "b"))[0] == [("tool", "a"), ("tool", "b")]
+
+
+def test_sharegpt_is_read_as_it_is():
+    call = {"from": "function_call", "value": '{"name": "weather", "arguments": {"city": "Rome"}}'}
+    talk = [{"from": "human", "value": "Hi", "weight": 0}, call, {"from": "observation", "value": "Sunny."}]
+    read = read_conversation([*talk, {"from": "gpt", "value": "It is."}], "conversations", "d:1")
+    assert [(message["role"], message["content"]) for message in read.messages] == [
+        ("user", "Hi"), ("assistant", ""), ("tool", "Sunny."), ("assistant", "It is."),
+    ]  # fmt: skip
+    assert read.messages[1]["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Rome"}}
+    assert read.unlearned == {0}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 
 import datasets
 import huggingface_hub
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from veneer.data.folders import own_validation, splits_read
 from veneer.data.read import read_rows
 from veneer.errors import DataError
 
@@ -71,7 +74,7 @@ def test_any_text_survives_jsonl(tmp_path_factory, rows):
         ("d.csv", b"a,b,a\n1,2,3\n", r"d.csv:1 names the column a twice; which one is meant"),
         ("d.csv", b'a,b\n1,"2\n', r"d.csv:2 cannot be read"),
         ("d.parquet", b"PAR1", r"cannot be read as Parquet"),
-        ("d.xlsx", b"PK", r"ends in .xlsx; data files end in .jsonl, .json, .csv, .tsv, .parquet"),
+        ("d.xlsx", b"PK", r"ends in .xlsx; data files end in .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .txt, .md"),
     ],
 )
 def test_bad_files(tmp_path, name, content, match):
@@ -79,6 +82,96 @@ def test_bad_files(tmp_path, name, content, match):
     path.write_bytes(content)
     with pytest.raises(DataError, match=match):
         read_rows(path)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("name", ["d.jsonl", "d.csv", "d.json"])
+def test_compressed_files_give_the_same_rows(tmp_path, name, suffix):
+    plain = _write(tmp_path / name, ROWS)
+    packed = tmp_path / f"{name}{suffix}"
+    codec = {".gz": "gzip", ".zst": "zstd"}[suffix]
+    with pyarrow.output_stream(str(packed), compression=codec) as out:
+        out.write(plain.read_bytes())
+    assert [row.fields for row in read_rows(packed)] == ROWS
+    assert read_rows(packed)[0].where.startswith(f"{packed}")
+    packed.write_bytes(b"no such thing")
+    with pytest.raises(DataError, match=rf"{name}{suffix} cannot be unpacked"):
+        read_rows(packed)
+
+
+def test_ndjson_and_tables_of_other_separators(tmp_path):
+    _write(tmp_path / "d.jsonl", ROWS).rename(tmp_path / "d.ndjson")
+    assert [row.fields for row in read_rows(tmp_path / "d.ndjson")] == ROWS
+    for name, text in (("a.csv", "prompt;n\nb, c;1,5\n"), ("b.csv", "prompt\tn\nb, c\t1,5\n")):
+        (tmp_path / name).write_text(text)
+        assert [row.fields for row in read_rows(tmp_path / name)] == [{"prompt": "b, c", "n": "1,5"}]
+    (tmp_path / "one.csv").write_text("text\na\n")
+    assert [row.fields for row in read_rows(tmp_path / "one.csv")] == [{"text": "a"}]
+
+
+def test_a_text_is_a_row_and_a_folder_of_texts_its_files(tmp_path):
+    (tmp_path / "a.txt").write_text("One.\n\nTwo.\n")
+    assert [(row.fields, row.where) for row in read_rows(tmp_path / "a.txt")] == [
+        ({"text": "One.\n\nTwo.\n"}, f"{tmp_path / 'a.txt'}")
+    ]
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "test.md").write_text("# Three")
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "README.md").write_text("about the texts")
+    assert [row.fields["text"] for row in read_rows(tmp_path)] == ["One.\n\nTwo.\n", "# Three"]
+    _write(tmp_path / "d.jsonl", ROWS)
+    with pytest.raises(DataError, match=r"holds rows \(d.jsonl\) and texts \(a.txt\); name the files that are meant"):
+        read_rows(tmp_path)
+
+
+def test_the_files_of_a_folder_by_split(tmp_path):
+    for name, count in (("train-0.jsonl", 2), ("train-1.jsonl.gz", 0), ("valid.jsonl", 1), ("test.csv", 1)):
+        if count:
+            _write(tmp_path / name, ROWS[:count])
+        else:
+            (tmp_path / name).write_bytes(gzip.compress(json.dumps(ROWS[1]).encode()))
+    assert [row.where.rpartition("/")[2] for row in read_rows(tmp_path)] == [
+        "train-0.jsonl:1", "train-0.jsonl:2", "train-1.jsonl.gz:1",
+    ]  # fmt: skip
+    assert [len(read_rows(f"{tmp_path}:{split}")) for split in ("valid", "validation", "dev", "test")] == [1, 1, 1, 1]
+    assert own_validation(str(tmp_path)) == f"{tmp_path}:validation"
+    assert own_validation(f"{tmp_path}:test") is None
+    assert splits_read(str(tmp_path)) == (
+        f"{tmp_path} has the splits test (test.csv), train (2 files), validation (valid.jsonl), of which train is "
+        f"read; {tmp_path}:validation names another."
+    )
+    assert splits_read(f"{tmp_path}:test") == splits_read(str(tmp_path / "valid.jsonl")) == ""
+    with pytest.raises(DataError, match=r"has no split 'tests'; it has test, train, validation. Did you mean 'test'\?"):
+        read_rows(f"{tmp_path}:tests")
+
+
+def test_a_folder_that_describes_its_configurations(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    _write(folder / "easy.jsonl", ROWS[:1])
+    _write(folder / "hard.jsonl", ROWS)
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: easy\n  data_files: easy.jsonl\n- config_name: hard\n  data_files:\n"
+        "  - split: test\n    path: hard.jsonl\n---\n"
+    )
+    assert len(read_rows(f"{folder}:easy")) == len(read_rows(f"{folder}:easy:train")) == 1
+    assert len(read_rows(f"{folder}:hard:test")) == 2
+    for name, match in (
+        ("", r"has several configurations, easy, hard; name one as .*set:easy\.$"),
+        (":test", r"name one as .*set:easy:test\.$"),
+        (":esy:train", r"has no configuration 'esy'; it has easy, hard. Did you mean 'easy'\?$"),
+        (":a:b:c", r"has too many parts; a data set is named as name:config:split"),
+    ):
+        with pytest.raises(DataError, match=match):
+            read_rows(f"{folder}{name}")
+
+
+def test_parquet_of_datasets_has_its_classes_by_name(tmp_path):
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    data = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, -1, None]}, features=features)
+    data.to_parquet(str(tmp_path / "d.parquet"))
+    assert [row.fields["label"] for row in read_rows(tmp_path / "d.parquet")] == ["pos", None, None]
 
 
 def test_a_missing_file_names_the_nearest(tmp_path):

@@ -64,7 +64,8 @@ def _turn(opened):
 def test_a_prompt_is_rendered_as_in_the_run(dated, alone):
     run, adapter = open_named(dated), open_named(alone)
     assert _turn(run) == _turn(adapter) == "04 Jul 2024|<|system|>Be brief.<|end|>\n<|user|>q1<|end|>\n<|assistant|>"
-    assert (adapter.chat, adapter.system, adapter.renderer.max_length) == (True, "Be brief.", run.renderer.max_length)
+    made = adapter.renderer
+    assert (adapter.chat, made.system, made.max_length) == (True, "Be brief.", run.renderer.max_length)
     assert type(adapter.model.model.layers[0].self_attn.q_proj.base).__name__ == "QuantisedLinear", "as it was trained"
     ids = torch.tensor([run.renderer.turn(QUESTION)])
     with torch.no_grad():

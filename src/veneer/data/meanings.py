@@ -1,0 +1,162 @@
+"""What the columns of well-known data sets mean: read as the shape that they are under other names, or refused by name
+where they mean something that is not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from veneer.data.files import Row
+from veneer.errors import DataError, nearest
+
+# What other data sets call a column, by what it means here.
+_MEANT: dict[str, tuple[str, ...]] = {
+    "messages": ("conversations", "conversation", "dialog", "turns"),
+    "instruction": ("prompt", "question", "query", "problem", "request", "article", "document", "dialogue", "source"),
+    "output": ("completion", "response", "answer", "answers", "summary", "highlights", "solution", "reply", "target"),
+    "input": ("context", "passage"),
+    "system": ("system_prompt",),
+    "text": ("sentence", "content", "review", "headline", "tweet", "comment"),
+    "label": ("labels", "class", "category", "sentiment", "topic", "intent"),
+}
+# Two texts of which a label says something.
+_PAIRS = ("sentence1+sentence2", "premise+hypothesis", "question1+question2")
+
+
+def by_meaning(
+    shape: str, needed: tuple[str, ...], optional: tuple[str, ...], first: Row, said: Mapping[str, str]
+) -> dict[str, str]:
+    """Name → column of a row of this ``shape``, ``said`` of it or called what other data sets call it; empty where it
+    is not of the shape, and for prompt/completion and text, which are only what they are called.
+
+    Raises DataError where several columns could be the answer, or what is asked.
+    """
+    if shape in ("prompt/completion", "text"):
+        return {}
+    found = dict(said)
+    for name in needed:
+        columns = [name] if name in first.fields else _meant(name, first.fields, found.values())
+        if name not in found and columns:
+            found[name] = _only(columns, name, needed, first)
+    if not set(needed) <= found.keys():
+        return {}
+    for name in optional:
+        columns = [name] if name in first.fields else _meant(name, first.fields, found.values())
+        if name not in found and columns and columns[0] not in found.values():
+            found[name] = columns[0]
+    return found
+
+
+def question_by_meaning(name: str, first: Row) -> str | None:
+    """The column of a row without an answer that is what ``name`` means: messages, instruction or text."""
+    return next(iter(_meant(name, first.fields, ())), None)
+
+
+def _meant(name: str, fields: Mapping[str, Any], taken: Any) -> list[str]:
+    """The columns that mean ``name`` and hold what it may be."""
+    if name == "text" and (pair := next((pair for pair in _PAIRS if set(pair.split("+")) <= fields.keys()), None)):
+        return [pair]
+    found = []
+    for column in fields:
+        if column.lower() in _MEANT.get(name, ()) and column not in taken:
+            place = _place(name, column, fields[column])
+            found += [place] if place else []
+    return found
+
+
+def _place(name: str, column: str, value: Any) -> str:
+    """Where in a column the value is that ``name`` stands for; "" where there is none."""
+    if name == "messages":
+        return column if isinstance(value, list) and value and isinstance(value[0], dict) else ""
+    if isinstance(value, dict) and isinstance(value.get("text"), list):  # SQuAD's answers
+        return f"{column}.text.0"
+    if name == "label" and isinstance(value, list):
+        return f"{column}.0" if len(value) == 1 else ""
+    return "" if isinstance(value, list | dict) else column
+
+
+def _only(columns: list[str], name: str, needed: tuple[str, ...], first: Row) -> str:
+    if len(columns) > 1:
+        example = ",".join(f"{each}={columns[0] if each == name else '…'}" for each in needed)
+        raise DataError(
+            f"{first.where} has the columns {' and '.join(columns)}, each of which could be the {name}; say which is: "
+            f"--columns {example}."
+        )
+    return columns[0]
+
+
+def column_for(name: str, columns: list[str]) -> str | None:
+    """The one of ``columns`` that means what ``name`` means here; else one spelt like it that does not mean another.
+
+    >>> column_for("prompt", ["id", "promt"])
+    'promt'
+    """
+    synonyms = _MEANT.get({"prompt": "instruction", "completion": "output"}.get(name, name), ())
+    meant = [column for column in columns if column.lower() in synonyms]
+    taken = {synonym for each in _MEANT.values() for synonym in each}
+    near = [column for column in nearest(name, columns, 1) if column.lower() not in taken]
+    return next(iter(meant + near), None)
+
+
+def refuse_other_meanings(rows: Sequence[Row]) -> None:
+    """Raises DataError for rows of a kind whose columns would be read as another's."""
+    first = rows[0]
+    for needed, is_it, sentence in _OTHER:
+        if needed <= first.fields.keys() and (row := next((row for row in rows if is_it(row.fields)), None)):
+            said = sentence(row.fields) if callable(sentence) else sentence
+            raise DataError(f"{row.where} {said}")
+
+
+def _preference(fields: dict[str, Any]) -> str:
+    if isinstance(fields["chosen"], list):
+        columns = "messages=chosen"
+    else:
+        asked = next((name for name in ("prompt", "instruction", "question", "query") if name in fields), None)
+        columns = f"instruction={asked},output=chosen" if asked else "text=chosen"
+    return (
+        f"is a preference row (chosen and rejected answers), which Veneer does not train on as such; "
+        f"--columns {columns} learns the chosen answers alone."
+    )
+
+
+def _translation(fields: dict[str, Any]) -> str:
+    languages: list[str] = list(fields["translation"])
+    one, other, *_ = (*languages, "…", "…")
+    return (
+        f"has a translation ({', '.join(languages)}), of which none is said to be the answer; say it: "
+        f"--columns instruction=translation.{one},output=translation.{other}."
+    )
+
+
+_OTHER: list[tuple[set[str], Callable[[dict[str, Any]], bool], str | Callable[[dict[str, Any]], str]]] = [
+    ({"chosen", "rejected"}, lambda fields: True, _preference),
+    (
+        {"prompt", "completion", "label"},
+        lambda fields: str(fields.get("label")).lower() in ("true", "false"),
+        "has a true or false label beside prompt and completion: a judgement of the answer, as KTO's rows have it. "
+        "Veneer learns every completion; keep the rows whose label is true, and drop the column label.",
+    ),
+    (
+        {"text", "labels"},
+        lambda fields: "label" not in fields and isinstance(fields.get("labels"), list) and len(fields["labels"]) != 1,
+        "has a list of labels: a text of several classes, which Veneer does not train on; give one class a row in a "
+        "column label.",
+    ),
+    (
+        {"text", "role", "parent_id"},
+        lambda fields: "messages" not in fields,
+        "is one message of a tree (text, role, parent_id), and would be read as plain text; join each conversation's "
+        "messages into a row of messages.",
+    ),
+    (
+        {"system", "chat"},
+        lambda fields: isinstance(fields.get("chat"), str) and "messages" not in fields,
+        "has a whole conversation as one text in the column chat, in which no answer is marked; write it as messages, "
+        "or learn all of it as it is: --columns text=chat.",
+    ),
+    (
+        {"translation"},
+        lambda fields: isinstance(fields.get("translation"), dict) and not {"prompt", "instruction"} & fields.keys(),
+        _translation,
+    ),
+]
