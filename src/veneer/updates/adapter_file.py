@@ -42,7 +42,8 @@ def save(model: nn.Module, folder: str | Path, *, name: str | None = None, dtype
     """Write an adapter as a PEFT folder; where one stands, its two files are replaced and all else is left.
 
     PEFT loads an adapter that has targets; one of new_tokens or train_also alone it refuses.
-    ``name``: which adapter; by default the one that is active. ``dtype``: fp32, bf16 or fp16; by default as trained.
+    ``name``: which adapter; by default the one that is active. ``dtype``: fp32, bf16 or fp16; by default as trained,
+    which DoRA's magnitudes are in any case.
     Raises AdapterFileError when the folder cannot be written to, or a value is too large for ``dtype``. A
     `VeneerWarning` names the updates that training never reached.
 
@@ -97,7 +98,9 @@ def write_adapter(
     own, config = _written(model, name, own), record.configs[name]
     if isinstance(config, LoRA) and any(isinstance(update, Pissa) for update in updates_of(model, name).values()):
         config = written_config(config)
-    tensors = {key: tensor.detach().to(CPU, to).contiguous() for key, tensor in own.items()}
+    # Magnitudes are of whole weights: rounded to 16 bits, they would move the base more than the update does.
+    types = {key: None if key.endswith(MAGNITUDES) else to for key in own}
+    tensors = {key: tensor.detach().to(CPU, types[key]).contiguous() for key, tensor in own.items()}
     rows = list({id(update): path for path, update in reversed(_rows_of(model, name))}.values())[::-1]
     modules = modules_of(model)
     chosen = [Chosen(path, modules[path]) for path, u in updates_of(model, name).items() if isinstance(u, LowRank)]

@@ -70,7 +70,7 @@ def test_a_model_without_tokens_is_refused():
 
 
 def test_a_run_that_is_stopped_ends_in_the_same_bytes(tiny_folder, rows_file, tmp_path):
-    over = {"neftune": 5.0, "lora_plus": 4.0, "optimizer": "paged-adamw"}
+    over = {"neftune": 5.0, "lora_plus": 4.0, "dora": True, "optimizer": "paged-adamw"}
 
     def trained(name, **more):
         return veneer.train(

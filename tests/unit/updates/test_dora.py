@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import tiny
@@ -14,6 +15,7 @@ import veneer
 from veneer.errors import AdapterFileError, ConfigError, TargetError
 from veneer.planning.config import PlanOptions
 from veneer.planning.plan import NO_MACHINE, plan
+from veneer.updates.adapter_file import WEIGHTS_NAME
 from veneer.updates.layers import Dora
 from veneer.updates.record import row_adapters, updates_of
 
@@ -180,3 +182,15 @@ def test_what_cannot_be_is_refused(tmp_path):
         veneer.attach(tiny.build("mixtral"), veneer.LoRA(targets=["down_proj"], dora=True))
     with pytest.raises(ConfigError, match="use_dora is dora"):
         veneer.LoRA(use_dora=True)
+
+
+def test_magnitudes_are_not_rounded_to_16_bits(tmp_path):
+    model, inputs = tiny.build("llama"), tiny.batch("llama")
+    veneer.attach(model, veneer.LoRA(rank=4, dora=True))
+    before = tiny.logits(model, inputs)
+    veneer.save(model, tmp_path, dtype="bf16")
+    types = {key.rsplit("lora_")[-1]: tensor.dtype for key, tensor in load_file(tmp_path / WEIGHTS_NAME).items()}
+    assert types == {"A.weight": torch.bfloat16, "B.weight": torch.bfloat16, "magnitude_vector": torch.float32}
+    fresh = tiny.build("llama")
+    veneer.load_adapter(fresh, tmp_path)
+    assert torch.equal(tiny.logits(fresh, inputs), before), "of B = 0"

@@ -164,7 +164,7 @@ def test_experts_of_an_unknown_class_are_said_to_be_left_out():
         ),
         (
             {"targets": ["down_proj"], "init": "loftq"},
-            r"experts\.down_proj is a parameter of experts, whose updates do not start from what quantising lost; use "
+            r"experts\.down_proj is a parameter of experts, whose updates do not start from their weights; use "
             r"init = 'kaiming', or leave the experts out\.",
         ),
         (
