@@ -185,7 +185,10 @@ def test_a_file_is_the_model_that_it_was_written_from(name, file):
     assert type(read).__name__.startswith(type(model).__name__.replace("Mistral", "Llama"))
     for key, tensor in model.state_dict().items():
         assert (read.state_dict()[key] - tensor).abs().max() < 1e-6, key
-    assert _off(veneer.load(file)[0], read) == 0, "the copy in the cache"
+    again = veneer.load(file)[0]
+    assert _off(again, read) < CLOSE, "the copy in the cache"  # to the bit only where weights lie as aligned in memory
+    for key, tensor in read.state_dict().items():
+        assert torch.equal(again.state_dict()[key], tensor), key
 
 
 @pytest.mark.parametrize("name", ["llama", "falcon 40B", "gemma3, linear", "phi3, longrope", "qwen2 mixture", "bloom"])

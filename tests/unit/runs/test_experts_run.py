@@ -89,4 +89,7 @@ def test_a_merge_into_4_bits_has_its_experts_as_it_was_asked(mixture, rows_file,
     whole.save_pretrained(tmp_path / "plain")
     tokenizer().save_pretrained(tmp_path / "plain")
     direct = load(tmp_path / "plain", "nf4", experts=experts == "codes")[0]
-    assert torch.equal(tiny.logits(read, INPUTS), tiny.logits(direct, INPUTS))
+    # Dense stacks of the one lie in a mapped file, aligned otherwise than the other's, which products can see.
+    torch.testing.assert_close(tiny.logits(read, INPUTS), tiny.logits(direct, INPUTS), rtol=0, atol=1e-6)
+    for name, tensor in direct.state_dict().items():
+        assert torch.equal(read.state_dict()[name], tensor), name
