@@ -21,9 +21,10 @@ MOST_CHOICES = 20
 def choices_of(examples: list[Example]) -> list[str]:
     """The distinct answers, when they are few enough to choose among (each given several times); else none.
 
-    Twenty at most, five rows for each on average. Answers that differ in space around them are one.
+    Twenty at most, five rows for each on average. Answers that differ in space around them are one. Rows with
+    preferences are no rows of labels.
     """
-    if any(example.prompt is None for example in examples):
+    if any(example.prompt is None or example.is_judged for example in examples):
         return []
     answers = {class_of(example): example.answer for example in sorted(examples, key=lambda e: e.answer, reverse=True)}
     return sorted(answers.values()) if 1 < len(answers) <= min(MOST_CHOICES, len(examples) // 5) else []

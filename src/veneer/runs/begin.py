@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 
 from veneer.data.known_tokens import known_pad, refuse_unknown_tokens_in
 from veneer.data.labels import Tokens
+from veneer.data.pairs import Pair
 from veneer.errors import ConfigError, ModelError, TrainingError
 from veneer.frozen.layers import storage_of
 from veneer.models.source import resolve
 from veneer.runs.folder import RunFolder
+from veneer.runs.objective import preference_of
 from veneer.runs.preflight import check_disk
 from veneer.runs.prepare import Prepared
 from veneer.runs.rows import Steps, in_steps
@@ -28,6 +31,7 @@ from veneer.training.eight_bit import state_bytes
 from veneer.training.loss import Loss
 from veneer.training.own_weights import train_own_weights, trained_tensors
 from veneer.training.paged_adamw import PagedAdamW
+from veneer.training.preference import PreferenceLoss
 from veneer.updates.allocator import Allocator
 from veneer.updates.attach import attach_noted
 from veneer.updates.config import AdaLoRA
@@ -46,7 +50,7 @@ class Begun:
     trained: Trainable
     allocator: Allocator | None
     optimizer: torch.optim.Optimizer
-    loss: Loss
+    loss: Loss | PreferenceLoss
 
     @property
     def config(self) -> RunConfig:
@@ -80,7 +84,7 @@ class Begun:
 
     def digest(self) -> str:
         """Sixteen hexadecimal digits of all rows, as tokens: a run goes on only over the same ones."""
-        text = json.dumps([(row.ids, row.labels) for row in self.rows + self.held_out])
+        text = json.dumps([_of_digest(row) for row in self.rows + self.held_out])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -103,7 +107,7 @@ def begin(prepared: Prepared) -> Begun:
     renderer, pad = prepared.renderer, known_pad(model, prepared.renderer)
     _check_disk(folder, config, model, trained, allocator)
     optimizer = _optimizer(config, [p for p in trained_tensors(model).values() if p.requires_grad])
-    loss = Loss(model, pad, steps.rows[0], kind=renderer.kind, smoothing=config.label_smoothing)
+    loss = _loss(model, pad, steps, renderer.kind)
     return Begun(prepared, folder, steps, with_adapter, trained, allocator, optimizer, loss)
 
 
@@ -137,6 +141,23 @@ def notes_on(name: str) -> list[str]:
     except ModelError:
         return [f"{name} is no name that load finds, so this run can be neither resumed nor evaluated from its folder."]
     return []
+
+
+def _of_digest(row: Tokens) -> tuple[object, ...]:
+    more = (row.border, row.desirable) if isinstance(row, Pair) else ()
+    return row.ids, row.labels, *more
+
+
+def _loss(model: Any, pad: int, steps: Steps, kind: str) -> Loss | PreferenceLoss:
+    """The loss of the run's objective; what a preference is measured against is not computed yet."""
+    config, sample = steps.config, steps.rows[0]
+    likelihood = Loss(
+        model, pad, sample.first if isinstance(sample, Pair) else sample, kind=kind, smoothing=config.label_smoothing
+    )
+    if config.objective == "likelihood":
+        return likelihood
+    reference = torch.full((len(steps.rows) + len(steps.held_out), 2), math.nan, dtype=torch.float64)
+    return PreferenceLoss(likelihood, preference_of(config), model, reference)
 
 
 def _let_train(prepared: Prepared, config: TrainConfig, total: int, folder: RunFolder) -> list[str]:

@@ -18,6 +18,7 @@ from veneer.data.report import Report
 from veneer.data.split import split
 from veneer.frozen.text_part import text_config_of
 from veneer.models.checkpoint import Checkpoint
+from veneer.runs.objective import in_tokens, likelihood_notes, objective_of, refuse_judged
 from veneer.training.automatic import WIDTH, Size, automatic
 from veneer.training.batches import Batches
 from veneer.training.config import RunConfig, TrainConfig
@@ -60,6 +61,7 @@ def read_split(
         train, held_out, more = split(examples.items, config.held_out, config.seed, classes=classified)
         notes += more
     if classified:
+        refuse_judged([*train, *held_out], "a classifier")
         unlabelled = [example.where for example in train + held_out if not class_of(example)]
         train, held_out = ([example for example in side if class_of(example)] for side in (train, held_out))
         notes += [f"{counted_rows(unlabelled)} left out: the answer, which is the class, is empty."] * bool(unlabelled)
@@ -90,6 +92,7 @@ class Steps:
     batches: Batches
     config: RunConfig  # what was asked, with the numbers that auto stands for
     chosen: dict[str, Any]  # those numbers, by option
+    notes: list[str]  # what the objective does to the rows, as sentences
 
     @property
     def total(self) -> int:
@@ -104,19 +107,20 @@ class Steps:
 
     def sentences(self, max_length: int) -> list[str]:
         """What the user should know of rows that were cut or left out."""
-        return [sentence for report in self.reports for sentence in report.sentences(max_length)]
+        return self.notes + [sentence for report in self.reports for sentence in report.sentences(max_length)]
 
     def work(self, kind: str, packed: bool) -> Work:
         """Over all epochs, for each puts other rows together; ``packed``: no token is padding."""
         largest, most, of_that, tokens = 0, 0, 0, 0
         for step in range(self.total):
-            passes = [tokens_gone_through(some, kind, packed) for some in self._passes(step)]
+            passes = [tokens_gone_through(some, kind, packed) for some in self.passes(step)]
             tokens += sum(passes)
             if max(passes) > most:
                 largest, most, of_that = step, max(passes), sum(passes)
         return Work(self.batches.rows(largest), tokens / of_that)
 
-    def _passes(self, step: int) -> Iterator[list[Tokens]]:
+    def passes(self, step: int) -> Iterator[list[Tokens]]:
+        """The rows of a step in the parts that go through the model together."""
         rows = self.batches.rows(step)
         size = self.config.micro_batch_size or self.config.batch_size
         return (rows[start : start + size] for start in range(0, len(rows), size))
@@ -139,10 +143,14 @@ def in_steps(
 
     Raises DataError where no row on one side has a token to learn.
     """
-    rows, report = renderer.all(train)
-    others, more = renderer.all(held_out) if held_out else ([], None)
+    objective = objective_of(asked, train, held_out, renderer.kind)
+    rows, report = in_tokens(renderer, train, objective)
+    others, more = in_tokens(renderer, held_out, objective, len(rows)) if held_out else ([], None)
     batches = Batches(rows, asked.batch_size, asked.seed)
-    chosen = automatic(asked, Size(width_of(model), batches.per_epoch, len(others), renderer.kind))
+    chosen = automatic(asked, Size(width_of(model), batches.per_epoch, len(others), renderer.kind, objective))
+    if asked.objective == "auto" and objective != "likelihood":
+        chosen = {"objective": objective, **chosen}
     chosen |= {name: number for name, number in kept.items() if name in chosen}
+    notes = likelihood_notes([*train, *held_out]) if objective == "likelihood" else []
     reports = [report] if more is None else [report, more]
-    return Steps(rows, others, reports, batches, RunConfig.of(asked, chosen), chosen)
+    return Steps(rows, others, reports, batches, RunConfig.of(asked, {"objective": objective, **chosen}), chosen, notes)

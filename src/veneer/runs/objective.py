@@ -1,0 +1,83 @@
+"""The objective of a run, told or by its rows; and its rows as tokens. Rows with preferences are never learned as if all
+their answers were good."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from veneer.data.formats import Example, counted_rows
+from veneer.data.labels import Renderer, Tokens
+from veneer.data.pairs import to_judged, to_pairs
+from veneer.data.report import Report
+from veneer.errors import ConfigError, DataError
+from veneer.training.config import TrainConfig
+from veneer.training.preference import Preference
+
+_NEEDS = {
+    "dpo": "compares a chosen and a rejected answer",
+    "orpo": "compares a chosen and a rejected answer",
+    "kto": "needs answers that are labelled good or bad (prompt, completion and a label true or false; or chosen and "
+    "rejected)",
+}
+
+
+def objective_of(config: TrainConfig, train: Sequence[Example], held_out: Sequence[Example], kind: str) -> str:
+    """The objective that the options name, or that the rows are for.
+
+    Raises DataError for rows that are not for it, or whose model is no ``kind`` that compares answers, and ConfigError
+    for options that it has not.
+    """
+    rows = [*train, *held_out]
+    objective: str = config.objective
+    if objective == "auto":
+        first = rows[0]
+        objective = "dpo" if first.rejected is not None else "kto" if first.is_judged else "likelihood"
+    if objective != "likelihood" and kind != "causal":
+        raise ConfigError(f"objective: {objective} trains models that go on with a text, and this one is for {kind}.")
+    if objective in _NEEDS:
+        other = next((row for row in rows if not _is_for(objective, row)), None)
+        if other is not None:
+            raise DataError(f"{other.where} has one answer, and objective: {objective} {_NEEDS[objective]}.")
+    try:
+        config.refuse_other_objectives(objective)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return objective
+
+
+def _is_for(objective: str, row: Example) -> bool:
+    return row.is_judged if objective == "kto" else row.rejected is not None
+
+
+def preference_of(config: TrainConfig) -> Preference:
+    """What the options of a run with such an objective say."""
+    return Preference(config.objective, config.beta, (config.desirable_weight, config.undesirable_weight))
+
+
+def in_tokens(
+    renderer: Renderer, examples: list[Example], objective: str, first: int = 0
+) -> tuple[list[Tokens], Report]:
+    """The rows as the objective takes them, numbered from ``first`` where that is by number; and what became of the
+    others. Raises DataError where none has a token to learn."""
+    if objective == "likelihood":
+        good = [example for example in examples if example.desirable is not False]
+        if not good:
+            raise DataError(f"All {len(examples)} rows are labelled false; there is no good answer to learn.")
+        return renderer.all(good)
+    return (to_judged if objective == "kto" else to_pairs)(renderer, examples, first)
+
+
+def refuse_judged(examples: Sequence[Example], what: str) -> None:
+    """Raises DataError for rows with preferences, which ``what`` cannot be trained on."""
+    for example in examples:
+        if example.is_judged:
+            raise DataError(f"{example.where} says which answer is better, and {what} learns none of that.")
+
+
+def likelihood_notes(examples: Sequence[Example]) -> list[str]:
+    """What objective: likelihood does to rows with preferences, as sentences."""
+    pairs = [example.where for example in examples if example.rejected is not None]
+    bad = [example.where for example in examples if example.desirable is False]
+    said = [f"{counted_rows(pairs)} with two answers: the chosen one is learned, the rejected one is not used."]
+    left = [f"{counted_rows(bad)} left out, because the label says that the answer is bad."]
+    return said * bool(pairs) + left * bool(bad)
