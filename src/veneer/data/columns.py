@@ -15,8 +15,8 @@ SHAPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "prompt/completion": (("prompt", "completion"), ("tools", "functions")),
     "instruction/output": (("instruction", "output"), ("input", "system", "history")),
     "text/label": (("text", "label"), ()),
-    "text": (("text",), ()),
     **PREFERENCE_SHAPES,
+    "text": (("text",), ()),
 }
 # What other data sets call a column, by what it means here.
 _MEANT: dict[str, tuple[str, ...]] = {

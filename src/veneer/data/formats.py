@@ -21,7 +21,7 @@ class Example:
     ones, and perhaps ``tools``; a prompted text has ``prompt`` and ``answer``; a plain text has an ``answer`` and no
     prompt (None).
 
-    Of a row with a preference it is the chosen answer, and ``rejected`` the other one to the same question; or the one
+    A row with a preference is its chosen answer, and ``rejected`` the other one to the same question; or its one
     answer, and ``desirable`` says whether it is good.
     """
 

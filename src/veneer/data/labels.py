@@ -101,7 +101,7 @@ class Renderer:
     def cut_rows(self, example: Example, report: Report) -> list[Tokens]:
         """The rows that one answer is learned in, cut where they are long; counted in ``report``."""
         cut = [self._cut(whole) for whole in self._rows(example, report)]
-        if any(was_cut for _, was_cut in cut):
+        if any(was_cut for _, was_cut in cut) and example.where not in report.cut[-1:]:
             report.cut.append(example.where)
         return [row for row, _ in cut]
 

@@ -41,6 +41,11 @@ class Pair(Tokens):
         return Tokens(self.ids[self.border :], self.labels[self.border :], self.where)
 
 
+def single(row: Tokens) -> Tokens:
+    """A row as one sequence: of a pair, its first answer."""
+    return row.first if isinstance(row, Pair) else row
+
+
 def to_pairs(renderer: Renderer, examples: list[Example], first: int = 0) -> tuple[list[Tokens], Report]:
     """The chosen and the rejected answer of each example, numbered from ``first``; and what became of the others: pairs
     of which a side has nothing to learn, or whose sides are the same.
@@ -67,7 +72,7 @@ def to_judged(renderer: Renderer, examples: list[Example], first: int = 0) -> tu
     Raises DataError when fewer than two rows are left.
     """
     report, rows = Report(rows=len(examples)), []
-    for example in (single for example in examples for single in _singles(example)):
+    for example in (answer for row in examples for answer in _singles(row)):
         tokens = _one(renderer, example, report)
         if tokens is None:
             report.left_out.append(example.where)

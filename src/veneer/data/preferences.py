@@ -5,7 +5,6 @@ What is asked is what chosen and rejected share: the column ``prompt``, or the b
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any
 
@@ -59,7 +58,7 @@ def sides(row: Row) -> tuple[Row, Row]:
         return _of_texts(row, chosen, rejected)
     if isinstance(chosen, list) and isinstance(rejected, list):
         return _of_conversations(row, chosen, rejected)
-    raise DataError(f"{row.where}: chosen is {_kind(chosen)}, and rejected {_kind(rejected)}; they must be of one kind.")
+    raise DataError(f"{row.where}: chosen is {_kind(chosen)}, rejected {_kind(rejected)}; they must be of one kind.")
 
 
 def judgement(row: Row) -> tuple[Row, bool]:
@@ -100,33 +99,38 @@ def _of_texts(row: Row, chosen: str, rejected: str) -> tuple[Row, Row]:
     if isinstance(prompt, list) or "system" in row.fields:
         asked = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}] if prompt else []
         if not asked:
-            raise DataError(f"{row.where} has a system message and no prompt; give the question in a column prompt.")
+            raise DataError(
+                f"{row.where} has a system message and no prompt; give the question in a column prompt (its columns: "
+                f"{', '.join(row.fields)})."
+            )
         both = ([{"role": "assistant", "content": text}] for text in (chosen, rejected))
         one, other = (_asked_and(row, asked, answer) for answer in both)
         return one, other
     if prompt is None:
-        prompt = _shared_text(chosen, rejected)
-        if not prompt:
+        start = _shared_text(chosen, rejected)
+        if not start:
             raise DataError(
                 f"{row.where} has no prompt, and chosen and rejected share no beginning: give what is asked in a "
-                f"column prompt."
+                f"column prompt (its columns: {', '.join(row.fields)})."
             )
-    if not isinstance(prompt, str):
+        prompt, chosen, rejected = chosen[:start], chosen[start:], rejected[start:]
+    elif not isinstance(prompt, str):
         raise DataError(f"{row.where}: prompt is {_kind(prompt)}, not text.")
-    if len(prompt) > _BY_CHANCE and chosen.startswith(prompt) and rejected.startswith(prompt):
+    elif len(prompt) > _BY_CHANCE and chosen.startswith(prompt) and rejected.startswith(prompt):
         raise DataError(
-            f"{row.where}: chosen and rejected begin with the prompt, which would be there twice; leave out the column "
+            f"{row.where}: chosen and rejected begin with the prompt, which would come twice; leave out the column "
             f"prompt, and it is found as what both begin with."
         )
     one, other = (_asked_and(row, prompt, text) for text in (chosen, rejected))
     return one, other
 
 
-def _shared_text(chosen: str, rejected: str) -> str:
-    """What both begin with, up to the space before the word in which they part."""
-    shared = os.path.commonprefix([chosen, rejected])
+def _shared_text(chosen: str, rejected: str) -> int:
+    """Characters that both begin with, up to the space before the word in which they part."""
+    parted = (place for place, (one, other) in enumerate(zip(chosen, rejected, strict=False)) if one != other)
+    shared = chosen[: next(parted, min(len(chosen), len(rejected)))]
     spaces = [match.start() for match in re.finditer(r"\s+", shared)]
-    return shared[: spaces[-1]] if spaces else ""
+    return spaces[-1] if spaces else 0
 
 
 def _of_conversations(row: Row, chosen: list[Any], rejected: list[Any]) -> tuple[Row, Row]:

@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 from veneer.data.known_tokens import known_pad, refuse_unknown_tokens_in
 from veneer.data.labels import Tokens
-from veneer.data.pairs import Pair
+from veneer.data.pairs import Pair, single
 from veneer.errors import ConfigError, ModelError, TrainingError
 from veneer.frozen.layers import storage_of
 from veneer.models.source import resolve
 from veneer.runs.folder import RunFolder
-from veneer.runs.objective import preference_of
 from veneer.runs.preflight import check_disk
 from veneer.runs.prepare import Prepared
 from veneer.runs.rows import Steps, in_steps
@@ -31,7 +30,7 @@ from veneer.training.eight_bit import state_bytes
 from veneer.training.loss import Loss
 from veneer.training.own_weights import train_own_weights, trained_tensors
 from veneer.training.paged_adamw import PagedAdamW
-from veneer.training.preference import PreferenceLoss
+from veneer.training.preference import PreferenceLoss, loss_of, preference_of
 from veneer.updates.allocator import Allocator
 from veneer.updates.attach import attach_noted
 from veneer.updates.config import AdaLoRA
@@ -150,14 +149,10 @@ def _of_digest(row: Tokens) -> tuple[object, ...]:
 
 def _loss(model: Any, pad: int, steps: Steps, kind: str) -> Loss | PreferenceLoss:
     """The loss of the run's objective; what a preference is measured against is not computed yet."""
-    config, sample = steps.config, steps.rows[0]
-    likelihood = Loss(
-        model, pad, sample.first if isinstance(sample, Pair) else sample, kind=kind, smoothing=config.label_smoothing
-    )
-    if config.objective == "likelihood":
-        return likelihood
-    reference = torch.full((len(steps.rows) + len(steps.held_out), 2), math.nan, dtype=torch.float64)
-    return PreferenceLoss(likelihood, preference_of(config), model, reference)
+    config, rows = steps.config, steps.rows
+    likelihood = Loss(model, pad, single(rows[0]), kind=kind, smoothing=config.label_smoothing)
+    reference = torch.full((len(rows) + len(steps.held_out), 2), math.nan, dtype=torch.float64)
+    return loss_of(likelihood, preference_of(config, rows), model, reference)
 
 
 def _let_train(prepared: Prepared, config: TrainConfig, total: int, folder: RunFolder) -> list[str]:

@@ -1,5 +1,7 @@
-"""The objective of a run, told or by its rows; and its rows as tokens. Rows with preferences are never learned as if all
-their answers were good."""
+"""The objective of a run, as asked or by its rows; and its rows as tokens.
+
+Rows with preferences are never learned as if all their answers were good.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,6 @@ from veneer.data.pairs import to_judged, to_pairs
 from veneer.data.report import Report
 from veneer.errors import ConfigError, DataError
 from veneer.training.config import TrainConfig
-from veneer.training.preference import Preference
 
 _NEEDS = {
     "dpo": "compares a chosen and a rejected answer",
@@ -47,11 +48,6 @@ def objective_of(config: TrainConfig, train: Sequence[Example], held_out: Sequen
 
 def _is_for(objective: str, row: Example) -> bool:
     return row.is_judged if objective == "kto" else row.rejected is not None
-
-
-def preference_of(config: TrainConfig) -> Preference:
-    """What the options of a run with such an objective say."""
-    return Preference(config.objective, config.beta, (config.desirable_weight, config.undesirable_weight))
 
 
 def in_tokens(

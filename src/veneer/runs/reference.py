@@ -1,4 +1,4 @@
-"""The reference of a run with preferences: computed while the model is as the run begins with it, and kept with the run.
+"""The reference of a run with preferences: computed while the model is as the run begins with it, kept with the run.
 
 A resumed run reads it. Where it takes steps over rows that it has not, the model is built as at the start once more,
 and they are computed before its checkpoint is loaded.
@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -38,7 +37,7 @@ def compute_reference(begun: Begun, say: Callable[[str], None], *, resumed: bool
         return
     again = _read(begun.folder.reference_file, loss.reference, begun.digest()) if resumed else True
     parts = list(_parts(begun, measures))
-    missing = sum(bool(loss.reference[row.number].isnan().any()) for row in chain(*parts))
+    missing = loss.without_reference(chain(*parts))
     if not missing:
         return
     if not again:
@@ -79,8 +78,8 @@ def _read(file: Path, reference: Tensor, digest: str) -> bool:
             facts, kept = opened.metadata() or {}, opened.get_tensor(_NAME)
     except (OSError, SafetensorError) as error:
         raise TrainingError(
-            f"{file} cannot be read ({str(error).splitlines()[0]}): the run's reference, which cannot be made again now "
-            f"that it has trained. Restore the file, or start a new run."
+            f"{file} cannot be read ({str(error).splitlines()[0]}): the run's reference, which cannot be made again "
+            f"now that it has trained. Restore the file, or start a new run."
         ) from None
     if facts.get("data") == digest and kept.shape == reference.shape:
         reference.copy_(kept)

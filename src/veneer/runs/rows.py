@@ -80,6 +80,7 @@ class Work:
 
     largest: list[Tokens]  # the rows of the step with the most tokens in a pass
     steps: float  # the tokens of all steps, counted in steps of that one's size
+    reference: float  # and those whose reference is computed, once, before
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,15 @@ class Steps:
 
     def work(self, kind: str, packed: bool) -> Work:
         """Over all epochs, for each puts other rows together; ``packed``: no token is padding."""
-        largest, most, of_that, tokens = 0, 0, 0, 0
+        largest, most, of_that, tokens, referred = 0, 0, 0, 0, 0
         for step in range(self.total):
             passes = [tokens_gone_through(some, kind, packed) for some in self.passes(step)]
             tokens += sum(passes)
+            referred += sum(passes) if step < self.batches.per_epoch else 0
             if max(passes) > most:
                 largest, most, of_that = step, max(passes), sum(passes)
-        return Work(self.batches.rows(largest), tokens / of_that)
+        referred += tokens_gone_through(self.held_out, kind, packed=True) if self.held_out else 0
+        return Work(self.batches.rows(largest), tokens / of_that, referred / of_that)
 
     def passes(self, step: int) -> Iterator[list[Tokens]]:
         """The rows of a step in the parts that go through the model together."""

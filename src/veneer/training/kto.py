@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 
-def kto_loss(answer: Tensor, desirable: Tensor, divergence: Tensor, beta: float, weights: tuple[float, float]) -> Tensor:
+def kto_loss(
+    answer: Tensor, desirable: Tensor, divergence: Tensor, beta: float, weights: tuple[float, float]
+) -> Tensor:
     """λ_D (1 − σ(β (r − z0))) of a good answer, λ_U (1 − σ(β (z0 − r))) of a bad one, equation 8; (rows,).
 
     ``answer`` (rows,): r, the log-probability of each answer less that of the reference, nats; ``desirable`` (rows,):

@@ -20,8 +20,8 @@ from veneer.training.callbacks import Callback, EvaluationRecord, StepRecord
 from veneer.training.checkpoint import save_best, save_checkpoint
 from veneer.training.config import RunConfig
 from veneer.training.interrupt import StopRequest
-from veneer.training.objective import Objective
 from veneer.training.metrics import Metrics
+from veneer.training.objective import Objective
 from veneer.training.schedule import learning_rate
 from veneer.training.state import State, checkpoints_in
 from veneer.training.world import OneProcess, World

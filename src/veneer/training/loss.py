@@ -100,7 +100,8 @@ class Loss:
             found = chunked_log_probabilities(hidden, self._model.get_output_embeddings(), labels)
         else:
             found = _log_probabilities(None, *self._logits_of(self._batch(rows), rows))
-        return torch.stack([part.sum() for part in found.double().split([row.learned for row in rows])])
+        parts = torch.split(found.double(), [row.learned for row in rows])
+        return torch.stack([part.sum() for part in parts])
 
     def _batch(self, rows: list[Tokens]) -> Batch:
         batch = collate(rows, self._pad, classes=self.kind == "classification")
@@ -138,8 +139,8 @@ class Loss:
 
 
 def tokens_gone_through(rows: Sequence[Tokens], kind: str, packed: bool) -> int:
-    """Tokens that a pass over ``rows`` computes: of an encoder-decoder on either side; of both answers of a pair; padding
-    too, where they are not ``packed``."""
+    """Tokens that a pass over ``rows`` computes: of an encoder-decoder on either side; of both answers of a
+    pair; padding too, where they are not ``packed``."""
     rows = [side for row in rows for side in ((row.first, row.second) if isinstance(row, Pair) else (row,))]
     lengths = [len(row.ids) for row in rows]
     if packed:
@@ -174,14 +175,14 @@ def chunked_loss(
     return loss
 
 
-def chunked_log_probabilities(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
+def chunked_log_probabilities(hidden: Tensor, head: Any, labels: Tensor) -> Tensor:
     """Log-probability of each label after its hidden state, fp32 (n,); differentiable as `chunked_loss` is.
 
     What follows from one may depend on all, so the gradient of a chunk is formed in the backward pass, where its logits
     are computed once more.
     """
-    count = max(1, _CHUNK // head.weight.shape[0])  # type: ignore[operator]
-    chunks = zip(hidden.split(count), labels.split(count), strict=True)
+    count = max(1, _CHUNK // int(head.weight.shape[0]))
+    chunks = zip(torch.split(hidden, count), torch.split(labels, count), strict=True)
     return torch.cat([checkpoint(_log_probabilities, head, *chunk, use_reentrant=False) for chunk in chunks])
 
 

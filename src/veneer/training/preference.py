@@ -17,6 +17,7 @@ from torch import Tensor
 from veneer.data.labels import Tokens
 from veneer.data.pairs import Pair
 from veneer.training.batches import by_length
+from veneer.training.config import TrainConfig
 from veneer.training.dpo import dpo_loss
 from veneer.training.kto import kto_divergence, kto_loss
 from veneer.training.loss import How, Loss, Measured
@@ -34,6 +35,22 @@ class Preference(NamedTuple):
     def has_reference(self) -> bool:
         """Whether answers are measured against the model as it was."""
         return self.objective != "orpo"
+
+
+def preference_of(config: TrainConfig, rows: Sequence[Tokens]) -> Preference | None:
+    """What a run over these rows compares; None where it learns their likelihood. Where ``config`` leaves it to the
+    rows, pairs are for dpo, and judged answers for kto."""
+    first = rows[0]
+    if not isinstance(first, Pair):
+        return None
+    by_rows = "dpo" if first.desirable is None else "kto"
+    objective = by_rows if config.objective == "auto" else config.objective
+    return Preference(objective, config.beta, (config.desirable_weight, config.undesirable_weight))
+
+
+def loss_of(likelihood: Loss, preference: Preference | None, model: Any, reference: Tensor) -> Loss | PreferenceLoss:
+    """The loss of a run, over its model's ``likelihood``."""
+    return likelihood if preference is None else PreferenceLoss(likelihood, preference, model, reference)
 
 
 class _Step(NamedTuple):
@@ -94,6 +111,10 @@ class PreferenceLoss:
         margin = self._preference.beta * float(first[good].mean() - first[~good].mean()) if both else None
         return Measured(loss, right, margin)
 
+    def without_reference(self, rows: Iterable[Tokens]) -> int:
+        """How many of the rows have no reference yet."""
+        return int(self.reference[[pair.number for pair in _pairs(list(rows))]].isnan().any(1).sum())
+
     @torch.no_grad()
     def refer(self, parts: Iterable[list[Tokens]]) -> None:
         """Compute the reference of these rows, part by part, where it is missing: the model is the reference now."""
@@ -109,13 +130,14 @@ class PreferenceLoss:
         divergence = torch.zeros((), dtype=torch.float64)
         if self._preference.objective == "kto":
             with torch.no_grad(), _in_eval_mode(self._model):
-                found = torch.cat([self._likelihood.log_probabilities([pair.second for pair in part]) for part in parts])
+                others = ([pair.second for pair in part] for part in parts)
+                found = torch.cat([self._likelihood.log_probabilities(answers) for answers in others])
             divergence = kto_divergence(found - self._referred(pairs, found)[:, 1])
         return _Step(len(pairs), sum(pair.first.learned for pair in pairs), divergence)
 
     def _scores(self, pairs: list[Pair]) -> tuple[Tensor, Tensor]:
-        """Of each answer what is compared, (rows,) of the first ones and of the second: its log-probability less the
-        reference's, or in ORPO the mean of its tokens. KTO has no second."""
+        """What is compared, (rows,) of the first answers and of the second: a log-probability less the reference's, or
+        in ORPO the mean of the tokens'. KTO has no second."""
         if self._preference.objective == "kto":
             found = self._likelihood.log_probabilities([pair.first for pair in pairs])
             return found - self._referred(pairs, found)[:, 0], found[:0]
