@@ -21,8 +21,9 @@ Rows = list[list[str]]
 _MEASURES = {
     "loss": "evaluated loss", "perplexity": "evaluated perplexity", "choice_accuracy": "evaluated choice accuracy",
     "exact_match": "evaluated exact match", "macro_f1": "evaluated mean F1",
+    "preferred": "evaluated chosen likelier than rejected",
 }  # fmt: skip
-_SHARES = ("choice_accuracy", "exact_match", "macro_f1")
+_SHARES = ("choice_accuracy", "exact_match", "macro_f1", "preferred")
 _OF_TOKENS = ("model", "data", "held_out", "seed", "task", "template", "learn", "max_length")  # which are measured
 _SMOOTHED_FROM = 50  # steps, as on the page of a run
 

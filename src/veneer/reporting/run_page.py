@@ -27,8 +27,9 @@ _SHADES = 10  # the darkest one's number in page.css
 _MEASURES = {
     "loss": "loss (mean of a learned token, nats)", "perplexity": "perplexity",
     "choice_accuracy": "choice accuracy", "exact_match": "exact match",
+    "preferred": "chosen likelier than rejected",
 }  # fmt: skip
-_SHARES = ("choice_accuracy", "exact_match")
+_SHARES = ("choice_accuracy", "exact_match", "preferred")
 
 
 @dataclass(frozen=True)

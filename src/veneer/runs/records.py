@@ -41,6 +41,7 @@ class ScoresRecord(TypedDict, total=False):
     choice_accuracy: float | None
     exact_match: float | None
     macro_f1: float | None
+    preferred: float | None
 
 
 @with_config(_AND_MORE)
