@@ -212,12 +212,11 @@ def _labels(examples: Examples) -> dict[str, int]:
 
 def _answers(example: Example) -> list[Example]:
     """The answers of a row, one by one; of a row with a preference each with what it is."""
-    if example.rejected is not None:
-        sides = (("chosen", example), ("rejected", example.rejected))
-    elif example.desirable is not None:
-        sides = (("good" if example.desirable else "bad", example),)
-    else:
+    if not example.is_judged:
         return [example]
+    sides = [("good" if example.desirable else "bad", example)]
+    if example.rejected is not None:
+        sides = [("chosen", example), ("rejected", example.rejected)]
     return [replace(answer, where=f"{answer.where}, {what}", rejected=None) for what, answer in sides]
 
 

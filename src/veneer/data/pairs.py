@@ -41,9 +41,9 @@ class Pair(Tokens):
         return Tokens(self.ids[self.border :], self.labels[self.border :], self.where)
 
 
-def single(row: Tokens) -> Tokens:
-    """A row as one sequence: of a pair, its first answer."""
-    return row.first if isinstance(row, Pair) else row
+def sequences(row: Tokens) -> list[Tokens]:
+    """What of a row passes through the model by itself: of a pair, either answer."""
+    return [row.first, row.second] if isinstance(row, Pair) else [row]
 
 
 def to_pairs(renderer: Renderer, examples: list[Example], first: int = 0) -> tuple[list[Tokens], Report]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from veneer.data.labels import Tokens
-from veneer.data.pairs import Pair, single
+from veneer.data.pairs import Pair, sequences
 from veneer.frozen.experts import QuantisedStack
 from veneer.frozen.text_part import text_config_of, text_part
 from veneer.frozen.weight import QuantisedLinear
@@ -82,7 +82,7 @@ def trace_step(
 
 def how_of(base: Base, sample: Tokens) -> How:
     """How a run over ``base`` computes its loss, as far as shapes show it."""
-    return no_values(lambda: _how(empty_model(base), base.kind, single(sample)))
+    return no_values(lambda: _how(empty_model(base), base.kind, sequences(sample)[0]))
 
 
 def _take(
@@ -93,7 +93,7 @@ def _take(
     model, weights = _begun(base, update, on_cpu, times)
     keeping = keeping_layers(model)
     kinds, count = _shown(model, keeping, keeping if recomputed is None else keeping[:recomputed])
-    sample = single(rows[0])
+    sample = sequences(rows[0])[0]
     how = how or _how(model, base.kind, sample)
     # A chunk of logits is normalised in one piece instead of eight rows at a time: the same memory, fewer calls.
     likelihood = Loss(model, 0, sample, kind=base.kind, smoothing=smoothing, how=how, rows_at_once=_ALL_ROWS)

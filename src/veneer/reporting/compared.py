@@ -117,8 +117,8 @@ class RunsCompared:
 def _option(run: RunHistory, name: str) -> str:
     value = getattr(run.config, name)
     chosen = run.rows.get("chosen", {}).get(name)
-    if value == "auto" and isinstance(chosen, int | float):
-        return f"auto: {chosen:g}"
+    if value == "auto" and isinstance(chosen, int | float | str):
+        return f"auto: {chosen}" if isinstance(chosen, str) else f"auto: {chosen:g}"
     if name in ("data", "held_out") and Path(str(value)).parent == run.folder.path:
         file = Path(str(value))
         digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8] if file.is_file() else "missing"

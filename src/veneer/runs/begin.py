@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from veneer.data.known_tokens import known_pad, refuse_unknown_tokens_in
 from veneer.data.labels import Tokens
-from veneer.data.pairs import Pair, single
+from veneer.data.pairs import Pair, sequences
 from veneer.errors import ConfigError, ModelError, TrainingError
 from veneer.frozen.layers import storage_of
 from veneer.models.source import resolve
@@ -150,7 +150,7 @@ def _of_digest(row: Tokens) -> tuple[object, ...]:
 def _loss(model: Any, pad: int, steps: Steps, kind: str) -> Loss | PreferenceLoss:
     """The loss of the run's objective; what a preference is measured against is not computed yet."""
     config, rows = steps.config, steps.rows
-    likelihood = Loss(model, pad, single(rows[0]), kind=kind, smoothing=config.label_smoothing)
+    likelihood = Loss(model, pad, sequences(rows[0])[0], kind=kind, smoothing=config.label_smoothing)
     reference = torch.full((len(rows) + len(steps.held_out), 2), math.nan, dtype=torch.float64)
     return loss_of(likelihood, preference_of(config, rows), model, reference)
 

@@ -14,6 +14,7 @@ from veneer.data.report import Report
 from veneer.errors import ConfigError, DataError
 from veneer.training.config import TrainConfig
 
+_MORE = 4 / 3  # that good answers may weigh in KTO, times bad ones
 _NEEDS = {
     "dpo": "compares a chosen and a rejected answer",
     "orpo": "compares a chosen and a rejected answer",
@@ -68,6 +69,32 @@ def refuse_judged(examples: Sequence[Example], what: str) -> None:
     for example in examples:
         if example.is_judged:
             raise DataError(f"{example.where} says which answer is better, and {what} learns none of that.")
+
+
+def notes_of(config: TrainConfig, objective: str, train: Sequence[Example], held_out: Sequence[Example]) -> list[str]:
+    """What the objective does to the rows, and what KTO's weights should be for them, as sentences."""
+    if objective == "likelihood":
+        return likelihood_notes([*train, *held_out])
+    return kto_notes(config, train) if objective == "kto" else []
+
+
+def kto_notes(config: TrainConfig, train: Sequence[Example]) -> list[str]:
+    """A sentence where good and bad answers do not weigh alike: the paper (section 4.2) and trl want good ones to weigh
+    as much as bad ones, up to a third more."""
+    pairs = sum(row.rejected is not None for row in train)
+    good = pairs + sum(bool(row.desirable) for row in train)
+    bad = pairs + sum(row.desirable is False for row in train)
+    if not good or not bad:
+        return [f"All answers are {'good' if good else 'bad'} ones; KTO learns little from one kind."]
+    share = config.desirable_weight * good / (config.undesirable_weight * bad)
+    if 1 <= share <= _MORE:
+        return []
+    least = config.undesirable_weight * bad / good
+    return [
+        f"{good:,} good and {bad:,} bad answers: with the weights {config.desirable_weight:g} and "
+        f"{config.undesirable_weight:g} they do not weigh alike. KTO's authors would take a desirable_weight from "
+        f"{least:.2g} to {_MORE * least:.2g}."
+    ]
 
 
 def likelihood_notes(examples: Sequence[Example]) -> list[str]:

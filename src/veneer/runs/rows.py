@@ -18,7 +18,7 @@ from veneer.data.report import Report
 from veneer.data.split import split
 from veneer.frozen.text_part import text_config_of
 from veneer.models.checkpoint import Checkpoint
-from veneer.runs.objective import in_tokens, likelihood_notes, objective_of, refuse_judged
+from veneer.runs.objective import in_tokens, notes_of, objective_of, refuse_judged
 from veneer.training.automatic import WIDTH, Size, automatic
 from veneer.training.batches import Batches
 from veneer.training.config import RunConfig, TrainConfig
@@ -154,6 +154,6 @@ def in_steps(
     if asked.objective == "auto" and objective != "likelihood":
         chosen = {"objective": objective, **chosen}
     chosen |= {name: number for name, number in kept.items() if name in chosen}
-    notes = likelihood_notes([*train, *held_out]) if objective == "likelihood" else []
+    notes = notes_of(asked, objective, train, held_out)
     reports = [report] if more is None else [report, more]
     return Steps(rows, others, reports, batches, RunConfig.of(asked, {"objective": objective, **chosen}), chosen, notes)

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from veneer.data.labels import IGNORE, Tokens
-from veneer.data.pairs import Pair
+from veneer.data.pairs import sequences
 from veneer.frozen.text_part import text_config_of, text_part
 from veneer.frozen.weight import StoredLinear
 from veneer.training.batches import Batch, by_length, collate
@@ -141,7 +141,7 @@ class Loss:
 def tokens_gone_through(rows: Sequence[Tokens], kind: str, packed: bool) -> int:
     """Tokens that a pass over ``rows`` computes: of an encoder-decoder on either side; of both answers of a
     pair; padding too, where they are not ``packed``."""
-    rows = [side for row in rows for side in ((row.first, row.second) if isinstance(row, Pair) else (row,))]
+    rows = [side for row in rows for side in sequences(row)]
     lengths = [len(row.ids) for row in rows]
     if packed:
         return sum(lengths)
@@ -178,12 +178,34 @@ def chunked_loss(
 def chunked_log_probabilities(hidden: Tensor, head: Any, labels: Tensor) -> Tensor:
     """Log-probability of each label after its hidden state, fp32 (n,); differentiable as `chunked_loss` is.
 
-    What follows from one may depend on all, so the gradient of a chunk is formed in the backward pass, where its logits
-    are computed once more.
+    What follows from one may depend on all, so its weight in the gradient is known in the backward pass alone. A frozen
+    head's gradient of each token is formed in the forward pass all the same, and weighted then; the logits of a trained
+    one are computed once more.
     """
     count = max(1, _CHUNK // int(head.weight.shape[0]))
-    chunks = zip(torch.split(hidden, count), torch.split(labels, count), strict=True)
-    return torch.cat([checkpoint(_log_probabilities, head, *chunk, use_reentrant=False) for chunk in chunks])
+    chunks = list(zip(torch.split(hidden, count), torch.split(labels, count), strict=True))
+    if any(parameter.requires_grad for parameter in head.parameters()):
+        return torch.cat([checkpoint(_log_probabilities, head, *chunk, use_reentrant=False) for chunk in chunks])
+    return torch.cat([_ByFrozenHead.apply(head, *chunk) for chunk in chunks])  # type: ignore[no-untyped-call]
+
+
+class _ByFrozenHead(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, head: Any, hidden: Tensor, labels: Tensor) -> Tensor:
+        if not ctx.needs_input_grad[1]:
+            return _log_probabilities(head, hidden, labels)
+        chunk = hidden.detach().requires_grad_()
+        with torch.enable_grad():
+            found = _log_probabilities(head, chunk, labels)
+            # Each is of its own hidden state alone, so the sum's gradient is that of each.
+            ctx.save_for_backward(*torch.autograd.grad(found.sum(), chunk))
+        return found.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (of_each,) = ctx.saved_tensors
+        return None, of_each * grad[:, None].to(of_each.dtype), None
 
 
 def _log_probabilities(head: nn.Module | None, states: Tensor, labels: Tensor) -> Tensor:
