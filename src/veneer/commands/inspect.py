@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from veneer.commands.config import InspectOptions
 from veneer.commands.inspect_runs import holds_nothing_known, listed, refusal_of_no_runs, runs_in
 from veneer.data.bbc import BBC_TOPICS
 from veneer.data.classes import counted_classes
-from veneer.data.formats import Examples, class_of, to_examples
+from veneer.data.formats import Example, Examples, class_of, to_examples
+from veneer.data.kept import Kept
 from veneer.data.labels import IGNORE, Renderer, Tokens
 from veneer.data.read import read_rows
 from veneer.errors import ConfigError, DataError
@@ -222,9 +223,19 @@ def _labels(examples: Examples) -> dict[str, int]:
     return dict(Counter(sorted(map(class_of, examples.items)))) if few else {}
 
 
+def _answers(example: Example) -> list[Example]:
+    """The answers of a row, one by one; of a row with a preference each with what it is."""
+    if not example.is_judged:
+        return [example]
+    sides = [("good" if example.desirable else "bad", example)]
+    if example.rejected is not None:
+        sides = [("chosen", example), ("rejected", example.rejected)]
+    return [replace(answer, where=f"{answer.where}, {what}", rejected=None) for what, answer in sides]
+
+
 def _marked(examples: Examples, renderer: Renderer, rows: int) -> tuple[dict[str, Any], list[Text | str]]:
     """The first rows with the learned part marked, and what becomes of all rows."""
-    kept, report = renderer.all(examples.items)
+    kept, report = renderer.all(Kept(answer for example in examples.items for answer in _answers(example)))
     longest = max(len(row.ids) for row in kept)
     values: dict[str, Any] = {
         "learned_tokens": report.learned, "longest": longest, "cut": report.cut, "left_out": report.left_out,

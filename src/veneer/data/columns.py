@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from veneer.data.preferences import PREFERENCE_SHAPES, preference_shape
 from veneer.data.read import Row
 from veneer.errors import DataError, nearest
 
@@ -14,6 +15,7 @@ SHAPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "prompt/completion": (("prompt", "completion"), ("tools", "functions")),
     "instruction/output": (("instruction", "output"), ("input", "system", "history")),
     "text/label": (("text", "label"), ()),
+    **PREFERENCE_SHAPES,
     "text": (("text",), ()),
 }
 # What other data sets call a column, by what it means here.
@@ -34,9 +36,12 @@ def recognise(rows: Sequence[Row]) -> str:
     Raises DataError, showing the columns given and what each shape needs, when none fits or several do, and for rows
     whose columns fit one and mean something else.
     """
+    if shape := preference_shape(rows):
+        return shape  # its columns may make others, too, which would learn bad answers
     _refuse_other_meanings(rows)
     columns = list(rows[0].fields)
-    fitting = [name for name, (needed, _) in SHAPES.items() if set(needed) <= set(columns)]
+    plain = {name: needed for name, (needed, _) in SHAPES.items() if name not in PREFERENCE_SHAPES}
+    fitting = [name for name, needed in plain.items() if set(needed) <= set(columns)]
     if "text/label" in fitting:
         fitting.remove("text")  # the smaller shape is a part of it, not another reading
     if len(fitting) == 1:
@@ -58,7 +63,7 @@ def _renames(fields: dict[str, Any]) -> dict[str, str]:
     columns = list(fields)
     best: dict[str, str] = {}
     most = 0
-    for needed, optional in SHAPES.values():
+    for needed, optional in (columns_of for shape, columns_of in SHAPES.items() if shape not in PREFERENCE_SHAPES):
         renames: dict[str, str] = {}
         for name in (*needed, *optional):
             left = [
@@ -97,22 +102,10 @@ def _refuse_other_meanings(rows: Sequence[Row]) -> None:
 
 _OTHER: list[tuple[set[str], Callable[[dict[str, Any]], bool], str]] = [
     (
-        {"chosen", "rejected"},
-        lambda fields: True,
-        "is a preference row (chosen and rejected answers), which Veneer does not train on; keep the chosen answers as "
-        "prompt and completion, or as messages.",
-    ),
-    (
         {"conversations"},
         lambda fields: "messages" not in fields and "from" in str(fields.get("conversations"))[:200],
         "is in ShareGPT's form; write it as messages: conversations → messages, from → role (human → user, gpt → "
         "assistant), value → content.",
-    ),
-    (
-        {"prompt", "completion", "label"},
-        lambda fields: str(fields.get("label")).lower() in ("true", "false"),
-        "has a true or false label beside prompt and completion: a judgement of the answer, as KTO's rows have it. "
-        "Veneer learns every completion; keep the rows whose label is true, and drop the column label.",
     ),
     (
         {"text", "labels"},

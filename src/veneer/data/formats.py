@@ -10,6 +10,7 @@ from typing import Any
 from veneer.data.columns import SHAPES, recognise
 from veneer.data.kept import Kept
 from veneer.data.messages import Message, read_conversation, read_tools, said_in
+from veneer.data.preferences import JUDGED, PAIRS, judgement, sides
 from veneer.data.read import Row
 from veneer.errors import DataError
 
@@ -21,6 +22,9 @@ class Example:
     A conversation has ``messages``, of which those from number ``given`` on may be learned, except the ``unlearned``
     ones, and perhaps ``tools``; a prompted text has ``prompt`` and ``answer``; a plain text has an ``answer`` and no
     prompt (None).
+
+    A row with a preference is its chosen answer, and ``rejected`` the other one to the same question; or its one
+    answer, and ``desirable`` says whether it is good.
     """
 
     where: str
@@ -30,6 +34,13 @@ class Example:
     answer: str = ""
     unlearned: frozenset[int] = frozenset()
     tools: tuple[dict[str, Any], ...] = ()
+    rejected: Example | None = None
+    desirable: bool | None = None
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the row has a preference: to learn all its answers would be to learn bad ones."""
+        return self.rejected is not None or self.desirable is not None
 
     def learned(self) -> list[bool]:
         """Whether each of the messages is an answer that is learned."""
@@ -133,6 +144,16 @@ def _prompted(row: Row) -> Example:
     return Example(row.where, prompt=_text(row, "prompt"), answer=_text(row, "completion"))
 
 
+def _pair(row: Row) -> Example:
+    chosen, rejected = map(_prompted, sides(row))
+    return replace(chosen, rejected=rejected)
+
+
+def _judged(row: Row) -> Example:
+    answer, desirable = judgement(row)
+    return replace(_prompted(answer), desirable=desirable)
+
+
 def _instruction(row: Row) -> Example:
     parts = [_text(row, "instruction"), _text(row, "input") if row.fields.get("input") else ""]
     turns = [*_history(row), ("\n\n".join(part for part in parts if part), _text(row, "output"))]
@@ -191,6 +212,8 @@ def _plain(row: Row) -> Example:
 _READ = {
     "messages": _conversation,
     "prompt/completion": _prompted,
+    PAIRS: _pair,
+    JUDGED: _judged,
     "instruction/output": _instruction,
     "text/label": _labelled,
     "text": _plain,

@@ -89,6 +89,13 @@ class Renderer:
         rows = self._rows(example, Report())
         return rows[-1] if rows else Tokens([], [], example.where)
 
+    def cut_rows(self, example: Example, report: Report) -> list[Tokens]:
+        """The rows that one answer is learned in, cut where they are long; counted in ``report``."""
+        cut = [self._cut(whole) for whole in self._rows(example, report)]
+        if any(was_cut for _, was_cut in cut) and example.where not in report.cut[-1:]:
+            report.cut.append(example.where)
+        return [row for row, _ in cut]
+
     def prompt(self, example: Example) -> list[int]:
         """The tokens before the last answer: what generation starts from. Raises DataError when there are none."""
         if self.seq2seq:

@@ -110,6 +110,16 @@ class TrainArguments(Needed, total=False):
     take neither (Gemma, Mistral)."""
     learn: Literal["answer", "last", "all"]
     """Tokens that are learned: of every answer, of a conversation's last answer, or all."""
+    objective: Literal["auto", "likelihood", "dpo", "orpo", "kto"]
+    """What is made better: the likelihood of answers; chosen answers against rejected ones (dpo, orpo); or good
+    answers against bad ones (kto). auto: dpo or kto for rows with such answers, else likelihood."""
+    beta: float
+    """How strongly dpo and kto are held to the model as it was; in orpo the weight of the odds ratio, the paper's
+    λ."""
+    desirable_weight: float
+    """Weight of good answers in kto."""
+    undesirable_weight: float
+    """Weight of bad answers in kto."""
     max_length: int
     """Tokens of a row; longer rows are cut, and counted."""
     steps: int | None
@@ -357,6 +367,16 @@ class PlanArguments(TypedDict, total=False):
     take neither (Gemma, Mistral)."""
     learn: Literal["answer", "last", "all"]
     """Tokens that are learned: of every answer, of a conversation's last answer, or all."""
+    objective: Literal["auto", "likelihood", "dpo", "orpo", "kto"]
+    """What is made better: the likelihood of answers; chosen answers against rejected ones (dpo, orpo); or good
+    answers against bad ones (kto). auto: dpo or kto for rows with such answers, else likelihood."""
+    beta: float
+    """How strongly dpo and kto are held to the model as it was; in orpo the weight of the odds ratio, the paper's
+    λ."""
+    desirable_weight: float
+    """Weight of good answers in kto."""
+    undesirable_weight: float
+    """Weight of bad answers in kto."""
     max_length: int
     """Tokens of a row; longer rows are cut, and counted."""
     steps: int | None

@@ -44,9 +44,6 @@ def test_no_hint_where_none_would_make_a_shape():
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"prompt": "p", "completion": "c", "label": True}, r"^d:1 has a true or false label beside prompt"),
-        ({"prompt": "p", "completion": "c", "label": "False"}, "keep the rows whose label is true"),
-        ({"prompt": "p", "chosen": "c", "rejected": "r"}, r"^d:1 is a preference row \(chosen and rejected answers\)"),
         ({"text": "t", "labels": [1, 2], "id": "a"}, r"^d:1 has a list of labels: a text of several classes"),
         ({"text": "t", "labels": 1}, r"^d:1 has text and labels, and .*; rename labels → label"),
         ({"text": "t", "role": "prompter", "parent_id": None}, r"^d:1 is one message of a tree \(text, role, parent"),
@@ -71,6 +68,7 @@ def test_system_and_history_of_instructions_are_used():
 
 
 TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+HUMAN = "\n\nHuman: q\n\nAssistant: "
 SHAREGPT = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
 # Well-known sets by their columns: the shape that they are taken as, or what the refusal says.
 SETS = {
@@ -95,10 +93,10 @@ SETS = {
     "wikitext": ({"text": "a"}, "text"),
     "c4": ({"text": "a", "timestamp": "t", "url": "u"}, "text"),
     "no_robots": ({"prompt": "a", "prompt_id": "1", "messages": TALK, "category": "c"}, "messages"),
-    "hh-rlhf": ({"chosen": "a", "rejected": "b"}, "is a preference row"),
-    "ultrafeedback": ({"prompt": "a", "chosen": TALK, "rejected": TALK, "score_chosen": 1.0}, "is a preference row"),
-    "orca_dpo_pairs": ({"system": "s", "question": "a", "chosen": "b", "rejected": "c"}, "is a preference row"),
-    "kto-mix": ({"prompt": TALK[:1], "completion": TALK[1:], "label": True}, "has a true or false label beside prompt"),
+    "hh-rlhf": ({"chosen": HUMAN + "a", "rejected": HUMAN + "b"}, "chosen/rejected"),
+    "ultrafeedback": ({"prompt": "a", "chosen": TALK, "rejected": TALK, "score_chosen": 1.0}, "chosen/rejected"),
+    "orca_dpo_pairs": ({"system": "s", "question": "a", "chosen": "b", "rejected": "c"}, "no prompt; .* question"),
+    "kto-mix": ({"prompt": TALK[:1], "completion": TALK[1:], "label": True}, "prompt/completion/label"),
     "glaive": ({"system": "s", "chat": "USER: a"}, "which fit no shape"),
     "xlam": ({"query": "a", "tools": "[]", "answers": "[]"}, "query → prompt, answers → completion"),
     "MetaMathQA": ({"query": "a", "response": "b", "type": "t", "original_question": "q"}, "query → prompt, response"),
