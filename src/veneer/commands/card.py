@@ -31,14 +31,20 @@ _MODEL = "MODEL"  # and a model's
 _BASE = "BASE"  # and a base that is known by no name but a path of one machine
 _WRITTEN = re.compile(r"\n<!-- Written by Veneer\. sha256 of the text above: ([0-9a-f]{64}) -->\n$")
 _PIPELINES = {"SEQ_CLS": "text-classification", "SEQ_2_SEQ_LM": "text2text-generation"}
-_MEASURES = {"loss": "loss", "perplexity": "perplexity", "choice_accuracy": "accuracy", "exact_match": "exact_match"}
+_MEASURES = {
+    "loss": "loss",
+    "perplexity": "perplexity",
+    "choice_accuracy": "accuracy",
+    "exact_match": "exact_match",
+    "preferred": "accuracy",
+}
 _TITLES = {
     "loss": "loss (mean of a learned token, nats)", "perplexity": "perplexity", "choice_accuracy": "choice accuracy",
-    "exact_match": "exact match",
+    "exact_match": "exact match", "preferred": "chosen likelier than rejected",
 }  # fmt: skip
 _OWN = {"full": "Full fine-tuning", "bias": "Fine-tuning of the biases", "head": "Fine-tuning of the head"}
 _TASKS = {"classification": "text-classification", "seq2seq": "text2text-generation"}
-_SHARES = ("choice_accuracy", "exact_match")
+_SHARES = ("choice_accuracy", "exact_match", "preferred")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from veneer.data.classes import counted_classes
 from veneer.data.columns import Reading
 from veneer.data.files import kind_of
 from veneer.data.folders import is_data_file
-from veneer.data.formats import Examples, class_of
+from veneer.data.formats import Example, Examples, class_of
+from veneer.data.kept import Kept
 from veneer.data.labels import IGNORE, Renderer, Tokens
 from veneer.data.sources import sources_of
 from veneer.errors import ConfigError, DataError
@@ -238,11 +239,21 @@ def _labels(examples: Examples) -> dict[str, int]:
     return dict(Counter(sorted(map(class_of, examples.items)))) if few else {}
 
 
+def _answers(example: Example) -> list[Example]:
+    """The answers of a row, one by one; of a row with a preference each with what it is."""
+    if not example.is_judged:
+        return [example]
+    sides = [("good" if example.desirable else "bad", example)]
+    if example.rejected is not None:
+        sides = [("chosen", example), ("rejected", example.rejected)]
+    return [replace(answer, where=f"{answer.where}, {what}", rejected=None) for what, answer in sides]
+
+
 def _marked(
     examples: Examples, renderer: Renderer, rows: int, bad: BadRows
 ) -> tuple[dict[str, Any], list[Text | str]]:  # fmt: skip
     """The first rows with the learned part marked, and what becomes of all rows."""
-    kept, report = renderer.all(examples.items, bad=bad)
+    kept, report = renderer.all(Kept(answer for example in examples.items for answer in _answers(example)), bad=bad)
     longest = max(len(row.ids) for row in kept)
     values: dict[str, Any] = {
         "learned_tokens": report.learned, "longest": longest, "cut": report.cut,

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 class Answer:
     """A plan, the memory in bytes that it is compared with, the changes that would fit where it does not, and the rows
     that it was made for; without these each row is assumed to have ``assumed`` tokens. ``automatic``: what auto chose,
-    or will look at, as a sentence."""
+    or will look at, as a sentence; ``pairs``: whether a row is two answers."""
 
     plan: Plan
     limit: int
@@ -49,6 +49,7 @@ class Answer:
     rows: PlanRows | None = None
     assumed: int = 0
     automatic: str = ""
+    pairs: bool = False
 
     @property
     def fits(self) -> bool:
@@ -58,7 +59,13 @@ class Answer:
     def run_seconds(self) -> float | None:
         """Seconds of all steps, each by its own tokens; None where the number of steps or the rates are not known."""
         step, steps = self.plan.step_seconds, self.plan.steps if self.rows is None else self.rows.work.steps
-        return None if step is None or steps is None else step * steps
+        return None if step is None or steps is None else step * steps + (self.reference_seconds or 0.0)
+
+    @property
+    def reference_seconds(self) -> float | None:
+        """Seconds of them in which the reference of preferences is computed; without rows as if each were seen once."""
+        one, steps = self.plan.reference_seconds, self.plan.steps if self.rows is None else self.rows.work.reference
+        return None if one is None or steps is None else one * steps
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -109,6 +116,8 @@ class Answer:
         else:
             assumed = f"Each row is assumed to have {self.assumed:,} tokens; give --data ROWS for a plan with your own."
             lines = [assumed, self.automatic]
+        if self.pairs:
+            lines.insert(1, "A row is two answers, each after its prompt: twice the tokens.")
         return [line for line in lines if line]
 
     def _about_time(self) -> list[str]:
@@ -119,7 +128,9 @@ class Answer:
         rate = plan.tokens / plan.step_seconds
         lines = [f"{step} of {plan.tokens:,} tokens: {duration(plan.step_seconds)}, {rate:,.0f} tokens/s."]
         if plan.steps and run is not None:
-            lines.append(f"The run of {plan.steps:,} steps: {duration(run)}.")
+            before = self.reference_seconds
+            of_it = f", of it {duration(before)} before the first one, for the reference" if before else ""
+            lines.append(f"The run of {plan.steps:,} steps: {duration(run)}{of_it}.")
         return lines
 
     def lines(self) -> list[str]:
@@ -191,7 +202,11 @@ def answer(options: PlanOptions, given: Given | None = None, process: Process | 
     made = predicted(options, machine, limit, **known)
     changes = [] if made.needed <= limit else what_would_fit(options, machine, limit, made, **known)
     assumed = longest_row(options.max_length, known["base"].config)
-    return Answer(made, limit, changes, rows, assumed, _by_auto(options, rows, known["base"]))
+    objective = options.objective if rows is None else rows.steps.config.objective
+    return Answer(
+        made, limit, changes, rows, assumed, _by_auto(options, rows, known["base"]),
+        pairs=objective not in ("auto", "likelihood"),
+    )  # fmt: skip
 
 
 def _by_auto(options: PlanOptions, rows: PlanRows | None, base: Base) -> str:

@@ -109,6 +109,8 @@ def _rows(run: RunHistory, width: int) -> list[tuple[str, str]]:
         rows.append((_HELD_OUT, _held_out(run, width)))
     if run.accuracies:
         rows.append(("accuracy", _accuracy(run, width)))
+    if run.rewards:
+        rows.append(("rewards", _rewards(run, width)))
     if run.steps:
         last = run.steps[-1]
         rows.append(("tokens a second", f"{last['tokens_per_second']:,.0f}, median {run.tokens_per_second:,.0f}"))
@@ -118,6 +120,15 @@ def _rows(run: RunHistory, width: int) -> list[tuple[str, str]]:
         if "budget" in last:
             rows.append(("rank budget", f"{last['budget']:,} triplets in force"))
     return rows
+
+
+def _rewards(run: RunHistory, width: int) -> str:
+    """How many of the better answers have the higher reward, and by how much."""
+    newest = run.rewards[-1]
+    margin = newest.get("held_out_reward_margin")
+    by = "" if margin is None else f", margin {margin:.3f}"
+    said = f"{100 * newest['held_out_reward_accuracy']:.1f} % right at step {newest['step']:,}{by}"
+    return _with_sparkline(said, [record["held_out_reward_accuracy"] for record in run.rewards], width)
 
 
 def _held_out(run: RunHistory, width: int) -> str:

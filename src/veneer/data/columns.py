@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from veneer.data.files import Row
 from veneer.data.meanings import by_meaning, column_for, refuse_other_meanings
+from veneer.data.preferences import PAIRS, PREFERENCE_SHAPES, preference_shape
 from veneer.errors import DataError, did_you_mean
 
 # The shapes by the columns that make them: needed, and those that may stand beside them.
@@ -17,10 +18,16 @@ SHAPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "prompt/completion": (("prompt", "completion"), ("tools", "functions")),
     "instruction/output": (("instruction", "output"), ("input", "system", "history", "tools")),
     "text/label": (("text", "label"), ()),
+    **PREFERENCE_SHAPES,
     "text": (("text",), ()),
 }
 NAMES = tuple(dict.fromkeys(name for needed, optional in SHAPES.values() for name in (*needed, *optional)))
-Shape = Literal["auto", "messages", "prompt/completion", "instruction/output", "text/label", "text"]
+_PLAIN = [shape for shape in SHAPES if shape not in PREFERENCE_SHAPES]
+_SHOWN, _LONGEST = 20, 40  # columns that a refusal names, and letters of each
+Shape = Literal[
+    "auto", "messages", "prompt/completion", "instruction/output", "text/label", "chosen/rejected",
+    "prompt/completion/label", "text",
+]  # fmt: skip
 Leave = Literal["stop", "leave-out"]
 
 
@@ -97,6 +104,8 @@ def recognise(rows: Sequence[Row], reading: Reading | None = None) -> Recognised
     reading = reading or Reading()
     first = rows[0]
     said = said_columns(first, reading)
+    if preferred := _preference(rows, said, reading):
+        return preferred
     if not said and (reading.shape == "auto" or not reading.asked):
         refuse_other_meanings(rows)
     shapes = _possible(said, reading, first)
@@ -118,6 +127,34 @@ def recognise(rows: Sequence[Row], reading: Reading | None = None) -> Recognised
     raise DataError(_refusal(first, shapes))
 
 
+def _preference(rows: Sequence[Row], said: dict[str, str], reading: Reading) -> Recognised | None:
+    """Rows with preferences, which come before all other shapes: as one of these they would be learned with their bad
+    answers. None for other rows, and for columns or a shape that were said and make them others."""
+    first = rows[0]
+    if reading.shape in PREFERENCE_SHAPES and reading.asked:
+        shape: str | None = reading.shape
+    else:
+        shape = preference_shape(rows) if reading.shape in ("auto", *PREFERENCE_SHAPES) or not reading.asked else None
+        if shape is None and "chosen" in said and "rejected" in said:
+            shape = PAIRS
+    if shape is None or not set(said) <= {name for names in PREFERENCE_SHAPES[shape] for name in names}:
+        return None
+    if found := by_meaning(shape, *PREFERENCE_SHAPES[shape], first, said):
+        return Recognised(shape, found, by_meaning=any(said.get(name, name) != found[name] for name in found))
+    raise DataError(_refusal(first, [shape]))
+
+
+def columns_in(fields: Iterable[str]) -> str:
+    """The names of columns, as a refusal shows them: the first of many.
+
+    >>> columns_in(["a", "b"])
+    'a, b'
+    """
+    names = list(fields)
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(name[:_LONGEST] for name in names[:_SHOWN]) + more or "(none)"
+
+
 def said_columns(first: Row, reading: Reading) -> dict[str, str]:
     """Name → column, of what was said. Raises DataError for a column that the first row does not have, except where it
     was said of other rows."""
@@ -128,7 +165,7 @@ def said_columns(first: Row, reading: Reading) -> dict[str, str]:
             said[name] = column
         elif reading.asked:
             raise DataError(
-                f"{first.where} has no column {missing!r} to read as {name} (its columns: {', '.join(first.fields)})."
+                f"{first.where} has no column {missing!r} to read as {name} (its columns: {columns_in(first.fields)})."
                 f"{did_you_mean(missing, first.fields)}"
             )
     return said
@@ -182,7 +219,7 @@ def _possible(said: Collection[str], reading: Reading, first: Row) -> list[str]:
         needed = SHAPES[reading.shape][0]
         if reading.asked or all(name in said or name in first.fields for name in needed):
             return [reading.shape]
-    shapes = [shape for shape, (needed, optional) in SHAPES.items() if set(said) <= {*needed, *optional}]
+    shapes = [shape for shape in _PLAIN if set(said) <= {name for names in SHAPES[shape] for name in names}]
     if not shapes:
         raise DataError(f"columns names {', '.join(said)}, which no shape has together. {_needs(SHAPES)}.")
     return shapes
@@ -207,7 +244,7 @@ def _of_shape(shape: str, columns: dict[str, str]) -> dict[str, str]:
 
 
 def _columns_of(row: Row) -> str:
-    return f"{row.where} has the columns {', '.join(row.fields) or '(none)'}"
+    return f"{row.where} has the columns {columns_in(row.fields)}"
 
 
 def _needs(shapes: Iterable[str]) -> str:
@@ -219,7 +256,7 @@ def _arrows(renamed: Mapping[str, str]) -> str:
 
 
 def _refusal(first: Row, shapes: list[str]) -> str:
-    what = "no shape" if len(shapes) == len(SHAPES) else f"not the shape {' or '.join(shapes)}"
+    what = "no shape" if len(shapes) == len(_PLAIN) else f"not the shape {' or '.join(shapes)}"
     renames = _hint(first, shapes)
     hint = ",".join(f"{name}={column}" for name, column in renames.items())
     return f"{_columns_of(first)}, which fit {what}. {_needs(shapes)}." + (

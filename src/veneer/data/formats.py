@@ -11,10 +11,11 @@ from itertools import chain
 from typing import Any
 
 from veneer.data.bad import BadRows
-from veneer.data.columns import SHAPES, Reading, Recognised, recognise
+from veneer.data.columns import SHAPES, Reading, Recognised, columns_in, recognise
 from veneer.data.files import Row, is_text
 from veneer.data.kept import Kept, those_of
 from veneer.data.messages import Message, called, read_conversation, read_tools, said_in
+from veneer.data.preferences import JUDGED, PAIRS, judgement, sides
 from veneer.errors import DataError
 
 _KINDS = 20  # sets of columns that are looked at, where bad rows are left out
@@ -27,6 +28,9 @@ class Example:
     A conversation has ``messages``, of which those from number ``given`` on may be learned, except the ``unlearned``
     ones, and perhaps ``tools``; a prompted text has ``prompt`` and ``answer``; a plain text has an ``answer`` and no
     prompt (None).
+
+    A row with a preference is its chosen answer, and ``rejected`` the other one to the same question; or its one
+    answer, and ``desirable`` says whether it is good.
     """
 
     where: str
@@ -37,6 +41,13 @@ class Example:
     unlearned: frozenset[int] = frozenset()
     tools: tuple[dict[str, Any], ...] = ()
     times: float = 1.0  # how often it is learned in an epoch
+    rejected: Example | None = None
+    desirable: bool | None = None
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the row has a preference: to learn all its answers would be to learn bad ones."""
+        return self.rejected is not None or self.desirable is not None
 
     def learned(self) -> list[bool]:
         """Whether each of the messages is an answer that is learned."""
@@ -125,8 +136,7 @@ def _example(row: Row, named: Row, found: Recognised) -> Example:
     """Raises DataError for a row that does not fit the shape."""
     missing = [found.columns[name] for name in SHAPES[found.shape][0] if named.fields.get(name) is None]
     if missing:
-        have = ", ".join(row.fields) or "(none)"
-        raise DataError(f"{row.where} has no {' and no '.join(missing)} (its columns: {have}).")
+        raise DataError(f"{row.where} has no {' and no '.join(missing)} (its columns: {columns_in(row.fields)}).")
     for name, column in found.columns.items():
         _refuse_half_pairs(named.fields[name], f"{row.where}: {column}")
     return _READ[found.shape](named)
@@ -206,6 +216,16 @@ def _prompted(row: Row) -> Example:
     return Example(row.where, prompt=_text(row, "prompt"), answer=_text(row, "completion"))
 
 
+def _pair(row: Row) -> Example:
+    chosen, rejected = map(_prompted, sides(row))
+    return replace(chosen, rejected=rejected)
+
+
+def _judged(row: Row) -> Example:
+    answer, desirable = judgement(row)
+    return replace(_prompted(answer), desirable=desirable)
+
+
 def _instruction(row: Row) -> Example:
     parts = [_text(row, "instruction"), _text(row, "input") if row.fields.get("input") else ""]
     tools = _tools(row)
@@ -268,6 +288,8 @@ def _plain(row: Row) -> Example:
 _READ = {
     "messages": _conversation,
     "prompt/completion": _prompted,
+    PAIRS: _pair,
+    JUDGED: _judged,
     "instruction/output": _instruction,
     "text/label": _labelled,
     "text": _plain,

@@ -109,6 +109,16 @@ class Renderer:
         rows = self._rows(example, Report())
         return rows[-1] if rows else Tokens([], [], example.where)
 
+    def cut_rows(self, example: Example, report: Report) -> list[Tokens]:
+        """The rows that one answer is learned in, cut where they are long; counted in ``report``."""
+        own = Report(cut_at=report.cut_at)
+        rows = [row for whole in self._rows(example, report) for row in self._fitted(example, whole, own)]
+        report.tokens += own.tokens
+        report.lost += own.lost
+        report.cut += [where for where in own.cut if where not in report.cut[-1:]]
+        report.dropped += [where for where in own.dropped if where not in report.dropped[-1:]]
+        return rows
+
     def prompt(self, example: Example) -> list[int]:
         """The tokens before the last answer: what generation starts from. Raises DataError when there are none."""
         if self.seq2seq:

@@ -19,6 +19,7 @@ _MEANT: dict[str, tuple[str, ...]] = {
     "text": ("sentence", "content", "review", "headline", "tweet", "comment"),
     "label": ("labels", "class", "category", "sentiment", "topic", "intent"),
 }
+_SAME = {"prompt": "instruction", "completion": "output"}
 # Two texts of which a label says something.
 _PAIRS = ("sentence1+sentence2", "premise+hypothesis", "question1+question2")
 
@@ -56,9 +57,9 @@ def _meant(name: str, fields: Mapping[str, Any], taken: Any) -> list[str]:
     """The columns that mean ``name`` and hold what it may be."""
     if name == "text" and (pair := next((pair for pair in _PAIRS if set(pair.split("+")) <= fields.keys()), None)):
         return [pair]
-    found = []
+    found, synonyms = [], _MEANT.get(_SAME.get(name, name), ())
     for column in fields:
-        if column.lower() in _MEANT.get(name, ()) and column not in taken:
+        if column.lower() in synonyms and column not in taken:
             place = _place(name, column, fields[column])
             found += [place] if place else []
     return found
@@ -91,7 +92,7 @@ def column_for(name: str, columns: list[str]) -> str | None:
     >>> column_for("prompt", ["id", "promt"])
     'promt'
     """
-    synonyms = _MEANT.get({"prompt": "instruction", "completion": "output"}.get(name, name), ())
+    synonyms = _MEANT.get(_SAME.get(name, name), ())
     meant = [column for column in columns if column.lower() in synonyms]
     taken = {synonym for each in _MEANT.values() for synonym in each}
     near = [column for column in nearest(name, columns, 1) if column.lower() not in taken]
@@ -107,18 +108,6 @@ def refuse_other_meanings(rows: Sequence[Row]) -> None:
             raise DataError(f"{row.where} {said}")
 
 
-def _preference(fields: dict[str, Any]) -> str:
-    if isinstance(fields["chosen"], list):
-        columns = "messages=chosen"
-    else:
-        asked = next((name for name in ("prompt", "instruction", "question", "query") if name in fields), None)
-        columns = f"instruction={asked},output=chosen" if asked else "text=chosen"
-    return (
-        f"is a preference row (chosen and rejected answers), which Veneer does not train on as such; "
-        f"--columns {columns} learns the chosen answers alone."
-    )
-
-
 def _translation(fields: dict[str, Any]) -> str:
     languages: list[str] = list(fields["translation"])
     one, other, *_ = (*languages, "…", "…")
@@ -129,13 +118,6 @@ def _translation(fields: dict[str, Any]) -> str:
 
 
 _OTHER: list[tuple[set[str], Callable[[dict[str, Any]], bool], str | Callable[[dict[str, Any]], str]]] = [
-    ({"chosen", "rejected"}, lambda fields: True, _preference),
-    (
-        {"prompt", "completion", "label"},
-        lambda fields: str(fields.get("label")).lower() in ("true", "false"),
-        "has a true or false label beside prompt and completion: a judgement of the answer, as KTO's rows have it. "
-        "Veneer learns every completion; keep the rows whose label is true, and drop the column label.",
-    ),
     (
         {"text", "labels"},
         lambda fields: "label" not in fields and isinstance(fields.get("labels"), list) and len(fields["labels"]) != 1,

@@ -28,6 +28,7 @@ class Report:
     unasked: list[str] = field(default_factory=list)  # rows with an answer before any question
     missing: dict[str, list[str]] = field(default_factory=dict)  # what the template leaves out → of which rows
     unused_keys: dict[str, None] = field(default_factory=dict)  # of messages
+    alike: list[str] = field(default_factory=list)  # rows whose chosen and rejected answers are the same tokens
     marked: list[str] = field(default_factory=list)  # texts that bring special tokens of their own
     markers: dict[str, None] = field(default_factory=dict)  # which
 
@@ -73,6 +74,11 @@ class Report:
         if self.empty:
             them = "it" if len(self.empty) == 1 else "them"
             sentences.append(f"{counted_rows(self.empty)} left out, because there is no answer to learn in {them}.")
+        if self.alike:
+            sentences.append(
+                f"{counted_rows(self.alike)} left out, because chosen and rejected are the same within max_length = "
+                f"{max_length} tokens."
+            )
         empty = set(self.empty)
         if too_long := [where for where in self.left_out if where not in empty]:
             sentences.append(

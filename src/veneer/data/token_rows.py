@@ -47,6 +47,11 @@ class Tokens:
         """Tokens (or classes) that this row is learned from. The first token has none before it to be learned from."""
         return sum(label != IGNORE for label in self.labels)
 
+    @property
+    def content(self) -> tuple[object, ...]:
+        """What a digest is of."""
+        return self.ids, self.labels
+
 
 class TokenRows(Sequence[Tokens]):
     """A list of `Tokens` that is added to at its end; a row is read when it is asked for.
@@ -87,10 +92,9 @@ class TokenRows(Sequence[Tokens]):
     @property
     def nbytes(self) -> int:
         """Bytes of all, in memory or in the file."""
-        return (
-            sum(size * count for size, count in ((_WIDTH, sum(self._ids) + sum(self._labels)), (1, sum(self._where))))
-            + len(self) * 20
-        )
+        return sum(
+            size * count for size, count in ((_WIDTH, sum(self._ids) + sum(self._labels)), (1, sum(self._where)))
+        ) + len(self) * sum(column.itemsize for column in self._columns())
 
     def with_highest_token(self) -> Tokens | None:
         """The row with the highest id; None of no rows."""
@@ -164,11 +168,11 @@ def label_lengths_of(rows: Sequence[Tokens]) -> NDArray[numpy.int32]:
 
 
 def digest_of(*sides: Sequence[Tokens]) -> str:
-    """Sixteen hexadecimal digits of the ids and labels of all rows; their text never exists as a whole."""
+    """Sixteen hexadecimal digits of the content of all rows; their text never exists as a whole."""
     made, before = hashlib.sha256(b"["), ""
     for side in sides:
         for row in side:
-            made.update((before + json.dumps((row.ids, row.labels))).encode())
+            made.update((before + json.dumps(row.content)).encode())
             before = ", "
     made.update(b"]")
     return made.hexdigest()[:16]

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from rich.table import Table
 
 from veneer.data.formats import Example, class_of
 from veneer.data.known_tokens import known_pad, refuse_unknown_tokens_in
 from veneer.data.labels import Renderer
+from veneer.data.pairs import Pair, to_pairs
 from veneer.evaluation.answers import Answered
 from veneer.evaluation.classes import HEAD, Classes
 from veneer.generation.config import SamplingOptions
@@ -19,12 +21,17 @@ from veneer.generation.generate import exact_matches
 from veneer.generation.likelihood import accuracy, choices_of, likeliest
 from veneer.generation.own_settings import not_followed
 from veneer.notebook import html_table
+from veneer.runs.objective import good_ones
 from veneer.runs.opened import as_it_was
+from veneer.training.batches import by_length
 from veneer.training.loss import Loss
 
 _NO_MATCH = (
     "The answers are not a few labels, and whether they are given word for word was not measured: --exact-match "
     "generates one for every row, by base and adapter."
+)
+_JUDGED = (
+    "Exact match was not measured: in rows with preferences an answer is better or worse, and not the one right answer."
 )
 
 
@@ -38,6 +45,7 @@ class Scores:
     exact_match: float | None = None  # share of rows
     classes: Classes | None = None  # each label by itself
     macro_f1: float | None = None  # mean of the labels
+    preferred: float | None = None  # share of pairs whose chosen answer is likelier than the rejected one
 
 
 @dataclass(frozen=True, repr=False)
@@ -109,6 +117,7 @@ class Comparison:
             (f"choice accuracy ({len(self.choices)} labels)", "choice_accuracy"),
             ("exact match", "exact_match"),
             ("mean F1 of the labels", "macro_f1"),
+            ("chosen likelier than rejected", "preferred"),
         ):
             before, after = getattr(self.base, name), getattr(self.adapter, name)
             if before is not None and after is not None:
@@ -133,10 +142,11 @@ def compare(
     the one is trained into the other.
 
     Choice accuracy is measured where the answers are few, those of the rows ``seen`` in training too; exact match
-    when asked for.
+    when asked for, and never of rows with preferences, whose loss is that of their good answers.
     """
     choices = list(renderer.classes) or choices_of(seen, examples)
-    has_texts = not renderer.classes and _have_answers(examples)
+    judged = any(example.is_judged for example in examples)
+    has_texts = not (renderer.classes or judged) and _have_answers(examples)
     exact = exact_match and has_texts
     with as_it_was(model, base) as untrained:
         before = measure(untrained, renderer, examples, choices, exact, batch_size)
@@ -145,6 +155,8 @@ def compare(
     note = not_followed(model, SamplingOptions()) if exact else ""
     if has_texts and not choices and not exact:
         note = _NO_MATCH
+    if judged and exact_match:
+        note = _JUDGED
     return Comparison(len(examples), choices, before, after, trained=trained, note=note)
 
 
@@ -153,9 +165,9 @@ def measure(
 ) -> Scores:
     """The scores of the model as it is."""
     model.eval()
-    rows, _ = renderer.all(examples)
+    rows, _ = renderer.all(good_ones(examples))
     refuse_unknown_tokens_in(model, rows)
-    loss = Loss(model, known_pad(model, renderer), rows[0], kind=renderer.kind).mean(rows, batch_size)
+    loss = Loss(model, known_pad(model, renderer), rows[0], kind=renderer.kind)
     chosen = likeliest(model, renderer, examples, choices, batch_size) if choices else None
     matched = exact_matches(model, renderer, examples, batch_size) if exact else None
     classes = None
@@ -163,13 +175,28 @@ def measure(
         labels = [choice.strip() for choice in choices]
         classes = Classes.of([class_of(example) for example in examples], [c.strip() for c in chosen], labels)
     return Scores(
-        loss,
-        math.exp(min(loss, 700)),
+        mean := loss.mean(rows, batch_size),
+        math.exp(min(mean, 700)),
         None if chosen is None else accuracy(chosen, examples),
         None if matched is None else sum(matched) / len(matched),
         classes,
         None if classes is None else classes.macro_f1,
+        preferred(model, loss, renderer, examples, batch_size) if examples[0].rejected is not None else None,
     )
+
+
+@torch.no_grad()
+def preferred(model: Any, loss: Loss, renderer: Renderer, examples: Sequence[Example], batch_size: int) -> float:
+    """The share of pairs whose chosen answer ``model`` finds likelier than the rejected one, by the sum over its
+    tokens; half for a tie."""
+    pairs, _ = to_pairs(renderer, examples)
+    refuse_unknown_tokens_in(model, pairs)
+    signs = []
+    for part in by_length(pairs, batch_size):
+        both = [side for pair in part if isinstance(pair, Pair) for side in (pair.first, pair.second)]
+        chosen, rejected = loss.log_probabilities(both).view(-1, 2).unbind(1)
+        signs.append((chosen - rejected).sign().cpu())
+    return float((torch.cat(signs) / 2 + 0.5).mean())
 
 
 def _have_answers(examples: Sequence[Example]) -> bool:

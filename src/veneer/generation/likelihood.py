@@ -24,14 +24,15 @@ MOST_CHOICES = 20
 def choices_of(*sides: Sequence[Example]) -> list[str]:
     """The distinct answers of all rows, when they are few enough to choose among (each given several times); else none.
 
-    Twenty at most, five rows for each on average. Answers that differ in space around them are one.
+    Twenty at most, five rows for each on average. Answers that differ in space around them are one. Rows with
+    preferences are no rows of labels.
     """
     most = min(MOST_CHOICES, sum(map(len, sides)) // 5)
     answers: dict[str, str] = {}
     for example in chain.from_iterable(sides):
         name = class_of(example)
         answers[name] = min(answers.get(name, example.answer), example.answer)
-        if example.prompt is None or len(answers) > most:
+        if example.prompt is None or example.is_judged or len(answers) > most:
             return []
     return sorted(answers.values()) if len(answers) > 1 else []
 

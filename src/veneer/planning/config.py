@@ -63,5 +63,5 @@ ASKED = (
     ),
     *("dense_storage", "batch_size"),
     *("micro_batch_size", "max_length", "gradient_checkpointing", "optimizer", "optimizer_memory", "optimizer_bits"),
-    *("label_smoothing", "dropout", "dora", "init", "neftune", "steps"),
+    *("label_smoothing", "dropout", "dora", "init", "neftune", "steps", "objective"),
 )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from veneer.data.labels import IGNORE, Tokens, longest_row
+from veneer.data.pairs import Pair
 from veneer.device import CPU, is_present, usable_memory
 from veneer.errors import ConfigError
 from veneer.frozen.blockwise import PANEL
@@ -26,6 +27,7 @@ from veneer.planning.step import Step, Weights, trace_step
 from veneer.training.config import TrainConfig
 from veneer.training.eight_bit import state_bytes
 from veneer.training.loss import How, tokens_gone_through
+from veneer.training.preference import preference_of
 from veneer.units import amount, duration
 from veneer.updates.config import LoRA
 
@@ -56,6 +58,7 @@ class Plan:
     steps: int | None = None
     shares: dict[str, float] = field(default_factory=dict)  # seconds of a step by part
     mapped: int = 0  # bytes of the base that are a file's pages, which the system may drop and read again
+    reference_seconds: float | None = None  # of a step's rows, once, before it; 0 for an objective without a reference
     read: int = 0  # bytes of such pages that are in memory beside the base while it is loaded, and of use no more
 
     @property
@@ -114,16 +117,23 @@ def plan(
     steps = config.steps or steps
     passes, largest, count = _passes(config, base, rows, how is not None and how.packed)
     trained = update or (config.method if config.trains_own_weights else config.update(steps or _MANY_STEPS))
+    preference = preference_of(config, rows)
     step = trace_step(
         base, trained, largest, recomputed=recomputed, how=how, smoothing=config.label_smoothing,
-        noise=config.neftune, on_cpu=on_cpu,
+        noise=config.neftune, on_cpu=on_cpu, preference=preference,
     )  # fmt: skip
     loading, read = _loading(base, step.weights, machine, on_cpu)
-    seconds, shares = _time(step, passes, machine) if on_cpu and machine.rates else (None, {})
+    seconds, shares, reference = None, dict[str, float](), None
+    if on_cpu and machine.rates:
+        shares = _time(step, passes, machine)
+        seconds = sum(shares.values())
+        refers = preference is not None and preference.has_reference
+        reference = sum(_shares(step.forward(), passes, machine).values()) if refers else 0.0
     return Plan(
         base.name, _terms(config, base, step, count, machine, on_cpu), loading,
         step.layers if recomputed is None else min(recomputed, step.layers), step.layers, step.weights.parameters,
-        seconds, sum(len(row.ids) for row in rows), steps, shares, _mapped(base, step.weights) if on_cpu else 0, read,
+        seconds, sum(len(row.ids) for row in rows), steps, shares, _mapped(base, step.weights) if on_cpu else 0,
+        reference, read,
     )  # fmt: skip
 
 
@@ -151,7 +161,10 @@ def _longest(config: TrainConfig, base: Base) -> list[Tokens]:
     labels = [0] if base.kind == "classification" else [1] * length
     if base.kind == "causal":
         labels[0] = IGNORE
-    return [Tokens([1] * length, labels, "")] * config.batch_size
+    row = Tokens([1] * length, labels, "")
+    if config.objective not in ("auto", "likelihood"):
+        row = Pair.of(row, row, True if config.objective == "kto" else None)
+    return [row] * config.batch_size
 
 
 def optimizer_states(config: TrainConfig, parameters: int) -> int:
@@ -248,20 +261,24 @@ def _tokenizer(base: Base) -> int:
     return _WORD * max(0, words - WORDS)
 
 
-def _time(step: Step, passes: float, machine: Machine) -> tuple[float, dict[str, float]]:
-    """Seconds of a step and of its parts: each operation's work at the machine's rate for its kind, or for products
-    their bytes at the memory's rate, if that takes longer; times ``passes``, those of fewer tokens in proportion."""
+def _time(step: Step, passes: float, machine: Machine) -> dict[str, float]:
+    """Seconds of the parts of a step."""
+    # Gradient, weight and two moments are read, three of them written.
+    optimizer = 7 * 4 * step.weights.parameters / machine.rates["passes"]
+    return {**_shares(step.stretches, passes, machine), "optimizer": optimizer}
+
+
+def _shares(stretches: Sequence[Stretch], passes: float, machine: Machine) -> dict[str, float]:
+    """Seconds of each operation's work at the machine's rate for its kind, or for products their bytes at the memory's
+    rate, if that takes longer; times ``passes``, those of fewer tokens in proportion."""
     shares: dict[str, float] = {}
-    for stretch in step.stretches:
+    for stretch in stretches:
         for one in stretch.operations:
             rate = machine.rates.get(one.kind) or machine.rates[one.kind.removesuffix(SHORT)]
             seconds = max(one.flops / rate, one.moved / machine.rates["passes"]) if one.flops else one.moved / rate
             what = one.kind if one.flops else "other passes"
             shares[what] = shares.get(what, 0.0) + one.times * (seconds + machine.operation)
-    shares = {name: seconds * passes for name, seconds in shares.items()}
-    # Gradient, weight and two moments are read, three of them written.
-    shares["optimizer"] = 7 * 4 * step.weights.parameters / machine.rates["passes"]
-    return sum(shares.values()), shares
+    return {name: seconds * passes for name, seconds in shares.items()}
 
 
 def limit_of(config: TrainConfig, usable: int) -> int:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from veneer.data.labels import Tokens
+from veneer.data.pairs import Pair, sequences
 from veneer.frozen.experts import QuantisedStack
 from veneer.frozen.text_part import text_config_of, text_part
 from veneer.frozen.weight import QuantisedLinear
@@ -25,7 +26,9 @@ from veneer.planning.ledger import Ledger, Stretch, Times
 from veneer.planning.repeat import Kinds, repeated
 from veneer.training.fused import fused_passes
 from veneer.training.loss import How, Loss
+from veneer.training.objective import Objective
 from veneer.training.own_weights import train_own_weights
+from veneer.training.preference import Preference, loss_of
 from veneer.training.recompute import keeping_layers, stacks_of
 from veneer.training.recompute import recomputed as recomputing
 from veneer.updates.attach import attach
@@ -58,38 +61,49 @@ class Step:
     layers: int  # that may be checkpointed, from the lowest that keeps anything on
     stretches: list[Stretch]
 
+    def forward(self) -> list[Stretch]:
+        """The stretches before the backward pass."""
+        names = [stretch.name for stretch in self.stretches]
+        return self.stretches[: names.index("backward") if "backward" in names else None]
+
 
 def trace_step(
     base: Base, update: LoRA | AdaLoRA | str, rows: Sequence[Tokens], *, recomputed: int | None = 0,
     how: How | None = None, smoothing: float = 0.0, noise: float = 0.0, on_cpu: bool = True,
+    preference: Preference | None = None,
 ) -> Step:  # fmt: skip
     """The step of a run over ``base`` that trains ``update``, or the model's own weights by the method so named.
 
     ``rows``: those that pass through the model together; ``recomputed``: the number of layers whose activations are
     recomputed (None: all). ``how`` the loss is computed, where that is known. ``on_cpu``: weights in 16 bits are
-    multiplied in what this machine's CPU is faster in, else in 16 bits.
+    multiplied in what this machine's CPU is faster in, else in 16 bits. ``preference``: of rows that are pairs.
     """
-    return no_values(lambda: _take(base, update, list(rows), recomputed, how, smoothing, noise, on_cpu))
+    return no_values(lambda: _take(base, update, list(rows), recomputed, how, smoothing, noise, on_cpu, preference))
 
 
 def how_of(base: Base, sample: Tokens) -> How:
     """How a run over ``base`` computes its loss, as far as shapes show it."""
-    return no_values(lambda: _how(empty_model(base), base.kind, sample))
+    return no_values(lambda: _how(empty_model(base), base.kind, sequences(sample)[0]))
 
 
 def _take(
     base: Base, update: LoRA | AdaLoRA | str, rows: list[Tokens], recomputed: int | None, how: How | None,
-    smoothing: float, noise: float, on_cpu: bool,
+    smoothing: float, noise: float, on_cpu: bool, preference: Preference | None,
 ) -> Step:  # fmt: skip
     times = Times()
     model, weights = _begun(base, update, on_cpu, times)
     keeping = keeping_layers(model)
     kinds, count = _shown(model, keeping, keeping if recomputed is None else keeping[:recomputed])
-    how = how or _how(model, base.kind, rows[0])
+    sample = sequences(rows[0])[0]
+    how = how or _how(model, base.kind, sample)
     # A chunk of logits is normalised in one piece instead of eight rows at a time: the same memory, fewer calls.
-    loss = Loss(model, 0, rows[0], kind=base.kind, smoothing=smoothing, noise=noise, how=how, rows_at_once=_ALL_ROWS)
+    likelihood = Loss(
+        model, 0, sample, kind=base.kind, smoothing=smoothing, noise=noise, how=how, rows_at_once=_ALL_ROWS
+    )
+    numbered = [replace(row, number=0) if isinstance(row, Pair) else row for row in rows]
+    loss = loss_of(likelihood, preference, model, torch.zeros((1, 2), dtype=torch.float64))
     ledger = Ledger([*model.parameters(), *model.buffers()], times)
-    _write_down(ledger, model, loss, rows, kinds.shown, count)
+    _write_down(ledger, model, loss, numbered, kinds.shown, count)
     return Step(weights, len(keeping), repeated(ledger.stretches, kinds))
 
 
@@ -119,7 +133,7 @@ def _shown(model: Any, keeping: Sequence[nn.Module], again: Sequence[nn.Module])
 
 
 def _write_down(
-    ledger: Ledger, model: Any, loss: Loss, rows: list[Tokens], layers: Sequence[nn.Module], recomputed: int
+    ledger: Ledger, model: Any, loss: Objective, rows: list[Tokens], layers: Sequence[nn.Module], recomputed: int
 ) -> None:
     """Take the step within ``ledger``."""
     with ExitStack() as stack:
@@ -134,7 +148,7 @@ def _write_down(
         ):
             stack.enter_context(context)
         ledger.begin("forward")
-        value = loss(rows)
+        value = loss.of_step([rows])(rows)
         ledger.begin("backward")
         value.backward()  # type: ignore[no-untyped-call]
         del value

@@ -97,6 +97,14 @@ def run_charts(run: RunHistory) -> list[Chart]:
     last = run.total or run.step
     charts = [
         _loss_chart(run),
+        Chart("rewards", "Held-out rewards", "step", "share of the held-out rows, %", tuple(_rewards(run))),
+        Chart(
+            "margin",
+            "Held-out margin",
+            "step",
+            "reward of better answers less that of worse ones",
+            (Series("margin", _margins(run)),),
+        ),
         Chart("accuracy", "Held-out accuracy", "step", "share of the held-out rows, %", tuple(_accuracies(run))),
         _of(run, "learning-rate", "Learning rate", "AdamW's rate", "learning_rate"),
         _of(run, "gradient-norm", "Gradient", "norm before clipping", "gradient_norm"),
@@ -114,7 +122,8 @@ def _loss_chart(run: RunHistory) -> Chart:
     values = [value for one in series for _, value in one.points]
     # The first losses of a base that had everything to learn would press the others flat.
     log = bool(values) and 0 < _FAR_APART * min(values) < max(values)
-    return Chart("loss", "Loss", "step", "mean loss of a learned token, nats", series, log=log)
+    of = "a learned token, nats" if run.objective == "likelihood" else f"a row, {run.objective}"
+    return Chart("loss", "Loss", "step", f"mean loss of {of}", series, log=log)
 
 
 def _losses(run: RunHistory) -> list[Series]:
@@ -125,6 +134,15 @@ def _losses(run: RunHistory) -> list[Series]:
         over = max(5, len(training) // 25)
         series.append(Series(f"training, mean of {over} steps", smoothed(training, over)))
     return [*series, Series("held-out rows", held_out)]
+
+
+def _rewards(run: RunHistory) -> list[Series]:
+    right: list[tuple[X, float]] = [(one["step"], 100 * one["held_out_reward_accuracy"]) for one in run.rewards]
+    return [Series("better answer has the higher reward", right)]
+
+
+def _margins(run: RunHistory) -> list[tuple[X, float]]:
+    return [(one["step"], one["held_out_reward_margin"]) for one in run.rewards if "held_out_reward_margin" in one]
 
 
 def _accuracies(run: RunHistory) -> list[Series]:

@@ -21,8 +21,9 @@ Rows = list[list[str]]
 _MEASURES = {
     "loss": "evaluated loss", "perplexity": "evaluated perplexity", "choice_accuracy": "evaluated choice accuracy",
     "exact_match": "evaluated exact match", "macro_f1": "evaluated mean F1",
+    "preferred": "evaluated chosen likelier than rejected",
 }  # fmt: skip
-_SHARES = ("choice_accuracy", "exact_match", "macro_f1")
+_SHARES = ("choice_accuracy", "exact_match", "macro_f1", "preferred")
 _OF_TOKENS = (  # which are measured
     *("model", "data", "columns", "shape", "bad_rows", "held_out", "seed", "task", "template", "learn", "max_length"),
     *("long_rows", "system"),
@@ -119,8 +120,8 @@ class RunsCompared:
 def _option(run: RunHistory, name: str) -> str:
     value = getattr(run.config, name)
     chosen = run.rows.get("chosen", {}).get(name)
-    if value == "auto" and isinstance(chosen, int | float):
-        return f"auto: {chosen:g}"
+    if value == "auto" and isinstance(chosen, int | float | str):
+        return f"auto: {chosen}" if isinstance(chosen, str) else f"auto: {chosen:g}"
     if name in ("data", "held_out") and Path(str(value)).parent == run.folder.path:
         file = Path(str(value))
         digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8] if file.is_file() else "missing"

@@ -27,8 +27,9 @@ _SHADES = 10  # the darkest one's number in page.css
 _MEASURES = {
     "loss": "loss (mean of a learned token, nats)", "perplexity": "perplexity",
     "choice_accuracy": "choice accuracy", "exact_match": "exact match",
+    "preferred": "chosen likelier than rejected",
 }  # fmt: skip
-_SHARES = ("choice_accuracy", "exact_match")
+_SHARES = ("choice_accuracy", "exact_match", "preferred")
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,11 @@ def _tiles(run: RunHistory, shapes: dict[str, tuple[int, ...]]) -> list[tuple[st
         largest = "" if run.largest_class is None else f", the largest class is {100 * run.largest_class:.1f} %"
         share = f"{100 * kept['held_out_accuracy']:.1f} %"
         tiles.append(("Held-out accuracy", share, f"at step {kept['step']:,}{largest}"))
+    if run.rewards:
+        kept = next((record for record in run.rewards if record is run.best()), run.rewards[-1])
+        margin = kept.get("held_out_reward_margin")
+        more = f"at step {kept['step']:,}" + ("" if margin is None else f", margin {margin:.3f}")
+        tiles.append(("Rewards right", f"{100 * kept['held_out_reward_accuracy']:.1f} %", more))
     if shapes:
         count = sum(_size(shape) for shape in shapes.values())
         tiles.append(("Trained parameters", f"{count:,}", f"in {len(shapes):,} tensors"))

@@ -25,7 +25,16 @@ class TrainArguments(Needed, total=False):
     columns: dict[str, str]
     """Columns that have other names: prompt=question,completion=answer; answers.text.0 is inside one, title+body
     are two."""
-    shape: Literal["auto", "messages", "prompt/completion", "instruction/output", "text/label", "text"]
+    shape: Literal[
+        "auto",
+        "messages",
+        "prompt/completion",
+        "instruction/output",
+        "text/label",
+        "chosen/rejected",
+        "prompt/completion/label",
+        "text",
+    ]
     """Shape of the rows; auto: by their columns."""
     bad_rows: Literal["stop", "leave-out"]
     """A row that cannot be used is an error, or is left out and counted."""
@@ -121,6 +130,16 @@ class TrainArguments(Needed, total=False):
     """Tokens that are learned: of every answer, of a conversation's last answer, or all."""
     system: str | None
     """System message of conversations that have none, in training and in use."""
+    objective: Literal["auto", "likelihood", "dpo", "orpo", "kto"]
+    """What is made better: the likelihood of answers; chosen answers against rejected ones (dpo, orpo); or good
+    answers against bad ones (kto). auto: dpo or kto for rows with such answers, else likelihood."""
+    beta: float
+    """How strongly dpo and kto are held to the model as it was; in orpo the weight of the odds ratio, the paper's
+    λ."""
+    desirable_weight: float
+    """Weight of good answers in kto."""
+    undesirable_weight: float
+    """Weight of bad answers in kto."""
     max_length: int
     """Most tokens of a row; see long_rows."""
     long_rows: Literal["auto", "cut", "cut-front", "split", "drop"]
@@ -229,7 +248,16 @@ class EvaluateArguments(TypedDict, total=False):
     columns: dict[str, str]
     """Columns that have other names: prompt=question,completion=answer; answers.text.0 is inside one, title+body
     are two."""
-    shape: Literal["auto", "messages", "prompt/completion", "instruction/output", "text/label", "text"]
+    shape: Literal[
+        "auto",
+        "messages",
+        "prompt/completion",
+        "instruction/output",
+        "text/label",
+        "chosen/rejected",
+        "prompt/completion/label",
+        "text",
+    ]
     """Shape of the rows; auto: by their columns."""
     bad_rows: Literal["stop", "leave-out"]
     """A row that cannot be used is an error, or is left out and counted."""
@@ -250,7 +278,16 @@ class PredictArguments(TypedDict, total=False):
     columns: dict[str, str]
     """Columns that have other names: prompt=question,completion=answer; answers.text.0 is inside one, title+body
     are two."""
-    shape: Literal["auto", "messages", "prompt/completion", "instruction/output", "text/label", "text"]
+    shape: Literal[
+        "auto",
+        "messages",
+        "prompt/completion",
+        "instruction/output",
+        "text/label",
+        "chosen/rejected",
+        "prompt/completion/label",
+        "text",
+    ]
     """Shape of the rows; auto: by their columns."""
     bad_rows: Literal["stop", "leave-out"]
     """A row that cannot be used is an error, or is left out and counted."""
@@ -299,7 +336,16 @@ class PlanArguments(TypedDict, total=False):
     columns: dict[str, str]
     """Columns that have other names: prompt=question,completion=answer; answers.text.0 is inside one, title+body
     are two."""
-    shape: Literal["auto", "messages", "prompt/completion", "instruction/output", "text/label", "text"]
+    shape: Literal[
+        "auto",
+        "messages",
+        "prompt/completion",
+        "instruction/output",
+        "text/label",
+        "chosen/rejected",
+        "prompt/completion/label",
+        "text",
+    ]
     """Shape of the rows; auto: by their columns."""
     bad_rows: Literal["stop", "leave-out"]
     """A row that cannot be used is an error, or is left out and counted."""
@@ -397,6 +443,16 @@ class PlanArguments(TypedDict, total=False):
     """Tokens that are learned: of every answer, of a conversation's last answer, or all."""
     system: str | None
     """System message of conversations that have none, in training and in use."""
+    objective: Literal["auto", "likelihood", "dpo", "orpo", "kto"]
+    """What is made better: the likelihood of answers; chosen answers against rejected ones (dpo, orpo); or good
+    answers against bad ones (kto). auto: dpo or kto for rows with such answers, else likelihood."""
+    beta: float
+    """How strongly dpo and kto are held to the model as it was; in orpo the weight of the odds ratio, the paper's
+    λ."""
+    desirable_weight: float
+    """Weight of good answers in kto."""
+    undesirable_weight: float
+    """Weight of bad answers in kto."""
     max_length: int
     """Most tokens of a row; see long_rows."""
     long_rows: Literal["auto", "cut", "cut-front", "split", "drop"]

@@ -5,6 +5,7 @@ All that can be refused without the planner is refused here; nothing but the emp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 
 from veneer.data.formats import Example
 from veneer.data.known_tokens import known_pad, refuse_unknown_tokens_in
+from veneer.data.pairs import sequences
 from veneer.data.token_rows import Tokens, digest_of
 from veneer.errors import ConfigError, ModelError, TrainingError
 from veneer.frozen.layers import storage_of
@@ -28,6 +30,7 @@ from veneer.training.eight_bit import state_bytes
 from veneer.training.loss import Loss
 from veneer.training.own_weights import train_own_weights, trained_tensors
 from veneer.training.paged_adamw import PagedAdamW
+from veneer.training.preference import PreferenceLoss, loss_of, preference_of
 from veneer.updates.allocator import Allocator
 from veneer.updates.attach import attach_noted
 from veneer.updates.config import AdaLoRA
@@ -47,7 +50,7 @@ class Begun:
     trained: Trainable
     allocator: Allocator | None
     optimizer: torch.optim.Optimizer
-    loss: Loss
+    loss: Loss | PreferenceLoss
 
     @property
     def config(self) -> RunConfig:
@@ -108,9 +111,7 @@ def begin(
     renderer, pad = prepared.renderer, known_pad(model, prepared.renderer)
     _check_disk(folder, config, model, trained, allocator)
     optimizer = _optimizer(config, _groups(model, config))
-    loss = Loss(
-        model, pad, steps.rows[0], kind=renderer.kind, smoothing=config.label_smoothing, noise=config.neftune
-    )  # fmt: skip
+    loss = _loss(model, pad, steps, renderer.kind)
     return Begun(prepared, folder, steps, with_adapter, trained, allocator, optimizer, loss)
 
 
@@ -144,6 +145,16 @@ def notes_on(name: str) -> list[str]:
     except ModelError:
         return [f"{name} is no name that load finds, so this run can be neither resumed nor evaluated from its folder."]
     return []
+
+
+def _loss(model: Any, pad: int, steps: Steps, kind: str) -> Loss | PreferenceLoss:
+    """The loss of the run's objective; what a preference is measured against is not computed yet."""
+    config, rows = steps.config, steps.rows
+    likelihood = Loss(
+        model, pad, sequences(rows[0])[0], kind=kind, smoothing=config.label_smoothing, noise=config.neftune
+    )  # fmt: skip
+    reference = torch.full((len(rows) + len(steps.held_out), 2), math.nan, dtype=torch.float64)
+    return loss_of(likelihood, preference_of(config, rows), model, reference)
 
 
 def _let_train(prepared: Prepared, config: TrainConfig, total: int, folder: RunFolder) -> list[str]:

@@ -2,7 +2,7 @@
 
 run/
   config.yaml  data.jsonl  chat_template.jinja  rows.json  environment.json  plan.json  metrics.jsonl  advice.json
-  evaluation.json  report.html
+  evaluation.json  report.html  reference.safetensors
   adapter/ (or model/)  best/  base/  start/  tokenizer/  checkpoints/step-000200/  tensorboard/
 """
 
@@ -67,6 +67,7 @@ class RunFolder:
     evaluation_file = _Inside("evaluation.json")  # what veneer evaluate measured
     report_file = _Inside("report.html")  # what veneer report wrote
     template_file = _Inside("chat_template.jinja")  # the chat template, where it came from a file
+    reference_file = _Inside("reference.safetensors")  # what the model said of both answers of each row, untrained
     adapter = _Inside("adapter")  # the result: a PEFT folder
     model = _Inside("model")  # or, where the model's own weights are trained: a transformers folder
     best = _Inside("best")  # the adapter (or weights) with the lowest held-out loss so far

@@ -186,6 +186,17 @@ class RunHistory:
         return [record for record in self.held_out if isinstance(record.get("held_out_accuracy"), (int, float))]
 
     @property
+    def rewards(self) -> list[dict[str, Any]]:
+        """The evaluations that measured ``held_out_reward_accuracy``, a share; none where rows have no preferences."""
+        return [record for record in self.held_out if isinstance(record.get("held_out_reward_accuracy"), (int, float))]
+
+    @property
+    def objective(self) -> str:
+        """What the run makes better: as asked, or as its rows are."""
+        chosen = self.rows.get("chosen", {}).get("objective", "likelihood")
+        return str(chosen) if self.config.objective == "auto" else self.config.objective
+
+    @property
     def largest_class(self) -> float | None:
         """The share of the rows measured that have the most frequent label; None where it was not noted."""
         share = self.rows.get("largest_class")

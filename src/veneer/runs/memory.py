@@ -34,7 +34,7 @@ from veneer.runs.folder import RunFolder
 from veneer.runs.start import planned_update
 from veneer.training.callbacks import EvaluationRecord, StepRecord
 from veneer.training.config import TrainConfig
-from veneer.training.loss import Loss
+from veneer.training.objective import Objective
 from veneer.units import amount, compared
 
 _CLEARLY = 1.05  # times the limit
@@ -163,7 +163,7 @@ def _outlook(begun: Begun, process: Process, limit: int, *, refuse: bool) -> Out
     return Outlook(plan.recomputed, {**plan.as_json(), "limit": limit}, sentences(config, plan, limit))
 
 
-def _base_of(config: TrainConfig, model: Any, loss: Loss, checkpoint: Checkpoint | None) -> Base:
+def _base_of(config: TrainConfig, model: Any, loss: Objective, checkpoint: Checkpoint | None) -> Base:
     """The base of a loaded model; of the ``checkpoint`` that the run loaded it from."""
     kept = {"block_size": config.block_size, "double_quantisation": config.double_quantisation, **storage_of(model)}
     dtype = next(parameter.dtype for parameter in model.parameters())
@@ -206,7 +206,7 @@ def mapped_parts(model: torch.nn.Module) -> tuple[str, ...]:
     )
 
 
-def generous(model: Any, loss: Loss, rows: list[Tokens]) -> float:
+def generous(model: Any, loss: Objective, rows: list[Tokens]) -> float:
     """Bytes that no step on these rows takes, by the model's sizes alone; without a bound where they are not known.
 
     It counts forty hidden states for each token in each layer, where Llama's kind keeps about twelve; attention's

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from veneer.data.pairs import longest_sequence
 from veneer.models.checkpoint import Checkpoint
 from veneer.planning.empty import Base
 from veneer.planning.fit import how_by_shapes
@@ -39,7 +40,7 @@ class PlanRows:
         return {
             "train": len(self.steps.rows),
             "held_out": len(self.steps.held_out),
-            "longest": max(len(row.ids) for row in self.steps.rows),
+            "longest": longest_sequence(self.steps.rows),
             "cut": sum(len(report.cut) for report in reports),
             "left_out": sum(len(report.left_out) + len(report.dropped) for report in reports),
         }

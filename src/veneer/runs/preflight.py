@@ -25,7 +25,7 @@ def check_new_run(folder: RunFolder) -> None:
     folder.tidy()
     left = {  # by a killed start
         *(RunFolder.checkpoints, RunFolder.base, RunFolder.start, RunFolder.data_file, RunFolder.held_out_file),
-        RunFolder.template_file,
+        *(RunFolder.template_file, RunFolder.reference_file),
     }
     if any(path.name not in left for path in folder.path.iterdir()):
         raise TrainingError(f"{folder} is not empty and holds no run; choose a new folder as output.")

@@ -26,7 +26,7 @@ class RowsRecord(TypedDict, total=False):
     system: str | None
     commit: str
     steps: int
-    chosen: dict[str, int | float]  # for options that are auto
+    chosen: dict[str, int | float | str]  # for options that are auto
     largest_class: float | None
     tokens: int
     folder: str  # the working folder
@@ -42,6 +42,7 @@ class ScoresRecord(TypedDict, total=False):
     choice_accuracy: float | None
     exact_match: float | None
     macro_f1: float | None
+    preferred: float | None
 
 
 @with_config(_AND_MORE)

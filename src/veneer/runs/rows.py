@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from veneer.data.bad import BadRows
 from veneer.data.classes import classes_of, counted_classes
@@ -23,16 +23,17 @@ from veneer.data.read import Row, read_rows
 from veneer.data.report import Report
 from veneer.data.sources import sources_of, weighted
 from veneer.data.split import split
-from veneer.data.token_cache import kept_tokens
-from veneer.data.token_rows import TokenRows, Tokens
+from veneer.data.token_rows import TokenRows, Tokens, lengths_of
 from veneer.errors import DataError
 from veneer.frozen.text_part import text_config_of
 from veneer.models.checkpoint import Checkpoint
+from veneer.runs.objective import in_tokens, notes_of, objective_of, refuse_judged
 from veneer.training.automatic import WIDTH, Size, automatic
-from veneer.training.batches import Batches, Lengths
+from veneer.training.batches import Batches
 from veneer.training.config import RunConfig, TrainConfig
 from veneer.training.loss import tokens_gone_through
 
+T = TypeVar("T")
 Given = Mapping[str, Sequence[Row]]  # file name → rows that came in memory, which are not in that file yet
 
 _SHARE = 0.1  # of rows that bring none for validation
@@ -83,6 +84,7 @@ def read_split(
         train, held_out, more = split(examples.items, kept_out, config.seed, classes=classified)
         notes += more
     if classified:
+        refuse_judged(chain(train, held_out), "a classifier")
         unlabelled = [example.where for example in chain(train, held_out) if not class_of(example)]
         train, held_out = (
             those_of(side, [number for number, example in enumerate(side) if class_of(example)])
@@ -138,6 +140,7 @@ class Work:
 
     largest: list[Tokens]  # the rows of the step with the most tokens in a pass
     steps: float  # the tokens of all steps, counted in steps of that one's size
+    reference: float  # and those whose reference is computed, once, before
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,7 @@ class Steps:
     batches: Batches
     config: RunConfig  # what was asked, with the numbers that auto stands for
     chosen: dict[str, Any]  # those numbers, by option
+    notes: list[str]  # what the objective does to the rows, as sentences
     bad: BadRows = field(default_factory=BadRows)  # that the template refuses, and that are left out
 
     @property
@@ -170,20 +174,26 @@ class Steps:
 
     def sentences(self, max_length: int) -> list[str]:
         """What the user should know of rows that were cut or left out."""
-        return [sentence for report in self.reports for sentence in report.sentences(max_length)] + self.bad.sentences()
+        cut = [sentence for report in self.reports for sentence in report.sentences(max_length)]
+        return [*self.notes, *cut, *self.bad.sentences()]
 
     def work(self, kind: str, packed: bool) -> Work:
         """Over all epochs, for each puts other rows together; ``packed``: no token is padding."""
-        largest, most, of_that, tokens = 0, 0, 0, 0
+        largest, most, of_that, tokens, referred = 0, 0, 0, 0, 0
         for step in range(self.total):
-            passes = [tokens_gone_through(some, kind, packed) for some in self._passes(step)]
+            passes = [tokens_gone_through(some, kind, packed) for some in self._in_parts(self.batches.lengths(step))]
             tokens += sum(passes)
+            referred += sum(passes) if step < self.batches.per_epoch else 0
             if max(passes) > most:
                 largest, most, of_that = step, max(passes), sum(passes)
-        return Work(self.batches.rows(largest), tokens / of_that)
+        referred += int(lengths_of(self.held_out).sum())
+        return Work(self.batches.rows(largest), tokens / of_that, referred / of_that)
 
-    def _passes(self, step: int) -> Iterator[list[Lengths]]:
-        rows = self.batches.lengths(step)
+    def passes(self, step: int) -> Iterator[list[Tokens]]:
+        """The rows of a step in the parts that go through the model together."""
+        return self._in_parts(self.batches.rows(step))
+
+    def _in_parts(self, rows: list[T]) -> Iterator[list[T]]:
         size = self.config.micro_batch_size or self.config.batch_size
         return (rows[start : start + size] for start in range(0, len(rows), size))
 
@@ -208,10 +218,17 @@ def in_steps(
     Raises DataError where no row on one side has a token to learn.
     """
     bad = BadRows() if asked.bad_rows == "leave-out" else None
-    rows, report = kept_tokens(renderer, train, watched, bad)
-    others, more = kept_tokens(renderer, held_out, watched, bad) if held_out else (TokenRows(), None)
+    objective = objective_of(asked, train, held_out, renderer.kind)
+    rows, report = in_tokens(renderer, train, objective, watched=watched, bad=bad)
+    others, more = (
+        in_tokens(renderer, held_out, objective, len(rows), watched, bad) if held_out else (TokenRows(), None)
+    )
     batches = Batches(rows, asked.batch_size, asked.seed)
-    chosen = automatic(asked, Size(width_of(model), batches.per_epoch, len(others), renderer.kind))
+    chosen = automatic(asked, Size(width_of(model), batches.per_epoch, len(others), renderer.kind, objective))
+    if asked.objective == "auto" and objective != "likelihood":
+        chosen = {"objective": objective, **chosen}
     chosen |= {name: number for name, number in kept.items() if name in chosen}
+    notes = notes_of(asked, objective, train, held_out)
     reports = [report] if more is None else [report, more]
-    return Steps(rows, others, reports, batches, RunConfig.of(asked, chosen), chosen, bad or BadRows())
+    config = RunConfig.of(asked, {"objective": objective, **chosen})
+    return Steps(rows, others, reports, batches, config, chosen, notes, bad or BadRows())

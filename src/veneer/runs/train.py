@@ -31,6 +31,7 @@ from veneer.runs.memory import Outlook, PlanAfterFirstStep, Process, look_before
 from veneer.runs.own_tokens import keep_tokenizer
 from veneer.runs.preflight import check_new_run, check_writable
 from veneer.runs.prepare import Prepared, prepare, take_given
+from veneer.runs.reference import compute_reference, write_reference
 from veneer.runs.start_options import with_start_options
 from veneer.terminal import terminal
 from veneer.threads import said
@@ -73,6 +74,9 @@ class Watchers:
     console: Console
     callbacks: Sequence[Callback] = ()
     on_the_way: bool = True
+
+    def say(self, sentence: str) -> None:
+        self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 @overload
@@ -201,6 +205,7 @@ def _trained(
 ) -> Result:  # fmt: skip
     begun = begin(prepared, lambda rows: counted(watchers.console, rows, "tokenising rows"))
     outlook = look_before_training(begun, process)
+    compute_reference(begun, watchers.say, resumed=checkpoint is not None, measures=watchers.on_the_way)
     state = _restored(begun, checkpoint, more)
     with _a_full_disk_explained(begun.folder):
         labels = HeldOutLabels(
@@ -217,7 +222,7 @@ def _trained(
                 warnings += advice(begun.config, labels, records, state.best_step)
             write_advice(begun.folder, warnings)
     for note in warnings:
-        watchers.console.print(note, highlight=False, markup=False, soft_wrap=True)
+        watchers.say(note)
     return result_of(begun, state, warnings, labels.largest if labels.rows else None)
 
 
@@ -260,6 +265,7 @@ def _write_beginning(begun: Begun, state: State, labels: HeldOutLabels, *, new: 
             write_rows(rows, temporary)
     if begun.config.template not in (*MODES, *FORMS):
         write_text(folder.template_file, str(begun.prepared.tokenizer.chat_template))
+    write_reference(begun)
     begun.prepared.config.write(folder.config_file)
     counted = {
         "steps": begun.total, "chosen": begun.steps.chosen, "largest_class": labels.largest if labels.rows else None,

@@ -14,6 +14,8 @@ from veneer.training.config import TrainConfig
 RATES = {"lora": 3e-3, "adalora": 3e-2, "full": 3e-4, "bias": 1e-2, "head": 2e-1}
 # Method → the steps up to which it is so; a run of four times as many has half the rate. All but LoRA's are a guard.
 SHORT = {"lora": 40, "adalora": 100, "full": 100, "bias": 60, "head": 100}
+# Objective → its rate, in parts of likelihood's: a guard, for a preference is learned by far smaller changes.
+_OF_LIKELIHOODS = {"likelihood": 1.0, "dpo": 0.1, "orpo": 0.3, "kto": 0.1}
 _BIASES_IN_LONG_RUNS = 0.36  # times the rate above SHORT: at more, a task lost 5 and 20 points in two runs
 WIDTH = 576  # of SmolLM2's hidden states, the widest that was measured; a wider model has a rate lower by as much
 STEPS = 30  # that a run has at least, in as many epochs as that takes …
@@ -29,6 +31,7 @@ class Size(NamedTuple):
     per_epoch: int  # optimizer steps
     held_out: int  # rows
     kind: str = "causal"  # causal, seq2seq or classification
+    objective: str = "likelihood"
 
 
 def automatic(config: TrainConfig, size: Size) -> dict[str, Any]:
@@ -47,7 +50,7 @@ def automatic(config: TrainConfig, size: Size) -> dict[str, Any]:
     # Measuring a row takes a third of the time of training on it: at most a sixth of the run's time is measuring.
     every = max(math.ceil(2 * size.held_out / config.batch_size), min(EVALUATE, size.per_epoch))
     numbers: dict[str, Any] = {
-        "learning_rate": rate_of(method, size.width, total),
+        "learning_rate": float(f"{rate_of(method, size.width, total) * _OF_LIKELIHOODS[size.objective]:.2g}"),
         "epochs": epochs,
         "evaluate_every": every if total > size.per_epoch else max(every, EVALUATE),
         "patience": PATIENCE if repeated else 0,
@@ -90,5 +93,9 @@ def sentence(config: TrainConfig, chosen: dict[str, Any]) -> str:
     """What was chosen for ``config`` and changes its run, as it is printed; or nothing."""
     idle = {"epochs"} if config.steps else set()
     idle |= set() if chosen.get("patience") else {"evaluate_every", "patience"}
-    numbers = [f"{name} {number:g}" for name, number in chosen.items() if name not in idle]
+    numbers = [
+        f"{name} {number if isinstance(number, str) else f'{number:g}'}"
+        for name, number in chosen.items()
+        if name not in idle
+    ]
     return f"Chosen by auto: {', '.join(numbers)}." if numbers else ""

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from veneer.data.pairs import borders_of
 from veneer.data.token_rows import IGNORE, Tokens, label_lengths_of, lengths_of
 
 _POOL = 50  # batches whose rows are sorted by length together: little padding, and still random batches
@@ -32,6 +33,14 @@ class Lengths(NamedTuple):
 
     ids: range
     labels: range
+    border: int = 0  # where the second sequence of a pair begins
+
+    def sequences(self) -> list[Lengths]:
+        """Of what passes through the model by itself, as `pairs.sequences`."""
+        if not self.border:
+            return [self]
+        first, second = slice(self.border), slice(self.border, None)
+        return [Lengths(self.ids[part], self.labels[part]) for part in (first, second)]
 
 
 class Batches:
@@ -43,7 +52,7 @@ class Batches:
 
     def __init__(self, rows: Sequence[Tokens], batch_size: int, seed: int) -> None:
         self._rows, self._size, self._seed = rows, batch_size, seed
-        self._lengths, self._labels = lengths_of(rows), label_lengths_of(rows)
+        self._lengths, self._labels, self._borders = lengths_of(rows), label_lengths_of(rows), borders_of(rows)
         self.per_epoch = math.ceil(len(rows) / batch_size)
         self._epoch = -1
         self._order = self._steps = numpy.zeros(0, numpy.int64)
@@ -55,8 +64,9 @@ class Batches:
     def lengths(self, step: int) -> list[Lengths]:
         """How long these rows are."""
         return [
-            Lengths(range(self._lengths[number]), range(self._labels[number])) for number in self._numbers(step)
-        ]  # fmt: skip
+            Lengths(range(self._lengths[number]), range(self._labels[number]), int(self._borders[number]))
+            for number in self._numbers(step)
+        ]
 
     def _numbers(self, step: int) -> list[int]:
         epoch, place = divmod(step, self.per_epoch)

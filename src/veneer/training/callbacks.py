@@ -12,7 +12,7 @@ class StepRecord:
 
     step: int  # from 1
     total: int  # steps of the run
-    loss: float  # mean over the step's learned tokens, nats
+    loss: float  # mean over the step's learned tokens, nats; or over its rows with preferences
     learning_rate: float
     gradient_norm: float  # before clipping
     tokens: int  # trained on so far, without padding
@@ -25,9 +25,11 @@ class EvaluationRecord:
     """A measurement of the held-out rows."""
 
     step: int  # 0: before the first step
-    loss: float  # mean over learned tokens, nats
+    loss: float  # mean over learned tokens, nats; or over rows with preferences
     best: bool  # whether what is trained is kept as the best so far
     accuracy: float | None = None  # share of rows whose label is found the likeliest; None where there are no labels
+    reward_accuracy: float | None = None  # share of rows whose better answer has the higher reward; of preferences
+    reward_margin: float | None = None  # by how much, on average
 
 
 class Callback(Protocol):

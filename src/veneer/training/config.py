@@ -28,6 +28,15 @@ def _template(value: Any) -> Any:
     return check_template(str(value)) if isinstance(value, str | Path) else value
 
 
+# Option → the objectives that have it.
+_OF_OBJECTIVES = {
+    "beta": ("dpo", "orpo", "kto"),
+    "desirable_weight": ("kto",),
+    "undesirable_weight": ("kto",),
+    "label_smoothing": ("likelihood",),
+}
+
+
 class TrainConfig(LoRA, AllocationOptions, BaseOptions, RowOptions):
     """A run: the model, the rows, the update (every option of LoRA and AdaLoRA), and how it is trained."""
 
@@ -77,6 +86,18 @@ class TrainConfig(LoRA, AllocationOptions, BaseOptions, RowOptions):
     system: str | None = Field(
         default=None, description="System message of conversations that have none, in training and in use."
     )
+    objective: Literal["auto", "likelihood", "dpo", "orpo", "kto"] = Field(
+        default="auto",
+        description="What is made better: the likelihood of answers; chosen answers against rejected ones (dpo, orpo); "
+        "or good answers against bad ones (kto). auto: dpo or kto for rows with such answers, else likelihood.",
+    )
+    beta: Positive = Field(
+        default=0.1,
+        description="How strongly dpo and kto are held to the model as it was; in orpo the weight of the odds ratio, "
+        "the paper's λ.",
+    )
+    desirable_weight: Positive = Field(default=1.0, description="Weight of good answers in kto.")
+    undesirable_weight: Positive = Field(default=1.0, description="Weight of bad answers in kto.")
     max_length: int = Field(default=1024, ge=2, description="Most tokens of a row; see long_rows.")
     long_rows: LongRows = Field(
         default="auto",
@@ -226,6 +247,12 @@ class TrainConfig(LoRA, AllocationOptions, BaseOptions, RowOptions):
         return self
 
     @model_validator(mode="after")
+    def _options_of_one_objective(self) -> TrainConfig:
+        if self.objective != "auto":
+            self.refuse_other_objectives(self.objective)
+        return self
+
+    @model_validator(mode="after")
     def _micro_batch_fits(self) -> TrainConfig:
         if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
             raise ValueError(
@@ -241,6 +268,18 @@ class TrainConfig(LoRA, AllocationOptions, BaseOptions, RowOptions):
                 f"method: {self.method} trains the model's own weights, which are kept in fp32 then; leave out "
                 f"storage: {self.storage}, or use method: lora over it."
             )
+
+    def refuse_other_objectives(self, objective: str) -> None:
+        """Raises ValueError for an option that was given and that this ``objective`` has not."""
+        changed = self.changed()
+        for name, objectives in _OF_OBJECTIVES.items():
+            if name in changed and objective not in objectives:
+                raise ValueError(
+                    f"{name} is an option of objective: {' or '.join(objectives)}, and the objective is {objective}; "
+                    f"leave it out."
+                )
+        if objective != "likelihood" and self.learn == "all":
+            raise ValueError(f"learn: all would compare the prompts, too; objective: {objective} compares answers.")
 
     @property
     def trains_own_weights(self) -> bool:
@@ -290,6 +329,7 @@ def read_options(path: Path) -> dict[str, Any]:
 class RunConfig(TrainConfig):
     """The options of a run that has begun: numbers where ``auto`` was asked for."""
 
+    objective: Literal["likelihood", "dpo", "orpo", "kto"]
     epochs: Positive
     learning_rate: Positive
     evaluate_every: Count

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from veneer.data.labels import Tokens
 from veneer.device import device_of, peak_memory, synchronise
@@ -20,8 +20,8 @@ from veneer.training.callbacks import Callback, EvaluationRecord, StepRecord
 from veneer.training.checkpoint import save_best, save_checkpoint
 from veneer.training.config import RunConfig
 from veneer.training.interrupt import StopRequest
-from veneer.training.loss import Loss
 from veneer.training.metrics import Metrics
+from veneer.training.objective import Objective
 from veneer.training.schedule import learning_rate
 from veneer.training.state import State, checkpoints_in
 from veneer.training.world import OneProcess, World
@@ -44,7 +44,7 @@ class Run:
     checkpoints: Path
     best: Path
     model: Any
-    loss: Loss
+    loss: Objective
     batches: Batches
     held_out: Sequence[Tokens]
     optimizer: torch.optim.Optimizer
@@ -99,19 +99,20 @@ def _timed_step(run: Run, state: State) -> None:
 
 
 def take_step(run: Run, rows: list[Tokens], rate: float) -> tuple[float, float]:
-    """One optimizer step on ``rows``; the mean loss of a learned token, and the gradient's norm before clipping.
+    """One optimizer step on ``rows``; the mean loss of a learned token (or a row with preferences), and the gradient's
+    norm before clipping.
 
     Rows go through the model in parts of micro_batch_size; each part's summed loss is divided by the learned tokens
     of the whole step, so the gradient is that of one large batch. Each process of the run's world takes its own parts.
     """
     size = run.config.micro_batch_size or len(rows)
     parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-    learned = sum(row.learned for row in rows)
+    share = run.loss.of_step(parts)
     parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
     run.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), dtype=torch.float64)
     for part in run.world.mine(parts):
-        total += _add_gradient(run, part, learned)
+        total += _add_gradient(run, part, share)
     run.world.sum([total, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
     norm = float(nn.utils.clip_grad_norm_(parameters, run.config.clip or math.inf))
     if not math.isfinite(norm):
@@ -126,11 +127,11 @@ def take_step(run: Run, rows: list[Tokens], rate: float) -> tuple[float, float]:
     return float(total), norm
 
 
-def _add_gradient(run: Run, rows: list[Tokens], learned: int) -> float:
+def _add_gradient(run: Run, rows: list[Tokens], share: Callable[[list[Tokens]], Tensor]) -> float:
     """Add the gradient of the rows' share of the step's loss; returns that share.
 
     The graph is freed on return, before the next part's activations need memory."""
-    loss = run.loss(rows) / learned
+    loss = share(rows)
     if not math.isfinite(loss.item()):
         raise DivergedError(_not_finite(run, rows))
     loss.backward()  # type: ignore[no-untyped-call]
@@ -155,7 +156,8 @@ def evaluate_held_out(run: Run, state: State) -> None:
 
     An AdaLoRA adapter is not kept before its ranks are fixed: it is larger than was asked for.
     """
-    loss = run.loss.mean(run.held_out, run.config.micro_batch_size or run.config.batch_size)
+    measured = run.loss.held_out(run.held_out, run.config.micro_batch_size or run.config.batch_size)
+    loss = measured.loss
     if not math.isfinite(loss):
         raise DivergedError(_not_finite(run, run.held_out))
     counts = state.step > 0 and (run.allocator is None or run.allocator.fixed)
@@ -167,18 +169,26 @@ def evaluate_held_out(run: Run, state: State) -> None:
     elif counts:
         state.worse += 1
     accuracy = run.accuracy()
-    shares = {} if accuracy is None else {"held_out_accuracy": accuracy}
-    run.metrics.write(step=state.step, held_out_loss=loss, held_out_perplexity=math.exp(min(loss, 700)), **shares)
+    numbers = {
+        "held_out_perplexity": math.exp(min(loss, 700)) if measured.reward_accuracy is None else None,
+        "held_out_accuracy": accuracy,
+        "held_out_reward_accuracy": measured.reward_accuracy,
+        "held_out_reward_margin": measured.reward_margin,
+    }
+    given = {name: number for name, number in numbers.items() if number is not None}
+    run.metrics.write(step=state.step, held_out_loss=loss, **given)
     if run.allocator is not None:
         run.metrics.write(step=state.step, ranks=run.allocator.ranks(), importance=run.allocator.importance())
     for callback in run.callbacks:
-        callback.on_evaluation(EvaluationRecord(state.step, loss, better, accuracy))
+        callback.on_evaluation(EvaluationRecord(state.step, loss, better, accuracy, *measured[1:]))
 
 
 def _not_finite(run: Run, rows: Sequence[Tokens]) -> str:
     """Name the rows whose own loss is not finite, or all of them when it is their gradient."""
     with torch.no_grad():
-        bad = [row.where for row in rows if not math.isfinite(float(run.loss([row])))] or [row.where for row in rows]
+        losses = [float(run.loss.of_step([[row]])([row])) for row in rows]
+    bad = [row.where for row, loss in zip(rows, losses, strict=True) if not math.isfinite(loss)]
+    bad = bad or [row.where for row in rows]
     shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
     kept = checkpoints_in(run.checkpoints)
     if kept:

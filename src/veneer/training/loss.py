@@ -6,7 +6,7 @@ forward pass while its logits exist, so the logits of a whole batch never exist.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from veneer.data.labels import IGNORE, Tokens
+from veneer.data.pairs import sequences
 from veneer.frozen.text_part import text_config_of, text_part
 from veneer.frozen.weight import StoredLinear
 from veneer.training.batches import Batch, Lengths, by_length, collate
@@ -32,6 +34,14 @@ class How(NamedTuple):
 
     chunked: bool  # its head, a chunk of hidden states at a time
     packed: bool  # rows that stand back to back
+
+
+class Measured(NamedTuple):
+    """What held-out rows show; None where they have no preferences."""
+
+    loss: float  # mean over learned tokens, or over rows with preferences
+    reward_accuracy: float | None = None  # share of rows whose better answer has the higher reward; half for a tie
+    reward_margin: float | None = None  # by how much, on average
 
 
 class Loss:
@@ -65,18 +75,19 @@ class Loss:
 
     def __call__(self, rows: list[Tokens]) -> Tensor:
         """The summed loss of ``rows``, fp32 (), differentiable."""
-        noise = self._noise if self._model.training else 0.0
-        with noise_on_embeddings(self._model, noise, [len(row.ids) for row in rows]):
+        with self._noisy(rows):
             return self._of(rows)
+
+    def _noisy(self, rows: list[Tokens]) -> AbstractContextManager[None]:
+        noise = self._noise if self._model.training else 0.0
+        return noise_on_embeddings(self._model, noise, [len(row.ids) for row in rows])
 
     def _of(self, rows: list[Tokens]) -> Tensor:
         smoothing = self._smoothing if self._model.training else 0.0
-        if self._packed:
-            with self.attention():
-                hidden, labels = hidden_of_rows(self._model, rows)
-            return self._of_hidden(hidden, labels, smoothing)
-        batch = collate(rows, self._pad, classes=self.kind == "classification")
-        batch = Batch(*(tensor.to(self._model.device) for tensor in batch))
+        if self._chunked:
+            hidden, labels = self._hidden_of(rows)
+            return chunked_loss(hidden, self._model.get_output_embeddings(), labels, smoothing, self._rows_at_once)
+        batch = self._batch(rows)
         if self.kind == "classification":
             logits = self._model(input_ids=batch.ids, attention_mask=batch.mask).logits
             return _sum(logits, batch.labels, smoothing)
@@ -86,15 +97,47 @@ class Loss:
                 input_ids=batch.ids, attention_mask=batch.mask, decoder_input_ids=shifted, use_cache=False
             ).logits
             return _sum(logits.flatten(0, 1), batch.labels.flatten(), smoothing)
-        learned, labels = _learned(rows, batch.ids.device)
-        if self._chunked:
-            hidden = _hidden(self._model, batch)[:, :-1][learned]
-            return self._of_hidden(hidden, labels, smoothing)
-        logits = self._model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-        return _sum(logits[:, :-1][learned], labels, smoothing)
+        logits, labels = self._logits_of(batch, rows)
+        return _sum(logits, labels, smoothing)
 
-    def _of_hidden(self, hidden: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-        return chunked_loss(hidden, self._model.get_output_embeddings(), labels, smoothing, self._rows_at_once)
+    def of_step(self, parts: list[list[Tokens]]) -> Callable[[list[Tokens]], Tensor]:
+        """For the parts of a step, what gives each part's share of the mean loss of a learned token."""
+        learned = sum(row.learned for part in parts for row in part)
+        return lambda part: self(part) / learned
+
+    def log_probabilities(self, rows: list[Tokens]) -> Tensor:
+        """Σ log-probability of each row's learned tokens, fp64 (rows,), differentiable; of a causal model."""
+        with self._noisy(rows):
+            if self._chunked:
+                hidden, labels = self._hidden_of(rows)
+                found = chunked_log_probabilities(hidden, self._model.get_output_embeddings(), labels)
+            else:
+                found = _log_probabilities(None, *self._logits_of(self._batch(rows), rows))
+        parts = torch.split(found.double(), [row.learned for row in rows])
+        return torch.stack([part.sum() for part in parts])
+
+    def _batch(self, rows: list[Tokens]) -> Batch:
+        batch = collate(rows, self._pad, classes=self.kind == "classification")
+        return Batch(*(tensor.to(self._model.device) for tensor in batch))
+
+    def _hidden_of(self, rows: list[Tokens]) -> tuple[Tensor, Tensor]:
+        """Last hidden states (n, dim) before each learned token of ``rows``, in their order, and these tokens (n,)."""
+        if self._packed:
+            with self.attention():
+                return hidden_of_rows(self._model, rows)
+        batch = self._batch(rows)
+        learned, labels = _learned(rows, batch.ids.device)
+        return _hidden(self._model, batch)[:, :-1][learned], labels
+
+    def _logits_of(self, batch: Batch, rows: list[Tokens]) -> tuple[Tensor, Tensor]:
+        """Logits (n, vocabulary) before each learned token, and these tokens (n,)."""
+        learned, labels = _learned(rows, batch.ids.device)
+        logits = self._model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+        return logits[:, :-1][learned], labels
+
+    def held_out(self, rows: Sequence[Tokens], batch_size: int) -> Measured:
+        """What is measured of held-out rows."""
+        return Measured(self.mean(rows, batch_size))
 
     @torch.no_grad()
     def mean(self, rows: Sequence[Tokens], batch_size: int) -> float:
@@ -109,13 +152,14 @@ class Loss:
 
 
 def tokens_gone_through(rows: Sequence[Tokens] | Sequence[Lengths], kind: str, packed: bool) -> int:
-    """Tokens that a pass over ``rows`` computes: of an encoder-decoder on either side; padding too, where they are not
-    ``packed``."""
-    lengths = [len(row.ids) for row in rows]
+    """Tokens that a pass over ``rows`` computes: of an encoder-decoder on either side; of both answers of a
+    pair; padding too, where they are not ``packed``."""
+    parts = [part for row in rows for part in (row.sequences() if isinstance(row, Lengths) else sequences(row))]
+    lengths = [len(part.ids) for part in parts]
     if packed:
         return sum(lengths)
-    answer = max(len(row.labels) for row in rows) if kind == "seq2seq" else 0
-    return len(rows) * (max(lengths) + answer)
+    answer = max(len(part.labels) for part in parts) if kind == "seq2seq" else 0
+    return len(parts) * (max(lengths) + answer)
 
 
 def _learned(rows: list[Tokens], device: torch.device) -> tuple[tuple[Tensor, Tensor], Tensor]:
@@ -142,6 +186,44 @@ def chunked_loss(
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
     loss: Tensor = _ChunkedLoss.apply(head, labels, smoothing, rows_at_once, hidden, *trained)  # type: ignore[no-untyped-call]
     return loss
+
+
+def chunked_log_probabilities(hidden: Tensor, head: Any, labels: Tensor) -> Tensor:
+    """Log-probability of each label after its hidden state, fp32 (n,); differentiable as `chunked_loss` is.
+
+    What follows from one may depend on all, so its weight in the gradient is known in the backward pass alone. A frozen
+    head's gradient of each token is formed in the forward pass all the same, and weighted then; the logits of a trained
+    one are computed once more.
+    """
+    count = max(1, _CHUNK // int(head.weight.shape[0]))
+    chunks = list(zip(torch.split(hidden, count), torch.split(labels, count), strict=True))
+    if any(parameter.requires_grad for parameter in head.parameters()):
+        return torch.cat([checkpoint(_log_probabilities, head, *chunk, use_reentrant=False) for chunk in chunks])
+    return torch.cat([_ByFrozenHead.apply(head, *chunk) for chunk in chunks])  # type: ignore[no-untyped-call]
+
+
+class _ByFrozenHead(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, head: Any, hidden: Tensor, labels: Tensor) -> Tensor:
+        if not ctx.needs_input_grad[1]:
+            return _log_probabilities(head, hidden, labels)
+        chunk = hidden.detach().requires_grad_()
+        with torch.enable_grad():
+            found = _log_probabilities(head, chunk, labels)
+            # Each is of its own hidden state alone, so the sum's gradient is that of each.
+            ctx.save_for_backward(*torch.autograd.grad(found.sum(), chunk))
+        return found.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (of_each,) = ctx.saved_tensors
+        return None, of_each * grad[:, None].to(of_each.dtype), None
+
+
+def _log_probabilities(head: nn.Module | None, states: Tensor, labels: Tensor) -> Tensor:
+    logits = states if head is None else head(states)
+    return -F.cross_entropy(logits.float(), labels, reduction="none")
 
 
 class _ChunkedLoss(torch.autograd.Function):

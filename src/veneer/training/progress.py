@@ -60,6 +60,9 @@ class RunProgress:
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
         right = "" if record.accuracy is None else f", {100 * record.accuracy:.1f} % right"
+        if record.reward_accuracy is not None:
+            margin = "" if record.reward_margin is None else f", margin {record.reward_margin:.3f}"
+            right = f", rewards {100 * record.reward_accuracy:.1f} % right{margin}"
         self._held_out = f" · held-out {record.loss:.3f}{right}"
         best = " (best so far)" if record.best and record.step else ""
         self.note(f"step {record.step}: held-out loss {record.loss:.4f}{right}{best}")

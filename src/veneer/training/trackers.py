@@ -34,8 +34,9 @@ def _numbers(record: StepRecord) -> dict[str, float]:
 
 
 def _held_out(record: EvaluationRecord) -> dict[str, float]:
-    accuracy = {} if record.accuracy is None else {"held_out_accuracy": record.accuracy}
-    return {"held_out_loss": record.loss, **accuracy}
+    names = ("loss", "accuracy", "reward_accuracy", "reward_margin")
+    numbers = {f"held_out_{name}": getattr(record, name) for name in names}
+    return {name: number for name, number in numbers.items() if number is not None}
 
 
 class _Mlflow:

@@ -102,6 +102,7 @@ def test_system_and_history_of_instructions_are_used():
 
 
 TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+HUMAN = "\n\nHuman: q\n\nAssistant: "
 SHAREGPT = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
 A_TURN = ["a", "b"]
 # Well-known sets by their columns: what they are taken as (the shape, and what it holds), or what the refusal says.
@@ -148,14 +149,16 @@ SETS = {
     "xsum": ({"document": "a", "summary": "b", "id": "1"}, ("instruction/output", A_TURN)),
     "wikitext": ({"text": "a"}, ("text", ["a"])),
     "c4": ({"text": "a", "timestamp": "t", "url": "u"}, ("text", ["a"])),
-    "hh-rlhf": ({"chosen": "a", "rejected": "b"}, "is a preference row .*--columns text=chosen learns"),
+    "hh-rlhf": ({"chosen": HUMAN + "a", "rejected": HUMAN + "b"}, ("chosen/rejected", ["q", "a"])),
     "ultrafeedback": (
-        {"prompt": "a", "chosen": TALK, "rejected": TALK, "score_chosen": 1.0}, "--columns messages=chosen learns"
+        {"prompt": "a", "chosen": TALK, "rejected": TALK, "score_chosen": 1.0}, ("chosen/rejected", A_TURN)
     ),
     "orca_dpo_pairs": (
-        {"system": "s", "question": "a", "chosen": "b", "rejected": "c"}, "--columns instruction=question,output=chosen"
+        {"system": "s", "question": "a", "chosen": "b", "rejected": "c"}, ("chosen/rejected", ["s", "a", "b"])
     ),
-    "kto-mix": ({"prompt": TALK[:1], "completion": TALK[1:], "label": True}, "has a true or false label beside prompt"),
+    "kto-mix": (
+        {"prompt": TALK[:1], "completion": TALK[1:], "label": True}, ("prompt/completion/label", A_TURN)
+    ),
     "glaive": ({"system": "s", "chat": "USER: a"}, "has a whole conversation as one text in the column chat"),
     "xlam": (
         {
@@ -196,6 +199,10 @@ def test_what_a_refusal_says_is_taken():
     assert chosen.items[0].last_answer() == "b"
     assert chosen.unused == ["rejected"]
     assert _read(Reading({"messages": "chosen"}), prompt="a", chosen=TALK, rejected=TALK).shape == "messages"
+    pair = _read(Reading({"chosen": "good", "rejected": "bad"}), prompt="a", good="b", bad="c")
+    assert (pair.items[0].answer, pair.items[0].rejected.answer) == ("b", "c")
+    judged = _read(Reading(shape="prompt/completion"), prompt="a", completion="b", label=True)
+    assert not judged.items[0].is_judged
     assert _read(Reading({"text": "chat"}), system="s", chat="USER: a").items[0].answer == "USER: a"
 
 
@@ -203,3 +210,9 @@ def test_calls_of_xlam_are_called_with_its_tools():
     (example,) = _read(**SETS["xlam"][0]).items
     assert example.tools == ({"type": "function", "function": {"name": "f", "parameters": {}}},)
     assert example.messages[1]["tool_calls"][0]["function"] == {"name": "f", "arguments": {"x": 1}}
+
+
+def test_a_refusal_of_a_wide_table_names_some_of_its_columns():
+    with pytest.raises(DataError, match="c0, c1, .*c19 and 9,980 more, which fit no shape") as error:
+        _read(**{f"c{number}": "x" for number in range(10_000)})
+    assert len(str(error.value)) < 1000
