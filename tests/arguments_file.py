@@ -63,7 +63,10 @@ def type_of(name: str, field: FieldInfo) -> str:
 def _keys(fields: dict[str, FieldInfo]) -> str:
     lines = []
     for name, field in fields.items():
-        lines += [f"    {name}: {type_of(name, field)}"]
+        line = f"    {name}: {type_of(name, field)}"
+        if len(line) > 120:  # as ruff breaks it
+            line = line.replace("[", "[\n        ").replace(", ", ",\n        ").replace("]", ",\n    ]")
+        lines += [line]
         about = textwrap.wrap(f'"""{field.description}"""', 110)
         lines += [f"    {line}" for line in about]
     return "\n".join(lines) + "\n"

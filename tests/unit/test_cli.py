@@ -23,6 +23,7 @@ VERBS = [
     "chat",
     "merge",
     "export",
+    "combine",
     "push",
     "quantize",
     "inspect",

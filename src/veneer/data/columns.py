@@ -259,7 +259,7 @@ def _refusal(first: Row, shapes: list[str]) -> str:
     what = "no shape" if len(shapes) == len(_PLAIN) else f"not the shape {' or '.join(shapes)}"
     renames = _hint(first, shapes)
     hint = ",".join(f"{name}={column}" for name, column in renames.items())
-    return f"{_columns_of(first)}, which fit {what}. {_needs(shapes)}." + (
+    return f"{_columns_of(first)}, which fit {what}. {_needs(SHAPES if what == 'no shape' else shapes)}." + (
         f" Perhaps --columns {hint}." if hint else ""
     )
 

@@ -76,9 +76,6 @@ def test_a_name_that_no_shape_has_is_refused(columns, match):
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"prompt": "p", "completion": "c", "label": True}, r"^d:1 has a true or false label beside prompt"),
-        ({"prompt": "p", "completion": "c", "label": "False"}, "keep the rows whose label is true"),
-        ({"prompt": "p", "chosen": "c", "rejected": "r"}, r"^d:1 is a preference row \(chosen and rejected answers\)"),
         ({"text": "t", "labels": [1, 2], "id": "a"}, r"^d:1 has a list of labels: a text of several classes"),
         ({"text": "t", "role": "prompter", "parent_id": None}, r"^d:1 is one message of a tree \(text, role, parent"),
     ],
@@ -213,6 +210,6 @@ def test_calls_of_xlam_are_called_with_its_tools():
 
 
 def test_a_refusal_of_a_wide_table_names_some_of_its_columns():
-    with pytest.raises(DataError, match="c0, c1, .*c19 and 9,980 more, which fit no shape") as error:
+    with pytest.raises(DataError, match=r"c0, c1, .*c19 and 9,980 more, which fit no shape") as error:
         _read(**{f"c{number}": "x" for number in range(10_000)})
     assert len(str(error.value)) < 1000

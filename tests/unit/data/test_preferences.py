@@ -96,7 +96,7 @@ def test_columns_beside_are_named():
         ({"chosen": [USER], "rejected": [USER]}, "part at message 1, which is the user's in chosen and the user's in"),
         ({"prompt": "p", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "prompt is none of the messages that"),
         ({"system": "S", "prompt": [SYSTEM, USER], "chosen": "a", "rejected": "b"}, "and a system message as well"),
-        ({"system": "S", "question": "q", "chosen": "a", "rejected": "b"}, r"columns: system, question, chosen"),
+        ({"system": "S", "chosen": "a", "rejected": "b"}, r"columns: chosen, rejected, system"),
         (
             {"prompt": "what is it that you are", "chosen": "what is it that you are? a", "rejected": "what is it that "
              "you are? b"}, "begin with the prompt, which would come twice; leave out the column prompt",
@@ -159,9 +159,10 @@ def test_pairs_with_nothing_to_compare_are_left_out_and_counted():
     pairs, report = to_pairs(renderer(max_length=12), read(*rows).items)
     assert [(pair.where, pair.number) for pair in pairs] == [("d:1", 0)]
     assert report.sentences(12) == [
-        "2 rows (d:3, d:4) longer than max_length = 12 tokens: cut at the end.",
+        "1 row (d:3) longer than max_length = 12 tokens: cut at the end.",
         "2 rows (d:2, d:3) left out, because chosen and rejected are the same within max_length = 12 tokens.",
         "1 row (d:4) left out, because no token to learn remains within max_length = 12.",
+        "53.8 % of all tokens are in what was cut or left out.",
     ]
     with pytest.raises(
         DataError, match=r"^None of the 1 rows has answers to compare within max_length = 12; the first"
