@@ -141,10 +141,8 @@ def test_the_plan_counts_the_rows():
     assert Process(machine, 90, 80, rows=7).at() == Machine({}, 0.0, 107, 87)
     row = Tokens([1], [1], "")
     batches = Batches([row], 1, 0)
-    assert (
-        Steps([row] * 900, [row] * 100, [], batches, TrainConfig(model="m", data="d", output="o"), {}, []).memory
-        == 300_000
-    )
+    steps = Steps([row] * 900, [row] * 100, [], batches, TrainConfig(model="m", data="d", output="o"), {}, [])
+    assert steps.memory == 300_000
 
 
 def test_what_takes_long_says_how_far_it_is(monkeypatch):
