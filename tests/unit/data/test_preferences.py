@@ -181,6 +181,16 @@ def test_a_judged_answer_stands_beside_that_of_another_question():
     assert [texts(pair.second, learned=False) for pair in pairs] == list(asked)
 
 
+@pytest.mark.parametrize("asked", ["aabbca", "aaa", "ab", "aaab", "baaa"])
+def test_the_nearest_row_before_with_another_question(asked):
+    rows = [{"prompt": f"{one}:", "completion": f" {place}", "label": True} for place, one in enumerate(asked)]
+    pairs, _ = to_judged(renderer(), read(*rows).items)
+    for place, pair in enumerate(pairs):
+        before = [other % len(asked) for other in range(place - 1, place - len(asked), -1)]
+        nearest = next((other for other in before if asked[other] != asked[place]), before[0])
+        assert texts(pair.second, learned=True) == f" {nearest}<|end|>"
+
+
 def test_a_pair_is_two_judged_answers():
     pairs, _ = to_judged(renderer(), read(FORMS["texts"][0]).items)
     assert [(texts(pair.first, learned=True), pair.desirable) for pair in pairs] == [

@@ -13,8 +13,10 @@ import pytest
 import veneer
 from veneer.data import kept
 from veneer.data.kept import Kept, Spool
+from veneer.data.pairs import Pair, PairRows, borders_of, longest_sequence, sequences
 from veneer.data.token_rows import IGNORE, TokenRows, Tokens, digest_of, label_lengths_of, lengths_of
 from veneer.training.batches import Batches, by_length
+from veneer.training.loss import tokens_gone_through
 
 pytestmark = pytest.mark.unit
 
@@ -66,6 +68,43 @@ def test_steps_have_the_same_rows_from_a_file_as_from_a_list():
         assert from_list.rows(step) == from_file.rows(step)
         assert [len(row.ids) for row in from_file.lengths(step)] == [len(row.ids) for row in from_file.rows(step)]
     assert list(by_length(TokenRows(rows), 7)) == list(by_length(rows, 7))
+
+
+def _pairs():
+    rows = _rows()
+    return [
+        Pair.of(first, second, (None, False, True)[number % 3], 100 + number)
+        for number, (first, second) in enumerate(zip(rows, rows[::-1], strict=True))
+    ]
+
+
+@pytest.mark.usefixtures("_memory")
+def test_pairs_are_those_that_were_added(tmp_path):
+    pairs = _pairs()
+    made = PairRows(pairs)
+    assert list(made) == pairs
+    assert made[2:4] == pairs[2:4]
+    assert borders_of(made).tolist() == borders_of(pairs).tolist() == [pair.border for pair in pairs]
+    assert borders_of(TokenRows(_rows(3))).tolist() == borders_of(_rows(3)).tolist() == [0, 0, 0]
+    assert longest_sequence(made) == max(len(side.ids) for pair in pairs for side in sequences(pair))
+    text = json.dumps([(pair.ids, pair.labels, pair.border, pair.desirable) for pair in pairs])
+    assert digest_of(made) == digest_of(pairs) == hashlib.sha256(text.encode()).hexdigest()[:16]
+    with (tmp_path / "pairs").open("w+b") as file:
+        made.write(file, "")
+        file.seek(0)
+        assert list(PairRows.read(file)[0]) == pairs
+
+
+@pytest.mark.usefixtures("_memory")
+def test_steps_count_both_sequences_of_a_pair():
+    batches = Batches(PairRows(_pairs()), 4, 7)
+    for step in (0, 5, 12):
+        rows, lengths = batches.rows(step), batches.lengths(step)
+        sides = [[len(side.ids) for side in sequences(row)] for row in rows]
+        assert [[len(side.ids) for side in row.sequences()] for row in lengths] == sides
+        for packed in (False, True):
+            assert tokens_gone_through(lengths, "causal", packed) == tokens_gone_through(rows, "causal", packed)
+        assert tokens_gone_through(rows, "causal", False) == 2 * len(rows) * max(map(max, sides))
 
 
 def test_the_order_of_rows_stays_what_it_was():

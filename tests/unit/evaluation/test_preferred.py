@@ -49,6 +49,10 @@ def test_the_share_of_pairs_whose_chosen_answer_is_likelier(opened):
     assert preferred(model, loss, renderer, examples, 2) == pytest.approx(wanted)
     comparison = compare(model, renderer, examples)
     assert (comparison.base.preferred, comparison.adapter.exact_match) == (pytest.approx(wanted), None)
+    assert "labels" not in comparison.note  # that the answers are none goes without saying
+    asked = compare(model, renderer, examples, exact_match=True)
+    assert asked.adapter.exact_match is None
+    assert asked.note.startswith("Exact match was not measured: in rows with preferences")
     assert any(line[0] == "chosen likelier than rejected" for line in comparison._lines())
     tokens = sum(renderer.one(row).learned for row in examples)
     assert comparison.base.loss == pytest.approx(-sum(chosen for chosen, _ in sides) / tokens, rel=1e-5)

@@ -14,6 +14,7 @@ from torch import nn
 import tiny
 import veneer
 from veneer.data.labels import IGNORE, Tokens
+from veneer.data.pairs import Pair, sequences
 from veneer.frozen import blockwise
 from veneer.frozen.layers import compute_in, quantise_linear_layers
 from veneer.planning import empty, repeat
@@ -23,6 +24,7 @@ from veneer.planning.ledger import Ledger
 from veneer.planning.step import _how, trace_step
 from veneer.training.fused import fused_passes
 from veneer.training.loss import Loss, chunked_loss
+from veneer.training.preference import Preference, loss_of
 from veneer.training.recompute import keeping_layers, recomputed
 
 pytestmark = pytest.mark.unit
@@ -51,7 +53,7 @@ def _base(name, storage="fp32"):
     return Base(name, tiny.build(name).config, kind, storage, 64, True, dense)
 
 
-def _real(name, base, update, count):
+def _real(name, base, update, count, rows=None, preference=None):
     """Sizes of the blocks that the step makes, as it is taken with values, and the loss's way."""
     model = tiny.build(name)
     if base.storage == "bf16":
@@ -63,14 +65,15 @@ def _real(name, base, update, count):
     torch.manual_seed(0)
     veneer.attach(model, update)
     model.train()
-    rows = _rows(base.kind)
-    loss = Loss(model, 0, rows[0], kind=base.kind)
+    rows = rows or _rows(base.kind)
+    likelihood = Loss(model, 0, sequences(rows[0])[0], kind=base.kind)
+    loss = loss_of(likelihood, preference, model, torch.zeros(1, 2, dtype=torch.float64))
     ledger = Ledger([*model.parameters(), *model.buffers()])
     ledger.begin("all")
     with ExitStack() as stack:
         for context in (recomputed(model, count), fused_passes(model), loss.attention(), ledger):
             stack.enter_context(context)
-        loss(rows).backward()
+        loss.of_step([rows])(rows).backward()
     return ledger.stretches, loss.how, model
 
 
@@ -93,6 +96,15 @@ def test_without_values_as_much_is_made_as_with_them(name, update):
     base = _base(name)
     real, how, _ = _real(name, base, update, 0)
     step = trace_step(base, update, _rows(base.kind), how=how)
+    assert _live(step.stretches) == pytest.approx(_live(real), rel=0.01)
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_of_pairs_as_much_is_made_as_with_values(objective):
+    base, preference = _base("llama"), Preference(objective, 0.1)
+    pairs = [Pair.of(row, row, True if objective == "kto" else None) for row in _rows()]
+    real, how, _ = _real("llama", base, LORA, 0, pairs, preference)
+    step = trace_step(base, LORA, pairs, how=how, preference=preference)
     assert _live(step.stretches) == pytest.approx(_live(real), rel=0.01)
 
 

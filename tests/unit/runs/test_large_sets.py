@@ -72,6 +72,33 @@ def test_from_file_to_steps_in_a_few_bytes_a_token(tmp_path):
     )
 
 
+@pytest.mark.usefixtures("_everything_on_the_disk")
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_pairs_take_a_few_bytes_a_token(objective, tmp_path):
+    made = tokenizer()
+    renderer, model = Renderer(made), tf.LlamaConfig(vocab_size=len(made), hidden_size=32)
+
+    def passed(count):
+        file, draw = tmp_path / f"{count}.jsonl", random.Random(0)
+        with file.open("w") as opened:
+            for number in range(count):
+                one, other = ("".join(draw.choices("abcdefgh ", k=200)) for _ in range(2))
+                opened.write(json.dumps({"prompt": f"{number}:", "chosen": one, "rejected": other}) + "\n")
+        config = TrainConfig(model="m", data=str(file), output="o", held_out=count // 10, objective=objective, steps=5)
+        rows = read_split(config, {})
+        return in_steps(renderer, rows.train, rows.held_out, config, model, {})
+
+    passed(40)
+    tracemalloc.start()
+    steps = passed(200)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    tokens = sum(len(row.ids) for row in steps.rows) + sum(len(row.ids) for row in steps.held_out)
+    assert (len(steps.rows), tokens > 70_000) == (360 if objective == "kto" else 180, True)
+    assert [row.number for row in steps.held_out] == list(range(len(steps.rows), len(steps.rows) + len(steps.held_out)))
+    assert peak < 5 * tokens, "of 80"
+
+
 def test_rows_on_the_disk_train_as_rows_in_memory(tiny_folder, rows_file, tmp_path, monkeypatch):
     def adapter(name):
         output = tmp_path / name
@@ -114,9 +141,8 @@ def test_the_plan_counts_the_rows():
     assert Process(machine, 90, 80, rows=7).at() == Machine({}, 0.0, 107, 87)
     row = Tokens([1], [1], "")
     batches = Batches([row], 1, 0)
-    assert (
-        Steps([row] * 900, [row] * 100, [], batches, TrainConfig(model="m", data="d", output="o"), {}).memory == 300_000
-    )
+    steps = Steps([row] * 900, [row] * 100, [], batches, TrainConfig(model="m", data="d", output="o"), {}, [])
+    assert steps.memory == 300_000
 
 
 def test_what_takes_long_says_how_far_it_is(monkeypatch):

@@ -42,6 +42,19 @@ def test_the_bound_is_of_the_rows_own_length(packed):
         assert row.mean().abs() < 0.15 * bound
 
 
+@pytest.mark.parametrize("name", ["llama", "gptneox"])
+def test_log_probabilities_have_it_in_training_alone(name):
+    """What DPO, ORPO and KTO compare; their reference is measured in eval mode."""
+    torch.manual_seed(0)
+    model = tiny.build(name)
+    rows = [Tokens([4, 5, 6], [-100, 5, 6], "d:1"), Tokens([4, 7], [-100, 7], "d:1")]
+    plain, noisy = (Loss(model, 0, rows[0], kind="causal", noise=noise) for noise in (0.0, 5.0))
+    model.eval()
+    assert torch.equal(noisy.log_probabilities(rows), plain.log_probabilities(rows))
+    model.train()
+    assert not torch.allclose(noisy.log_probabilities(rows), plain.log_probabilities(rows))
+
+
 @pytest.mark.parametrize("name", ["llama", "gptneox", "t5", "bert"])
 def test_a_loss_has_it_in_training_alone(name):
     torch.manual_seed(0)
