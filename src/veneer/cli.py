@@ -211,19 +211,23 @@ def chat(source: str, **options: Any) -> None:
 @cli.command(short_help="Fold an adapter into its base: a plain model comes out.")
 @click.argument("run", metavar="RUN|ADAPTER", shell_complete=completes.folders)
 @click.argument("out", type=click.Path(path_type=Path))
-@flags(MergeOptions, first=("storage", "check"))
+@flags(MergeOptions, first=("format", "storage", "check"))
 def merge(run: str, out: Path, **options: Any) -> None:
-    """Write base and adapter as one transformers model to the folder OUT, tokenizer included.
+    """Write base and adapter as one model to OUT, tokenizer included: a transformers folder, a GGUF file (OUT.gguf), or
+    a folder for Ollama.
 
-    In nf4 or fp4 it is a bitsandbytes checkpoint; the command prints how far that moves its predictions.
+    In nf4 or fp4 a folder is a bitsandbytes checkpoint. Where weights are rounded, the command prints how far that
+    moves the model's predictions. A GGUF file can be written of a model without an adapter, too.
     """
     from veneer.commands.merge import merge_to
 
     asked = MergeOptions(**given(options))
-    moved = merge_to(run, out, **asked.model_dump())
-    if moved is not None:
-        click.echo(moved.sentence(asked.storage))
-    click.echo(f"Merged model written to {out}. Next: veneer chat {out}")
+    merged = merge_to(run, out, **asked.model_dump())
+    for note in merged.notes:
+        click.echo(f"Note: {note}")
+    if merged.moved is not None:
+        click.echo(merged.moved.sentence(asked.storage))
+    click.echo(f"Merged model written to {merged.out}. Next: {merged.next_command}")
 
 
 @cli.command(short_help="An adapter as a plain LoRA that every loader reads.")
