@@ -235,14 +235,20 @@ def merge(run: str, out: Path, **options: Any) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @flags(ExportOptions)
 def export(run: Path, out: Path, **options: Any) -> None:
-    """Write an adapter to the folder OUT as a LoRA of one rank and scale 1, for vLLM, llama.cpp and others.
+    """Write an adapter to OUT: a folder with a LoRA of one rank and scale 1, for vLLM and others; GGUF, for llama.cpp
+    (OUT.gguf, or a folder with its base); a folder for Ollama; or one for mlx-lm.
 
     What AdaLoRA's singular values, rank patterns and rsLoRA say is folded into the matrices.
     """
     from veneer.commands.export import export_to
 
-    export_to(run, out, **given(options))
-    click.echo(f"Plain LoRA written to {out}.")
+    asked = ExportOptions(**given(options))
+    exported = export_to(run, out, **asked.model_dump())
+    for note in exported.notes:
+        click.echo(f"Note: {note}")
+    what = "Plain LoRA" if asked.format == "peft" else "Adapter"
+    following = exported.next_command
+    click.echo(f"{what} written to {exported.out}.{f' Next: {following}' if following else ''}")
 
 
 @cli.command(short_help="Upload an adapter to the Hugging Face hub.")

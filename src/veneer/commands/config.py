@@ -50,9 +50,13 @@ class QuantizeOptions(BlockwiseOptions):
 class ExportOptions(Options):
     """veneer export RUN OUT"""
 
+    format: Literal["peft", "gguf", "ollama", "mlx"] = Field(
+        default="peft",
+        description="A PEFT folder; GGUF, for llama.cpp's --lora; a folder for ollama create; or mlx-lm's form.",
+    )
     padded: bool = Field(
         default=True,
-        description="One rank for all modules, filled with zeros; or each its own, which PEFT alone reads.",
+        description="For peft: one rank for all modules, filled with zeros; or each its own, which PEFT alone reads.",
     )
 
 

@@ -42,7 +42,7 @@ def export(folder: str | Path, out: str | Path, *, padded: bool = True) -> None:
     folder, out = folder_given("export", folder), folder_given("export", out, "out")
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise AdapterFileError(f"{out} exists and is not an empty folder; choose a new one.")
-    updates = _updates(folder)
+    updates = plain_updates(folder)
     ranks = {path: max(1, len(A)) for path, (A, _, _) in updates.items()}
     largest = max(ranks.values())
     tensors: dict[str, Tensor] = {}
@@ -70,8 +70,12 @@ def export(folder: str | Path, out: str | Path, *, padded: bool = True) -> None:
         (temporary / CONFIG_NAME).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _updates(folder: Path) -> dict[str, tuple[Tensor, Tensor, bool]]:
-    """Module name → A (rank, in) and B (out, rank) with λ and the scale in B, and whether it is an embedding."""
+def plain_updates(folder: Path) -> dict[str, tuple[Tensor, Tensor, bool]]:
+    """The updates of a PEFT folder: module name → A (rank, in) and B (out, rank) with λ and the scale in B, and whether
+    it is an embedding.
+
+    Raises AdapterFileError where the folder holds no adapter, or more than low-rank updates.
+    """
     config, tensors = from_peft(folder), read_tensors(folder)
     if isinstance(config, LoRA) and config.target_parameters:
         raise AdapterFileError(

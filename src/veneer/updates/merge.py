@@ -180,7 +180,7 @@ def _merged(wrapper: Adapted | QuantisedLinear | Experts, shared: dict[int, nn.P
         return wrapper.copy().requires_grad_(False)
     base, updates = wrapper.base, wrapper.in_force()
     if not updates:
-        return base
+        return _merged(base, shared) if isinstance(base, QuantisedLinear) else base
     low_rank = [update for update in updates if isinstance(update, LowRank)]
     if low_rank:
         return _with_weight(base, nn.Parameter(_sum(base, low_rank), requires_grad=False))
