@@ -163,6 +163,8 @@ def _block(actions: list[tuple[str, str]], place: int) -> tuple[list[Any], int]:
             head = text
             while True:
                 body, place = _block(actions, place + 1)
+                if place == len(actions):
+                    raise DataError("The template does not close a block.")
                 branches.append((head, body))
                 head = actions[place][1]
                 if head == "end":

@@ -15,10 +15,8 @@ from veneer.files import atomic_folder
 from veneer.updates.adapter_file import write_tensors
 from veneer.updates.export import plain_updates
 
-# transformers' model types whose layers mlx-lm calls by the same names.
-MODELS = (
-    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3", "granite", "olmo2", "starcoder2",
-)  # fmt: skip
+# transformers' model types whose layers mlx-lm calls by the same names, and for which its logits were compared.
+MODELS = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "smollm3", "granite", "olmo2")
 _IN_A_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
 
