@@ -12,7 +12,9 @@ import pytest
 import torch
 from rich.console import Console
 
+import tiny
 import veneer
+from tokens import tokenizer
 from veneer.cli import main
 from veneer.reporting.loading import recipes
 from veneer.runs.history import RunHistory
@@ -22,9 +24,10 @@ pytestmark = pytest.mark.interop
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_folder, tmp_path_factory):
+def trained(tmp_path_factory):
     """A function from options to the folder of a short run."""
     place = tmp_path_factory.mktemp("trained")
+    tiny.llama_folder(place / "base", tokenizer(merges=(("h", "e"), ("l", "l"))))
     rows = place / "rows.jsonl"
     rows.write_text(
         "".join(f'{{"prompt": "{word}:", "completion": " yes"}}\n' for word in ("bat", "big", "cop", "dun"))
@@ -34,8 +37,8 @@ def trained(tiny_folder, tmp_path_factory):
         folder = place / name
         if not folder.is_dir():
             veneer.train(
-                str(model or tiny_folder), data=str(rows), output=str(folder), steps=4, held_out=0, learning_rate=1e-1,
-                console=Console(file=io.StringIO()), **options,
+                str(model or place / "base"), data=str(rows), output=str(folder), steps=4, held_out=0,
+                learning_rate=1e-1, console=Console(file=io.StringIO()), **options,
             )  # fmt: skip
         return folder
 

@@ -134,7 +134,9 @@ def _byte_level(tokenizer: Any, rules: dict[str, Any], rows: int, pre: str | Non
     made.put("tokens", words)
     made.put("token_type", types)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in rules["model"]["merges"]]
-    made.keys["tokenizer.ggml.merges"] = Said(merges, [GGUFValueType.ARRAY, GGUFValueType.STRING])  # of none, too
+    if not merges:
+        raise ModelError(f"{tokenizer.name_or_path} has no merges, and llama.cpp no form without them.")
+    made.put("merges", merges)
     return made
 
 
