@@ -82,17 +82,6 @@ def test_the_adapter_over_its_base_is_the_merged_file(kind, base, tmp_path):
     assert ranks == {"patterns": {2, 4, 7}, "embedding": {3}}.get(kind, ranks)
 
 
-def test_over_a_base_in_codes_the_file_has_what_the_codes_stand_for(base, tmp_path, monkeypatch):
-    model, _ = veneer.load(base, "nf4", block_size=32)
-    folder = adapted(base, tmp_path / "a", KINDS["lora"], "nf4")
-    export_to(folder, tmp_path / "both", format="gguf")
-    assert torch.equal(
-        torch.from_numpy(tensors(tmp_path / "both" / "base.gguf")[0]["blk.0.ffn_up.weight"]),
-        veneer.load(base)[0].model.layers[0].mlp.up_proj.weight,
-    ), "without veneer.json its base is what the folder names, in fp32"
-    del model
-
-
 def test_over_a_base_in_a_file_the_adapter_alone_is_written(base, tmp_path):
     merge_to(base, tmp_path / "base.gguf", format="gguf")
     folder = adapted(tmp_path / "base.gguf", tmp_path / "a", KINDS["lora"])

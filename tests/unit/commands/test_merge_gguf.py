@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 
+import numpy as np
 import pytest
 import torch
 import transformers as tf
@@ -16,10 +17,12 @@ import tiny
 import veneer
 from tokens import tokenizer
 from veneer.cli import cli
+from veneer.commands.export import export_to
 from veneer.commands.merge import merge_to
 from veneer.data.go_template import rendered_by_go
 from veneer.errors import ConfigError, DataError, ModelError
 from veneer.models.checkpoint import Checkpoint
+from veneer.models.gguf_header import GgufHeader
 from veneer.runs.opened import open_named, open_run
 
 pytestmark = pytest.mark.unit
@@ -142,6 +145,21 @@ def test_a_base_from_a_file_gives_on_what_its_file_says(trained, folder, tmp_pat
     assert "<|im_start|>" in header.metadata["tokenizer.chat_template"]
     for key in ("tokens", "token_type", "merges", "eos_token_id", "add_bos_token"):
         assert header.stored_as(f"tokenizer.ggml.{key}") == base.stored_as(f"tokenizer.ggml.{key}")
+
+
+def test_an_adapter_over_a_base_in_codes_goes_over_what_the_codes_stand_for(trained, tmp_path):
+    run = trained("nf4", **RUNS["nf4"])
+    exported = export_to(run, tmp_path / "both", format="gguf")
+    merge_to(run, tmp_path / "merged.gguf", format="gguf")
+    files = (exported.base, exported.out, tmp_path / "merged.gguf")
+    base, updates, merged = (GgufHeader(file, "a file") for file in files)
+    layer = open_named(run).model.model.layers[0].mlp.up_proj
+    np.testing.assert_array_equal(base.expand("blk.0.ffn_up.weight"), layer.base.frozen().dense().numpy())
+    for name in merged.tensors:
+        wanted = base.expand(name)
+        if f"{name}.lora_a" in updates.tensors:
+            wanted = wanted + updates.expand(f"{name}.lora_b") @ updates.expand(f"{name}.lora_a")
+        np.testing.assert_allclose(merged.expand(name), wanted, rtol=0, atol=2e-6, err_msg=name)
 
 
 def test_ollamas_folder_asks_as_the_run_was_trained(trained, tmp_path):
