@@ -83,6 +83,11 @@ def _keys(config: Any, kind: str) -> dict[str, Any]:
         "expert_feed_forward_length": first("moe_intermediate_size"),
         "expert_shared_feed_forward_length": first("shared_expert_intermediate_size"),
     }
+    if kind == "granite":
+        made |= {
+            "attention.scale": config.attention_multiplier, "embedding_scale": float(config.embedding_multiplier),
+            "residual_scale": config.residual_multiplier, "logit_scale": float(config.logits_scaling),
+        }  # fmt: skip
     if kind == "bloom":
         made |= {"feed_forward_length": 4 * config.hidden_size}
     if kind == "falcon":
@@ -137,9 +142,9 @@ def _rope_keys(config: Any, kind: str) -> dict[str, Any]:
         return {}
     size = _head_dim(config)
     made = {"rope.freq_base": float(rope["rope_theta"])}
-    if kind not in ("falcon", "stablelm", "starcoder2", "phi3", "lfm2"):
+    if kind not in ("falcon", "stablelm", "starcoder2", "phi3", "lfm2", "granite", "olmo2", "smollm3"):
         made |= {"attention.key_length": size, "attention.value_length": size}
-    if kind in ("llama", "phi3", "stablelm", "nemotron", "qwen35", "qwen35moe"):
+    if kind in ("llama", "smollm3", "granite", "phi3", "stablelm", "nemotron", "qwen35", "qwen35moe"):
         made |= {"rope.dimension_count": int(size * rope.get("partial_rotary_factor", 1.0))}
     if rope["rope_type"] in ("linear", "yarn"):
         made |= {"rope.scaling.type": rope["rope_type"], "rope.scaling.factor": float(rope["factor"])}
@@ -205,7 +210,9 @@ def _tensors(model: Any, kind: str) -> dict[str, Any]:
 
 def _as_kept(key: str, array: Any, config: Any, kind: str) -> Any:
     """What the converter does to a tensor of an architecture."""
-    if kind == "llama" and ("q_proj" in key or "k_proj" in key):  # llama.cpp rotates neighbours, transformers halves
+    if kind in ("llama", "smollm3", "granite") and (
+        "q_proj" in key or "k_proj" in key
+    ):  # llama.cpp rotates neighbours, transformers halves
         heads = config.num_attention_heads if "q_proj" in key else config.num_key_value_heads
         return array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
     if kind in ("gemma2", "gemma3", "nemotron") and key.endswith("norm.weight"):

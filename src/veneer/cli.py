@@ -222,19 +222,23 @@ def chat(source: str, **options: Any) -> None:
 @cli.command(short_help="Fold an adapter into its base: a plain model comes out.")
 @click.argument("run", metavar="RUN|ADAPTER", shell_complete=completes.folders)
 @click.argument("out", type=click.Path(path_type=Path))
-@flags(MergeOptions, first=("storage", "check"))
+@flags(MergeOptions, first=("format", "storage", "check"))
 def merge(run: str, out: Path, **options: Any) -> None:
-    """Write base and adapter as one transformers model to the folder OUT, tokenizer included.
+    """Write base and adapter as one model to OUT, tokenizer included: a transformers folder, a GGUF file (OUT.gguf), or
+    a folder for Ollama.
 
-    In nf4 or fp4 it is a bitsandbytes checkpoint; the command prints how far that moves its predictions.
+    In nf4 or fp4 a folder is a bitsandbytes checkpoint. Where weights are rounded, the command prints how far that
+    moves the model's predictions. A GGUF file can be written of a model without an adapter, too.
     """
     from veneer.commands.merge import merge_to
 
     asked = MergeOptions(**given(options))
-    moved = merge_to(run, out, **asked.model_dump())
-    if moved is not None:
-        click.echo(moved.sentence(asked.storage))
-    click.echo(f"Merged model written to {out}. Next: veneer chat {out}")
+    merged = merge_to(run, out, **asked.model_dump())
+    for note in merged.notes:
+        click.echo(f"Note: {note}")
+    if merged.moved is not None:
+        click.echo(merged.moved.sentence(asked.storage))
+    click.echo(f"Merged model written to {merged.out}. Next: {merged.next_command}")
 
 
 @cli.command(short_help="An adapter as a plain LoRA that every loader reads.")
@@ -242,14 +246,20 @@ def merge(run: str, out: Path, **options: Any) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @flags(ExportOptions)
 def export(run: Path, out: Path, **options: Any) -> None:
-    """Write an adapter to the folder OUT as a LoRA of one rank and scale 1, for vLLM, llama.cpp and others.
+    """Write an adapter to OUT: a folder with a LoRA of one rank and scale 1, for vLLM and others; GGUF, for llama.cpp
+    (OUT.gguf, or a folder with its base); a folder for Ollama; or one for mlx-lm.
 
     What AdaLoRA's singular values, rank patterns and rsLoRA say is folded into the matrices.
     """
     from veneer.commands.export import export_to
 
-    export_to(run, out, **given(options))
-    click.echo(f"Plain LoRA written to {out}.")
+    asked = ExportOptions(**given(options))
+    exported = export_to(run, out, **asked.model_dump())
+    for note in exported.notes:
+        click.echo(f"Note: {note}")
+    what = "Plain LoRA" if asked.format == "peft" else "Adapter"
+    following = exported.next_command
+    click.echo(f"{what} written to {exported.out}.{f' Next: {following}' if following else ''}")
 
 
 @cli.command(short_help="Several adapters as one: their weighted sum.")

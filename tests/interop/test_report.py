@@ -13,7 +13,9 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+import tiny
 import veneer
+from tokens import tokenizer
 from veneer.cli import main
 from veneer.reporting.heatmap import ranks_of
 from veneer.reporting.loading import recipes
@@ -24,9 +26,10 @@ pytestmark = pytest.mark.interop
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_folder, tmp_path_factory):
+def trained(tmp_path_factory):
     """A function from options to the folder of a short run."""
     place = tmp_path_factory.mktemp("trained")
+    tiny.llama_folder(place / "base", tokenizer(merges=(("h", "e"), ("l", "l"))))
     rows = place / "rows.jsonl"
     rows.write_text(
         "".join(f'{{"prompt": "{word}:", "completion": " yes"}}\n' for word in ("bat", "big", "cop", "dun"))
@@ -36,8 +39,8 @@ def trained(tiny_folder, tmp_path_factory):
         folder = place / name
         if not folder.is_dir():
             veneer.train(
-                str(model or tiny_folder), data=str(rows), output=str(folder), steps=4, held_out=0, learning_rate=1e-1,
-                console=Console(file=io.StringIO()), **options,
+                str(model or place / "base"), data=str(rows), output=str(folder), steps=4, held_out=0,
+                learning_rate=1e-1, console=Console(file=io.StringIO()), **options,
             )  # fmt: skip
         return folder
 
@@ -103,11 +106,12 @@ def test_what_vllm_and_llama_cpp_cannot_read_is_exported_first(trained, name, mo
         f"    --lora-modules {name}={folder / 'plain'}",
     ]
     assert llama.splitlines() == [
-        export,
-        f"python llama.cpp/convert_hf_to_gguf.py {base} --outfile base.gguf",
-        f"python llama.cpp/convert_lora_to_gguf.py {folder / 'plain'} --base {base} --outfile adapter.gguf",
-        "llama-cli -m base.gguf --lora adapter.gguf",
+        f"veneer export {folder} {folder / 'plain-gguf'} --format gguf",
+        f"llama-cli -m {folder / 'plain-gguf' / 'base.gguf'} --lora {folder / 'plain-gguf' / 'adapter.gguf'}",
     ]
+    monkeypatch.setattr(sys, "argv", shlex.split(llama.splitlines()[0]))
+    main()
+    assert sorted(file.name for file in (folder / "plain-gguf").iterdir()) == ["adapter.gguf", "base.gguf"]
     monkeypatch.setattr(sys, "argv", shlex.split(export))
     main()
     from peft import AutoPeftModelForCausalLM
@@ -128,17 +132,21 @@ def test_a_plain_lora_is_taken_as_it_is(trained):
     assert _recipes(folder, rank=1000)["vLLM"].parts == ()
 
 
-def test_modules_trained_whole_are_merged_first(trained):
+def test_modules_trained_whole_are_merged_first(trained, monkeypatch, capsys):
     folder = trained("whole", **OPTIONS["whole"])
     found = _recipes(folder)
     merged = folder / "merged"
     assert found["vLLM"].parts[0][1].splitlines() == [f"veneer merge {folder} {merged}", f"vllm serve {merged}"]
     assert "this run trained more (lm_head)" in found["vLLM"].note
-    assert found["llama.cpp"].parts[0][1].splitlines() == [
-        f"veneer merge {folder} {merged}",
-        f"python llama.cpp/convert_hf_to_gguf.py {merged} --outfile merged.gguf",
-        "llama-cli -m merged.gguf",
-    ]
+    merge, use = found["llama.cpp"].parts[0][1].splitlines()
+    assert (merge, use) == (f"veneer merge {folder} {merged}.gguf --format gguf", f"llama-cli -m {merged}.gguf")
+    ollama = found["Ollama"].parts[0][1].splitlines()
+    for command in (merge, ollama[0]):
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        main()
+    assert (folder / "merged.gguf").is_file()
+    assert ollama[1] == f"ollama create whole -f {merged}-ollama/Modelfile"
+    assert (folder / "merged-ollama" / "Modelfile").is_file()
 
 
 def test_doras_magnitudes_are_merged_first(trained):
@@ -164,7 +172,7 @@ def test_a_base_in_4_bits_is_loaded_in_4_bits(trained, monkeypatch):
 
 def test_a_classifier_is_one_and_neither_vllms_nor_llama_cpps(finished_classifier, monkeypatch):
     found = _recipes(finished_classifier)
-    assert found["vLLM"].parts == found["llama.cpp"].parts == ()
+    assert found["vLLM"].parts == found["llama.cpp"].parts == found["Ollama"].parts == found["MLX"].parts == ()
     assert "this is a classifier" in found["vLLM"].note
     opened = open_named(finished_classifier)
     model = _do(found["peft"], monkeypatch)["model"].eval()
@@ -182,8 +190,8 @@ def test_a_base_in_a_gguf_file_is_first_written_as_a_folder(trained, tmp_path, m
     assert "veneer.load('/models/some model.gguf')" in first.parts[0][1]
     assert "from_pretrained('base')" in found["peft"].parts[0][1]
     assert found["llama.cpp"].parts[0][1].splitlines()[-1] == (
-        "llama-cli -m '/models/some model.gguf' --lora adapter.gguf"
+        f"llama-cli -m '/models/some model.gguf' --lora {folder / 'plain-gguf' / 'adapter.gguf'}"
     )
     run.config = run.config.model_copy(update={"model": "smollm2-135m-instruct"})
     last = next(recipe for recipe in recipes(run, 8) if recipe.title == "llama.cpp").parts[0][1]
-    assert "convert_hf_to_gguf.py base --outfile base.gguf" in last
+    assert f"--lora {folder / 'plain-gguf' / 'adapter.gguf'}" in last

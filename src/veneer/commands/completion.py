@@ -10,6 +10,7 @@ from click.shell_completion import BashComplete, CompletionItem, add_completion_
 
 from veneer.data.bbc import BBC_TOPICS
 from veneer.data.forms import FORMS, MODES
+from veneer.models.gguf_splits import NAMES
 from veneer.models.packaged import PACKAGED_MODELS
 from veneer.studies.config import KINDS
 
@@ -48,6 +49,11 @@ def studies(context: Context, parameter: Parameter, incomplete: str) -> Items:
     return _starting(incomplete, KINDS)
 
 
+def splits(context: Context, parameter: Parameter, incomplete: str) -> Items:
+    """llama.cpp's names of how a tokenizer splits text."""
+    return _starting(incomplete, NAMES)
+
+
 def anything(context: Context, parameter: Parameter, incomplete: str) -> Items:
     """What inspect looks at: models, adapters, runs and rows."""
     return [*models(context, parameter, incomplete), *_starting(incomplete, [BBC_TOPICS])]
@@ -56,7 +62,7 @@ def anything(context: Context, parameter: Parameter, incomplete: str) -> Items:
 # What the options take that are declared as text, by their names; an option without one here takes free text.
 BY_NAME: dict[str, Completer] = {
     "model": models, "data": rows, "held_out": paths, "check": rows, "output": paths, "png": paths,
-    "template": templates, "adapter": folders,
+    "template": templates, "adapter": folders, "pre": splits,
 }  # fmt: skip
 
 

@@ -17,11 +17,21 @@ from veneer.updates.config import CombineOptions
 class MergeOptions(BlockwiseOptions):
     """veneer merge RUN OUT"""
 
-    storage: Literal["fp32", "bf16", "fp16", "nf4", "fp4"] = Field(
-        default="fp32", description="How the merged weights are kept on disk."
+    storage: Literal["fp32", "bf16", "fp16", "nf4", "fp4", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] = Field(
+        default="fp32",
+        description="How the merged weights are kept: nf4 and fp4 in a folder alone, q8_0 to q4_0 in GGUF alone.",
+    )
+    format: Literal["folder", "gguf", "ollama"] = Field(
+        default="folder",
+        description="A transformers folder; one GGUF file, for llama.cpp and others; or a folder for ollama create.",
     )
     check: str | None = Field(
-        default=None, description="Rows on which to measure what nf4 or fp4 changes. Default: the run's held-out rows."
+        default=None,
+        description="Rows on which to measure what 8 bits or fewer change. Default: the run's held-out rows.",
+    )
+    pre: str | None = Field(
+        default=None,
+        description="For GGUF: llama.cpp's name of how the tokenizer splits text, where Veneer does not know it.",
     )
     experts: Literal["codes", "dense"] = Field(
         default="codes",
@@ -43,9 +53,13 @@ class QuantizeOptions(BlockwiseOptions):
 class ExportOptions(Options):
     """veneer export RUN OUT"""
 
+    format: Literal["peft", "gguf", "ollama", "mlx"] = Field(
+        default="peft",
+        description="A PEFT folder; GGUF, for llama.cpp's --lora; a folder for ollama create; or mlx-lm's form.",
+    )
     padded: bool = Field(
         default=True,
-        description="One rank for all modules, filled with zeros; or each its own, which PEFT alone reads.",
+        description="For peft: one rank for all modules, filled with zeros; or each its own, which PEFT alone reads.",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import nn
 from veneer.arguments import folder_given
 from veneer.commands.card import write_merged_card
 from veneer.commands.config import MergeOptions
+from veneer.commands.gguf import MODEL, asked_in, draft_of, file_in, measure
+from veneer.commands.ollama import MODELFILE, modelfile, write_modelfile
 from veneer.data.bad import BadRows
 from veneer.data.columns import Reading
 from veneer.data.formats import Example
@@ -24,6 +27,7 @@ from veneer.frozen.layers import DTYPES, linear_layers
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models.bnb_file import write_folder
 from veneer.models.composite import copy_processor, whole
+from veneer.models.gguf_types import TYPES
 from veneer.models.library import quiet
 from veneer.runs.folder import RunFolder
 from veneer.runs.opened import Opened, open_named, open_run, refuse_own_weights
@@ -33,27 +37,51 @@ from veneer.runs.reading import kept_reading
 from veneer.runs.rows import read_examples
 from veneer.updates.experts import hold_stack
 from veneer.updates.merge import merge
+from veneer.updates.record import adapters_of
 from veneer.updates.select import modules_of
 
 
-def merge_to(source: str | Path, out: str | Path, **options: Any) -> Moved | None:
-    """Write the base of a run or an adapter with the adapter folded in to the folder ``out``, as a transformers folder.
+@dataclass(frozen=True)
+class Merged:
+    """What a merge wrote, ``out``. ``moved``: how far rounding moved the model, where it was rounded; ``notes``: what a
+    person may want to know, as sentences."""
 
-    ``options``: those of `MergeOptions`. In ``storage`` nf4 or fp4 the model is quantised after the merge in fp32, and
-    how far that moved it is measured and returned. Raises ConfigError for an option that does not exist or makes no
-    sense, ModelError where there is nothing to merge, DataError where there are no rows to measure on, and
-    TrainingError for a run that has not finished or an ``out`` that holds something.
+    out: Path
+    moved: Moved | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def next_command(self) -> str:
+        """What a person may do with it."""
+        if (self.out / MODELFILE).is_file():
+            return f"ollama create NAME -f {self.out / MODELFILE}"
+        return f"llama-cli -m {self.out}" if self.out.suffix == ".gguf" else f"veneer chat {self.out}"
+
+
+def merge_to(source: str | Path, out: str | Path, **options: Any) -> Merged:
+    """Write the base of a run or an adapter with the adapter folded in to ``out``: a transformers folder, a GGUF file,
+    or a folder for Ollama. The ``source`` of the last two may be a model, too.
+
+    ``options``: those of `MergeOptions`. In ``storage`` nf4, fp4 and GGUF's types the model is rounded after the merge
+    in fp32, and how far that moved it is measured before it is written.
+
+    Raises ConfigError for an option that does not exist or makes no sense, ModelError where there is nothing to merge,
+    or the format cannot hold the model, DataError where there are no rows to measure on, and TrainingError for a run
+    that has not finished or an ``out`` that holds something.
 
     Example:
         >>> merge_to("runs/first", "merged", storage="bf16")
     """
     asked = MergeOptions(**options)
     source, out = folder_given("merge_to", source, "source"), folder_given("merge_to", out, "out")
+    _refuse_storage(asked)
     refuse_taken(out)
+    if asked.format == "ollama" and out.suffix == ".gguf":
+        raise ConfigError(f"format = ollama writes a folder; give OUT a name that does not end in .gguf, not {out}.")
+    if asked.format != "folder":
+        return _as_gguf(source, out, asked)
     refuse_own_weights(source, "merge")
     quantised = asked.storage in CODE_BITS
-    if asked.check is not None and not quantised:
-        raise ConfigError(f"--check measures what nf4 or fp4 changes, and the merged model is kept in {asked.storage}.")
     opened, rows = _with_rows(source, asked.check) if quantised else (open_named(source), [])
     if isinstance(opened, Opened) and not opened.adapted:
         raise ModelError(f"{source} is a model, not a run or an adapter: there is nothing to merge.")
@@ -80,7 +108,40 @@ def merge_to(source: str | Path, out: str | Path, **options: Any) -> Moved | Non
         opened.renderer.tokenizer.save_pretrained(folder)
         copy_processor(model, folder)
         write_merged_card(folder, RunFolder(source).adapter if RunFolder(source).exists else source, asked.storage)
-    return moved
+    return Merged(out, moved)
+
+
+def _refuse_storage(asked: MergeOptions) -> None:
+    """Raises ConfigError for a storage that the format has not, and for options that change nothing."""
+    here = TYPES if asked.format != "folder" else (*DTYPES, *(name for name in CODE_BITS if name in ("nf4", "fp4")))
+    if asked.storage not in here:
+        raise ConfigError(f"format = {asked.format} keeps weights in {', '.join(here)}, and not in {asked.storage}.")
+    if asked.check is not None and asked.storage in DTYPES:
+        raise ConfigError(
+            f"--check measures what 8 bits or fewer change, and the merged model is kept in {asked.storage}."
+        )
+    if asked.pre is not None and asked.format == "folder":
+        raise ConfigError("--pre is for GGUF files; add --format gguf, or leave it out.")
+
+
+def _as_gguf(source: Path, out: Path, asked: MergeOptions) -> Merged:
+    rounds = asked.storage not in DTYPES
+    opened, rows = _with_rows(source, asked.check) if rounds else (open_named(source), [])
+    model, renderer, moved = opened.model, opened.renderer, None
+    if rounds and adapters_of(model).active:  # a plain model, whose modules are the file's
+        merge(model, reversible=False)
+    draft = draft_of(model, renderer, asked.storage, asked.pre)
+    if rounds:
+        moved = measure(model, draft, renderer, rows)
+    if asked.format == "gguf":
+        draft.write(file := file_in(out, MODEL))
+        return Merged(file, moved, draft.notes)
+    chat, system = asked_in(opened)
+    text, notes = modelfile(renderer, [f"FROM ./{MODEL}"], chat=chat, system=system)
+    with atomic_folder(out) as folder:
+        draft.write(folder / MODEL)
+        write_modelfile(folder, text)
+    return Merged(out, moved, [*draft.notes, *notes])
 
 
 def _experts_in_codes(model: nn.Module, how: dict[str, Any]) -> dict[str, nn.Module]:
@@ -104,6 +165,6 @@ def _with_rows(source: Path, check: str | None) -> tuple[Opened | Prepared, Sequ
     prepared = open_run(Path(source)) if RunFolder(source).exists else None
     if prepared is None or not prepared.held_out:
         raise DataError(
-            f"{source} has no held-out rows on which to measure what 4 bits change; give some with --check."
+            f"{source} has no held-out rows on which to measure what rounding changes; give some with --check."
         )
     return prepared, prepared.held_out

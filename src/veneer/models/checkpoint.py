@@ -14,7 +14,7 @@ from veneer.frozen.layers import DTYPES
 from veneer.frozen.text_part import text_config_of
 from veneer.models import converted
 from veneer.models.bnb_file import holds_codes, refuse_8_bits, says_bitsandbytes
-from veneer.models.gguf_config import gguf_config
+from veneer.models.gguf_config import UNKNOWN_TO_TRANSFORMERS, gguf_config
 from veneer.models.gguf_file import GgufFile
 from veneer.models.gguf_header import GgufHeader
 from veneer.models.gguf_words import split_as_written
@@ -174,10 +174,11 @@ class Checkpoint:
         place = self.path if self._is_fetched else tokenizer_folder(self.name)
         refusal = f"{self.name} has no tokenizer that can be read (tokenizer.json)"
         refuse_own_tokenizer(place, self.name)
+        # transformers' own choice knows fewer architectures than are read, and a tokenizer's kind needs none.
+        unknown = self.kind == "gguf" and self.gguf.architecture in UNKNOWN_TO_TRANSFORMERS
+        chosen = transformers.PreTrainedTokenizerFast if unknown else transformers.AutoTokenizer
         with quiet():
-            made = call_library(
-                transformers.AutoTokenizer.from_pretrained, refusal, trust_remote_code=False, **_pretrained(place)
-            )
+            made = call_library(chosen.from_pretrained, refusal, trust_remote_code=False, **_pretrained(place))
             call_library(made, refusal, "a")  # what its files set wrongly is only found in use
         if self.kind == "gguf":
             self.notes += [note for note in split_as_written(made, self.gguf) if note not in self.notes]

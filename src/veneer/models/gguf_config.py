@@ -11,11 +11,8 @@ from veneer.errors import ModelError
 from veneer.models.gguf_header import GgufHeader
 from veneer.models.gguf_keys import Keys
 from veneer.models.gguf_rope import rope_of
+from veneer.models.gguf_table import CAPS, DECODER, GEMMA_27B, GPT2, GRANITE, NORM, RMS, UNROTATED_PERIOD, WINDOW_PERIOD
 from veneer.models.library import call_library, no_model
-
-_RMS, _NORM = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
-# The layers of Gemma's 27B models, whose queries llama.cpp scales by another rule, since no key says it.
-_GEMMA_27B = {"gemma2": 46, "gemma3": 62}
 
 
 def gguf_config(header: GgufHeader) -> Any:
@@ -52,19 +49,11 @@ def _of_all(header: GgufHeader) -> dict[str, Any]:
     }
 
 
-def _decoder(keys: Keys, norm: str = _RMS, norm_field: str = "rms_norm_eps") -> dict[str, Any]:
+def _decoder(keys: Keys, norm: str = RMS, norm_field: str = "rms_norm_eps") -> dict[str, Any]:
     """What nearly all decoders have."""
-    heads = keys.require("attention.head_count")
-    groups = keys.require("attention.head_count_kv") if keys.take("attention.head_count_kv") else heads
-    return {
-        "num_hidden_layers": keys.require("block_count"),
-        "max_position_embeddings": keys.require("context_length"),
-        "hidden_size": keys.require("embedding_length"),
-        "intermediate_size": keys.require("feed_forward_length"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": groups,
-        norm_field: keys.require(norm),
-    }  # fmt: skip
+    if not keys.take("attention.head_count_kv"):
+        keys.assume("attention.head_count_kv", keys.require("attention.head_count"))
+    return {**{field: keys.require(key) for key, field in DECODER.items()}, norm_field: keys.require(norm)}
 
 
 def _head_dim(keys: Keys, fields: dict[str, Any], default: int | None = None) -> int:
@@ -102,6 +91,32 @@ def _llama(keys: Keys) -> dict[str, Any]:
     size = _head_dim(keys, fields, fields.get("head_dim"))
     rope = rope_of(keys, size, context=fields["max_position_embeddings"])
     return fields | {"model_type": "llama", "head_dim": size, "rope_parameters": rope}
+
+
+def _smollm3(keys: Keys) -> dict[str, Any]:
+    """Which layers rotate no positions is llama.cpp's own rule."""
+    fields = _rotated_plain(keys, _decoder(keys))
+    period = UNROTATED_PERIOD["smollm3"]
+    layers = range(1, fields["num_hidden_layers"] + 1)
+    return {
+        "model_type": "smollm3", **fields, "no_rope_layers": [int(layer % period != 0) for layer in layers],
+        "no_rope_layer_interval": period, "attention_bias": keys.header.holds("attn_q.bias"),
+        "mlp_bias": keys.header.holds("ffn_up.bias"),
+    }  # fmt: skip
+
+
+def _granite(keys: Keys) -> dict[str, Any]:
+    fields = _rotated_plain(keys, _decoder(keys))
+    size = fields["hidden_size"] // fields["num_attention_heads"]
+    missing = {"attention.scale": size**-0.5, "embedding_scale": 1.0, "residual_scale": 1.0, "logit_scale": 1.0}
+    scales = {field: keys.take(key) or missing[key] for key, field in GRANITE.items()}  # llama.cpp: 0 is none
+    biases = {"attention_bias": keys.header.holds("attn_q.bias"), "mlp_bias": keys.header.holds("ffn_up.bias")}
+    return {"model_type": "granite", **fields, **scales, **biases}
+
+
+def _olmo2(keys: Keys) -> dict[str, Any]:
+    """With a window it is an OLMo 3, which is not read."""
+    return {"model_type": "olmo2", **_rotated_plain(keys, _decoder(keys))}
 
 
 def _qwen2(keys: Keys) -> dict[str, Any]:
@@ -150,18 +165,18 @@ def _windows(keys: Keys, layers: int, period: int) -> dict[str, Any]:
     }
 
 
-def _gemma(keys: Keys, period: int) -> dict[str, Any]:
+def _gemma(keys: Keys) -> dict[str, Any]:
     """What Gemma 2 and 3 share. No key has the queries' scale: llama.cpp knows it by the number of layers."""
     fields = _decoder(keys)
-    layers = fields["num_hidden_layers"]
-    fields |= {"head_dim": _head_dim(keys, fields, 256)} | _windows(keys, layers, period)
-    large = layers == _GEMMA_27B[keys.header.architecture]
+    layers, architecture = fields["num_hidden_layers"], keys.header.architecture
+    fields |= {"head_dim": _head_dim(keys, fields, 256)} | _windows(keys, layers, WINDOW_PERIOD[architecture])
+    large = layers == GEMMA_27B[architecture]
     scalar = fields["hidden_size"] // fields["num_attention_heads"] if large else fields["head_dim"]
     return fields | {"query_pre_attn_scalar": scalar}
 
 
 def _gemma2(keys: Keys) -> dict[str, Any]:
-    fields = _gemma(keys, period=2)
+    fields = _gemma(keys)
     return {
         **fields,
         "model_type": "gemma2",
@@ -172,16 +187,16 @@ def _gemma2(keys: Keys) -> dict[str, Any]:
 
 
 def _gemma3(keys: Keys) -> dict[str, Any]:
-    fields = _gemma(keys, period=6)
+    fields = _gemma(keys)
     narrow = {"rope_type": "default", "rope_theta": keys.take("rope.freq_base_swa", 10000.0)}
-    keys.header.metadata.setdefault("gemma3.rope.freq_base", 1_000_000.0)  # llama.cpp's default for it alone
+    if keys.take("rope.freq_base") is None:
+        keys.assume("rope.freq_base", 1_000_000.0)  # llama.cpp's default for it alone
     wide = rope_of(keys, fields["head_dim"], context=fields["max_position_embeddings"])
     return {
         **fields,
         "model_type": "gemma3_text",
         "rope_parameters": {"full_attention": wide, "sliding_attention": narrow},
-        "attn_logit_softcapping": keys.take("attn_logit_softcapping") or None,
-        "final_logit_softcapping": keys.take("final_logit_softcapping") or None,
+        **{field: keys.take(key) or None for key, field in CAPS.items()},
     }
 
 
@@ -198,7 +213,7 @@ def _phi3(keys: Keys) -> dict[str, Any]:
 
 
 def _starcoder2(keys: Keys) -> dict[str, Any]:
-    fields = _rotated_plain(keys, _decoder(keys, _NORM, "norm_epsilon"))
+    fields = _rotated_plain(keys, _decoder(keys, NORM, "norm_epsilon"))
     window = keys.take("attention.sliding_window") or None
     return {
         "model_type": "starcoder2", **fields, "sliding_window": window, "use_bias": keys.header.holds("attn_q.bias"),
@@ -206,7 +221,7 @@ def _starcoder2(keys: Keys) -> dict[str, Any]:
 
 
 def _stablelm(keys: Keys) -> dict[str, Any]:
-    fields = _rotated_plain(keys, _decoder(keys, _NORM, "layer_norm_eps"), partial=True)
+    fields = _rotated_plain(keys, _decoder(keys, NORM, "layer_norm_eps"), partial=True)
     parallel = not keys.header.holds("ffn_norm.weight")
     if keys.take("use_parallel_residual", parallel) != parallel:
         raise keys.refuse("use_parallel_residual")
@@ -215,7 +230,7 @@ def _stablelm(keys: Keys) -> dict[str, Any]:
 
 
 def _nemotron(keys: Keys) -> dict[str, Any]:
-    norm = _RMS if keys.take(_RMS) is not None else _NORM
+    norm = RMS if keys.take(RMS) is not None else NORM
     fields = _rotated(keys, _decoder(keys, norm, "norm_eps"), partial=True)
     holds = keys.header.holds
     return {
@@ -225,7 +240,7 @@ def _nemotron(keys: Keys) -> dict[str, Any]:
 
 def _falcon(keys: Keys) -> dict[str, Any]:
     """Falcon 7B has one head of keys; the others' decoder has groups of them, and one norm or two."""
-    fields = _rotated_plain(keys, _decoder(keys, _NORM, "layer_norm_epsilon"))
+    fields = _rotated_plain(keys, _decoder(keys, NORM, "layer_norm_epsilon"))
     groups = fields.pop("num_key_value_heads")
     two_norms = keys.header.holds("attn_norm_2.weight")
     return {
@@ -253,21 +268,14 @@ def _bloom(keys: Keys) -> dict[str, Any]:
         "n_layer": keys.require("block_count"),
         "hidden_size": width,
         "n_head": heads,
-        "layer_norm_epsilon": keys.require(_NORM),
+        "layer_norm_epsilon": keys.require(NORM),
         "tie_word_embeddings": True,
     }
 
 
 def _gpt2(keys: Keys) -> dict[str, Any]:
-    return {
-        "model_type": "gpt2",
-        "n_layer": keys.require("block_count"),
-        "n_positions": keys.require("context_length"),
-        "n_embd": keys.require("embedding_length"),
-        "n_inner": keys.require("feed_forward_length"),
-        "n_head": keys.require("attention.head_count"),
-        "layer_norm_epsilon": keys.require(_NORM),
-    }
+    fields = {field: keys.require(key) for key, field in GPT2.items()}
+    return {"model_type": "gpt2", **fields, "layer_norm_epsilon": keys.require(NORM)}
 
 
 def _mamba(keys: Keys) -> dict[str, Any]:
@@ -287,7 +295,7 @@ def _mamba(keys: Keys) -> dict[str, Any]:
         "conv_kernel": keys.require("ssm.conv_kernel"),
         "state_size": keys.require("ssm.state_size"),
         "time_step_rank": keys.require("ssm.time_step_rank"),
-        "layer_norm_epsilon": keys.require(_RMS),
+        "layer_norm_epsilon": keys.require(RMS),
     }
 
 
@@ -295,7 +303,7 @@ def _t5(keys: Keys) -> dict[str, Any]:
     """T5 has one table of distances for all layers, UMT5 one for each."""
     holds = keys.header.holds
     keys.take("context_length")  # its positions are distances
-    keys.take(_RMS)  # the same as the other
+    keys.take(RMS)  # the same as the other
     if keys.take("attention.value_length", size := keys.require("attention.key_length")) != size:
         raise keys.refuse("attention.value_length")
     layers = keys.require("block_count")
@@ -308,7 +316,7 @@ def _t5(keys: Keys) -> dict[str, Any]:
         "num_decoder_layers": keys.take("decoder_block_count", layers),
         "num_heads": keys.require("attention.head_count"),
         "relative_attention_num_buckets": keys.require("attention.relative_buckets_count"),
-        "layer_norm_epsilon": keys.require(_NORM),
+        "layer_norm_epsilon": keys.require(NORM),
         "feed_forward_proj": "gated-gelu" if holds("ffn_gate.weight") else "relu",
         "decoder_start_token_id": keys.take("decoder_start_token_id", 0),
     }
@@ -316,14 +324,16 @@ def _t5(keys: Keys) -> dict[str, Any]:
 
 _BUILDERS: dict[str, Callable[[Keys], dict[str, Any]]] = {
     "llama": _llama, "qwen2": _qwen2, "qwen2moe": _qwen2moe, "qwen3": _qwen3, "qwen3moe": _qwen3moe,
-    "gemma2": _gemma2, "gemma3": _gemma3, "phi3": _phi3, "starcoder2": _starcoder2, "stablelm": _stablelm,
+    "gemma2": _gemma2, "gemma3": _gemma3, "phi3": _phi3, "smollm3": _smollm3, "granite": _granite, "olmo2": _olmo2,
+    "starcoder2": _starcoder2, "stablelm": _stablelm,
     "nemotron": _nemotron, "falcon": _falcon, "bloom": _bloom, "gpt2": _gpt2, "mamba": _mamba, "t5": _t5,
 }  # fmt: skip
 
+UNKNOWN_TO_TRANSFORMERS = ("smollm3", "granite", "olmo2")  # as files
 # Architectures whose files transformers reads by itself, tensors and config, and the keys that it takes over.
 _MIXED = (
     "context_length", "embedding_length", "feed_forward_length", "block_count", "attention.head_count",
-    "attention.head_count_kv", _RMS, "rope.freq_base",
+    "attention.head_count_kv", RMS, "rope.freq_base",
 )  # fmt: skip
 _QWEN35 = (
     *_MIXED, "attention.key_length", "full_attention_interval", "ssm.conv_kernel", "ssm.state_size", "ssm.group_count",

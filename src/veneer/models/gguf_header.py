@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from struct import Struct
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from veneer.errors import ModelError
 from veneer.models.library import call_library, no_model, unreadable
 
 _ARRAY, _LENGTH = Struct("<IQ"), Struct("<Q")
+_TYPE = 4  # bytes of a value's type
 _LONG = 1000  # elements: of a vocabulary, not of layers
 
 
@@ -61,6 +63,7 @@ class GgufHeader:
             for t in reader.tensors
         }
         self.swapped = reader.byte_order == "S"
+        self._fields = {key: (int(field.offset), list(field.types)) for key, field in reader.fields.items()}
         self.metadata = {key: call_library(_value, no_model(name), field) for key, field in reader.fields.items()}
         architecture = self.metadata.get("general.architecture")
         if not isinstance(architecture, str):
@@ -70,6 +73,30 @@ class GgufHeader:
     def holds(self, ending: str) -> bool:
         """Whether any tensor's name ends so."""
         return any(tensor.endswith(ending) for tensor in self.tensors)
+
+    def stored_as(self, key: str) -> tuple[Any, list[Any]]:
+        """A key's value, all of a long array, too, and its gguf types: of an array ARRAY, and that of its values."""
+        offset, types = self._fields[key]
+        value = self.metadata[key]
+        if value is None and types[:1] == [GGUFValueType.ARRAY]:
+            value = self._long_array(offset + _LENGTH.size + len(key.encode()) + _TYPE)
+        return value, types
+
+    def _long_array(self, offset: int) -> list[Any]:
+        with self.path.open("rb") as file:
+            data = mmap(file.fileno(), 0, access=ACCESS_READ)
+        kind, count = _ARRAY.unpack_from(data, offset)
+        start = offset + _ARRAY.size
+        if kind != GGUFValueType.STRING:
+            numbers = np.frombuffer(data, GGUFReader.gguf_scalar_to_np[GGUFValueType(kind)], count, start)
+            return list(numbers.tolist())
+        words = []
+        for _ in range(count):
+            (length,) = _LENGTH.unpack_from(data, start)
+            start += _LENGTH.size
+            words.append(data[start : start + length].decode())
+            start += length
+        return words
 
     def expand(self, tensor: str) -> np.ndarray[Any, np.dtype[Any]]:
         """A tensor's values, expanded to fp32 but in the file's order. Raises ModelError for a type that cannot be."""

@@ -44,6 +44,10 @@ class Keys:
         self._taken.add(self._prefix + key)
         return self.header.metadata.get(self._prefix + key, default)
 
+    def assume(self, key: str, value: Any) -> None:
+        """What a key says in a file that lacks it."""
+        self.header.metadata[self._prefix + key] = value
+
     def require(self, key: str) -> Any:
         """A key that no file lacks, with one value for all layers."""
         value = self.take(key)

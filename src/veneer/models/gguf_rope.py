@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from veneer.models.gguf_keys import Keys
+from veneer.models.gguf_table import YARN
 
 _CLOSE = 1e-6  # relative; factors are kept in fp32
 
@@ -57,8 +58,8 @@ def _yarn(keys: Keys, factor: float) -> dict[str, Any]:
         made["attention_factor"] = attention * times
     elif times != 1.0:
         made["attention_factor"] = times * (0.1 * math.log(max(factor, 1.0)) + 1.0)
-    names = {"yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow", "yarn_log_multiplier": "mscale_all_dim"}
-    given = {name: keys.take(f"rope.scaling.{key}") for key, name in names.items()}
+    names = {**YARN, "rope.scaling.yarn_log_multiplier": "mscale_all_dim"}
+    given = {name: keys.take(key) for key, name in names.items()}
     made |= {name: value for name, value in given.items() if value is not None}
     if "mscale_all_dim" in made:
         made["mscale"] = 1.0

@@ -51,6 +51,11 @@ class LoadedBy:
         return packaged.endswith(".gguf")
 
     @property
+    def in_its_own_file(self) -> bool:
+        """Whether the base is a GGUF file of the person's own, and was trained over as it is."""
+        return self.from_gguf and self.model not in PACKAGED_MODELS and self.kept["storage"] in ("fp32", "bf16", "fp16")
+
+    @property
     def base(self) -> str:
         """The base as transformers loads it."""
         model = self.model
@@ -113,7 +118,8 @@ def own_tokens(facts: Facts | None) -> int | None:
 def ways_to_load(adapter: LoadedBy) -> list[Recipe]:
     """The ways to load an adapter, wherever it is."""
     first = [_base_folder(adapter)] if adapter.base == adapter.folder else []
-    return [*first, _peft(adapter), _transformers(adapter), _vllm(adapter), _llama_cpp(adapter)]
+    own = [_llama_cpp(adapter), _ollama(adapter), _mlx(adapter)]
+    return [*first, _peft(adapter), _transformers(adapter), _vllm(adapter), *own]
 
 
 def _base_folder(adapter: LoadedBy) -> Recipe:
@@ -210,22 +216,43 @@ def _llama_cpp(adapter: LoadedBy) -> Recipe:
     refusal = _only_causal("This way is for", adapter)
     if refusal:
         return Recipe("llama.cpp", (), refusal)
-    convert = "python llama.cpp/convert_hf_to_gguf.py"
     if adapter.beside:
-        merged = shlex.quote(adapter.merged)
-        lines = [_merge(adapter), f"{convert} {merged} --outfile merged.gguf", "llama-cli -m merged.gguf"]
+        lines = [f"{_merge(adapter)}.gguf --format gguf", f"llama-cli -m {shlex.quote(adapter.merged)}.gguf"]
         return Recipe("llama.cpp", (("bash", "\n".join(lines)),), _whole(adapter, "llama.cpp"))
-    base = shlex.quote(adapter.base)
-    own = adapter.model if adapter.from_gguf and adapter.model not in PACKAGED_MODELS else None
-    lora = f"{shlex.quote(adapter.plain)} --base {base} --outfile adapter.gguf"
+    own = adapter.model if adapter.in_its_own_file else None
+    folder = f"{adapter.exported}-gguf"
     lines = [
-        *_exported(adapter),
-        *([] if own else [f"{convert} {base} --outfile base.gguf"]),
-        f"python llama.cpp/convert_lora_to_gguf.py {lora}",
-        f"llama-cli -m {shlex.quote(own or 'base.gguf')} --lora adapter.gguf",
+        f"veneer export {shlex.quote(adapter.source)} {shlex.quote(folder)} --format gguf",
+        f"llama-cli -m {shlex.quote(own or f'{folder}/base.gguf')} --lora {shlex.quote(f'{folder}/adapter.gguf')}",
     ]
-    note = "llama.cpp/ is a checkout of its sources, which hold the converters."
-    return Recipe("llama.cpp", (("bash", "\n".join(lines)),), note)
+    return Recipe("llama.cpp", (("bash", "\n".join(lines)),), "The export refuses a base whose form it does not write.")
+
+
+def _ollama(adapter: LoadedBy) -> Recipe:
+    refusal = _only_causal("This way is for", adapter)
+    if refusal:
+        return Recipe("Ollama", (), refusal)
+    folder, name = f"{adapter.merged}-ollama", adapter.name.lower()
+    lines = [
+        f"veneer merge {shlex.quote(adapter.source)} {shlex.quote(folder)} --format ollama",
+        f"ollama create {shlex.quote(name)} -f {shlex.quote(f'{folder}/Modelfile')}",
+    ]
+    return Recipe("Ollama", (("bash", "\n".join(lines)),), "The template and the stops are those of the training.")
+
+
+def _mlx(adapter: LoadedBy) -> Recipe:
+    refusal = _only_causal("mlx-lm is for", adapter)
+    if refusal:
+        return Recipe("MLX", (), refusal)
+    if adapter.beside:
+        lines = [_merge(adapter), f"mlx_lm.generate --model {shlex.quote(adapter.merged)} --prompt 'a prompt'"]
+        return Recipe("MLX", (("bash", "\n".join(lines)),), _whole(adapter, "mlx-lm"))
+    folder = f"{adapter.exported}-mlx"
+    lines = [
+        f"veneer export {shlex.quote(adapter.source)} {shlex.quote(folder)} --format mlx",
+        f"mlx_lm.generate --model {shlex.quote(adapter.base)} --adapter-path {shlex.quote(folder)} --prompt 'a prompt'",
+    ]
+    return Recipe("MLX", (("bash", "\n".join(lines)),), "")
 
 
 def _only_causal(begin: str, adapter: LoadedBy) -> str:

@@ -91,7 +91,10 @@ def write_plain(out: Path, updates: dict[str, Plain], source: dict[str, Any], *,
 
 
 def plain_updates(folder: Path) -> dict[str, Plain]:
-    """Module name → its update, as it is in a folder. Raises AdapterFileError where it has more than low-rank ones."""
+    """Module name → its update, as it is in a folder of PEFT's.
+
+    Raises AdapterFileError where the folder holds no adapter, or more than low-rank updates.
+    """
     config, tensors = from_peft(folder), read_tensors(folder)
     if isinstance(config, LoRA) and config.target_parameters:
         raise AdapterFileError(

@@ -55,16 +55,16 @@ def merge(model: nn.Module, *, reversible: bool = True) -> None:
     refuse_merged(record, "merge again")
     if not record.active:
         raise TargetError("No adapter is active, so there is nothing to merge; attach or activate one first.")
-    outermost = _outermost(model)
-    refuse_offloaded(model, [module for _, module in outermost], "be merged")
-    refuse_other_forward(model, [module for _, module in outermost])
-    for path, wrapper in outermost:
+    replaced = outermost(model)
+    refuse_offloaded(model, [module for _, module in replaced], "be merged")
+    refuse_other_forward(model, [module for _, module in replaced])
+    for path, wrapper in replaced:
         refuse_groups(path, wrapper)
         _refuse_not_finite(path, wrapper)
     tied = tied_parameters(model)
     merged: dict[str, nn.Module] = {}
     shared: dict[int, nn.Parameter] = {}
-    for path, wrapper in outermost:
+    for path, wrapper in replaced:
         put(model, path, _merged(wrapper, shared))
         if reversible:
             merged[path] = wrapper
@@ -77,6 +77,17 @@ def merge(model: nn.Module, *, reversible: bool = True) -> None:
         stand_back(model)
     else:
         forget_adapters(model)
+
+
+def merged_module(path: str, wrapper: nn.Module, shared: dict[int, nn.Parameter]) -> nn.Module:
+    """The plain module that a merge puts in the place of one of the `outermost`. ``shared`` is one for all of a model.
+
+    Raises AdapterFileError where a merged weight would not be finite.
+    """
+    assert isinstance(wrapper, Adapted | QuantisedLinear | Experts)
+    refuse_groups(path, wrapper)
+    _refuse_not_finite(path, wrapper)
+    return _merged(wrapper, shared)
 
 
 def _is_new(module: nn.Module, wrapper: nn.Module) -> bool:
@@ -129,8 +140,8 @@ def _type_and_place(module: nn.Module) -> str:
     return f"{str(weight.dtype).removeprefix('torch.')} on {weight.device}"
 
 
-def _outermost(model: nn.Module) -> list[tuple[str, Adapted | QuantisedLinear | Experts]]:
-    """What a merge replaces: the wrappers, the quantised layers that stand alone, and experts that have either."""
+def outermost(model: nn.Module) -> list[tuple[str, Adapted | QuantisedLinear | Experts]]:
+    """What a merge replaces, by name: the wrappers, quantised layers without one, and experts that have either."""
     inside = {id(module.base) for module in model.modules() if isinstance(module, Adapted)}
     mixed = {
         id(module): [module._modules[name] for name in projections(module) if name in module._modules]
@@ -172,7 +183,7 @@ def _merged(wrapper: Adapted | QuantisedLinear | Experts, shared: dict[int, nn.P
         return wrapper.copy().requires_grad_(False)
     base, updates = wrapper.base, wrapper.in_force()
     if not updates:
-        return base
+        return _merged(base, shared) if isinstance(base, QuantisedLinear) else base
     low_rank = [update for update in updates if isinstance(update, LowRank)]
     if low_rank:
         return _with_weight(base, nn.Parameter(_sum(base, low_rank), requires_grad=False))

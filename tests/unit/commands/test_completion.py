@@ -89,7 +89,8 @@ def test_the_kinds_of_studies():
     [
         ("train --method ", ["lora", "adalora", "full", "bias", "head"]),
         ("train --storage n", ["nf4"]),
-        ("merge run out --storage ", ["fp32", "bf16", "fp16", "nf4", "fp4"]),
+        ("merge run out --storage f", ["fp32", "fp16", "fp4"]),
+        ("merge run out --pre q", ["qwen2", "qwen35"]),
         ("predict run rows --template ", ["auto", "chat", "plain"]),  # which may also be left to the run
         ("train --learning-rate ", ["auto"]),
         ("train --log-to ", ["mlflow", "wandb"]),
