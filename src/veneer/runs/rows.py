@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from veneer.data.classes import classes_of, counted_classes
@@ -93,7 +93,7 @@ class Steps:
     batches: Batches
     config: RunConfig  # what was asked, with the numbers that auto stands for
     chosen: dict[str, Any]  # those numbers, by option
-    notes: list[str]  # what the objective does to the rows, as sentences
+    notes: list[str] = field(default_factory=list)  # what the objective does to the rows, as sentences
 
     @property
     def total(self) -> int:
