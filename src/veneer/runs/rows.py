@@ -153,7 +153,7 @@ class Steps:
     batches: Batches
     config: RunConfig  # what was asked, with the numbers that auto stands for
     chosen: dict[str, Any]  # those numbers, by option
-    notes: list[str]  # what the objective does to the rows, as sentences
+    notes: list[str] = field(default_factory=list)  # what the objective does to the rows, as sentences
     bad: BadRows = field(default_factory=BadRows)  # that the template refuses, and that are left out
 
     @property
