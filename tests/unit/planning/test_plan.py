@@ -416,7 +416,10 @@ def found(tmp_path_factory):
     """This machine, measured in processes of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        return machines._measure()
+        measured = machines._measure()
+    if not measured.rates:
+        pytest.skip("the machine is too busy to be measured")
+    return measured
 
 
 def test_a_machine_is_measured(found, monkeypatch):
