@@ -26,7 +26,7 @@ ROWS = ("plain", "bbc-topics")
 FREE = {
     *("targets", "exclude", "train_also", "rank_pattern", "alpha_pattern", "new_tokens", "layers", "labels", "keep"),
     *("budget", "memory", "optimizer_memory", "ray", "rates", "seeds", "ranks", "budgets"),
-    *("template_arguments", "stop", "target_parameters"),
+    *("template_arguments", "stop", "target_parameters", "columns", "layers_pattern", "system", "weights"),
 }
 
 

@@ -86,10 +86,10 @@ def test_a_classifier_into_4_bits(finished_classifier, veneer_command, tmp_path)
 def test_4_bits_without_rows_to_measure_on_and_rows_without_4_bits(finished_run, refused, tmp_path):
     adapter = finished_run / "adapter"
     assert refused("merge", adapter, tmp_path / "m", "--storage", "nf4") == (
-        f"{adapter} has no held-out rows on which to measure what 4 bits change; give some with --check."
+        f"{adapter} has no held-out rows on which to measure what rounding changes; give some with --check."
     )
     assert refused("merge", finished_run, tmp_path / "m", "--check", "rows.jsonl") == (
-        "--check measures what nf4 or fp4 changes, and the merged model is kept in fp32."
+        "--check measures what 8 bits or fewer change, and the merged model is kept in fp32."
     )
     assert not (tmp_path / "m").exists()
 
