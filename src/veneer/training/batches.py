@@ -36,7 +36,7 @@ class Lengths(NamedTuple):
     border: int = 0  # where the second sequence of a pair begins
 
     def sequences(self) -> list[Lengths]:
-        """Of what passes through the model by itself, as `pairs.sequences`."""
+        """What passes through the model by itself, as `pairs.sequences`."""
         if not self.border:
             return [self]
         first, second = slice(self.border), slice(self.border, None)
