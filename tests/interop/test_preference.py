@@ -99,7 +99,7 @@ def check_loss_and_gradients(loss, pairs, matched, trainer, batch):
             value = share(part)
             value.backward()
             got += float(value.detach())
-    assert got == pytest.approx(float(wanted), abs=1e-5)
+    assert got == pytest.approx(wanted.item(), abs=1e-5)
     for mine, other in matched:
         assert other.grad.abs().max() > 1e-4
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-5, atol=1e-5)

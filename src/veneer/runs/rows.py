@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -103,7 +103,7 @@ class Steps:
     batches: Batches
     config: RunConfig  # what was asked, with the numbers that auto stands for
     chosen: dict[str, Any]  # those numbers, by option
-    notes: list[str]  # what the objective does to the rows, as sentences
+    notes: list[str] = field(default_factory=list)  # what the objective does to the rows, as sentences
 
     @property
     def total(self) -> int:
