@@ -125,8 +125,8 @@ def _row(fields: Any, where: str) -> Row | BadRow:
 
 
 def _table(path: Path, lines: Iterator[str]) -> Rows:
-    # A quoted field may be long and hold line breaks; csv's limit is meant for untrusted input.
-    csv.field_size_limit(sys.maxsize)
+    # A quoted field may be long and hold line breaks; csv's limit is meant for untrusted input, and is the process's.
+    limit = csv.field_size_limit(sys.maxsize)
     before = list(_through_header(lines))
     reader = csv.reader(chain(before, lines), delimiter=_delimiter(path, before[-1] if before else ""), strict=True)
     columns: list[str] | None = None
@@ -150,6 +150,8 @@ def _table(path: Path, lines: Iterator[str]) -> Rows:
                 yield Row(dict(zip(columns, values, strict=True)), where)
     except csv.Error as error:  # where the next row begins is not known then
         raise DataError(f"{path}:{first_line} cannot be read: {error}.") from None
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _header(columns: list[str], where: str) -> list[str]:

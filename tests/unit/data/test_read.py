@@ -223,3 +223,10 @@ def test_a_folder_of_data_files(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     assert [row.fields for row in read_rows(folder)] == ROWS
     assert len(read_rows(f"{folder}:test")) == 1
+
+
+def test_a_table_of_long_fields_leaves_the_limit_of_csv_as_it_was(tmp_path):
+    before = csv.field_size_limit()
+    (tmp_path / "long.csv").write_text(f"prompt,completion\n{'x' * 200_000},y\n")
+    assert len(read_rows(tmp_path / "long.csv")[0].fields["prompt"]) == 200_000
+    assert csv.field_size_limit() == before

@@ -57,7 +57,7 @@ def alone(dated, tmp_path) -> Path:
 
 
 def _turn(opened):
-    messages = ({"role": "system", "content": opened.system}, *QUESTION)
+    messages = ({"role": "system", "content": opened.renderer.system}, *QUESTION)
     return opened.renderer.tokenizer.decode(opened.renderer.turn(messages))
 
 
