@@ -127,11 +127,11 @@ def _row(fields: Any, where: str) -> Row | BadRow:
 def _table(path: Path, lines: Iterator[str]) -> Rows:
     # A quoted field may be long and hold line breaks; csv's limit is meant for untrusted input, and is the process's.
     limit = csv.field_size_limit(sys.maxsize)
-    before = list(_through_header(lines))
-    reader = csv.reader(chain(before, lines), delimiter=_delimiter(path, before[-1] if before else ""), strict=True)
     columns: list[str] | None = None
     first_line = 1
     try:
+        before = list(_through_header(lines))
+        reader = csv.reader(chain(before, lines), delimiter=_delimiter(path, before[-1] if before else ""), strict=True)
         for values in reader:
             where, first_line = f"{path}:{first_line}", reader.line_num + 1
             if not values:
