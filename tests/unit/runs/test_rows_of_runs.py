@@ -94,7 +94,8 @@ def test_a_template_of_a_file_is_kept_with_the_run(tiny_folder, tmp_path):
     file.unlink()
     veneer.resume(tmp_path / "run", steps=3, console=Console(file=io.StringIO()))
     opened = open_named(tmp_path / "run")
-    assert opened.renderer.tokenizer.decode(opened.renderer.turn(({"role": "user", "content": "a"},))) == "[a]!<|end|>"
+    turn = opened.renderer.turn(({"role": "user", "content": "a"},))
+    assert opened.renderer.tokenizer.decode(turn) == "[S\n\na]!<|end|>", "after the system message of all its rows"
     assert (opened.renderer.learn, opened.renderer.fold_turns) == ("last", True)
 
 

@@ -87,8 +87,8 @@ def test_a_run_that_is_stopped_ends_in_the_same_bytes(tiny_folder, rows_file, tm
 
     def trained(name, **more):
         return veneer.train(
-            str(tiny_folder), data=str(rows_file), output=str(tmp_path / name), rank=2, batch_size=8, held_out=8,
-            learning_rate=1e-2, schedule="constant", warmup=0, checkpoint_every=2, evaluate_every=0,
+            str(tiny_folder), data=str(rows_file), output=str(tmp_path / name), rank=2, batch_size=8, held_out=0,
+            learning_rate=1e-2, schedule="constant", warmup=0, checkpoint_every=2,
             console=Console(file=io.StringIO()), **more,
         ).folder  # fmt: skip
 
