@@ -9,6 +9,7 @@ from typing import Any
 import transformers as tf
 
 from tokens import tokenizer
+from veneer.models.gguf_table import WRITTEN
 
 TOKENIZER = tokenizer(merges=(("h", "e"), ("l", "l")))
 SIZES: dict[str, Any] = {
@@ -138,3 +139,4 @@ MODELS: dict[str, Callable[[], Any]] = {
         shared_expert_intermediate_size=40,
     ),
 }  # fmt: skip
+WRITABLE = {name: make for name, make in MODELS.items() if make().config.model_type in WRITTEN}

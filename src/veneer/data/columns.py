@@ -23,7 +23,6 @@ SHAPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 NAMES = tuple(dict.fromkeys(name for needed, optional in SHAPES.values() for name in (*needed, *optional)))
 _PLAIN = [shape for shape in SHAPES if shape not in PREFERENCE_SHAPES]
-_SHOWN, _LONGEST = 20, 40  # columns that a refusal names, and letters of each
 Shape = Literal[
     "auto", "messages", "prompt/completion", "instruction/output", "text/label", "chosen/rejected",
     "prompt/completion/label", "text",
@@ -59,10 +58,6 @@ class Reading:
         if options.columns or options.shape != "auto":
             return cls(options.columns, options.shape)
         return like or cls()
-
-    def again(self) -> Reading:
-        """The same for other rows, which need not have these columns."""
-        return Reading(self.columns, self.shape, asked=False)
 
 
 @dataclass(frozen=True)
@@ -144,17 +139,6 @@ def _preference(rows: Sequence[Row], said: dict[str, str], reading: Reading) -> 
     raise DataError(_refusal(first, [shape]))
 
 
-def columns_in(fields: Iterable[str]) -> str:
-    """The names of columns, as a refusal shows them: the first of many.
-
-    >>> columns_in(["a", "b"])
-    'a, b'
-    """
-    names = list(fields)
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(name[:_LONGEST] for name in names[:_SHOWN]) + more or "(none)"
-
-
 def said_columns(first: Row, reading: Reading) -> dict[str, str]:
     """Name → column, of what was said. Raises DataError for a column that the first row does not have, except where it
     was said of other rows."""
@@ -165,7 +149,7 @@ def said_columns(first: Row, reading: Reading) -> dict[str, str]:
             said[name] = column
         elif reading.asked:
             raise DataError(
-                f"{first.where} has no column {missing!r} to read as {name} (its columns: {columns_in(first.fields)})."
+                f"{first.where} has no column {missing!r} to read as {name} (its columns: {first.names()})."
                 f"{did_you_mean(missing, first.fields)}"
             )
     return said
@@ -244,7 +228,7 @@ def _of_shape(shape: str, columns: dict[str, str]) -> dict[str, str]:
 
 
 def _columns_of(row: Row) -> str:
-    return f"{row.where} has the columns {columns_in(row.fields)}"
+    return f"{row.where} has the columns {row.names()}"
 
 
 def _needs(shapes: Iterable[str]) -> str:

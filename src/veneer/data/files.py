@@ -21,6 +21,7 @@ ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSED = (".gz", ".zst")
 SUFFIXES = (*ROWS, *TEXTS)
 _PARQUET_ROWS = 1000  # that are decoded at a time
+_SHOWN, _LONGEST = 20, 40  # columns that a refusal names, and letters of each
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,16 @@ class Row:
 
     fields: dict[str, Any]
     where: str
+
+    def names(self) -> str:
+        """The names of its columns, as a refusal shows them: the first of many.
+
+        >>> Row({"a": 1, "b": 2}, "rows.jsonl:1").names()
+        'a, b'
+        """
+        names = list(self.fields)
+        more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+        return ", ".join(name[:_LONGEST] for name in names[:_SHOWN]) + more or "(none)"
 
 
 Rows = Iterator[Row | BadRow]

@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any
 
 from veneer.data.bad import BadRows
-from veneer.data.columns import SHAPES, Reading, Recognised, columns_in, recognise
+from veneer.data.columns import SHAPES, Reading, Recognised, recognise
 from veneer.data.files import Row, is_text
 from veneer.data.kept import Kept, those_of
 from veneer.data.messages import Message, called, read_conversation, read_tools, said_in
@@ -136,7 +136,7 @@ def _example(row: Row, named: Row, found: Recognised) -> Example:
     """Raises DataError for a row that does not fit the shape."""
     missing = [found.columns[name] for name in SHAPES[found.shape][0] if named.fields.get(name) is None]
     if missing:
-        raise DataError(f"{row.where} has no {' and no '.join(missing)} (its columns: {columns_in(row.fields)}).")
+        raise DataError(f"{row.where} has no {' and no '.join(missing)} (its columns: {row.names()}).")
     for name, column in found.columns.items():
         _refuse_half_pairs(named.fields[name], f"{row.where}: {column}")
     return _READ[found.shape](named)

@@ -102,7 +102,7 @@ def _of_texts(row: Row, chosen: str, rejected: str) -> tuple[Row, Row]:
         if not asked:
             raise DataError(
                 f"{row.where} has a system message and no prompt; give the question in a column prompt (its columns: "
-                f"{', '.join(row.fields)})."
+                f"{row.names()})."
             )
         both = ([{"role": "assistant", "content": text}] for text in (chosen, rejected))
         one, other = (_asked_and(row, asked, answer) for answer in both)
@@ -112,7 +112,7 @@ def _of_texts(row: Row, chosen: str, rejected: str) -> tuple[Row, Row]:
         if not start:
             raise DataError(
                 f"{row.where} has no prompt, and chosen and rejected share no beginning: give what is asked in a "
-                f"column prompt (its columns: {', '.join(row.fields)})."
+                f"column prompt (its columns: {row.names()})."
             )
         prompt, chosen, rejected = chosen[:start], chosen[start:], rejected[start:]
     elif not isinstance(prompt, str):

@@ -56,7 +56,7 @@ def to_questions(
     '1 + 1 ='
     """
     reading, first = reading or Reading(), rows[0]
-    said = said_columns(first, _of_questions(reading, first))
+    said = said_columns(first, _of_questions(reading))
     name, columns = _asked(first, said)
     by_meaning = name == "instruction" and columns.keys() == {name} and "instruction" not in {*said, *first.fields}
     if by_meaning and reading.shape == "prompt/completion":
@@ -88,7 +88,7 @@ def with_answer(question: Example, answer: str) -> Example:
     return replace(question, messages=(*before, {**last, "content": answer.strip()}), given=len(before))
 
 
-def _of_questions(reading: Reading, first: Row) -> Reading:
+def _of_questions(reading: Reading) -> Reading:
     """What was said of columns of questions; those of answers may be missing."""
     columns = {name: column for name, column in reading.columns.items() if name not in _ANSWERS}
     return Reading(columns, asked=reading.asked)
@@ -119,7 +119,7 @@ def _with_placeholder(row: Row, name: str, columns: dict[str, str], labelled: bo
     """The row in a shape of training."""
     value = value_at(row.fields, columns[name])
     if value is None:
-        raise DataError(f"{row.where} has no {columns[name]} (its columns: {', '.join(row.fields) or '(none)'}).")
+        raise DataError(f"{row.where} has no {columns[name]} (its columns: {row.names()}).")
     reply = {"role": "assistant", "content": _HELD}
     found = {beside: value_at(row.fields, column) for beside, column in columns.items() if beside != name}
     beside = {name: inner for name, inner in found.items() if inner is not None}
