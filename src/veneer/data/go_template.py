@@ -35,7 +35,7 @@ class _Pieces:
 def written(ask: Ask) -> tuple[str, bool]:
     """The template by which Ollama renders conversations as ``ask`` does, and whether it takes a system message.
 
-    Raises DataError where there is none: three conversations are rendered both ways.
+    Raises DataError where there is none: conversations are rendered both ways.
     """
     pieces = _pieces(ask)
     text = _text_of(pieces)
