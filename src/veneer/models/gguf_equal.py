@@ -60,9 +60,9 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _rotate_alike(written: Any, read: Any) -> bool:
-    return len({len(parts) for parts in (_rotations(written), _rotations(read))}) == 1 and all(
-        torch.allclose(one, other, rtol=_CLOSE, atol=0)
-        for one, other in zip(_rotations(written), _rotations(read), strict=True)
+    ours, theirs = _rotations(written), _rotations(read)
+    return len(ours) == len(theirs) and all(
+        torch.allclose(one, other, rtol=_CLOSE, atol=0) for one, other in zip(ours, theirs, strict=True)
     )
 
 
