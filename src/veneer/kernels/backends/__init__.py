@@ -33,6 +33,11 @@ class Backend(Protocol):
         weight do; 0 where it never does, or does not take the type."""
         ...
 
+    def adapts(self, dtype: torch.dtype) -> bool:
+        """Whether x of this type is multiplied by a weight and its update in one product (`adapted`), faster than by
+        each."""
+        ...
+
     def panel_product(self, x: Tensor, panel: Tensor) -> Tensor:
         """x (n, in), panel (rows, in) → a new x panelᵀ (n, rows); any strides, no gradient. The panel is used once."""
         ...
