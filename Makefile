@@ -13,12 +13,15 @@ STORAGE ?= fp32
 demo: $(RUNTIME)
 	$(BIN)/python -m veneer.demo $(STORAGE)
 
+# Two processes, each with half of the cores; on one core, one. tests/conftest.py says which test is whose.
+WORKERS := $(shell test "$$(getconf _NPROCESSORS_ONLN)" -gt 1 && echo 2 || echo 0)
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
 test: $(READY) lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # Which lines the tests reach. Watching them takes its time, so not with every run.
 coverage: $(READY)
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(PYTEST) --cov --cov-report=term
 
 lint: $(READY)
 	$(BIN)/ruff check .
