@@ -52,7 +52,10 @@ bench: $(READY) build/peers/ready
 bench-rows: $(READY) build/peers/ready
 	$(BIN)/python benchmarks/rows.py
 
-# llama.cpp is compiled for this machine, the library alone: some minutes.
+# llama.cpp is compiled for this machine, the library alone: some minutes. Without its AMX products, where a process may
+# die at their first instruction (ldtilecfg) though the processor has it: this hides them from its sources.
+build/peers/ready: export CFLAGS = -U__AMX_TILE__ -U__AMX_INT8__ -U__AMX_BF16__
+build/peers/ready: export CXXFLAGS = -U__AMX_TILE__ -U__AMX_INT8__ -U__AMX_BF16__
 build/peers/ready: export CMAKE_ARGS = -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TOOLS=OFF \
 	-DLLAMA_BUILD_SERVER=OFF -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF
 build/peers/ready: benchmarks/peers.txt
