@@ -172,6 +172,9 @@ class TrainArguments(Needed, total=False):
     """Bits of each state of paged-adamw; 8 takes a quarter of the room and changes the result a bit."""
     label_smoothing: float
     """Share of each target that is spread over the vocabulary, or the classes."""
+    class_weights: Literal["none", "balanced"] | dict[str, float]
+    """Weight of each class in a classifier's loss, spam=4,ham=1 (others 1); balanced: rows / (classes × rows of
+    the class), as in scikit-learn."""
     neftune: float
     """NEFTune: noise on the embeddings while training, of ± this / √(tokens of the row × width); the paper has 5
     to 15. 0: none."""
@@ -485,6 +488,9 @@ class PlanArguments(TypedDict, total=False):
     """Bits of each state of paged-adamw; 8 takes a quarter of the room and changes the result a bit."""
     label_smoothing: float
     """Share of each target that is spread over the vocabulary, or the classes."""
+    class_weights: Literal["none", "balanced"] | dict[str, float]
+    """Weight of each class in a classifier's loss, spam=4,ham=1 (others 1); balanced: rows / (classes × rows of
+    the class), as in scikit-learn."""
     neftune: float
     """NEFTune: noise on the embeddings while training, of ± this / √(tokens of the row × width); the paper has 5
     to 15. 0: none."""

@@ -151,7 +151,8 @@ def _loss(model: Any, pad: int, steps: Steps, kind: str) -> Loss | PreferenceLos
     """The loss of the run's objective; what a preference is measured against is not computed yet."""
     config, rows = steps.config, steps.rows
     likelihood = Loss(
-        model, pad, sequences(rows[0])[0], kind=kind, smoothing=config.label_smoothing, noise=config.neftune
+        model, pad, sequences(rows[0])[0], kind=kind, smoothing=config.label_smoothing, noise=config.neftune,
+        class_weights=[*config.class_weights.values()],
     )  # fmt: skip
     reference = torch.full((len(rows) + len(steps.held_out), 2), math.nan, dtype=torch.float64)
     return loss_of(likelihood, preference_of(config, rows), model, reference)

@@ -113,8 +113,8 @@ def facts_of(prepared: Prepared, steps: int, losses: Before, *, own_tokenizer: b
     """The facts of a run that ends after so many ``steps``; ``losses``: of held-out rows, before and after."""
     config, model, tokenizer, renderer = prepared.config, prepared.model, prepared.tokenizer, prepared.renderer
     rows, start = prepared.facts(), prepared.start
-    if config.objective != "likelihood" and prepared.train[0].is_judged:
-        losses = None, None  # of a preference: no loss that another model could be compared by
+    if config.class_weights != "none" or (config.objective != "likelihood" and prepared.train[0].is_judged):
+        losses = None, None  # of a preference, or of weighted classes: none that another model could be compared by
     elif start is not None:  # what was measured first was no base
         losses = None, losses[1]
     options = {name: value for name, value in config.changed().items() if name not in _PATHS}

@@ -96,6 +96,6 @@ def sentence(config: TrainConfig, chosen: dict[str, Any]) -> str:
     numbers = [
         f"{name} {number if isinstance(number, str) else f'{number:g}'}"
         for name, number in chosen.items()
-        if name not in idle
+        if name not in idle and getattr(config, name) == "auto"
     ]
     return f"Chosen by auto: {', '.join(numbers)}." if numbers else ""
