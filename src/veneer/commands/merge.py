@@ -82,7 +82,7 @@ def merge_to(source: str | Path, out: str | Path, **options: Any) -> Merged:
         return _as_gguf(source, out, asked)
     refuse_own_weights(source, "merge")
     quantised = asked.storage in CODE_BITS
-    opened, rows = _with_rows(source, asked.check) if quantised else (open_named(source), [])
+    opened, rows = _with_rows(source, asked.check) if quantised else (open_named(source, "fp32"), [])
     if isinstance(opened, Opened) and not opened.adapted:
         raise ModelError(f"{source} is a model, not a run or an adapter: there is nothing to merge.")
     model = opened.model
@@ -126,7 +126,7 @@ def _refuse_storage(asked: MergeOptions) -> None:
 
 def _as_gguf(source: Path, out: Path, asked: MergeOptions) -> Merged:
     rounds = asked.storage not in DTYPES
-    opened, rows = _with_rows(source, asked.check) if rounds else (open_named(source), [])
+    opened, rows = _with_rows(source, asked.check) if rounds else (open_named(source, "fp32"), [])
     model, renderer, moved = opened.model, opened.renderer, None
     if rounds and adapters_of(model).active:  # a plain model, whose modules are the file's
         merge(model, reversible=False)
@@ -161,8 +161,8 @@ def _with_rows(source: Path, check: str | None) -> tuple[Opened | Prepared, Sequ
         bad = BadRows()
         examples = read_examples(check, kept_reading(source) or Reading(), bad)
         bad.refuse()
-        return open_named(source), examples.items
-    prepared = open_run(Path(source)) if RunFolder(source).exists else None
+        return open_named(source, "fp32"), examples.items
+    prepared = open_run(Path(source), "fp32") if RunFolder(source).exists else None
     if prepared is None or not prepared.held_out:
         raise DataError(
             f"{source} has no held-out rows on which to measure what rounding changes; give some with --check."
