@@ -9,6 +9,7 @@ import gc
 import io
 import json
 import os
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from rich.console import Console
 import tiny
 import veneer
 from tokens import tokenizer
+from veneer.frozen import compute
+from veneer.kernels.extension import REFERENCE, VARIANTS
 
 # The first example of a test pays for imports, and a busy machine for its neighbours: no deadline for one example.
 settings.register_profile("veneer", deadline=None)
@@ -66,7 +69,15 @@ def _own_cache(tmp_path_factory):
     """What Veneer keeps for the next time is the user's; tests, and the processes that they start, keep their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        _compute_in_fp32()
         yield
+
+
+def _compute_in_fp32():
+    """``compute: auto`` is fp32 in tests, whatever the processor: as if bf16 had been measured to be as fast."""
+    counts = sorted({*range(1, 17), torch.get_num_threads(), os.cpu_count() or 1})
+    kernels = (REFERENCE, *VARIANTS)
+    compute.remember_times(dict.fromkeys(product(("fp32", "bf16", "nf4"), counts, kernels), 1.0))
 
 
 @pytest.fixture(scope="session")

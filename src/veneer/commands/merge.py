@@ -82,7 +82,7 @@ def merge_to(source: str | Path, out: str | Path, **options: Any) -> Merged:
         return _as_gguf(source, out, asked)
     refuse_own_weights(source, "merge")
     quantised = asked.storage in CODE_BITS
-    opened, rows = _with_rows(source, asked.check) if quantised else (open_named(source), [])
+    opened, rows = _with_rows(source, asked.check) if quantised else (open_named(source, "fp32"), [])
     if isinstance(opened, Opened) and not opened.adapted:
         raise ModelError(f"{source} is a model, not a run or an adapter: there is nothing to merge.")
     model = opened.model
@@ -134,7 +134,7 @@ def _as_gguf(source: Path, out: Path, asked: MergeOptions) -> Merged:
     if asked.storage in K_QUANTS:
         refuse_without_llama_cpp(asked.storage)
     rounds = asked.storage not in DTYPES
-    opened, rows = _with_rows(source, asked.check) if rounds else (open_named(source), [])
+    opened, rows = _with_rows(source, asked.check) if rounds else (open_named(source, "fp32"), [])
     model, renderer = opened.model, opened.renderer
     draft = draft_of(model, renderer, "fp32" if asked.storage in K_QUANTS else asked.storage, asked.pre)
 
@@ -171,8 +171,8 @@ def _with_rows(source: Path, check: str | None) -> tuple[Opened | Prepared, Sequ
         bad = BadRows()
         examples = read_examples(check, kept_reading(source) or Reading(), bad)
         bad.refuse()
-        return open_named(source), examples.items
-    prepared = open_run(Path(source)) if RunFolder(source).exists else None
+        return open_named(source, "fp32"), examples.items
+    prepared = open_run(Path(source), "fp32") if RunFolder(source).exists else None
     if prepared is None or not prepared.held_out:
         raise DataError(
             f"{source} has no held-out rows on which to measure what rounding changes; give some with --check."

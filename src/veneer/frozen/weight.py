@@ -209,8 +209,12 @@ def _product_transposed(grad: Tensor, panels: _Panels, shape: tuple[int, int]) -
     y: Tensor | None = None
     for rows, panel in panels:
         part = backend.panel_product(grad[:, rows], panel.t())
-        y = part if y is None else y.add_(part)
-    return cast(Tensor, y)
+        if y is None:
+            # One part is the product; of several the sum is kept in fp32 and rounded once, not once a part.
+            y = part if len(panel) == shape[0] else part.to(torch.promote_types(part.dtype, torch.float32))
+        else:
+            y.add_(part)
+    return cast(Tensor, y).to(grad.dtype)
 
 
 class InCodes(nn.Module):

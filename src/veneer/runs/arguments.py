@@ -45,6 +45,9 @@ class TrainArguments(Needed, total=False):
     dense_storage: Literal["fp32", "bf16", "fp16"]
     """How embeddings and head are kept beside a storage of codes (nf4, fp4, int4, int8). bf16 halves their
     memory."""
+    compute: Literal["auto", "fp32", "bf16"]
+    """The type of activations and products, whatever the storage; auto: bf16 where a step was measured to be
+    clearly faster in it on this machine, else fp32."""
     initial_rank: int | None
     """AdaLoRA: rank of every matrix at the start. Default: 1.5 times the target."""
     target_rank: float
@@ -264,6 +267,9 @@ class EvaluateArguments(TypedDict, total=False):
     """Shape of the rows; auto: by their columns."""
     bad_rows: Literal["stop", "leave-out"]
     """A row that cannot be used is an error, or is left out and counted."""
+    compute: Literal["auto", "fp32", "bf16"]
+    """The type of activations and products; auto: that of the run, or of a model whichever is faster on this
+    machine."""
     data: Any
     """Other rows to measure on. Default: the run's held-out rows."""
     exact_match: bool
@@ -294,6 +300,9 @@ class PredictArguments(TypedDict, total=False):
     """Shape of the rows; auto: by their columns."""
     bad_rows: Literal["stop", "leave-out"]
     """A row that cannot be used is an error, or is left out and counted."""
+    compute: Literal["auto", "fp32", "bf16"]
+    """The type of activations and products; auto: that of the run, or of a model whichever is faster on this
+    machine."""
     max_new_tokens: int
     """Longest answer, in tokens."""
     temperature: float
@@ -359,6 +368,9 @@ class PlanArguments(TypedDict, total=False):
     dense_storage: Literal["fp32", "bf16", "fp16"]
     """How embeddings and head are kept beside a storage of codes (nf4, fp4, int4, int8). bf16 halves their
     memory."""
+    compute: Literal["auto", "fp32", "bf16"]
+    """The type of activations and products, whatever the storage; auto: bf16 where a step was measured to be
+    clearly faster in it on this machine, else fp32."""
     initial_rank: int | None
     """AdaLoRA: rank of every matrix at the start. Default: 1.5 times the target."""
     target_rank: float

@@ -97,6 +97,8 @@ def begin(
     steps = in_steps(
         prepared.renderer, prepared.train, prepared.held_out, prepared.config, model.config, folder.chosen(), watched
     )
+    if prepared.config.compute == "auto":
+        steps = steps.computed_in(prepared.config, prepared.computing.name)
     config, total = steps.config, steps.total
     torch.manual_seed(config.seed)
     with_adapter = bool(adapters_of(model).configs)
@@ -116,7 +118,8 @@ def begin(
 
 
 def options_of(model: nn.Module, tokenizer: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """The options that a loaded model answers itself: its name, its storage, and those of its adapter."""
+    """The options that a loaded model answers itself: its name, its storage, and those of its adapter. What it computes
+    in is looked at by `prepare`."""
     if tokenizer is None:
         raise ConfigError("train(model, tokenizer, …) needs the tokenizer, too, when the model is loaded already.")
     record = adapters_of(model)

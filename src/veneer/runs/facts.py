@@ -86,7 +86,7 @@ class Facts(_Part):
     classes: list[str]  # by their ids
     choices: list[str] = Field(default_factory=list)  # the few answers of the rows, as they follow a prompt
     base: Base
-    kept: dict[str, Any]  # storage, block_size, double_quantisation
+    kept: dict[str, Any]  # storage, block_size, double_quantisation; compute, where that is not fp32
     prompts: Prompts
     own_tokenizer: bool  # whether the tokenizer's files are in the folder, since they are not the base's
     seed: int  # of what the base lacks: a new classification head
@@ -124,7 +124,7 @@ def facts_of(prepared: Prepared, steps: int, losses: Before, *, own_tokenizer: b
         classes=list(renderer.classes),
         choices=rows["choices"],
         base=_base(model),
-        kept=config.kept(),
+        kept=config.kept() | ({} if (compute := prepared.computing.name) == "fp32" else {"compute": compute}),
         prompts=Prompts(
             template=template_mode(config.template), learn=config.learn, max_length=config.max_length,
             chat=is_chat(config.template, rows), chat_template=tokenizer.chat_template, system=rows["system"],

@@ -177,6 +177,11 @@ class Steps:
         cut = [sentence for report in self.reports for sentence in report.sentences(max_length)]
         return [*self.notes, *cut, *self.bad.sentences()]
 
+    def computed_in(self, asked: TrainConfig, name: str) -> Steps:
+        """The same, ``name`` being the type of computing that auto stands for in what was ``asked``."""
+        chosen = {**self.chosen, "compute": name}
+        return replace(self, chosen=chosen, config=RunConfig.of(asked, {"objective": self.config.objective, **chosen}))
+
     def work(self, kind: str, packed: bool) -> Work:
         """Over all epochs, for each puts other rows together; ``packed``: no token is padding."""
         largest, most, of_that, tokens, referred = 0, 0, 0, 0, 0

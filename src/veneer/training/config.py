@@ -272,7 +272,12 @@ class TrainConfig(LoRA, AllocationOptions, BaseOptions, RowOptions):
         return self
 
     def refuse_storage(self) -> None:
-        """Raises ValueError where the model's own weights are trained and not kept in fp32."""
+        """Raises ValueError where the model's own weights are trained and not kept, and computed, in fp32."""
+        if self.compute == "bf16":
+            raise ValueError(
+                f"method: {self.method} trains the model's own weights, which is done in fp32; leave out compute: "
+                f"bf16, or use method: lora."
+            )
         if self.storage != "fp32":
             raise ValueError(
                 f"method: {self.method} trains the model's own weights, which are kept in fp32 then; leave out "
@@ -345,6 +350,7 @@ class RunConfig(TrainConfig):
     evaluate_every: Count
     patience: Count
     class_weights: dict[str, Positive]  # class → weight, in the order of their ids; empty: all alike
+    compute: Literal["fp32", "bf16"]
 
     @classmethod
     def of(cls, config: TrainConfig, chosen: dict[str, Any]) -> RunConfig:

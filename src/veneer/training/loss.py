@@ -228,7 +228,7 @@ class _ByFrozenHead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (of_each,) = ctx.saved_tensors
-        return None, of_each * grad[:, None].to(of_each.dtype), None
+        return None, (of_each * grad[:, None]).to(of_each.dtype), None
 
 
 def _log_probabilities(head: nn.Module | None, states: Tensor, labels: Tensor) -> Tensor:
@@ -274,7 +274,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = [tensor * grad.to(tensor.dtype) for tensor in ctx.saved_tensors]
+        saved = [tensor * grad for tensor in ctx.saved_tensors]  # which is a number in fp32, and stays one
         return None, None, None, None, *(saved if ctx.has_hidden else [None, *saved])
 
 
