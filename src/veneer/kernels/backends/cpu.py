@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from veneer.kernels.backends import amx
 from veneer.kernels.backends.reference import FEW, Reference
 from veneer.kernels.coded import CodedWeight, Levels
 from veneer.kernels.extension import VARIANTS
@@ -17,6 +18,7 @@ from veneer.kernels.operations.products_int8 import GROUP, stride8
 if VARIANTS:
     from veneer.kernels import _cpu
 
+AMX = "amx"  # the variant with tiles
 _LONGEST = 24  # rank of an update that these multiply by
 _HALVES = {torch.float32: False, torch.bfloat16: True}  # what a kernel writes, and whether it rounds
 
@@ -46,6 +48,7 @@ class Cpu(Reference):
             rotation.rotate.by(self.rotate),
             update.update_product.by(self.update_product),
             update.update_product_backward.by(self.update_product_backward),
+            *(amx.kernels() if self.name == AMX else ()),
         )
 
     def quantise4(self, weight: Tensor, boundaries: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:

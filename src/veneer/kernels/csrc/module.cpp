@@ -1,7 +1,5 @@
 // The Python module: which variants this machine runs, and their functions on addresses. veneer.kernels.cpu has checked
 // every tensor's type, size and layout before it passes an address on.
-#include <sys/syscall.h>
-#include <unistd.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/function.h>
 #include <nanobind/stl/string.h>
@@ -32,9 +30,6 @@ namespace {
 
 using Address = uintptr_t;
 
-bool amx_allowed() { return __builtin_cpu_supports("avx512bf16") && syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
-Variant amx = avx512;
-
 std::vector<const Variant*> runnable() {
     std::vector<const Variant*> found{&scalar};
 #ifdef VENEER_X86
@@ -46,7 +41,6 @@ std::vector<const Variant*> runnable() {
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
             __builtin_cpu_supports("avx512vnni"))
             found.push_back(&avx512);
-        amx.name = "amx"; if (amx_allowed()) found.push_back(&amx);
     }
 #endif
 #ifdef VENEER_ARM
