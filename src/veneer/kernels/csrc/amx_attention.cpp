@@ -2,7 +2,6 @@
 #include "amx_attention.h"
 
 #include "amx_attention_tiles.h"
-#include "tiles.h"
 
 namespace veneer {
 namespace {

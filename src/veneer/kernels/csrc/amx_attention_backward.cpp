@@ -2,7 +2,6 @@
 // of queries after another over blocks of keys. Scores lie transposed, a row a key: what a query has stands in lanes.
 #include "amx_attention.h"
 #include "amx_attention_tiles.h"
-#include "tiles.h"
 
 namespace veneer {
 namespace {

@@ -14,6 +14,8 @@
 
 #include <cstdint>
 
+#include "tiles.h"
+
 namespace veneer {
 namespace {
 
@@ -125,7 +127,7 @@ struct Operand {
 // C (16 M, 16 N), fp32 with rows `stride` apart, ← A B or, to `add`, C + A B: sums over `depth` tiles.
 template <int M, int N>
 inline void multiply(const Operand& a, const Operand& b, int64_t depth, bool add, float* c, int64_t stride) {
-    asm volatile("" ::: "memory");  // tiles are loaded after what was stored before
+    settle();
     const int64_t bytes = 4 * stride;
     if (add) {
         _tile_loadd(0, c, bytes);
@@ -157,6 +159,7 @@ inline void multiply(const Operand& a, const Operand& b, int64_t depth, bool add
     if constexpr (N > 1) _tile_stored(1, c + 16, bytes);
     if constexpr (M > 1) _tile_stored(2, c + 16 * stride, bytes);
     if constexpr (M > 1 && N > 1) _tile_stored(3, c + 16 * stride + 16, bytes);
+    settle();
 }
 
 // C (16 m, 16 n) of any number of tiles.

@@ -10,7 +10,7 @@
 namespace veneer {
 namespace {
 
-#ifdef VENEER_X86
+#ifdef VENEER_AMX
 struct Row {
     int64_t first, length;
 };
@@ -47,7 +47,7 @@ void refuse(const Arguments&...) {
 }  // namespace
 
 void attention(const RowAttention& a, const std::vector<int64_t>& lengths, const AttentionOut& out, int threads) {
-#ifdef VENEER_X86
+#ifdef VENEER_AMX
     for_each_row(a, lengths, attend_row_room, threads, [&](const Row& row, int key_head, void* room) {
         attend_row(a, row.first, row.length, key_head, out, room);
     });
@@ -58,7 +58,7 @@ void attention(const RowAttention& a, const std::vector<int64_t>& lengths, const
 
 void attention_backward(const RowAttention& a, const std::vector<int64_t>& lengths, const AttentionGrads& grads,
                         int threads) {
-#ifdef VENEER_X86
+#ifdef VENEER_AMX
     for_each_row(a, lengths, attend_row_backward_room, threads, [&](const Row& row, int key_head, void* room) {
         attend_row_backward(a, row.first, row.length, key_head, grads, room);
     });

@@ -165,6 +165,9 @@ extern const Variant scalar;
 extern const Variant avx2;
 extern const Variant avx512;
 #endif
+#ifdef VENEER_AMX
+const Variant& with_tiles();  // AVX-512's, and what AMX computes
+#endif
 #ifdef VENEER_ARM
 extern const Variant neon;
 #endif
