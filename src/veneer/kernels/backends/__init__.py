@@ -33,6 +33,11 @@ class Backend(Protocol):
         weight do; 0 where it never does, or does not take the type."""
         ...
 
+    def attends(self, dtype: torch.dtype, dim: int) -> bool:
+        """Whether its kernel of `attention` takes this type and heads of so many dimensions. It is ahead of torch's
+        there."""
+        ...
+
     def panel_product(self, x: Tensor, panel: Tensor) -> Tensor:
         """x (n, in), panel (rows, in) → a new x panelᵀ (n, rows); any strides, no gradient. The panel is used once."""
         ...

@@ -28,6 +28,9 @@ class Reference:
     def few_rows(self, dtype: torch.dtype) -> int:
         return FEW if dtype is torch.float32 else 0
 
+    def attends(self, dtype: torch.dtype, dim: int) -> bool:
+        return False
+
     def panel_product(self, x: Tensor, panel: Tensor) -> Tensor:
         return (linear if len(x) >= _MANY else F.linear)(x, panel)
 

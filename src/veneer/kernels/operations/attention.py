@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ def attention(
     Returns the output as query, and the logarithm of each query's sum of exponentials (heads, tokens), fp32 at least,
     from which `attention_backward` has the softmax again (Dao, 2023, arXiv:2307.08691, algorithm 1).
     """
+    check(query, key, value, lengths, causal, window)
     outputs, sums = [torch.empty_like(query[:0])], [query.new_empty((query.shape[1], 0), dtype=_sums(query))]
     for q, k, v in _rows(lengths, query, key, value):
         scores = _scores(q, k, scaling, causal, window)
@@ -58,6 +60,8 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of query, key and value from that of the output, ``grad``, and from what `attention` gave (Dao,
     2023, algorithm 2)."""
+    check(query, key, value, lengths, causal, window)
+    check_outcome(grad, out, lse, query)
     grads: tuple[list[Tensor], ...] = tuple([torch.empty_like(x[:0])] for x in (query, key, value))
     of_rows = _rows(lengths, query, key, value, grad, out, lse.t())
     for q, k, v, g, o, sums in of_rows:
@@ -73,18 +77,48 @@ def attention_backward(
     return torch.cat(grads[0]), torch.cat(grads[1]), torch.cat(grads[2])
 
 
+def check(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], causal: bool, window: int) -> None:
+    """Raises ValueError where these do not fit each other."""
+    tokens, heads, dim = query.shape
+    if sum(lengths) != tokens or min(lengths, default=0) < 0:
+        raise ValueError(f"The lengths of rows, none below 0, add up to the {tokens} tokens, not to {sum(lengths)}.")
+    if window < 0 or (window and not causal):
+        raise ValueError(f"A window is of causal attention and 0 or more tokens wide, not {window}.")
+    key_heads = key.shape[1]
+    if not key_heads or heads % key_heads:
+        raise ValueError(f"{heads} heads do not share {key_heads} key heads.")
+    for name, tensor in (("key", key), ("value", value)):
+        _check_like(name, tensor, (tokens, key_heads, dim), query)
+
+
+def check_outcome(grad: Tensor, out: Tensor, lse: Tensor, query: Tensor) -> None:
+    """Raises ValueError where these are not of the attention of ``query``."""
+    _check_like("grad", grad, query.shape, query)
+    _check_like("out", out, query.shape, query)
+    if lse.shape != query.shape[1::-1] or lse.dtype != _sums(query):
+        raise ValueError(f"lse is {_sums(query)} {tuple(query.shape[1::-1])}, not {lse.dtype} {tuple(lse.shape)}.")
+
+
+def _check_like(name: str, tensor: Tensor, shape: Sequence[int], query: Tensor) -> None:
+    if tensor.shape != shape or tensor.dtype != query.dtype or tensor.device != query.device:
+        raise ValueError(
+            f"{name} must be {query.dtype} {tuple(shape)} on {query.device}, not {tensor.dtype} "
+            f"{tuple(tensor.shape)} on {tensor.device}."
+        )
+
+
 def _sums(query: Tensor) -> torch.dtype:
     """What is summed up in."""
     return torch.promote_types(query.dtype, torch.float32)
 
 
 def _rows(lengths: list[int], *tensors: Tensor) -> Any:
-    return zip(*(x.split(lengths) for x in tensors), strict=True)
+    return zip(*(torch.split(x, lengths) for x in tensors), strict=True)
 
 
 def _scores(q: Tensor, k: Tensor, scaling: float, causal: bool, window: int) -> Tensor:
     """(key heads, query heads of each, queries, keys) of one row, −∞ where a query does not attend."""
-    of_each = q.unflatten(1, (k.shape[1], -1)).to(_sums(q))
+    of_each = q.reshape(len(q), k.shape[1], q.shape[1] // k.shape[1], q.shape[2]).to(_sums(q))
     scores = torch.einsum("qhgd,khd->hgqk", of_each, k.to(_sums(q))) * scaling
     if not causal:
         return scores
