@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+_Heads = tuple[int, int, int]  # an address, and how many elements lie between tokens and between heads
+
 def variants() -> list[str]:
     """The variants that this machine runs, the fastest last."""
 
@@ -250,6 +252,42 @@ def adapted_backward(
     grad_A: int,
     grad_B: int,
     room: int,
+    threads: int,
+    /,
+) -> None: ...
+def attention(
+    queries: _Heads,
+    keys: _Heads,
+    values: _Heads,
+    lengths: list[int],
+    heads: int,
+    key_heads: int,
+    dim: int,
+    scaling: float,
+    causal: bool,
+    window: int,
+    out: int,
+    lse: int,
+    threads: int,
+    /,
+) -> None: ...
+def attention_backward(
+    grad: _Heads,
+    queries: _Heads,
+    keys: _Heads,
+    values: _Heads,
+    out: _Heads,
+    lse: int,
+    lengths: list[int],
+    heads: int,
+    key_heads: int,
+    dim: int,
+    scaling: float,
+    causal: bool,
+    window: int,
+    grad_queries: int,
+    grad_keys: int,
+    grad_values: int,
     threads: int,
     /,
 ) -> None: ...

@@ -79,7 +79,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._take(tensor.untyped_storage())
         if not func.is_view:
             given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            self.stretches[-1].operations.append(cost(func, given, made, self._times.count))
+            self.stretches[-1].operations.append(cost(func, given, made, self._times.count, _rows(args)))
         return result
 
     def _take(self, storage: Any) -> None:
@@ -100,14 +100,18 @@ SHORT = " in 16 bits"  # behind a kind: of numbers some of which are
 _PRODUCTS = {"mm", "bmm", "addmm", "addmm_", "baddbmm", "_grouped_mm", "_linear_pointwise"}
 # In these a number costs more than its way through memory: exponentials, expanded codes, products by a low rank.
 _FUNCTIONS = ("exp", "gelu", "silu", "tanh", "softmax", "swiglu", "geglu", "rotate", "dequantise", "update_product")
+_BY_ROWS = {"attention", "attention_backward"}
 # Part of a name → kind.
 _KIND_OF = dict.fromkeys(_FUNCTIONS, "functions") | dict.fromkeys(("bernoulli", "dropout"), "random")
 # Only a panel of these arguments is read, and written into the last one.
 _INTO_THE_LAST = {"dequantise"}
 
 
-def cost(func: Any, given: list[Tensor], made: list[Tensor], times: float = 1.0) -> Operation:
-    """The cost of an operator that makes tensors of others, done so many ``times``."""
+def cost(
+    func: Any, given: list[Tensor], made: list[Tensor], times: float = 1.0, rows: list[int] | None = None
+) -> Operation:
+    """The cost of an operator that makes tensors of others, done so many ``times``; of attention over rows back to
+    back with their lengths."""
     name = func._schema.name.partition("::")[2]
     short = SHORT if any(tensor.itemsize == 2 for tensor in (*given, *made)) else ""
     if name in _INTO_THE_LAST:
@@ -122,8 +126,18 @@ def cost(func: Any, given: list[Tensor], made: list[Tensor], times: float = 1.0)
         # Two products forward, five backward; of causal attention half of each.
         whole = 2.0 * query.numel() * key.shape[-2]
         return Operation(f"attention{short}", whole * (5 if backward else 2) / 2, moved, times)
+    if name in _BY_ROWS:
+        backward = "backward" in name
+        query = given[1 if backward else 0]
+        whole = 2.0 * query[:1].numel() * sum(length**2 for length in rows or ())
+        return Operation(f"attention{short}", whole * (5 if backward else 2) / 2, moved, times)
     kind = next((kind for part, kind in _KIND_OF.items() if part in name), "passes")
     return Operation(f"{kind}{short}", 0.0, moved if made else 0.0, times)
+
+
+def _rows(arguments: Any) -> list[int]:
+    """The first list of numbers among an operator's arguments."""
+    return next((x for x in arguments if isinstance(x, list) and all(isinstance(n, int) for n in x)), [])
 
 
 def _bytes(tensor: Tensor) -> float:

@@ -18,6 +18,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from veneer.data.labels import IGNORE, Tokens
 from veneer.frozen.text_part import text_part
+from veneer.kernels.backends import backend_of
+from veneer.kernels.operations.attention import differentiable_attention
 from veneer.training.recipes import recipes_of
 
 _NAME = "veneer_rows"
@@ -128,8 +130,11 @@ def attention_by_rows(
     others = sorted(name for name, value in options.items() if name not in _KNOWN and value is not None)
     if others or mask is not None or not getattr(module, "is_causal", True) or "row_lengths" not in options:
         raise TypeError(f"attention by rows knows no {others or 'mask'}")
+    lengths = options["row_lengths"]
+    if not options.get("dropout") and _at_once(query, value):
+        return _of_all(query, key, value, lengths, options.get("scaling"), options.get("sliding_window")), None
     # Neighbours of one length are a batch.
-    groups = [(length, len(list(same))) for length, same in groupby(options["row_lengths"])]
+    groups = [(length, len(list(same))) for length, same in groupby(lengths)]
     sizes = [length * count for length, count in groups]
     outputs = []
     parts = (torch.split(x, sizes, 2) for x in (query, key, value))
@@ -147,6 +152,20 @@ def attention_by_rows(
     recipes = options.get("recipes")
     # Kept are the parts, by what made them.
     return _joined(*outputs) if recipes is None else recipes.made(_joined, *outputs), None
+
+
+def _at_once(query: Tensor, value: Tensor) -> bool:
+    """Whether the kernels have attention for all rows in one call."""
+    dim = query.shape[-1]
+    return dim == value.shape[-1] and backend_of(query.device.type).attends(query.dtype, dim)
+
+
+def _of_all(
+    query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], scaling: float | None, window: int | None
+) -> Tensor:
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    scaling = q.shape[-1] ** -0.5 if scaling is None else scaling
+    return differentiable_attention(q, k, v, list(lengths), scaling, True, window or 0)[None]
 
 
 def _joined(*parts: Tensor) -> Tensor:

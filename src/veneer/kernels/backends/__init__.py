@@ -38,6 +38,11 @@ class Backend(Protocol):
         each."""
         ...
 
+    def attends(self, dtype: torch.dtype, dim: int) -> bool:
+        """Whether its kernel of `attention` takes this type and heads of so many dimensions. It is ahead of torch's
+        there."""
+        ...
+
     def panel_product(self, x: Tensor, panel: Tensor) -> Tensor:
         """x (n, in), panel (rows, in) → a new x panelᵀ (n, rows); any strides, no gradient. The panel is used once."""
         ...

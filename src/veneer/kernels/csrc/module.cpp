@@ -3,6 +3,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/function.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #ifdef VENEER_AMX
@@ -12,12 +13,16 @@
 #endif
 
 #include <algorithm>
+#include <limits>
 #include <new>
+#include <numeric>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
+#include "attention.h"
 #include "decode.h"
 #include "heap.h"
 #include "kernels.h"
@@ -353,6 +358,40 @@ void rotate(const std::string& name, Address x, int64_t of_batch, int64_t of_hea
     });
 }
 
+// Where bf16 (tokens, heads, dim) lies: its address, and the distances between tokens and between heads.
+using Place = std::tuple<Address, int64_t, int64_t>;
+
+Heads heads_at(const Place& place) {
+    return {at<const uint16_t>(std::get<0>(place)), std::get<1>(place), std::get<2>(place)};
+}
+
+// window 0: all keys.
+RowAttention row_attention(const Place& queries, const Place& keys, const Place& values,
+                           const std::vector<int64_t>& lengths, int heads, int key_heads, int dim, float scaling,
+                           bool causal, int64_t window) {
+    const int64_t tokens = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
+    return {heads_at(queries), heads_at(keys), heads_at(values), tokens, heads, key_heads, dim, scaling, causal,
+            window ? window : std::numeric_limits<int64_t>::max()};
+}
+
+void attend(const Place& queries, const Place& keys, const Place& values, const std::vector<int64_t>& lengths,
+            int heads, int key_heads, int dim, float scaling, bool causal, int64_t window, Address out, Address lse,
+            int threads) {
+    attention(row_attention(queries, keys, values, lengths, heads, key_heads, dim, scaling, causal, window), lengths,
+              {at<uint16_t>(out), at<float>(lse)}, threads);
+}
+
+void attend_backward(const Place& grad, const Place& queries, const Place& keys, const Place& values, const Place& out,
+                     Address lse, const std::vector<int64_t>& lengths, int heads, int key_heads, int dim,
+                     float scaling, bool causal, int64_t window, Address grad_queries, Address grad_keys,
+                     Address grad_values, int threads) {
+    attention_backward(row_attention(queries, keys, values, lengths, heads, key_heads, dim, scaling, causal, window),
+                       lengths,
+                       {heads_at(grad), heads_at(out), at<const float>(lse), at<uint16_t>(grad_queries),
+                        at<uint16_t>(grad_keys), at<uint16_t>(grad_values)},
+                       threads);
+}
+
 Linear four_bits(Address codes, Address table, Address scales, Address nested_table, Address nested_scales,
                  Address offset, int64_t block, int nested_shift, int64_t rows, int64_t columns, Address levels,
                  float step) {
@@ -403,6 +442,8 @@ NB_MODULE(_cpu, m) {
     m.def("rotate", &rotate, Unlocked());
     m.def("update_product", &update_product, Unlocked());
     m.def("update_product_backward", &update_product_backward, Unlocked());
+    m.def("attention", &attend, Unlocked());
+    m.def("attention_backward", &attend_backward, Unlocked());
 
     nb::class_<Weight16>(m, "Weight16")
         .def_static("dense", &dense16)
