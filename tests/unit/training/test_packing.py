@@ -106,6 +106,30 @@ def test_a_model_that_passes_no_lengths_on_pads_its_rows():
     assert not Loss(model, 0, rows[0], kind="causal")._packed
 
 
+@pytest.mark.parametrize("name", CAUSAL)
+def test_in_16_bits_the_same_models_pack(name):
+    model, rows = _adapted(name), _rows()
+    assert Loss(model.bfloat16(), 0, rows[0], kind="causal")._packed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("fault", ["one row of all tokens", "positions that go on"])
+def test_a_model_that_mixes_rows_pads_them_in_16_bits_too(fault, dtype):
+    model, rows = _adapted("llama").to(dtype), _rows()
+    body = model.model.forward
+
+    def mixing(row_lengths=None, position_ids=None, input_ids=None, **kwargs):
+        if row_lengths is not None:
+            if fault.startswith("one"):
+                row_lengths = (sum(row_lengths),)
+            else:
+                position_ids = 400 * torch.arange(input_ids.shape[1])[None]
+        return body(row_lengths=row_lengths, position_ids=position_ids, input_ids=input_ids, **kwargs)
+
+    model.model.forward = mixing
+    assert not Loss(model, 0, rows[0], kind="causal")._packed
+
+
 def test_an_option_that_is_not_known_is_refused():
     q = torch.randn(1, 2, 4, 8)
     with pytest.raises(TypeError, match="softcap"):
