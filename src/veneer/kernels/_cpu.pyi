@@ -114,12 +114,34 @@ def product8_int8(
     variant: str, x: int, tokens: int, codes: int, scales: int, rows: int, columns: int, out: int, threads: int, /
 ) -> None: ...
 def rms_norm(
-    variant: str, x: int, weight: int, eps: float, rows: int, width: int, out: int, inverses: int, threads: int, /
+    variant: str,
+    x: int,
+    weight: int,
+    eps: float,
+    once: bool,
+    rows: int,
+    width: int,
+    out: int,
+    inverses: int,
+    bf16: bool,
+    threads: int,
+    /,
 ) -> None: ...
 def rms_norm_backward(
-    variant: str, grad: int, x: int, inverses: int, weight: int, rows: int, width: int, out: int, threads: int, /
+    variant: str,
+    grad: int,
+    x: int,
+    inverses: int,
+    weight: int,
+    once: bool,
+    rows: int,
+    width: int,
+    out: int,
+    bf16: bool,
+    threads: int,
+    /,
 ) -> None: ...
-def gated(variant: str, gate: int, up: int, count: int, gelu: bool, out: int, threads: int, /) -> None: ...
+def gated(variant: str, gate: int, up: int, count: int, gelu: bool, out: int, bf16: bool, threads: int, /) -> None: ...
 def gated_backward(
     variant: str,
     grad: int,
@@ -129,6 +151,20 @@ def gated_backward(
     gelu: bool,
     grad_gate: int,
     grad_up: int,
+    bf16: bool,
+    threads: int,
+    /,
+) -> None: ...
+def cross_entropy(
+    variant: str,
+    logits: int,
+    labels: int,
+    rows: int,
+    width: int,
+    smoothing: float,
+    gradient: bool,
+    losses: int,
+    bf16: bool,
     threads: int,
     /,
 ) -> None: ...
@@ -180,6 +216,7 @@ def rotate(
     dim: int,
     transposed: bool,
     out: int,
+    bf16: bool,
     threads: int,
     /,
 ) -> None: ...
