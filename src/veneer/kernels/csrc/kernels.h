@@ -91,7 +91,7 @@ struct Rows {
 };
 
 // Some rows and columns [first, last) of a weight of so many columns.
-struct Part {
+struct Piece {
     int64_t columns, first_row, last_row, first, last;
 };
 
@@ -208,8 +208,8 @@ struct Variant {
     void (*update)(const Updated&, int64_t first, int64_t last);
     void (*update_backward)(const UpdateBackward&, int64_t first, int64_t last, const UpdateSums&);
     // Part of a weight in codes, one row after another.
-    void (*dequantise_part)(const Packed&, const Part&, uint16_t* out);
-    void (*dequantise8_part)(const Packed&, const Part&, uint16_t* out);
+    void (*dequantise_part)(const Packed&, const Piece&, uint16_t* out);
+    void (*dequantise8_part)(const Packed&, const Piece&, uint16_t* out);
 
     // Products in bf16 by tiles, null where there are none. The caller has the threads, which wait for one another
     // between the two halves: rows laid out as tiles and multiplied by the update's thin side, and the rest.
