@@ -2,6 +2,7 @@
 #include "kernels.h"
 #include "tiled.h"
 
+#include "amx_panels.h"
 #include "amx_product.h"
 
 namespace veneer {
