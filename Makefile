@@ -13,12 +13,15 @@ STORAGE ?= fp32
 demo: $(RUNTIME)
 	$(BIN)/python -m veneer.demo $(STORAGE)
 
+# Two processes, each with half of the cores; on one core, one. tests/conftest.py says which test is whose.
+WORKERS := $(shell test "$$(getconf _NPROCESSORS_ONLN)" -gt 1 && echo 2 || echo 0)
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
 test: $(READY) lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # Which lines the tests reach. Watching them takes its time, so not with every run.
 coverage: $(READY)
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(PYTEST) --cov --cov-report=term
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -49,7 +52,10 @@ bench: $(READY) build/peers/ready
 bench-rows: $(READY) build/peers/ready
 	$(BIN)/python benchmarks/rows.py
 
-# llama.cpp is compiled for this machine, the library alone: some minutes.
+# llama.cpp is compiled for this machine, the library alone: some minutes. Without its AMX products, where a process may
+# die at their first instruction (ldtilecfg) though the processor has it: this hides them from its sources.
+build/peers/ready: export CFLAGS = -U__AMX_TILE__ -U__AMX_INT8__ -U__AMX_BF16__
+build/peers/ready: export CXXFLAGS = -U__AMX_TILE__ -U__AMX_INT8__ -U__AMX_BF16__
 build/peers/ready: export CMAKE_ARGS = -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TOOLS=OFF \
 	-DLLAMA_BUILD_SERVER=OFF -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF
 build/peers/ready: benchmarks/peers.txt

@@ -37,6 +37,7 @@ WIDER = {
     "memory": "int | str | None",
     "optimizer_memory": "int | str",
     "budget": "float | str | None",
+    "class_weights": 'Literal["none", "balanced"] | dict[str, float]',
 }
 
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import own_cores  # before torch
+
+# isort: split
+import gc
 import io
 import json
+import os
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +22,46 @@ from rich.console import Console
 import tiny
 import veneer
 from tokens import tokenizer
+from veneer.frozen import compute
+from veneer.kernels.extension import REFERENCE, VARIANTS
 
 # The first example of a test pays for imports, and a busy machine for its neighbours: no deadline for one example.
 settings.register_profile("veneer", deadline=None)
 settings.load_profile("veneer")
+
+
+# The files that take longest, in turn: processes that begin with them end at the same time.
+LONG: list[str] = []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Where tests run in several processes, each file is of one of them, since its tests share what is trained once;
+    those of the real model are of one, too, and come first."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    for item in items:
+        file = Path(item.location[0]).relative_to("tests").as_posix()
+        item.add_marker(pytest.mark.xdist_group("real model" if item.get_closest_marker("recipe") else file))
+    place = {name: number for number, name in enumerate(["real model", *LONG])}
+    items.sort(key=lambda item: place.get(item.get_closest_marker("xdist_group").args[0], len(place)))
+
+
+def pytest_collection_finish():
+    """What is imported stays, and Python need not look through it at each of the hundreds of runs that tidy up."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def all_cores():
+    """The cores that all tests together may use, for this test and the processes that it starts."""
+    mine = os.sched_getaffinity(0) if own_cores.ALL else None
+    if mine is not None:
+        os.sched_setaffinity(0, own_cores.ALL)
+    yield
+    if mine is not None:
+        os.sched_setaffinity(0, mine)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,7 +69,15 @@ def _own_cache(tmp_path_factory):
     """What Veneer keeps for the next time is the user's; tests, and the processes that they start, keep their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        _compute_in_fp32()
         yield
+
+
+def _compute_in_fp32():
+    """``compute: auto`` is fp32 in tests, whatever the processor: as if bf16 had been measured to be as fast."""
+    counts = sorted({*range(1, 17), torch.get_num_threads(), os.cpu_count() or 1})
+    kernels = (REFERENCE, *VARIANTS)
+    compute.remember_times(dict.fromkeys(product(("fp32", "bf16", "nf4"), counts, kernels), 1.0))
 
 
 @pytest.fixture(scope="session")

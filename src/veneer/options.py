@@ -53,6 +53,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("neftune_noise_alpha", "noise_alpha"), ("neftune",)),
     **dict.fromkeys(("max_grad_norm", "grad_clip"), ("clip",)),
     "label_smoothing_factor": ("label_smoothing",),
+    **dict.fromkeys(("class_weight", "loss_weights"), ("class_weights",)),
     **dict.fromkeys(("grad_checkpoint", "use_gradient_checkpointing"), ("gradient_checkpointing",)),
     **dict.fromkeys(("eval_steps", "steps_per_eval"), ("evaluate_every",)),
     **dict.fromkeys(("save_steps", "save_every", "steps_per_save"), ("checkpoint_every",)),

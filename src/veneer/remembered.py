@@ -24,10 +24,15 @@ def recall(name: str, key: str) -> Any:
 
 def remember(name: str, key: str, value: Any) -> None:
     """Put ``value`` beside the others; a file that cannot be written is no error."""
+    remember_all(name, {key: value})
+
+
+def remember_all(name: str, values: dict[str, Any]) -> None:
+    """Put ``values``, by their keys, beside the others, as `remember` does."""
     path = cache_folder() / name
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({**_all(path), key: value}, indent=2) + "\n")
+        write_text(path, json.dumps({**_all(path), **values}, indent=2) + "\n")
 
 
 def _all(path: Path) -> dict[str, Any]:

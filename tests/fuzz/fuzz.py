@@ -43,6 +43,11 @@ class Hang(BaseException):
     """Raised by the alarm; no handler of ours or a library's takes it for an error of the file."""
 
 
+def base_of(kind: str, folder: Path) -> Path:
+    """Where the undamaged files are, made once for all kinds that are made alike."""
+    return folder / KINDS[kind].make.__name__
+
+
 def damaged(kind: str, number: int, base: Path, copy: Path) -> str:
     """Copy what the kind reads and damage one of its files; what was done, for a person."""
     shutil.copytree(base, copy, symlinks=True)
@@ -163,7 +168,7 @@ def fuzz(
     kinds = list(kinds)
     found: dict[str, list[tuple[int, str, str]]] = {}
     for place, kind in enumerate(kinds):
-        base = folder / kind.replace(" ", "-")
+        base = base_of(kind, folder)
         if not base.exists():
             reader.make(kind, base)
         share = count // len(kinds) + (place < count % len(kinds))

@@ -49,6 +49,10 @@ def make_model(folder: Path) -> None:
     tiny.llama_folder(folder, tokenizer(merges=(("a", "t"), ("i", "g"))), layers=1, positions=64)
 
 
+def _make_model_folder(folder: Path) -> None:
+    make_model(folder / "model")
+
+
 def _make_gguf(folder: Path) -> None:
     make_model(folder / "model")
     model, made = veneer.load(folder / "model")
@@ -170,10 +174,8 @@ KINDS: dict[str, Kind] = {
     "study": Kind(_make_study, ("study/*.json", "study/*.csv", "study/*.png"), _read_study),
     "resumed run": Kind(_make_run, ("run/checkpoints/*/*", "run/*.json", "run/*.yaml", "run/metrics.jsonl"), _resume),
     "answer of a run": Kind(_make_run, ("run/*.json", "run/*.yaml", "run/adapter/*"), _answer),
-    "model": Kind(lambda folder: make_model(folder / "model"), ("model/*",), _read_model),
-    "model in nf4": Kind(
-        lambda folder: make_model(folder / "model"), ("model/*",), lambda f: _read_model(f, storage="nf4")
-    ),
+    "model": Kind(_make_model_folder, ("model/*",), _read_model),
+    "model in nf4": Kind(_make_model_folder, ("model/*",), lambda folder: _read_model(folder, storage="nf4")),
     "bitsandbytes": Kind(_make_nf4, ("nf4/*",), _read_model),
     "gguf": Kind(_make_gguf, ("*.gguf",), _read_model),
 }

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from fuzz.fuzz import BAD, Reader, fuzz, outcome
+from fuzz.fuzz import BAD, Reader, base_of, fuzz, outcome
 from fuzz.kinds import KINDS, Kind
 from fuzz.mutations import BYTES, mutations_of
 
@@ -35,7 +35,7 @@ def test_damaged_files_are_read_or_refused_in_a_sentence(kind, bases, reader):
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_not_damaged_is_read(kind, bases, tmp_path, monkeypatch):
     monkeypatch.setattr("fuzz.fuzz.damaged", lambda kind, number, base, copy: _copied(base, copy))
-    assert outcome(kind, 0, bases / kind.replace(" ", "-"), tmp_path)[0] == "read"
+    assert outcome(kind, 0, base_of(kind, bases), tmp_path)[0] == "read"
 
 
 def _copied(base, copy):

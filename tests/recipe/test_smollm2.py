@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -48,16 +51,6 @@ def test_its_folder_loads_to_the_same_logits_and_4_bits_still_know_it(smollm2, s
         assert "Paris" in _answer(model, tokenizer)
 
 
-def test_a_few_steps_lower_the_held_out_loss(smollm2_folder, tmp_path):
-    result = veneer.train(
-        str(smollm2_folder), data="bbc-topics", output=str(tmp_path / "run"), steps=8, batch_size=8, rank=8,
-        learning_rate=1e-3, held_out=40, evaluate_every=0, console=Console(file=io.StringIO()),
-    )  # fmt: skip
-    assert result.loss_after < 2 < result.loss_before
-    losses = [record["loss"] for record in RunFolder(result.folder).metrics() if "loss" in record]
-    assert losses[-1] < losses[0] / 2
-
-
 @pytest.mark.parametrize("storage", ["fp32", "nf4"])
 def test_the_public_face(smollm2_folder, storage, tmp_path, monkeypatch):
     """The lines of the design's block in its order; the model comes from a folder, which loads in a moment."""
@@ -97,12 +90,32 @@ def test_the_public_face(smollm2_folder, storage, tmp_path, monkeypatch):
         torch.testing.assert_close(again(ids).logits, adapted, rtol=0, atol=1e-4)
 
 
+class Demo(NamedTuple):
+    """What the demo gave, what it printed, and its run's folder."""
+
+    before: float
+    after: float
+    printed: str
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory):
+    """A function: the demo over a storage, once, with a few steps."""
+
+    @cache
+    def shown(storage: str) -> Demo:
+        folder, console = tmp_path_factory.mktemp(storage) / "demo", Console(file=io.StringIO(), width=120)
+        how = {"steps": 8, "batch_size": 8, "held_out": 30}
+        return Demo(*demo(folder, console, storage=storage, **how), console.file.getvalue(), folder)
+
+    return shown
+
+
 @pytest.mark.parametrize("storage", ["fp32", "nf4"])
-def test_the_demo(tmp_path, storage):
-    console = Console(file=io.StringIO(), width=120)
-    before, after = demo(tmp_path / "demo", console, storage=storage, steps=10, held_out=40)
+def test_the_demo(demos, storage):
+    before, after, shown, folder = demos(storage)
     assert before < after
-    shown = console.file.getvalue()
     assert f"accuracy before: {100 * before:.1f} %   after: {100 * after:.1f} %" in shown
     assert (
         f"Loading smollm2-135m-instruct, a real language model that comes inside a Python package, in {storage} …"
@@ -110,10 +123,18 @@ def test_the_demo(tmp_path, storage):
     )
     assert "one of business, entertainment, politics, sports, tech." in shown
     assert "Three held-out headlines" in shown
-    assert f".venv/bin/veneer chat {tmp_path / 'demo'} --both" in shown
-    assert (tmp_path / "demo" / "adapter" / "adapter_model.safetensors").is_file()
-    assert free_folder(tmp_path / "demo") == tmp_path / "demo-2", "no run is overwritten"
-    assert free_folder(tmp_path / "other") == tmp_path / "other"
+    assert f".venv/bin/veneer chat {folder} --both" in shown
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+    assert free_folder(folder) == folder.with_name("demo-2"), "no run is overwritten"
+    assert free_folder(folder.with_name("other")) == folder.with_name("other")
+
+
+def test_a_few_steps_lower_the_held_out_loss(demos):
+    metrics = RunFolder(demos("fp32").folder).metrics()
+    before, *_, after = (record["held_out_loss"] for record in metrics if "held_out_loss" in record)
+    assert after < 2 < before
+    losses = [record["loss"] for record in metrics if "loss" in record]
+    assert losses[-1] < losses[0] / 2
 
 
 @torch.no_grad()

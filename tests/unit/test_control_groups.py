@@ -84,6 +84,7 @@ def test_the_limit_of_a_real_parent_bounds_the_memory(child):
     assert 0.95 * MEMORY < int(said) < 1.02 * MEMORY
 
 
+@pytest.mark.usefixtures("all_cores")
 @pytest.mark.parametrize("child", ["cpu"], indirect=True)
 def test_the_limit_of_a_real_parent_bounds_the_cores(child):
     assert _in_group(child, "from veneer.threads import cores\nprint(cores())") == "1\n"

@@ -18,13 +18,17 @@ ALLOWED = {
         "transformers and gguf read a person's files by code of each kind of model, which raises anything",
         "return call(*arguments, **options)",
     ),
-    "data/read.py _read_data_set": (
-        "datasets reads a person's files with pyarrow, pandas and a library for each compression",
-        "data = read(where)",
+    "data/hub.py _loaded": (
+        "datasets reads a person's files with pyarrow, pandas and a library for each compression, and asks the hub",
+        "return load()",
+    ),
+    "data/hub.py _configs": (
+        "datasets lists configurations as it loads; where it cannot, loading says what is wrong",
+        "names = datasets.get_dataset_config_names(where)",
     ),
     "data/template.py _rendered": (
         "a chat template is a program that comes with a model",
-        "return cast(str, self.tokenizer.apply_chat_template(messages, tokenize=False, "
+        "made = self._bound.run(lambda: self.tokenizer.apply_chat_template(messages, tokenize=False, "
         "add_generation_prompt=ask, **how))",
     ),
     "documents.py parsed_yaml": (

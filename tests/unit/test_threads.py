@@ -50,6 +50,7 @@ def _after_settling(**settings):
     return done.stdout.split()
 
 
+@pytest.mark.usefixtures("all_cores")
 def test_what_the_user_has_not_set_is_set_before_torch_loads():
     here = str(threads.cores())
     assert _after_settling() == [here, threads._SPINS, here]

@@ -53,15 +53,19 @@ class _Described:
 
     facts: Facts | None
     fields: dict[str, Any]  # of adapter_config.json; none of a model
-    rank: int  # the largest; 0 of a model
+    ranks: dict[str, int]  # module → rank; none of a model
 
     @classmethod
     def of(cls, folder: Path) -> _Described:
         if not (folder / CONFIG_NAME).is_file():
-            return cls(read_facts(folder), {}, 0)
+            return cls(read_facts(folder), {}, {})
         shapes = {key: tuple(tensor.shape) for key, tensor in read_tensors(folder).items()}
-        ranks = ranks_of(shapes, from_peft(folder))
-        return cls(read_facts(folder), read_fields(folder), max(ranks.values(), default=0))
+        return cls(read_facts(folder), read_fields(folder), ranks_of(shapes, from_peft(folder)))
+
+    @property
+    def rank(self) -> int:
+        """The largest; 0 of a model."""
+        return max(self.ranks.values(), default=0)
 
     @property
     def own_weights(self) -> bool:
@@ -129,7 +133,7 @@ def card_text(folder: Path, called: str = PLACE) -> str:
         return _model_card(described, _MODEL if called == PLACE else called)
     facts = described.facts
     adapter = LoadedBy(
-        described.fields, described.rank, described.model, called, called, "merged", "plain", "adapter",
+        described.fields, described.ranks, described.model, called, called, "merged", "plain", "adapter",
         facts.classes if facts else [], facts.kept if facts else {"storage": "fp32", "block_size": 64},
         own_tokens(facts), facts.base.kind if facts else "",
     )  # fmt: skip

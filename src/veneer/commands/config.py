@@ -17,10 +17,14 @@ from veneer.updates.config import CombineOptions
 class MergeOptions(BlockwiseOptions):
     """veneer merge RUN OUT"""
 
-    storage: Literal["fp32", "bf16", "fp16", "nf4", "fp4", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] = Field(
+    storage: Literal[
+        "fp32", "bf16", "fp16", "nf4", "fp4", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0",
+        "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_m", "q2_k",
+    ] = Field(
         default="fp32",
-        description="How the merged weights are kept: nf4 and fp4 in a folder alone, q8_0 to q4_0 in GGUF alone.",
-    )
+        description="How the merged weights are kept: nf4 and fp4 in a folder alone, q8_0 to q2_k in GGUF alone, those "
+        "with a k where llama-cpp-python is installed.",
+    )  # fmt: skip
     format: Literal["folder", "gguf", "ollama"] = Field(
         default="folder",
         description="A transformers folder; one GGUF file, for llama.cpp and others; or a folder for ollama create.",

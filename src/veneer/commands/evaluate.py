@@ -18,6 +18,7 @@ from veneer.evaluation.answers import answered, spread
 from veneer.evaluation.compare import Comparison, compare
 from veneer.evaluation.config import EvaluateOptions
 from veneer.files import write_text
+from veneer.frozen.layers import computing_said
 from veneer.options import shows
 from veneer.runs.folder import RunFolder
 from veneer.runs.opened import Opened, base_of_run, open_named, open_run
@@ -58,9 +59,9 @@ def evaluate(run: str | Path, **options: Unpack[EvaluateArguments]) -> Compariso
     seen: Sequence[Example] = []
     if asked.data:
         rows, notes = _other_rows(folder, asked)
-        opened = open_named(folder)
+        opened = open_named(folder, asked.compute)
     else:
-        opened = open_run(folder)
+        opened = open_run(folder, asked.compute)
         rows, seen, notes = opened.held_out, opened.train, []
     if not len(rows):
         raise DataError(f"{folder} was trained without held-out rows; give some with --data.")
@@ -83,7 +84,7 @@ def _of_adapter(folder: Path, asked: EvaluateOptions) -> Comparison:
     if not asked.data:
         raise DataError(f"{folder} is an adapter alone, without the rows of its run; give rows with --data.")
     rows, notes = _other_rows(folder, asked)
-    opened = open_named(folder)
+    opened = open_named(folder, asked.compute)
     if asked.bad_rows == "leave-out":
         rows, _, more = _usable(opened, rows, [])
         notes += more
@@ -117,4 +118,5 @@ def _measured(
         batch_size=asked.batch_size,
     )  # fmt: skip
     examples = answered(opened.model, opened.renderer, spread(rows, asked.examples), asked.batch_size, base=base)
-    return replace(comparison, examples=examples, data=asked.data)
+    note = _both(*computing_said(opened.model), comparison.note)
+    return replace(comparison, examples=examples, data=asked.data, note=note)

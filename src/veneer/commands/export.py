@@ -128,7 +128,7 @@ def _beside_its_base(adapter: _Adapter, out: Path, *, ollama: bool) -> Exported:
     header = base_header(adapter.base)
     in_codes = adapter.facts is not None and adapter.facts.kept["storage"] not in DTYPES
     own = header.path if header is not None and not in_codes else None
-    opened = open_named(adapter.source) if ollama or own is None else None
+    opened = open_named(adapter.source, "fp32") if ollama or own is None else None
     notes: list[str] = []
     with atomic_folder(out) as folder:
         _write(adapter, folder / ADAPTER)

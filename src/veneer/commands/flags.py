@@ -93,7 +93,9 @@ def _reader(name: str, kind: Any) -> Callable[[click.Context, click.Parameter, s
     def read(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
         if text is None:
             return None
-        if any(get_origin(part) is dict for part in parts):
+        if any(get_origin(part) is dict for part in parts) and not any(
+            get_origin(part) is Literal and text in get_args(part) for part in parts
+        ):
             return _mapping(name, text)
         if any(get_origin(part) is list for part in parts):
             # One regular expression stays a string; names with commas between them are a list.
@@ -115,7 +117,8 @@ def _mapping(name: str, text: str) -> dict[str, str]:
 def _metavar(kind: Any) -> str:
     parts = _parts(kind)
     if any(get_origin(part) is dict for part in parts):
-        return "NAME=VALUE,…"
+        words = [word for part in parts if get_origin(part) is Literal for word in get_args(part)]
+        return "|".join(["NAME=VALUE,…", *words])
     if any(get_origin(part) is list for part in parts):
         return "A,B,…"
     name = {int: "N", float: "X"}.get(parts[0], "TEXT")

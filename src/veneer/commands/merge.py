@@ -13,20 +13,21 @@ from torch import nn
 from veneer.arguments import folder_given
 from veneer.commands.card import write_merged_card
 from veneer.commands.config import MergeOptions
-from veneer.commands.gguf import MODEL, asked_in, draft_of, file_in, measure
+from veneer.commands.gguf import MODEL, asked_in, draft_of, file_in, measure, write_draft
 from veneer.commands.ollama import MODELFILE, modelfile, write_modelfile
 from veneer.data.bad import BadRows
 from veneer.data.columns import Reading
 from veneer.data.formats import Example
 from veneer.errors import ConfigError, DataError, ModelError
 from veneer.evaluation.moved import Moved, swap_and_measure
-from veneer.files import atomic_folder
+from veneer.files import atomic_file, atomic_folder
 from veneer.frozen.config import CODE_BITS, BlockwiseOptions
 from veneer.frozen.experts import DenseStack, QuantisedStack
 from veneer.frozen.layers import DTYPES, linear_layers
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models.bnb_file import write_folder
 from veneer.models.composite import copy_processor, whole
+from veneer.models.gguf_k_quants import K_QUANTS, refuse_without_llama_cpp
 from veneer.models.gguf_types import TYPES
 from veneer.models.library import quiet
 from veneer.runs.folder import RunFolder
@@ -37,7 +38,6 @@ from veneer.runs.reading import kept_reading
 from veneer.runs.rows import read_examples
 from veneer.updates.experts import hold_stack
 from veneer.updates.merge import merge
-from veneer.updates.record import adapters_of
 from veneer.updates.select import modules_of
 
 
@@ -82,7 +82,7 @@ def merge_to(source: str | Path, out: str | Path, **options: Any) -> Merged:
         return _as_gguf(source, out, asked)
     refuse_own_weights(source, "merge")
     quantised = asked.storage in CODE_BITS
-    opened, rows = _with_rows(source, asked.check) if quantised else (open_named(source), [])
+    opened, rows = _with_rows(source, asked.check) if quantised else (open_named(source, "fp32"), [])
     if isinstance(opened, Opened) and not opened.adapted:
         raise ModelError(f"{source} is a model, not a run or an adapter: there is nothing to merge.")
     model = opened.model
@@ -113,7 +113,11 @@ def merge_to(source: str | Path, out: str | Path, **options: Any) -> Merged:
 
 def _refuse_storage(asked: MergeOptions) -> None:
     """Raises ConfigError for a storage that the format has not, and for options that change nothing."""
-    here = TYPES if asked.format != "folder" else (*DTYPES, *(name for name in CODE_BITS if name in ("nf4", "fp4")))
+    here = (
+        (*TYPES, *K_QUANTS)
+        if asked.format != "folder"
+        else (*DTYPES, *(name for name in CODE_BITS if name in ("nf4", "fp4")))
+    )
     if asked.storage not in here:
         raise ConfigError(f"format = {asked.format} keeps weights in {', '.join(here)}, and not in {asked.storage}.")
     if asked.check is not None and asked.storage in DTYPES:
@@ -125,23 +129,29 @@ def _refuse_storage(asked: MergeOptions) -> None:
 
 
 def _as_gguf(source: Path, out: Path, asked: MergeOptions) -> Merged:
+    """Nothing is merged in memory: each tensor is computed when it is written, and what rounding costs is measured of
+    the file, before it has its name."""
+    if asked.storage in K_QUANTS:
+        refuse_without_llama_cpp(asked.storage)
     rounds = asked.storage not in DTYPES
-    opened, rows = _with_rows(source, asked.check) if rounds else (open_named(source), [])
-    model, renderer, moved = opened.model, opened.renderer, None
-    if rounds and adapters_of(model).active:  # a plain model, whose modules are the file's
-        merge(model, reversible=False)
-    draft = draft_of(model, renderer, asked.storage, asked.pre)
-    if rounds:
-        moved = measure(model, draft, renderer, rows)
+    opened, rows = _with_rows(source, asked.check) if rounds else (open_named(source, "fp32"), [])
+    model, renderer = opened.model, opened.renderer
+    draft = draft_of(model, renderer, "fp32" if asked.storage in K_QUANTS else asked.storage, asked.pre)
+
+    def write(file: Path) -> tuple[Moved | None, list[str]]:
+        notes = write_draft(draft, file, asked.storage)
+        return measure(model, draft, file, renderer, rows) if rounds else None, notes
+
     if asked.format == "gguf":
-        draft.write(file := file_in(out, MODEL))
-        return Merged(file, moved, draft.notes)
+        with atomic_file(file := file_in(out, MODEL)) as temporary:
+            moved, notes = write(temporary)
+        return Merged(file, moved, notes)
     chat, system = asked_in(opened)
-    text, notes = modelfile(renderer, [f"FROM ./{MODEL}"], chat=chat, system=system)
+    text, more = modelfile(renderer, [f"FROM ./{MODEL}"], chat=chat, system=system)
     with atomic_folder(out) as folder:
-        draft.write(folder / MODEL)
+        moved, notes = write(folder / MODEL)
         write_modelfile(folder, text)
-    return Merged(out, moved, [*draft.notes, *notes])
+    return Merged(out, moved, [*notes, *more])
 
 
 def _experts_in_codes(model: nn.Module, how: dict[str, Any]) -> dict[str, nn.Module]:
@@ -161,8 +171,8 @@ def _with_rows(source: Path, check: str | None) -> tuple[Opened | Prepared, Sequ
         bad = BadRows()
         examples = read_examples(check, kept_reading(source) or Reading(), bad)
         bad.refuse()
-        return open_named(source), examples.items
-    prepared = open_run(Path(source)) if RunFolder(source).exists else None
+        return open_named(source, "fp32"), examples.items
+    prepared = open_run(Path(source), "fp32") if RunFolder(source).exists else None
     if prepared is None or not prepared.held_out:
         raise DataError(
             f"{source} has no held-out rows on which to measure what rounding changes; give some with --check."

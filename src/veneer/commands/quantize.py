@@ -32,7 +32,7 @@ def quantise_to(source: str | Path, out: str | Path, **options: Any) -> str | No
     refuse_taken(out)
     checkpoint = Checkpoint(source)
     kept = asked.model_dump(exclude={"experts"}) | {"experts": asked.experts == "codes"}
-    model, tokenizer = load(checkpoint, **kept, with_tokenizer=checkpoint.has_tokenizer)
+    model, tokenizer = load(checkpoint, **kept, compute="fp32", with_tokenizer=checkpoint.has_tokenizer)
     with atomic_folder(out) as folder, quiet():
         with whole(model):
             write_folder(model, folder, checkpoint.dtype)

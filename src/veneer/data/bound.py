@@ -96,15 +96,16 @@ def excess_of(template: str) -> str | None:
     env = Environment(extensions=["jinja2.ext.loopcontrols"], optimized=False)
     try:
         tree = env.parse(_GENERATION.sub("", template))
-    except TemplateError:
-        return None  # what renders it says so
-    if next(tree.find_all(nodes.Pow), None) is not None:
-        return "a power"
-    for number in tree.find_all(nodes.Const):
-        if isinstance(number.value, int) and abs(number.value) > LARGEST:
-            return f"a number above {LARGEST:,}"
-    for product in tree.find_all(nodes.Mul):
-        kinds = [type(side.value) if isinstance(side, nodes.Const) else None for side in (product.left, product.right)]
-        if str in kinds and int not in kinds:
-            return "a text times a number that is not known"
+        if next(tree.find_all(nodes.Pow), None) is not None:
+            return "a power"
+        for number in tree.find_all(nodes.Const):
+            if isinstance(number.value, int) and abs(number.value) > LARGEST:
+                return f"a number above {LARGEST:,}"
+        for product in tree.find_all(nodes.Mul):
+            sides = (product.left, product.right)
+            kinds = [type(side.value) if isinstance(side, nodes.Const) else None for side in sides]
+            if str in kinds and int not in kinds:
+                return "a text times a number that is not known"
+    except (TemplateError, RecursionError):
+        pass  # what renders it says so
     return None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from veneer.data.formats import Example, class_of
 from veneer.errors import DataError, did_you_mean
@@ -29,6 +30,32 @@ def classes_of(train: Sequence[Example], held_out: Sequence[Example]) -> dict[st
             )
     both = known + Counter(name for example in held_out if (name := class_of(example)))
     return dict(sorted(both.items()))
+
+
+def weights_of(
+    asked: Literal["balanced"] | Mapping[str, float], classes: Sequence[str], train: Sequence[Example]
+) -> tuple[dict[str, float], str]:  # fmt: skip
+    """Class → its weight in the loss, in the order of ``classes``, and a sentence about them.
+
+    ``asked``: weights by name, of which a class that is not named has 1; or balanced, rows / (classes × rows of the
+    class), as scikit-learn's ``compute_class_weight`` has it. Raises DataError for a name that is no class.
+    """
+    counts = Counter(class_of(example) for example in train)
+    if asked == "balanced":
+        there = sum(count > 0 for count in counts.values())
+        weights = {name: len(train) / (there * counts[name]) if counts[name] else 1.0 for name in classes}
+    else:
+        for name in asked:
+            if name not in classes:
+                raise DataError(
+                    f"class_weights names {name!r}, which is none of the classes: {', '.join(classes)}."
+                    f"{did_you_mean(name, classes)}"
+                )
+        weights = {name: float(asked.get(name, 1.0)) for name in classes}
+    shown = sorted(classes, key=lambda name: (-counts[name], name))[:_SHOWN]
+    more = f", and {len(classes) - _SHOWN} more" if len(classes) > _SHOWN else ""
+    said = ", ".join(f"{name} × {weights[name]:.4g} ({counts[name]:,} rows)" for name in shown)
+    return weights, f"Weights of the classes in the loss: {said}{more}."
 
 
 def counted_classes(classes: dict[str, int]) -> str:

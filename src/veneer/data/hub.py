@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,8 @@ def read_data_set(source: str) -> Iterator[Row]:
     verbosity = datasets.utils.logging.get_verbosity()
     datasets.utils.logging.set_verbosity_error()
     try:
-        data, split = _loaded(name, str(path) if path.is_dir() else name, parts)
-    except Exception as error:  # its own errors, the hub client's, pyarrow's, and those of each kind of file
-        if isinstance(error, DataError):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"datasets could not load {source!r}: {reason}") from None
+        load, split = _asked(name, str(path) if path.is_dir() else name, parts)
+        data = _loaded(load, source)
     finally:
         datasets.utils.logging.set_verbosity(verbosity)
     if isinstance(data, datasets.DatasetDict):
@@ -62,12 +59,21 @@ def _name_and_parts(source: str) -> tuple[str, list[str]]:
     return ":".join(pieces[:start]), pieces[start:]
 
 
-def _loaded(name: str, where: str, parts: list[str]) -> tuple[Any, str]:
-    """The data set, or its splits; and the split that is named."""
+def _loaded(load: Callable[[], Any], source: str) -> Any:
+    """What ``load()`` gives. Raises DataError."""
+    try:
+        return load()
+    except Exception as error:  # its own errors, the hub client's, pyarrow's, and those of each kind of file
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"datasets could not load {source!r}: {reason}") from None
+
+
+def _asked(name: str, where: str, parts: list[str]) -> tuple[Callable[[], Any], str]:
+    """The call of datasets that loads the data set or its splits; and the split that is named."""
     import datasets
 
     if any((Path(where) / file).is_file() for file in ("state.json", "dataset_dict.json")):
-        return datasets.load_from_disk(where), parts[-1] if parts else ""
+        return partial(datasets.load_from_disk, where), parts[-1] if parts else ""
     if len(parts) > 2:
         raise DataError(f"{':'.join([name, *parts])} has too many parts; a data set is named as name:config:split.")
     configs = _configs(where)
@@ -84,7 +90,7 @@ def _loaded(name: str, where: str, parts: list[str]) -> tuple[Any, str]:
             f"{name} has several configurations, {_some(configs)}; name one as {name}:{configs[0]}"
             f"{f':{split}' if split else ''}."
         )
-    return datasets.load_dataset(where, *([config] if config else [])), split
+    return partial(datasets.load_dataset, where, *([config] if config else [])), split
 
 
 def _configs(where: str) -> list[str]:
@@ -92,9 +98,10 @@ def _configs(where: str) -> list[str]:
     import datasets
 
     try:
-        return list(datasets.get_dataset_config_names(where))
+        names = datasets.get_dataset_config_names(where)
     except Exception:  # as for loading, which then says what is wrong
         return []
+    return list(names)
 
 
 def _some(names: list[str]) -> str:

@@ -158,9 +158,10 @@ class ChatTemplate:
 
     def _rendered(self, messages: list[Any], tools: tuple[dict[str, Any], ...], ask: bool) -> str | Exception:
         """What the template writes, or raises: it is a program of the model's, which may raise anything."""
+        if self._excess:
+            return ValueError(f"it holds {self._excess}, which can fill any memory")
         how = {"tools": list(tools) or None, **date_arguments(self.tokenizer), **self.arguments}
         try:
-            self._refuse_excess()
             made = self._bound.run(
                 lambda: self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **how)
             )
@@ -168,15 +169,11 @@ class ChatTemplate:
             return error
         return cast(str, made)
 
-    def _refuse_excess(self) -> None:
-        if self._excess:
-            raise ValueError(f"it holds {self._excess}, which can fill any memory")
-
     @cached_property
     def _excess(self) -> str | None:
         templates = self.tokenizer.chat_template
         texts = templates.values() if isinstance(templates, dict) else [templates or ""]
-        return next(filter(None, map(excess_of, texts)), None)
+        return next(filter(None, (excess_of(text) for text in texts if isinstance(text, str))), None)
 
     @cached_property
     def _bound(self) -> Bound:

@@ -28,6 +28,7 @@ from veneer.data.kept import Kept
 from veneer.data.labels import Renderer
 from veneer.data.report import Report
 from veneer.data.token_rows import TokenRows
+from veneer.documents import parsed_json
 from veneer.files import atomic_file, cache_folder, remove_leftovers
 
 _FORM = 1  # raised when the same rows become other tokens than before, within a version, too
@@ -76,7 +77,7 @@ def _read(path: Path) -> tuple[TokenRows, Report] | None:
         try:
             file = opened.enter_context(path.open("rb"))
             rows, note = TokenRows.read(file)
-            report = Report(**json.loads(note))
+            report = Report(**parsed_json(note))
         except (OSError, ValueError, TypeError, EOFError, KeyError):
             return None
         opened.pop_all()  # the rows read from it

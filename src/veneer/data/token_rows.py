@@ -19,6 +19,7 @@ import numpy
 from numpy.typing import NDArray
 
 from veneer.data.kept import Spool
+from veneer.documents import parsed_json
 
 IGNORE = -100  # the label of a token that is not learned, in PyTorch's cross-entropy and everywhere else
 _WIDTH = 4  # bytes of a token
@@ -119,7 +120,7 @@ class TokenRows(Sequence[Tokens]):
         if size < 4 or checked.to_bytes(4, "little") != file.read():
             raise ValueError("no tokens, or not as they were written")
         file.seek(0)
-        head = json.loads(file.readline())
+        head = parsed_json(file.readline())
         rows = cls()
         for column in rows._columns():
             column.fromfile(file, head["rows"])

@@ -6,9 +6,10 @@ from pydantic import Field, field_validator
 
 from veneer.data.config import RowOptions
 from veneer.data.sources import named_sources
+from veneer.frozen.config import UsedIn
 
 
-class EvaluateOptions(RowOptions):
+class EvaluateOptions(UsedIn, RowOptions):
     """veneer evaluate RUN"""
 
     data: str | None = Field(default=None, description="Other rows to measure on. Default: the run's held-out rows.")

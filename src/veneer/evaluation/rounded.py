@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
+from gguf import GGMLQuantizationType
 from torch import nn
 
-from veneer.device import META
+from veneer.models.gguf_header import GgufHeader
 from veneer.models.gguf_write import Draft
+from veneer.updates.merge import plain_module
 
 
 class Rounded(nn.Module):
-    """A module with the weight that the file's tensor ``name`` gives, expanded for each call and dropped after it."""
+    """A module whose parameters are those that a file gives, expanded for each call and dropped after it.
 
-    def __init__(self, module: nn.Module, draft: Draft, name: str) -> None:
+    ``plain``: the module without values; ``keys``: its parameters → the plain model's names of them.
+    """
+
+    def __init__(self, plain: nn.Module, draft: Draft, header: GgufHeader, keys: dict[str, str]) -> None:
         super().__init__()
-        shell = copy.copy(module)
-        shell._parameters = dict(module._parameters)
-        weight = module._parameters["weight"]
-        assert weight is not None
-        shell._parameters["weight"] = nn.Parameter(torch.empty_like(weight, device=META), requires_grad=False)
-        self.shell, self._draft, self._name = shell, draft, name
+        self.plain, self._draft, self._header, self._keys = plain, draft, header, keys
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
-        weight = self._draft.rounded(self._name)
-        return torch.func.functional_call(self.shell, {"weight": weight}, arguments, options)
+        its = {name: self._draft.read_again(self._header, key) for name, key in self._keys.items()}
+        return torch.func.functional_call(self.plain, its, arguments, options)
 
 
-def rounded_layers(model: nn.Module, draft: Draft) -> dict[str, nn.Module]:
-    """The modules of the plain ``model`` whose weight the file rounds, by name, each as a `Rounded`. Their codes are
-    kept in the draft."""
+def rounded_layers(model: nn.Module, draft: Draft, header: GgufHeader) -> dict[str, nn.Module]:
+    """The modules of ``model``, adapted and quantised ones, too, whose weight the file of ``header`` rounds, by name,
+    each as a `Rounded`."""
     found: dict[str, nn.Module] = {}
-    of_weight: dict[int, str] = {}  # by the identity of a weight that the file has
-    for name, key in draft.names.items():
-        module = model.get_submodule(key.rpartition(".")[0])
-        if key.endswith(".weight") and draft.type_of(name).name != "F32":
-            draft.keep_codes(name)
-            of_weight[id(module._parameters["weight"])] = name
-    for path, module in model.named_modules():  # a head that is the embedding has its weight
-        weight = module._parameters.get("weight")
-        if weight is not None and id(weight) in of_weight:
-            found[path] = Rounded(module, draft, of_weight[id(weight)])
+    for key, name in draft.places.items():
+        path, _, last = key.rpartition(".")
+        if last == "weight" and header.tensors[name].type != GGMLQuantizationType.F32:
+            plain = plain_module(model.get_submodule(path))
+            keys = {its: f"{path}.{its}" for its, value in plain._parameters.items() if value is not None}
+            found[path] = Rounded(plain, draft, header, keys)
     return found

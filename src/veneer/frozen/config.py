@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, field_validator
 
@@ -10,6 +10,8 @@ from veneer.options import Options
 
 Storage = Literal["fp32", "bf16", "fp16", "nf4", "fp4", "int4", "int8"]
 DenseStorage = Literal["fp32", "bf16", "fp16"]
+Compute = Literal["auto", "fp32", "bf16"]
+COMPUTES: tuple[str, ...] = get_args(Compute)
 # A storage of codes → the bits of one. All have a scale for each block of weights.
 CODE_BITS = {"nf4": 4, "fp4": 4, "int4": 4, "int8": 8}
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -40,4 +42,19 @@ class BaseOptions(BlockwiseOptions):
         default="fp32",
         description="How embeddings and head are kept beside a storage of codes (nf4, fp4, int4, int8). bf16 halves "
         "their memory.",
+    )
+    compute: Compute = Field(
+        default="auto",
+        description="The type of activations and products, whatever the storage; auto: bf16 where a step was measured "
+        "to be clearly faster in it on this machine, else fp32.",
+    )
+
+
+class UsedIn(Options):
+    """What a model computes in where it is used, and not trained."""
+
+    compute: Compute = Field(
+        default="auto",
+        description="The type of activations and products; auto: that of the run, or of a model whichever is faster on "
+        "this machine.",
     )

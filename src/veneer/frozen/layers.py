@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from veneer.frozen.exact import computes_in, hold_in
 from veneer.frozen.experts import (
     DenseStack,
     QuantisedStack,
@@ -23,9 +24,10 @@ from veneer.frozen.new_parts import new_parts, task_parts
 from veneer.frozen.read_outside import read_outside
 from veneer.frozen.text_part import HEADS as HEADS
 from veneer.frozen.text_part import beside_text, end_of
-from veneer.frozen.weight import PLAIN_TYPES, STORED, QuantisedLinear, StoredLinear, is_plain_linear
+from veneer.frozen.weight import PLAIN_TYPES, STORED, InCodes, QuantisedLinear, StoredLinear, is_plain_linear
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_COMPUTES = "_veneer_computes_in"
 
 
 def quantise_linear_layers(model: nn.Module, experts: bool = True, **how: Any) -> None:
@@ -62,25 +64,69 @@ def dense_linear_layers(model: nn.Module) -> list[str]:
 def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
     """Multiply in ``dtype``, in place, by weights that stay in the type they are kept in.
 
-    Matrices of linear layers, experts and embeddings stay; all else, which is small, is converted: norms, biases, a new
-    classification head, what the model's class says must not be in 16 bits, and weights that it reads itself.
+    Matrices of linear layers, experts and embeddings stay; all else, which is small, is held in ``dtype``: norms,
+    biases, and weights that the model reads itself. Where that rounds them, their own values are kept beside them
+    (frozen/exact.py). A classification head computes in fp32, as does what the model's class says must not be in 16
+    bits.
     """
-    apart = {*HEADS, *(getattr(model, "_keep_in_fp32_modules", None) or ())}
+    short = dtype is not torch.float32
+    # transformers means fp16 alone by the one name, and bf16, too, by the other.
+    strict = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    apart = {*HEADS, *(strict if short else (getattr(model, "_keep_in_fp32_modules", None) or ()))}
     outside = read_outside(model)
     stay = set()
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding):
             module.register_forward_hook(partial(_given_in, dtype))
             stay.add(id(module.weight))
+        elif short and _looks_up(module):
+            module.register_forward_hook(partial(_given_in, dtype))
+        elif short and apart & set(name.split(".")):
+            stay |= {id(parameter) for parameter in module.parameters()}
         elif (stored := _stored(module)) and name not in outside and not apart & set(name.split(".")):
             module.__class__ = stored  # in place: what else holds the module, holds it still
             stay.add(id(module.weight))
         elif is_experts(module) and not apart & set(name.split(".")):
             module.__dict__["stored"] = True  # it stays ours when adapters go
             stay |= {id(getattr(own_experts(module), name)) for name in projections(module)}
-    for parameter in model.parameters():
-        if parameter.is_floating_point() and id(parameter) not in stay:
-            parameter.data = parameter.data.to(dtype)
+    exact = {id(parameter): parameter.data for parameter in model.parameters() if parameter.is_floating_point()}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) in exact and id(parameter) not in stay:
+                hold_in(module, name, exact[id(parameter)], dtype)
+    model.__dict__[_COMPUTES] = dtype
+    if short:
+        head_in_fp32(model)
+
+
+def head_in_fp32(model: nn.Module) -> None:
+    """Let the classification head of a model that computes in 16 bits, where it has one, be and compute in fp32, in
+    place: it is trained whole."""
+    for name, module in model.named_children():
+        if name in HEADS:
+            computes_in(module.float(), torch.float32)
+
+
+def compute_of(model: nn.Module) -> torch.dtype:
+    """The type that a model computes in."""
+    known: torch.dtype | None = model.__dict__.get(_COMPUTES)
+    return known or next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+
+
+def name_of_type(dtype: torch.dtype) -> str:
+    """fp32, bf16 or fp16; torch's name of another type."""
+    return next((name for name, known in DTYPES.items() if known is dtype), str(dtype).removeprefix("torch."))
+
+
+def computing_said(model: nn.Module) -> list[str]:
+    """A sentence about the type that a model computes in, where that is not fp32."""
+    dtype = compute_of(model)
+    return [] if dtype is torch.float32 else [f"Computing in {name_of_type(dtype)}."]
+
+
+def gives_in_a_type(hook: Any) -> bool:
+    """Whether a module's hook is that of `compute_in`, which gives what is looked up in the type of computing."""
+    return isinstance(hook, partial) and hook.func is _given_in
 
 
 def _stored(module: nn.Module) -> type[nn.Module] | None:
@@ -89,13 +135,25 @@ def _stored(module: nn.Module) -> type[nn.Module] | None:
     return STORED.get(own) or (StoredLinear if own not in PLAIN_TYPES and is_plain_linear(module) else None)
 
 
+def _looks_up(module: nn.Module) -> bool:
+    """Whether ``module`` gives what it finds in a table that is no parameter: M2M100's places of tokens."""
+    tables = [buffer for buffer in module.buffers(recurse=False) if buffer.is_floating_point() and buffer.dim() == 2]
+    return bool(tables) and not isinstance(module, InCodes) and next(module.parameters(), None) is None
+
+
 def _given_in(dtype: torch.dtype, module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
     return output.to(dtype)
 
 
+def type_kept(model: nn.Module) -> torch.dtype:
+    """The type in which a model's embedding, and what else is in no codes, is kept."""
+    matrices = (module.weight.dtype for module in model.modules() if isinstance(module, nn.Embedding))
+    return next(matrices, None) or next(model.parameters()).dtype  # others may be held in the type of computing
+
+
 def storage_of(model: nn.Module) -> dict[str, Any]:
     """How the weights of a loaded model are kept: the options of `load` that keep them so."""
-    dtype = next(model.parameters()).dtype
+    dtype = type_kept(model)
     dense = next((name for name, known in DTYPES.items() if known is dtype), "fp32")
     for module in model.modules():
         if isinstance(module, QuantisedLinear | QuantisedStack):

@@ -23,6 +23,13 @@ from veneer.frozen.blockwise import Quantised, converted, dense, few_row_product
 from veneer.frozen.config import CODE_BITS
 from veneer.kernels.backends import backend_of
 from veneer.kernels.dense import Multiply, linear
+from veneer.kernels.operations.adapted import (
+    Gradients,
+    adapted,
+    adapted_backward,
+    adapted_coded,
+    adapted_coded_backward,
+)
 from veneer.kernels.operations.products_int8 import GROUP
 
 _TENSORS = ("codes", "scales", "nested_scales", "offset")  # of a Quantised, and buffers of the layer that holds it
@@ -48,6 +55,21 @@ class FrozenWeight(ABC):
     def dense(self) -> Tensor:
         """W0 as a matrix (out, in)."""
 
+    def adapts(self, x: Tensor) -> bool:
+        """Whether `adapted` multiplies x (n, in), by this weight and an update of it, in one product."""
+        return False
+
+    def adapted(self, x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Where it `adapts`: x W0ᵀ + b + scale · low Bᵀ (n, out), and low = x Aᵀ (n, rank), both in x's type."""
+        raise NotImplementedError
+
+    def adapted_backward(
+        self, grad: Tensor, x: Tensor, low: Tensor, A: Tensor, B: Tensor, scale: float, wants_x: bool,
+        wants_update: bool,
+    ) -> Gradients:  # fmt: skip
+        """Its gradients from grad (n, out): of x, A and B, each empty where it is not wanted."""
+        raise NotImplementedError
+
     def row_squares(self, dtype: torch.dtype) -> Tensor:
         """Σ w² of each row of W0 (out,), summed in ``dtype`` a panel at a time."""
         sums = [torch.linalg.vector_norm(panel, dim=1).square() for _, panel in self._panels(dtype)]
@@ -69,6 +91,8 @@ class DenseWeight(FrozenWeight):
         self.shape = (self._weight.shape[0], self._weight.shape[1])
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        if self.adapts(x):
+            return adapted(x, self._weight, None if bias is None else bias.detach(), None, None, 0.0)[0]
         bias = None if bias is None else bias.detach().to(x.dtype)
         if x.dtype is self._weight.dtype:
             return self._multiply(x, self._weight, bias)
@@ -76,12 +100,27 @@ class DenseWeight(FrozenWeight):
         return y if bias is None else y.add_(bias)
 
     def product_transposed(self, grad: Tensor) -> Tensor:
+        if _adapts(grad):
+            return adapted_backward(grad, self._weight, grad, grad, None, None, 0.0, True, False)[0]
         if grad.dtype is self._weight.dtype:
             return linear(grad, self._weight.t())
         return _product_transposed(grad, converted(self._weight, grad.dtype), self.shape)
 
     def dense(self) -> Tensor:
         return self._weight
+
+    def adapts(self, x: Tensor) -> bool:
+        # By F.linear where nn.Linear's own bits are asked for.
+        return _adapts(x) and (self._multiply is not F.linear or x.dtype is not self._weight.dtype)
+
+    def adapted(self, x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        return adapted(x, self._weight, bias, A, B, scale)
+
+    def adapted_backward(
+        self, grad: Tensor, x: Tensor, low: Tensor, A: Tensor, B: Tensor, scale: float, wants_x: bool,
+        wants_update: bool,
+    ) -> Gradients:  # fmt: skip
+        return adapted_backward(grad, self._weight, x, low, A, B, scale, wants_x, wants_update)
 
     def _panels(self, dtype: torch.dtype) -> _Panels:
         return converted(self._weight, dtype)
@@ -105,6 +144,8 @@ class BlockwiseWeight(FrozenWeight):
                 "Activations in 8 bits are for generation: nothing is learned through them. Leave int8_activations() "
                 "before a pass that needs gradients, or run this one under torch.no_grad()."
             )
+        if self.adapts(x):
+            return adapted_coded(x, self._quantised.coded, None if bias is None else bias.detach(), None, None, 0.0)[0]
         if _has_few_rows(x):
             y = self._few_rows(x) if self._few_rows is not None else few_row_product(x, self._quantised)
         else:
@@ -112,13 +153,33 @@ class BlockwiseWeight(FrozenWeight):
         return y if bias is None else y.add_(bias.detach())
 
     def product_transposed(self, grad: Tensor) -> Tensor:
+        if self.adapts(grad):
+            coded = self._quantised.coded
+            return adapted_coded_backward(grad, coded, grad, grad, None, None, 0.0, True, False)[0]
         return _product_transposed(grad, panels(self._quantised, grad.dtype), self.shape)
 
     def dense(self) -> Tensor:
         return dense(self._quantised, self._dtype)
 
+    def adapts(self, x: Tensor) -> bool:
+        return _adapts(x)
+
+    def adapted(self, x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        return adapted_coded(x, self._quantised.coded, bias, A, B, scale)
+
+    def adapted_backward(
+        self, grad: Tensor, x: Tensor, low: Tensor, A: Tensor, B: Tensor, scale: float, wants_x: bool,
+        wants_update: bool,
+    ) -> Gradients:  # fmt: skip
+        return adapted_coded_backward(grad, self._quantised.coded, x, low, A, B, scale, wants_x, wants_update)
+
     def _panels(self, dtype: torch.dtype) -> _Panels:
         return panels(self._quantised, dtype)
+
+
+def _adapts(x: Tensor) -> bool:
+    """Whether the device of x (n, in) multiplies it by a weight and its update in one product."""
+    return backend_of(x.device.type).adapts(x.dtype) and not torch.compiler.is_compiling()
 
 
 def _has_few_rows(x: Tensor) -> bool:
@@ -148,8 +209,12 @@ def _product_transposed(grad: Tensor, panels: _Panels, shape: tuple[int, int]) -
     y: Tensor | None = None
     for rows, panel in panels:
         part = backend.panel_product(grad[:, rows], panel.t())
-        y = part if y is None else y.add_(part)
-    return cast(Tensor, y)
+        if y is None:
+            # One part is the product; of several the sum is kept in fp32 and rounded once, not once a part.
+            y = part if len(panel) == shape[0] else part.to(torch.promote_types(part.dtype, torch.float32))
+        else:
+            y.add_(part)
+    return cast(Tensor, y).to(grad.dtype)
 
 
 class InCodes(nn.Module):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from veneer.errors import shown
+from veneer.frozen.config import UsedIn
 from veneer.options import Options
 
 _CUTS = ("top_p", "top_k", "min_p")
@@ -64,7 +65,7 @@ class SamplingOptions(Options):
         return {name: getattr(self, name) for name in SamplingOptions.model_fields}
 
 
-class GenerateOptions(SamplingOptions):
+class GenerateOptions(SamplingOptions, UsedIn):
     """veneer generate and veneer chat"""
 
     template: Literal["auto", "chat", "plain"] = Field(

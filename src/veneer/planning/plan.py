@@ -152,7 +152,7 @@ def base_asked(config: TrainConfig, checkpoint: Checkpoint | None = None, labels
     """
     return base_of(
         checkpoint or config.model, config.storage, config.block_size, config.double_quantisation, config.task, labels,
-        config.dense_storage,
+        config.dense_storage, "fp32" if config.trains_own_weights else config.compute,
     )  # fmt: skip
 
 

@@ -9,12 +9,13 @@ from pydantic import Field, field_validator
 
 from veneer.data.config import RowOptions
 from veneer.errors import did_you_mean
+from veneer.frozen.config import UsedIn
 from veneer.generation.config import SamplingOptions
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
-class PredictOptions(SamplingOptions, RowOptions):
+class PredictOptions(SamplingOptions, UsedIn, RowOptions):
     """veneer predict RUN|ADAPTER|MODEL DATA"""
 
     output: str | None = Field(

@@ -16,6 +16,7 @@ from veneer.data.labels import Renderer, longest_row
 from veneer.data.questions import Questions, to_questions
 from veneer.data.read import Row
 from veneer.errors import ConfigError, DataError, ModelError
+from veneer.frozen.layers import computing_said
 from veneer.generation.config import SamplingOptions
 from veneer.generation.own_settings import not_followed
 from veneer.generation.session import refuse_no_generator
@@ -72,7 +73,7 @@ def predictions(
     answers = _answers(opened, renderer, questions, options)
     kept = kept_columns(rows, options.keep, answers.labels)
     output = Output(path, rows, kept) if path else None
-    notes = [*bad.sentences(), *_notes(questions, answers, renderer)]
+    notes = [*computing_said(opened.model), *bad.sentences(), *_notes(questions, answers, renderer)]
     if isinstance(answers, Texts) and (note := not_followed(opened.model, options)):
         notes.append(note)
     for note in [*notes, _summary(rows, answers)]:

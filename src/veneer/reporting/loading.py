@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from veneer.models.hub_cache import HubId
 from veneer.models.origin import hub_id
 from veneer.models.packaged import PACKAGED_MODELS
+from veneer.reporting.vllm_rules import max_rank, why_merged
 from veneer.runs.facts import Facts, read_facts
 from veneer.runs.history import RunHistory
 from veneer.updates.peft_config import read_fields
 
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that its --max-lora-rank takes
 _CLASSES = {"SEQ_CLS": "SequenceClassification", "SEQ_2_SEQ_LM": "Seq2SeqLM"}  # by PEFT's task_type; else CausalLM
 
 
@@ -31,7 +32,7 @@ class LoadedBy:
     """What the commands depend on."""
 
     fields: dict[str, Any]  # of adapter_config.json
-    rank: int  # the largest
+    ranks: Mapping[str, int]  # module → rank
     model: str  # the base as Veneer loads it
     source: str  # what veneer merge and export are given
     path: str  # the adapter's folder
@@ -81,9 +82,11 @@ class LoadedBy:
 
     @property
     def beside(self) -> list[str]:
-        """What is trained beside the low-rank updates: modules whole, rows of them, or DoRA's magnitudes."""
+        """What is trained beside the low-rank updates of layers: modules whole, rows of them, DoRA's magnitudes, or
+        parameters of experts."""
         whole = list(self.fields.get("modules_to_save") or self.fields.get("trainable_token_indices") or [])
-        return [*whole, *(["magnitudes, by DoRA"] if self.fields.get("use_dora") else [])]
+        experts = self.fields.get("target_parameters") or []
+        return [*whole, *(["magnitudes, by DoRA"] if self.fields.get("use_dora") else []), *experts]
 
     @property
     def needs_export(self) -> bool:
@@ -97,13 +100,13 @@ class LoadedBy:
         return self.exported if self.needs_export else self.path
 
 
-def recipes(run: RunHistory, rank: int) -> list[Recipe]:
-    """The ways to load a finished run's adapter, whose largest rank is ``rank``."""
+def recipes(run: RunHistory, ranks: Mapping[str, int]) -> list[Recipe]:
+    """The ways to load a finished run's adapter, whose modules have these ``ranks``."""
     folder, config = run.folder, run.config
     facts = read_facts(folder.adapter)
     fields = read_fields(folder.adapter)
     adapter = LoadedBy(
-        fields, rank, folder.base_source(config), str(folder), str(folder.adapter), str(folder.path / "merged"),
+        fields, ranks, folder.base_source(config), str(folder), str(folder.adapter), str(folder.path / "merged"),
         str(folder.path / "plain"), folder.path.resolve().name, list(run.rows.get("classes") or []), config.kept(),
         own_tokens(facts), facts.base.kind if facts else "",
     )  # fmt: skip
@@ -194,17 +197,13 @@ def _vllm(adapter: LoadedBy) -> Recipe:
     refusal = _only_causal("vLLM's adapters are for", adapter)
     if refusal:
         return Recipe("vLLM", (), refusal)
-    if adapter.beside:
+    reason = _whole(adapter, "vLLM") if adapter.beside else why_merged(adapter.ranks, adapter.family)
+    if reason:
         merged = shlex.quote(adapter.merged)
-        return Recipe("vLLM", (("bash", f"{_merge(adapter)}\nvllm serve {merged}"),), _whole(adapter, "vLLM"))
-    largest = next((rank for rank in _VLLM_RANKS if rank >= adapter.rank), None)
-    if largest is None:
-        return Recipe(
-            "vLLM", (), f"It takes ranks up to {_VLLM_RANKS[-1]}, and this is {adapter.rank}: merge the adapter."
-        )
+        return Recipe("vLLM", (("bash", f"{_merge(adapter)}\nvllm serve {merged}"),), reason)
     name = adapter.name
     serve = (
-        f"vllm serve {shlex.quote(adapter.base)} --enable-lora --max-lora-rank {largest} \\\n"
+        f"vllm serve {shlex.quote(adapter.base)} --enable-lora --max-lora-rank {max_rank(adapter.ranks)} \\\n"
         f"    --lora-modules {shlex.quote(f'{name}={adapter.plain}')}"
     )
     return Recipe(

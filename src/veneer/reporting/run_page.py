@@ -61,7 +61,6 @@ def run_page(path: Path) -> str:
     run = RunHistory.read(path)
     shapes = _shapes(run)
     ranks = ranks_of(shapes, _adapter_config(run) if shapes else None) or run.ranks
-    largest = max(ranks.values(), default=0)
     return render(
         "run.html", run_charts(run), run=run, state=_state(run), began=_began(run), tiles=_tiles(run, shapes),
         changed=_pairs(run.config.changed()), options=_pairs(run.config.model_dump()),
@@ -69,7 +68,7 @@ def run_page(path: Path) -> str:
         memory=_memory(run), heat=Heat.of(ranks) if ranks else None, rank_note=_rank_note(run, ranks, bool(shapes)),
         scores=_scores(run.evaluation), trained=_trained(run), evaluate=f"veneer evaluate {run.folder}",
         **_by_label(run.evaluation, run.notes), **_examples(run.evaluation), measured_on=_measured_on(run.evaluation),
-        recipes=recipes(run, largest) if shapes else [], no_recipes=_no_recipes(run),
+        recipes=recipes(run, ranks) if shapes else [], no_recipes=_no_recipes(run),
     )  # fmt: skip
 
 

@@ -26,8 +26,8 @@ def load_adapted(folder: Path, base: str | None = None, **kept: Any) -> tuple[An
     """The model of an adapter folder, its adapter on it and active, and its tokenizer, whose template prints the date
     of the run.
 
-    ``base``: instead of the one that the folder names; ``kept``: storage, block_size and double_quantisation, instead
-    of those that it was trained over.
+    ``base``: instead of the one that the folder names; ``kept``: storage, block_size, double_quantisation and compute,
+    instead of those that it was trained with.
 
     Raises AdapterFileError where the folder is damaged, or names no base that is here; ModelError for a damaged base.
     """
@@ -39,7 +39,7 @@ def load_adapted(folder: Path, base: str | None = None, **kept: Any) -> tuple[An
         load_adapter(model, folder)
         return model, tokenizer
     torch.manual_seed(facts.seed)  # as before the run: a classification head may be new
-    how = {**facts.kept, **kept}
+    how = {"compute": "fp32", **facts.kept, **kept}
     model, tokenizer = load(source, **how, task=facts.task, labels=facts.classes or None)
     if facts.own_tokenizer:
         tokenizer = tokenizer_in(folder)

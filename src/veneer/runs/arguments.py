@@ -45,6 +45,9 @@ class TrainArguments(Needed, total=False):
     dense_storage: Literal["fp32", "bf16", "fp16"]
     """How embeddings and head are kept beside a storage of codes (nf4, fp4, int4, int8). bf16 halves their
     memory."""
+    compute: Literal["auto", "fp32", "bf16"]
+    """The type of activations and products, whatever the storage; auto: bf16 where a step was measured to be
+    clearly faster in it on this machine, else fp32."""
     initial_rank: int | None
     """AdaLoRA: rank of every matrix at the start. Default: 1.5 times the target."""
     target_rank: float
@@ -172,6 +175,9 @@ class TrainArguments(Needed, total=False):
     """Bits of each state of paged-adamw; 8 takes a quarter of the room and changes the result a bit."""
     label_smoothing: float
     """Share of each target that is spread over the vocabulary, or the classes."""
+    class_weights: Literal["none", "balanced"] | dict[str, float]
+    """Weight of each class in a classifier's loss, spam=4,ham=1 (others 1); balanced: rows / (classes × rows of
+    the class), as in scikit-learn."""
     neftune: float
     """NEFTune: noise on the embeddings while training, of ± this / √(tokens of the row × width); the paper has 5
     to 15. 0: none."""
@@ -261,6 +267,9 @@ class EvaluateArguments(TypedDict, total=False):
     """Shape of the rows; auto: by their columns."""
     bad_rows: Literal["stop", "leave-out"]
     """A row that cannot be used is an error, or is left out and counted."""
+    compute: Literal["auto", "fp32", "bf16"]
+    """The type of activations and products; auto: that of the run, or of a model whichever is faster on this
+    machine."""
     data: Any
     """Other rows to measure on. Default: the run's held-out rows."""
     exact_match: bool
@@ -291,6 +300,9 @@ class PredictArguments(TypedDict, total=False):
     """Shape of the rows; auto: by their columns."""
     bad_rows: Literal["stop", "leave-out"]
     """A row that cannot be used is an error, or is left out and counted."""
+    compute: Literal["auto", "fp32", "bf16"]
+    """The type of activations and products; auto: that of the run, or of a model whichever is faster on this
+    machine."""
     max_new_tokens: int
     """Longest answer, in tokens."""
     temperature: float
@@ -356,6 +368,9 @@ class PlanArguments(TypedDict, total=False):
     dense_storage: Literal["fp32", "bf16", "fp16"]
     """How embeddings and head are kept beside a storage of codes (nf4, fp4, int4, int8). bf16 halves their
     memory."""
+    compute: Literal["auto", "fp32", "bf16"]
+    """The type of activations and products, whatever the storage; auto: bf16 where a step was measured to be
+    clearly faster in it on this machine, else fp32."""
     initial_rank: int | None
     """AdaLoRA: rank of every matrix at the start. Default: 1.5 times the target."""
     target_rank: float
@@ -485,6 +500,9 @@ class PlanArguments(TypedDict, total=False):
     """Bits of each state of paged-adamw; 8 takes a quarter of the room and changes the result a bit."""
     label_smoothing: float
     """Share of each target that is spread over the vocabulary, or the classes."""
+    class_weights: Literal["none", "balanced"] | dict[str, float]
+    """Weight of each class in a classifier's loss, spam=4,ham=1 (others 1); balanced: rows / (classes × rows of
+    the class), as in scikit-learn."""
     neftune: float
     """NEFTune: noise on the embeddings while training, of ± this / √(tokens of the row × width); the paper has 5
     to 15. 0: none."""

@@ -97,6 +97,8 @@ def begin(
     steps = in_steps(
         prepared.renderer, prepared.train, prepared.held_out, prepared.config, model.config, folder.chosen(), watched
     )
+    if prepared.config.compute == "auto":
+        steps = steps.computed_in(prepared.config, prepared.computing.name)
     config, total = steps.config, steps.total
     torch.manual_seed(config.seed)
     with_adapter = bool(adapters_of(model).configs)
@@ -116,7 +118,8 @@ def begin(
 
 
 def options_of(model: nn.Module, tokenizer: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """The options that a loaded model answers itself: its name, its storage, and those of its adapter."""
+    """The options that a loaded model answers itself: its name, its storage, and those of its adapter. What it computes
+    in is looked at by `prepare`."""
     if tokenizer is None:
         raise ConfigError("train(model, tokenizer, …) needs the tokenizer, too, when the model is loaded already.")
     record = adapters_of(model)
@@ -151,7 +154,8 @@ def _loss(model: Any, pad: int, steps: Steps, kind: str) -> Loss | PreferenceLos
     """The loss of the run's objective; what a preference is measured against is not computed yet."""
     config, rows = steps.config, steps.rows
     likelihood = Loss(
-        model, pad, sequences(rows[0])[0], kind=kind, smoothing=config.label_smoothing, noise=config.neftune
+        model, pad, sequences(rows[0])[0], kind=kind, smoothing=config.label_smoothing, noise=config.neftune,
+        class_weights=[*config.class_weights.values()],
     )  # fmt: skip
     reference = torch.full((len(rows) + len(steps.held_out), 2), math.nan, dtype=torch.float64)
     return loss_of(likelihood, preference_of(config, rows), model, reference)

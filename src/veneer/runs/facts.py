@@ -86,7 +86,7 @@ class Facts(_Part):
     classes: list[str]  # by their ids
     choices: list[str] = Field(default_factory=list)  # the few answers of the rows, as they follow a prompt
     base: Base
-    kept: dict[str, Any]  # storage, block_size, double_quantisation
+    kept: dict[str, Any]  # storage, block_size, double_quantisation; compute, where that is not fp32
     prompts: Prompts
     own_tokenizer: bool  # whether the tokenizer's files are in the folder, since they are not the base's
     seed: int  # of what the base lacks: a new classification head
@@ -113,8 +113,8 @@ def facts_of(prepared: Prepared, steps: int, losses: Before, *, own_tokenizer: b
     """The facts of a run that ends after so many ``steps``; ``losses``: of held-out rows, before and after."""
     config, model, tokenizer, renderer = prepared.config, prepared.model, prepared.tokenizer, prepared.renderer
     rows, start = prepared.facts(), prepared.start
-    if config.objective != "likelihood" and prepared.train[0].is_judged:
-        losses = None, None  # of a preference: no loss that another model could be compared by
+    if config.class_weights != "none" or (config.objective != "likelihood" and prepared.train[0].is_judged):
+        losses = None, None  # of a preference, or of weighted classes: none that another model could be compared by
     elif start is not None:  # what was measured first was no base
         losses = None, losses[1]
     options = {name: value for name, value in config.changed().items() if name not in _PATHS}
@@ -124,7 +124,7 @@ def facts_of(prepared: Prepared, steps: int, losses: Before, *, own_tokenizer: b
         classes=list(renderer.classes),
         choices=rows["choices"],
         base=_base(model),
-        kept=config.kept(),
+        kept=config.kept() | ({} if (compute := prepared.computing.name) == "fp32" else {"compute": compute}),
         prompts=Prompts(
             template=template_mode(config.template), learn=config.learn, max_length=config.max_length,
             chat=is_chat(config.template, rows), chat_template=tokenizer.chat_template, system=rows["system"],

@@ -154,10 +154,10 @@ def tokenizer_of(known: list[str]) -> Any:
 def _rates(until: float) -> tuple[dict[str, float], float]:
     """Kind → rate, and the seconds that an operation takes beside its work; of fewer steps where the clock
     (`time.monotonic`) would pass ``until``."""
-    from veneer.frozen.compute import compute_name
+    from veneer.frozen.compute import has_bf16
     from veneer.planning.ledger import SHORT
 
-    short = compute_name() == "bf16"
+    short = has_bf16()
     step, watches, beside = _sample("nf4"), [], []
     for _ in _while_there_is_time(until - (until - time.monotonic()) * short / 3):
         started = time.perf_counter()

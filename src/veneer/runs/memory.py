@@ -19,7 +19,7 @@ from veneer.device import CPU, device_of, usable_memory
 from veneer.errors import ModelError, TrainingError, VeneerError
 from veneer.files import write_text
 from veneer.frozen.experts import QuantisedStack
-from veneer.frozen.layers import DTYPES, storage_of
+from veneer.frozen.layers import DTYPES, compute_of, storage_of, type_kept
 from veneer.frozen.text_part import text_config_of
 from veneer.frozen.weight import QuantisedLinear
 from veneer.host_memory import anonymous_memory, mapped_memory, resident_memory, return_memory
@@ -166,11 +166,11 @@ def _outlook(begun: Begun, process: Process, limit: int, *, refuse: bool) -> Out
 def _base_of(config: TrainConfig, model: Any, loss: Objective, checkpoint: Checkpoint | None) -> Base:
     """The base of a loaded model; of the ``checkpoint`` that the run loaded it from."""
     kept = {"block_size": config.block_size, "double_quantisation": config.double_quantisation, **storage_of(model)}
-    dtype = next(parameter.dtype for parameter in model.parameters())
+    dtype = type_kept(model)
     return Base(
         config.model, model.config, loss.kind, kept["storage"], kept["block_size"], kept["double_quantisation"],
         dtype if dtype in DTYPES.values() else DTYPES["fp32"], mapped_parts(model),
-        base_asked(config, checkpoint).read if checkpoint is not None else 0,
+        base_asked(config, checkpoint).read if checkpoint is not None else 0, compute_of(model),
     )  # fmt: skip
 
 

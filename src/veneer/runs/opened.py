@@ -18,6 +18,7 @@ from veneer.errors import ModelError
 from veneer.generation.likelihood import choices_of
 from veneer.models.load import load
 from veneer.runs.adapter import load_adapted
+from veneer.runs.computing import computing_of
 from veneer.runs.facts import is_chat, read_facts
 from veneer.runs.folder import RunFolder
 from veneer.runs.own_tokens import with_the_runs_tokens
@@ -40,26 +41,27 @@ class Opened:
     choices: tuple[str, ...] = ()  # of an adapter alone: the few answers of its rows
 
 
-def open_named(source: str | Path) -> Opened:
+def open_named(source: str | Path, compute: str = "auto") -> Opened:
     """A run folder, a PEFT adapter folder (over the base that it names), or anything that `load` takes.
 
     A run's rows are not needed, and need not be there any more; nor is the run, where its adapter folder is.
+    ``compute``: auto, that of the run, or of a model what is faster here; fp32 or bf16.
     """
     path, run = Path(source), RunFolder(source)
     if run.exists:
-        return _run(run)
+        return _run(run, compute)
     if (path / ADAPTER_CONFIG).is_file():
-        return open_adapter(path)
-    model, tokenizer = load(source)
+        return open_adapter(path, compute=compute)
+    model, tokenizer = load(source, compute=compute)
     return Opened(model, renderer_of(model, tokenizer), False, bool(tokenizer.chat_template))
 
 
-def open_adapter(folder: Path, base: str | None = None) -> Opened:
+def open_adapter(folder: Path, base: str | None = None, compute: str = "auto") -> Opened:
     """An adapter folder, over ``base`` or the one that it names; prompts and classes as its veneer.json says.
 
     One without veneer.json, of PEFT or `save`, has the base's own template and, as a classifier, numbered classes.
     """
-    model, tokenizer = load_adapted(folder, base)
+    model, tokenizer = load_adapted(folder, base, **({} if compute == "auto" else {"compute": compute}))
     facts = read_facts(folder)
     if facts is None:
         return Opened(model, renderer_of(model, tokenizer), True, bool(tokenizer.chat_template))
@@ -67,17 +69,17 @@ def open_adapter(folder: Path, base: str | None = None) -> Opened:
     return Opened(model, renderer_of(model, tokenizer, prompts), True, prompts.chat, choices=tuple(facts.choices))
 
 
-def open_run(folder: Path) -> Prepared:
-    """A finished run's model, its adapter on it, and its rows."""
+def open_run(folder: Path, compute: str = "auto") -> Prepared:
+    """A finished run's model, its adapter on it, and its rows; ``compute``: auto is the run's own."""
     run = RunFolder(folder)
     config = run.finished_config()
     if config.trains_own_weights:
         return prepare(config, *_loaded(run, config, str(run.model)))
     facts = read_facts(run.adapter)
     if facts is not None and facts.own_tokenizer:
-        opened = _run(run)
-        return prepare(config, opened.model, opened.renderer.tokenizer)
-    prepared = prepare(config)
+        opened = _run(run, compute)
+        return prepare(config.model_copy(update={"compute": "auto"}), opened.model, opened.renderer.tokenizer)
+    prepared = prepare(config, compute=compute)
     load_adapter(prepared.model, run.adapter)
     return prepared
 
@@ -117,12 +119,12 @@ def labels_of(run: RunFolder) -> list[str]:
     return known
 
 
-def _run(run: RunFolder) -> Opened:
+def _run(run: RunFolder, compute: str) -> Opened:
     config = run.finished_config()
     if not config.trains_own_weights and read_facts(run.adapter) is not None:
-        return replace(open_adapter(run.adapter, run.base_source(config)), run=run)
+        return replace(open_adapter(run.adapter, run.base_source(config), compute), run=run)
     own, rows = config.trains_own_weights, run.rows()
-    model, tokenizer = _loaded(run, config, str(run.model) if own else run.base_source(config))
+    model, tokenizer = _loaded(run, config, str(run.model) if own else run.base_source(config), compute)
     if not own:
         load_adapter(model, run.adapter)
     date = run.date()
@@ -132,9 +134,10 @@ def _run(run: RunFolder) -> Opened:
     return Opened(model, renderer, not own, is_chat(config.template, rows), own, run)
 
 
-def _loaded(run: RunFolder, config: TrainConfig, source: str) -> tuple[Any, Any]:
+def _loaded(run: RunFolder, config: TrainConfig, source: str, compute: str = "auto") -> tuple[Any, Any]:
     torch.manual_seed(config.seed)  # as before the run: a classification head may be new
-    return load(source, **config.kept(), task=config.task, labels=run.rows()["classes"] or None)
+    how = computing_of(run, config, config.storage, compute).name
+    return load(source, **config.kept(), compute=how, task=config.task, labels=run.rows()["classes"] or None)
 
 
 def refuse_own_weights(source: Path, verb: str) -> None:

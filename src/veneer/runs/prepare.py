@@ -17,9 +17,11 @@ from veneer.data.lengths import LongRows
 from veneer.data.memory import rows_of
 from veneer.data.read import Row
 from veneer.data.sources import named_sources
+from veneer.frozen.compute import Computing
 from veneer.generation.likelihood import choices_of
 from veneer.models.checkpoint import Checkpoint
-from veneer.models.load import load
+from veneer.models.load import load, storage_named
+from veneer.runs.computing import began, beside_this_machine, computing_of, computing_of_loaded, said_of_computing
 from veneer.runs.folder import RunFolder
 from veneer.runs.own_tokens import kept_tokenizer, with_the_runs_tokens
 from veneer.runs.rows import classifies, read_split
@@ -44,6 +46,7 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
     start: StartAdapter | None = None  # the adapter that it starts from
     checkpoint: Checkpoint | None = None  # that the model was loaded from; None where it came loaded
+    computing: Computing = field(default_factory=lambda: Computing("fp32", ""))
 
     def facts(self) -> dict[str, Any]:
         """What the rows were, so that the run's model is opened without them."""
@@ -76,11 +79,13 @@ class Prepared:
 
 
 def prepare(
-    config: TrainConfig, model: Any = None, tokenizer: Any = None, given: dict[str, list[Row]] | None = None
-) -> Prepared:
+    config: TrainConfig, model: Any = None, tokenizer: Any = None, given: dict[str, list[Row]] | None = None,
+    compute: str | None = None,
+) -> Prepared:  # fmt: skip
     """Load rows and model, and split the rows; everything that can be refused is refused here.
 
-    ``given``: file name → rows that came in memory, which are not in that file yet.
+    ``given``: file name → rows that came in memory, which are not in that file yet; ``compute``: the type to measure a
+    finished run in, instead of its own.
     """
     given = given or {}
     start = start_adapter(config)
@@ -91,12 +96,19 @@ def prepare(
     torch.manual_seed(config.seed if start is None else start.seed(config))  # before a new classification head is made
     if checkpoint is not None:
         classes = rows.classes if start is None else start.classes(rows)
-        model, tokenizer = load(checkpoint, **config.kept(), task=config.task, labels=classes or None)
-        run = RunFolder(config.output)
+        run, storage = RunFolder(config.output), storage_named(checkpoint, config.storage)
+        how = computing_of(run, config, storage, compute)
+        model, tokenizer = load(checkpoint, **config.kept(), compute=how.name, task=config.task, labels=classes or None)
+        told = said_of_computing(how) + (
+            beside_this_machine(how, config, storage) if began(run) and not compute else []
+        )
         tokenizer = kept_tokenizer(run) or (start and start.tokenizer()) or tokenizer
         if start is not None:
             start.fit(model, tokenizer)
         with_the_runs_tokens(model, run, config)
+    else:
+        how = computing_of_loaded(model, config)
+        told = said_of_computing(how)
     before = start.facts.prompts.date if start is not None and start.facts is not None else None
     pin_date(tokenizer, RunFolder(config.output).date() or before or today())
     tokenizer, form_notes = tokenizer_of_rows(tokenizer, config, rows.shape, model.config)
@@ -104,9 +116,10 @@ def prepare(
     prepared = Prepared(
         config, model, tokenizer, renderer, rows.train, rows.held_out, rows.shape, rows.columns,
         checkpoint is None, given,
-        start=start, checkpoint=checkpoint,
+        start=start, checkpoint=checkpoint, computing=how,
     )  # fmt: skip
     prepared.notes += [
+        *told,
         *(start.notes(config) if start is not None else []),
         *(checkpoint.notes if checkpoint is not None else []),
         *rows.notes,

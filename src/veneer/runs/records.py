@@ -26,7 +26,7 @@ class RowsRecord(TypedDict, total=False):
     system: str | None
     commit: str
     steps: int
-    chosen: dict[str, int | float | str]  # for options that are auto
+    chosen: dict[str, int | float | str | dict[str, float]]  # for options that are auto; class_weights: class → weight
     largest_class: float | None
     tokens: int
     folder: str  # the working folder

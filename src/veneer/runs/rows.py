@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from veneer.data.bad import BadRows
-from veneer.data.classes import classes_of, counted_classes
+from veneer.data.classes import classes_of, counted_classes, weights_of
 from veneer.data.columns import SHAPES, Reading
 from veneer.data.folders import own_validation, splits_read
 from veneer.data.formats import Example, Examples, class_of, counted_rows, joined, to_examples
@@ -24,7 +24,7 @@ from veneer.data.report import Report
 from veneer.data.sources import sources_of, weighted
 from veneer.data.split import split
 from veneer.data.token_rows import TokenRows, Tokens, lengths_of
-from veneer.errors import DataError
+from veneer.errors import ConfigError, DataError
 from veneer.frozen.text_part import text_config_of
 from veneer.models.checkpoint import Checkpoint
 from veneer.runs.objective import in_tokens, notes_of, objective_of, refuse_judged
@@ -177,6 +177,11 @@ class Steps:
         cut = [sentence for report in self.reports for sentence in report.sentences(max_length)]
         return [*self.notes, *cut, *self.bad.sentences()]
 
+    def computed_in(self, asked: TrainConfig, name: str) -> Steps:
+        """The same, ``name`` being the type of computing that auto stands for in what was ``asked``."""
+        chosen = {**self.chosen, "compute": name}
+        return replace(self, chosen=chosen, config=RunConfig.of(asked, {"objective": self.config.objective, **chosen}))
+
     def work(self, kind: str, packed: bool) -> Work:
         """Over all epochs, for each puts other rows together; ``packed``: no token is padding."""
         largest, most, of_that, tokens, referred = 0, 0, 0, 0, 0
@@ -227,8 +232,13 @@ def in_steps(
     chosen = automatic(asked, Size(width_of(model), batches.per_epoch, len(others), renderer.kind, objective))
     if asked.objective == "auto" and objective != "likelihood":
         chosen = {"objective": objective, **chosen}
-    chosen |= {name: number for name, number in kept.items() if name in chosen}
     notes = notes_of(asked, objective, train, held_out)
+    if asked.class_weights != "none":
+        if renderer.kind != "classification":
+            raise ConfigError(f"class_weights weighs the classes of a classifier, and this model is {renderer.kind}.")
+        chosen["class_weights"], said = weights_of(asked.class_weights, renderer.classes, train)
+        notes.append(said)
+    chosen |= {name: number for name, number in kept.items() if name in chosen}
     reports = [report] if more is None else [report, more]
     config = RunConfig.of(asked, {"objective": objective, **chosen})
     return Steps(rows, others, reports, batches, config, chosen, notes, bad or BadRows())

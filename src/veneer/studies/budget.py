@@ -188,7 +188,7 @@ def _parameters(run: dict[str, Any], lora: dict[str, Any]) -> int:
     from veneer.updates.trainable import trainable
 
     checkpoint = Checkpoint(run["model"])
-    model, _ = load(checkpoint, labels=None if checkpoint.generates_text else ["a", "b"])
+    model, _ = load(checkpoint, compute="fp32", labels=None if checkpoint.generates_text else ["a", "b"])
     attach(model, LoRA(**lora))
     return sum(row.parameters for row in trainable(model).rows if row.rank is not None)
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from veneer.errors import shown
+from veneer.frozen.config import Compute
 from veneer.options import Options
 from veneer.training.config import Positive
 
@@ -43,6 +44,7 @@ class StudyOptions(Options):
         default=[], description="Ranks to compare. Default: 1,2,4,8,16,32; of budget: 1,2,4; of spectrum: LoRA's, 4,16."
     )
     rank: int = Field(default=8, ge=1, description="LoRA's rank where ranks are not what is compared.")
+    compute: Compute = Field(default="auto", description="What the runs compute in: as in train.")
     ray: str | None = Field(
         default=None,
         description="Spread the runs over this Ray cluster: its address, auto, or local for a new one here.",

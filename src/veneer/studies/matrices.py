@@ -119,5 +119,5 @@ def _model(run: dict[str, Any]) -> nn.Module:
 
     checkpoint = Checkpoint(run["model"])
     labels = None if checkpoint.generates_text else ["a", "b"]
-    model: nn.Module = load(checkpoint, labels=labels)[0]
+    model: nn.Module = load(checkpoint, compute="fp32", labels=labels)[0]
     return model

@@ -133,7 +133,7 @@ def _kept(run: dict[str, Any], how: dict[str, Any]) -> Row:
     row: Row = {"seed": run["seed"], "loss": None, "accuracy": None, "parameters": 0}
     with timed(row):
         plain = {name: value for name, value in run.items() if name not in how}
-        prepared = prepare(run_config(plain, "-"))
+        prepared = prepare(run_config({**plain, "compute": "fp32"}, "-"))
         row["bits"], row["error"] = bits_and_error(prepared.model, how)
         if prepared.renderer.kind == "causal":
             rows = _asked(prepared)

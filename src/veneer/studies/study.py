@@ -119,6 +119,7 @@ class Study(ABC):
         """The options of a training run, as `work.run_config` takes them."""
         asked = self.options
         own = {name: getattr(asked, name) for name in ("steps", "batch_size", "held_out")}
+        own |= {} if asked.compute == "auto" else {"compute": asked.compute}
         return {**self._located, **own, "learning_rate": asked.learning_rate, "evaluate_every": 0, "seed": seed, **over}
 
 

@@ -91,11 +91,11 @@ def awaited(config: TrainConfig) -> str:
 
 def sentence(config: TrainConfig, chosen: dict[str, Any]) -> str:
     """What was chosen for ``config`` and changes its run, as it is printed; or nothing."""
-    idle = {"epochs"} if config.steps else set()
+    idle = {"compute", *({"epochs"} if config.steps else ())}  # the first has a line of its own
     idle |= set() if chosen.get("patience") else {"evaluate_every", "patience"}
     numbers = [
         f"{name} {number if isinstance(number, str) else f'{number:g}'}"
         for name, number in chosen.items()
-        if name not in idle
+        if name not in idle and getattr(config, name) == "auto"
     ]
     return f"Chosen by auto: {', '.join(numbers)}." if numbers else ""

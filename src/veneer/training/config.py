@@ -144,6 +144,11 @@ class TrainConfig(LoRA, AllocationOptions, BaseOptions, RowOptions):
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="Share of each target that is spread over the vocabulary, or the classes."
     )
+    class_weights: Literal["none", "balanced"] | dict[str, Positive] = Field(
+        default="none",
+        description="Weight of each class in a classifier's loss, spam=4,ham=1 (others 1); balanced: rows / (classes × "
+        "rows of the class), as in scikit-learn.",
+    )
     neftune: float = Field(
         default=0.0,
         ge=0,
@@ -191,6 +196,11 @@ class TrainConfig(LoRA, AllocationOptions, BaseOptions, RowOptions):
 
     _template_known = field_validator("template", mode="before")(_template)
     _arguments_typed = field_validator("template_arguments", mode="before")(typed_arguments)
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _classes_are_text(cls, value: Any) -> Any:
+        return {str(name): weight for name, weight in value.items()} if isinstance(value, dict) else value
 
     @field_validator("held_out")
     @classmethod
@@ -262,7 +272,12 @@ class TrainConfig(LoRA, AllocationOptions, BaseOptions, RowOptions):
         return self
 
     def refuse_storage(self) -> None:
-        """Raises ValueError where the model's own weights are trained and not kept in fp32."""
+        """Raises ValueError where the model's own weights are trained and not kept, and computed, in fp32."""
+        if self.compute == "bf16":
+            raise ValueError(
+                f"method: {self.method} trains the model's own weights, which is done in fp32; leave out compute: "
+                f"bf16, or use method: lora."
+            )
         if self.storage != "fp32":
             raise ValueError(
                 f"method: {self.method} trains the model's own weights, which are kept in fp32 then; leave out "
@@ -327,16 +342,19 @@ def read_options(path: Path) -> dict[str, Any]:
 
 
 class RunConfig(TrainConfig):
-    """The options of a run that has begun: numbers where ``auto`` was asked for."""
+    """The options of a run that has begun: numbers where ``auto`` was asked for, and each class's weight."""
 
     objective: Literal["likelihood", "dpo", "orpo", "kto"]
     epochs: Positive
     learning_rate: Positive
     evaluate_every: Count
     patience: Count
+    class_weights: dict[str, Positive]  # class → weight, in the order of their ids; empty: all alike
+    compute: Literal["fp32", "bf16"]
 
     @classmethod
     def of(cls, config: TrainConfig, chosen: dict[str, Any]) -> RunConfig:
         """``config``, which is valid, with the numbers chosen for its ``auto`` options; others are not looked at."""
         values = {name: getattr(config, name) for name in TrainConfig.model_fields}
-        return cls.model_construct(**{**values, **{name: n for name, n in chosen.items() if values[name] == "auto"}})
+        numbers = {name: number for name, number in chosen.items() if values[name] == "auto"}
+        return cls.model_construct(**{**values, **numbers, "class_weights": chosen.get("class_weights", {})})

@@ -6,7 +6,7 @@ forward pass while its logits exist, so the logits of a whole batch never exist.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -49,6 +49,8 @@ class Loss:
 
     ``smoothing``: while the model is in training mode, this share of each target is spread evenly over the vocabulary
     or the classes (Szegedy et al., 2016, arXiv:1512.00567, section 7). ``noise``: meanwhile, too, NEFTune's alpha.
+    ``class_weights``: of each class of a classifier, by which its rows count, in means too, as those of
+    ``torch.nn.CrossEntropyLoss``.
 
     Whether the model's logits are its head applied to its last hidden states is tried once on ``sample``: some
     architectures scale or cap them, or have no such parts, and are then asked for their logits. So is whether rows may
@@ -57,8 +59,9 @@ class Loss:
 
     def __init__(
         self, model: Any, pad: int, sample: Tokens, *, kind: str, smoothing: float = 0.0, noise: float = 0.0,
-        how: How | None = None, rows_at_once: int = ROWS_AT_ONCE,
+        class_weights: Sequence[float] = (), how: How | None = None, rows_at_once: int = ROWS_AT_ONCE,
     ) -> None:  # fmt: skip
+        self._class_weights = torch.tensor(class_weights, device=model.device) if class_weights else None
         self._model, self._pad, self._smoothing, self._rows_at_once = model, pad, smoothing, rows_at_once
         self._noise = noise
         if noise:
@@ -90,7 +93,7 @@ class Loss:
         batch = self._batch(rows)
         if self.kind == "classification":
             logits = self._model(input_ids=batch.ids, attention_mask=batch.mask).logits
-            return _sum(logits, batch.labels, smoothing)
+            return _sum(logits, batch.labels, smoothing, self._class_weights)
         if self.kind == "seq2seq":
             shifted = self._model.prepare_decoder_input_ids_from_labels(labels=batch.labels)
             logits = self._model(
@@ -102,8 +105,15 @@ class Loss:
 
     def of_step(self, parts: list[list[Tokens]]) -> Callable[[list[Tokens]], Tensor]:
         """For the parts of a step, what gives each part's share of the mean loss of a learned token."""
-        learned = sum(row.learned for part in parts for row in part)
-        return lambda part: self(part) / learned
+        counted = sum(map(self._counts, parts))
+        return lambda part: self(part) / counted
+
+    def _counts(self, rows: Iterable[Tokens]) -> float:
+        """What the sum of the losses of ``rows`` is divided by in a mean: learned tokens; of a classifier whose classes
+        weigh differently, the weights of the rows."""
+        if self._class_weights is None:
+            return sum(row.learned for row in rows)
+        return float(self._class_weights[[row.labels[0] for row in rows]].double().sum())
 
     def log_probabilities(self, rows: list[Tokens]) -> Tensor:
         """Σ log-probability of each row's learned tokens, fp64 (rows,), differentiable; of a causal model."""
@@ -148,7 +158,7 @@ class Loss:
             total = sum(float(self(batch)) for batch in by_length(rows, batch_size))
         finally:
             self._model.train(training)
-        return total / sum(row.learned for row in rows)
+        return total / self._counts(rows)
 
 
 def tokens_gone_through(rows: Sequence[Tokens] | Sequence[Lengths], kind: str, packed: bool) -> int:
@@ -218,7 +228,7 @@ class _ByFrozenHead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (of_each,) = ctx.saved_tensors
-        return None, of_each * grad[:, None].to(of_each.dtype), None
+        return None, (of_each * grad[:, None]).to(of_each.dtype), None
 
 
 def _log_probabilities(head: nn.Module | None, states: Tensor, labels: Tensor) -> Tensor:
@@ -264,7 +274,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = [tensor * grad.to(tensor.dtype) for tensor in ctx.saved_tensors]
+        saved = [tensor * grad for tensor in ctx.saved_tensors]  # which is a number in fp32, and stays one
         return None, None, None, None, *(saved if ctx.has_hidden else [None, *saved])
 
 
@@ -290,9 +300,9 @@ def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: float, rows_at_onc
     return total, exact.to(logits.dtype)
 
 
-def _sum(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+def _sum(logits: Tensor, labels: Tensor, smoothing: float, weights: Tensor | None = None) -> Tensor:
     return F.cross_entropy(
-        logits.float(), labels, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing
+        logits.float(), labels, weights, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing
     )  # fmt: skip
 
 

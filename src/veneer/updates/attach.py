@@ -8,13 +8,13 @@ remove(model, "b")                    gone; with the last one, the base is what 
 
 from __future__ import annotations
 
-import copy
 from typing import TypeVar, cast
 
 from torch import Tensor, nn
 
 from veneer.arguments import described, refuse_no_model, refuse_no_name
 from veneer.errors import ArgumentError, TargetError
+from veneer.frozen.exact import whole_copy
 from veneer.frozen.experts import QuantisedStack, Stack
 from veneer.frozen.weight import QuantisedLinear
 from veneer.updates.allocator import Allocator
@@ -171,7 +171,7 @@ def add_adapter(model: nn.Module, config: LoRA | AdaLoRA, name: str, rows_on: li
         triplets = {path: u for path, u in updates_of(model, name).items() if isinstance(u, Triplets)}
         record.allocators[name] = Allocator(config, triplets)
     for path, module in whole.items():
-        _add(model, path, name, copy.deepcopy(module).requires_grad_(True), holders)
+        _add(model, path, name, whole_copy(module).requires_grad_(True), holders)
     for group in row_modules:
         rows = NewRows(config.new_tokens, cast(Tensor, next(iter(group.values())).weight))
         for path in group:

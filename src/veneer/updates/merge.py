@@ -90,6 +90,21 @@ def merged_module(path: str, wrapper: nn.Module, shared: dict[int, nn.Parameter]
     return _merged(wrapper, shared)
 
 
+def plain_module(module: nn.Module) -> nn.Module:
+    """The module that a merge puts in the place of one of a model's, without values: its parameters are on no device,
+    to be given with each call."""
+    while isinstance(module, Adapted):
+        module = module.base
+    if isinstance(module, QuantisedLinear):
+        return _unfilled(module)
+    plain = copy.copy(module)
+    plain._parameters = {
+        name: None if its is None else nn.Parameter(torch.empty_like(its, device=META), requires_grad=False)
+        for name, its in module._parameters.items()
+    }
+    return plain
+
+
 def _is_new(module: nn.Module, wrapper: nn.Module) -> bool:
     """Whether a merged module is the merge's own, not the wrapper's base or an adapter's copy."""
     return all(module is not inner for inner in wrapper.modules())
@@ -216,9 +231,7 @@ def _with_weight(base: nn.Module, weight: nn.Parameter) -> nn.Module:
     """A module like ``base`` with another weight (out, in), or as (in, out) for a Conv1D; a quantised one becomes the
     class that it was quantised from."""
     if isinstance(base, QuantisedLinear):
-        with torch.device(META):
-            sizes = base.out_features, base.in_features
-            plain = Conv1D(*sizes) if base.transposed else nn.Linear(*sizes[::-1], bias=base.bias is not None)
+        plain = _unfilled(base)
         if weight.dtype is not torch.float32:  # what it is given may be in fp32 all the same
             plain.__class__ = STORED[type(plain)]
         plain.weight, plain.bias = weight, base.bias
@@ -228,3 +241,10 @@ def _with_weight(base: nn.Module, weight: nn.Parameter) -> nn.Module:
     module._parameters = dict(base._parameters)
     module.weight = marked_as(base._parameters.get("weight"), weight)
     return hooked_as(base, module)
+
+
+def _unfilled(base: QuantisedLinear) -> nn.Linear | Conv1D:
+    """The layer that a quantised one was quantised from, on no device."""
+    sizes = base.out_features, base.in_features
+    with torch.device(META):
+        return Conv1D(*sizes) if base.transposed else nn.Linear(*sizes[::-1], bias=base.bias is not None)

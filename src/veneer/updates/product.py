@@ -123,6 +123,14 @@ class _AdaptedProduct(torch.autograd.Function):
         recipe: list[tuple[float, float, int, Tensor | None]],
         *flat: Tensor | None,
     ) -> Tensor:
+        ctx.frozen, ctx.recipe = frozen, recipe
+        if _is_whole(recipe) and frozen.adapts(x):
+            A, B, lam = flat
+            assert A is not None
+            assert B is not None
+            y, low = frozen.adapted(x, None if bias is None else bias.detach(), _scaled(A, lam), B, recipe[0][0])
+            ctx.save_for_backward(x, low, *flat)
+            return y
         y = frozen.product(x, bias)
         lows = []
         for (scale, dropout, seed, rows), A, B, lam in zip(recipe, flat[::3], flat[1::3], flat[2::3], strict=True):
@@ -133,7 +141,6 @@ class _AdaptedProduct(torch.autograd.Function):
             lows.append(update_product(inputs, _scaled(A, lam), B, scale, into))
             if rows is not None:
                 y[rows] = into
-        ctx.frozen, ctx.recipe = frozen, recipe
         ctx.save_for_backward(x, *lows, *flat)
         return y
 
@@ -143,6 +150,8 @@ class _AdaptedProduct(torch.autograd.Function):
         x, *saved = ctx.saved_tensors
         count = len(ctx.recipe)
         lows, flat = saved[:count], saved[count:]
+        if _is_whole(ctx.recipe) and ctx.frozen.adapts(x):
+            return _whole_backward(ctx, grad, x, lows[0], *flat)
         grad_x = ctx.frozen.product_transposed(grad) if ctx.needs_input_grad[0] else None
         grads: list[Tensor | None] = []
         wanted = ctx.needs_input_grad[4:]
@@ -163,8 +172,34 @@ class _AdaptedProduct(torch.autograd.Function):
                 update_product(grad_y, B.t(), scaled.t(), scale, into)
             if grad_x is not None and into is not None and apart:
                 _join(grad_x, into, rows, mask_of(inputs, dropout, seed) if dropout else None)
-            # Of λ ∘ A so far: row i of λ gets its product with A's, and A's is λ's share of it.
-            grad_lam = (grad_A * A).sum(1, keepdim=True).to(lam.dtype) if grad_A is not None and wants_lam else None
-            grads += [_scaled(grad_A, lam) if grad_A is not None and wants_A else None]
-            grads += [grad_B if wants_B else None, grad_lam]
+            grads += _of_factors(grad_A, grad_B, A, lam, wants_A, wants_B, wants_lam)
         return grad_x, None, None, None, *grads
+
+
+def _is_whole(recipe: list[tuple[float, float, int, Tensor | None]]) -> bool:
+    """Whether one update is added to all rows of x as they are, so that it may be part of the frozen product."""
+    return len(recipe) == 1 and not recipe[0][1] and recipe[0][3] is None
+
+
+def _whole_backward(
+    ctx: Any, grad: Tensor, x: Tensor, low: Tensor, A: Tensor, B: Tensor, lam: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """The backward pass where the update was part of the frozen product."""
+    wants_x, (wants_A, wants_B, wants_lam) = ctx.needs_input_grad[0], ctx.needs_input_grad[4:]
+    learns = wants_A or wants_B or wants_lam
+    grad_x, grad_A, grad_B = ctx.frozen.adapted_backward(
+        grad, x, low, _scaled(A, lam), B, ctx.recipe[0][0], wants_x, learns
+    )  # fmt: skip
+    grads = _of_factors(grad_A if learns else None, grad_B, A, lam, wants_A, wants_B, wants_lam)
+    return grad_x if wants_x else None, None, None, None, *grads
+
+
+def _of_factors(
+    grad_A: Tensor | None, grad_B: Tensor | None, A: Tensor, lam: Tensor | None, wants_A: bool, wants_B: bool,
+    wants_lam: bool,
+) -> list[Tensor | None]:  # fmt: skip
+    """The gradients of A, B and λ from that of λ ∘ A: row i of λ gets its product with A's, and A's is λ's share."""
+    grad_lam = None
+    if grad_A is not None and lam is not None and wants_lam:
+        grad_lam = (grad_A * A).sum(1, keepdim=True).to(lam.dtype)
+    return [_scaled(grad_A, lam) if grad_A is not None and wants_A else None, grad_B if wants_B else None, grad_lam]

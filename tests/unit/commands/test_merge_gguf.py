@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -200,3 +202,47 @@ def test_what_has_no_file_or_no_rows_is_refused(finished_classifier, folder, tmp
         merge_to(folder, tmp_path / "out.gguf", format="gguf", storage="q8_0")
     with pytest.raises(ConfigError, match=r"writes a folder; give OUT a name that does not end in \.gguf"):
         merge_to(folder, tmp_path / "out.gguf", format="ollama")
+
+
+_MEASURED = """
+import sys
+from pathlib import Path
+import veneer.commands.merge as verb
+from veneer.host_memory import peak_host_memory, resident_memory, return_memory
+
+def begin(*arguments, own=verb.draft_of, **options):
+    global before
+    return_memory()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew, after the model is loaded
+    before = resident_memory()
+    return own(*arguments, **options)
+
+verb.draft_of = begin
+merged = verb.merge_to(sys.argv[1], sys.argv[2], format="gguf", storage="q8_0", check=sys.argv[3])
+print(merged.moved.tokens, peak_host_memory() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process can be begun anew on Linux alone")
+def test_of_a_base_in_codes_one_tensor_at_a_time_is_in_memory(tmp_path):
+    words = tokenizer(merges=(("h", "e"), ("l", "l")))
+    torch.manual_seed(0)
+    model = tf.LlamaForCausalLM(tf.LlamaConfig(
+        vocab_size=len(words), hidden_size=512, intermediate_size=1408, num_hidden_layers=10, num_attention_heads=8,
+        eos_token_id=words.eos_token_id,
+    ))  # fmt: skip
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    for part in (model, words):
+        part.save_pretrained(tmp_path / "base")
+    model, _ = veneer.load(tmp_path / "base", "nf4")
+    veneer.attach(model, veneer.LoRA(rank=2))
+    veneer.save(model, tmp_path / "adapter")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "he", "completion": "ll"}\n')
+    ran = subprocess.run(
+        [sys.executable, "-c", _MEASURED, tmp_path / "adapter", tmp_path / "m.gguf", tmp_path / "rows.jsonl"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    tokens, grown = map(int, ran.stdout.split())
+    assert tokens > 0
+    assert grown < size / 4, "neither the merged weights nor their codes are in memory at once"

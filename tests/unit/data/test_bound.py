@@ -60,6 +60,12 @@ def test_one_step_that_fills_the_memory_is_not_taken(text, said):
         _asked(text)
 
 
+@pytest.mark.parametrize("text", ["{{ " + " + ".join("1" * 3000) + " }}", "{{ " + "(" * 3000, 7, {"default": 7}])
+def test_what_cannot_be_looked_through_is_refused_by_what_renders_it(text):
+    with pytest.raises(DataError, match="the chat template refuses this conversation"):
+        _asked(text)
+
+
 @pytest.mark.parametrize("text", ["{{ 2 * 3 }}{{ '=' * 20 }}", "{% generation %}a{% endgeneration %}", "{% if"])
 def test_other_templates_hold_nothing(text):
     assert excess_of(text) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from veneer.data.classes import classes_of, counted_classes
+from veneer.data.classes import classes_of, counted_classes, weights_of
 from veneer.data.formats import Example, to_examples
 from veneer.data.read import Row
 from veneer.errors import DataError
@@ -45,3 +45,20 @@ def test_rows_that_make_no_classes_are_refused():
         classes_of(_rows("a", "a"), [])
     with pytest.raises(DataError, match=r"^d:0 has the label 'goood', which no training row has; .* mean 'good'"):
         classes_of(_rows("good", "bad"), _rows("goood"))
+
+
+def test_balanced_weights_are_those_of_scikit_learn():
+    """Its documentation: n_samples / (n_classes * np.bincount(y))."""
+    weights, said = weights_of("balanced", ["a", "b", "c"], _rows("a", "a", "a", "b", "c", "c"))
+    assert weights == {"a": 6 / (3 * 3), "b": 6 / 3, "c": 6 / (3 * 2)}
+    assert said == "Weights of the classes in the loss: a × 0.6667 (3 rows), c × 1 (2 rows), b × 2 (1 rows)."
+    # A class of the model that no row has weighs nothing in training, and takes none of the others' weight.
+    assert weights_of("balanced", ["a", "b", "z"], _rows("a", "a", "b"))[0] == {"a": 0.75, "b": 1.5, "z": 1.0}
+
+
+def test_weights_by_name_leave_the_others_at_one():
+    assert weights_of({"b": 3}, ["a", "b"], _rows("a", "b"))[0] == {"a": 1.0, "b": 3.0}
+    with pytest.raises(
+        DataError, match=r"^class_weights names 'spma', which is none of the classes: ham, spam\. .*'spam'"
+    ):
+        weights_of({"spma": 3}, ["ham", "spam"], _rows("ham", "spam"))

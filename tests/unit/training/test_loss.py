@@ -140,6 +140,27 @@ def test_targets_are_smoothed_while_training_and_in_no_held_out_loss(name, kind)
     assert not torch.allclose(found, without)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_weights_of_classes_are_those_of_torch_over_all_parts_of_a_step(smoothing):
+    model, weights = tiny.build("bert"), [0.25, 4.0, 1.5]
+    rows = [Tokens(row.ids, [place % 3], row.where) for place, row in enumerate(_rows() * 2)]
+    loss = Loss(model, 0, rows[0], kind="classification", smoothing=smoothing, class_weights=weights)
+    logits = torch.cat([model(input_ids=torch.tensor([row.ids])).logits for row in rows])
+    labels = torch.tensor([row.labels[0] for row in rows])
+    plain = torch.nn.CrossEntropyLoss(weight=torch.tensor(weights))(logits, labels)
+    assert loss.mean(rows, 2) == pytest.approx(plain.item(), rel=1e-5)
+    model.training = True  # and none of its parts
+    wanted = torch.nn.CrossEntropyLoss(weight=torch.tensor(weights), label_smoothing=smoothing)(logits, labels)
+    head = list(model.classifier.parameters())
+    parts = [rows[:1], rows[1:4], rows[4:]]
+    share = loss.of_step(parts)
+    shares = [share(part) for part in parts]
+    torch.testing.assert_close(sum(shares), wanted, rtol=1e-5, atol=1e-5)
+    of_parts = [torch.autograd.grad(each, head, retain_graph=True) for each in shares]
+    for place, whole in enumerate(torch.autograd.grad(wanted, head)):
+        torch.testing.assert_close(sum(each[place] for each in of_parts), whole, rtol=1e-4, atol=1e-6)
+
+
 def test_a_model_that_changes_its_logits_is_asked_for_them():
     model, rows = tiny.build("llama"), _rows()
     plain = model.forward

@@ -38,6 +38,11 @@ class Backend(Protocol):
         there."""
         ...
 
+    def adapts(self, dtype: torch.dtype) -> bool:
+        """Whether x of this type is multiplied by a weight and its update in one product (`adapted`), faster than by
+        each."""
+        ...
+
     def panel_product(self, x: Tensor, panel: Tensor) -> Tensor:
         """x (n, in), panel (rows, in) → a new x panelᵀ (n, rows); any strides, no gradient. The panel is used once."""
         ...

@@ -31,6 +31,9 @@ class Reference:
     def attends(self, dtype: torch.dtype, dim: int) -> bool:
         return False
 
+    def adapts(self, dtype: torch.dtype) -> bool:
+        return False
+
     def panel_product(self, x: Tensor, panel: Tensor) -> Tensor:
         return (linear if len(x) >= _MANY else F.linear)(x, panel)
 

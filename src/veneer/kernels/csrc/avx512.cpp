@@ -241,5 +241,6 @@ struct Sums8 {
 namespace veneer {
 const Variant avx512{"avx512", quantise, quantise8, dequantise, dequantise_bf16, dequantise8, dequantise8_bf16,
                      nearest, product, round8, product_int8, product_wide, product8, product_dense, attend, normalise,
-                     normalise_backward, gate, gate_backward, rotate, update, update_backward};
+                     normalise_backward, gate, gate_backward, rotate, update, update_backward, dequantise_part,
+                    dequantise8_part, nullptr, nullptr, nullptr, nullptr, nullptr};
 }

@@ -92,20 +92,31 @@ void nearest(const float* values, int64_t count, const float* boundaries, uint8_
     }
 }
 
+// The elements [start, stop) that lie in block b.
+template <class Out>
+inline void dequantise_block(const Packed& w, int64_t b, int64_t start, int64_t stop, Out* out) {
+    int64_t from = greatest(start, b * w.block);
+    const int64_t to = least(stop, (b + 1) * w.block);
+    if (from >= to) return;
+    const Lookup<Out> lookup(w.table, scale_of(w.scales, b));
+    if (from & 1) {  // a panel may begin in the middle of a byte
+        out[from - start] = lookup.one(code_at(w.codes, from));
+        ++from;
+    }
+    if (from < to) expand(w.codes + from / 2, to - from, lookup, out + (from - start));
+}
+
 template <class Out>
 void dequantise_to(const Packed& w, int64_t start, int64_t stop, Out* out, int threads) {
     const int64_t first = start / w.block, last = (stop + w.block - 1) / w.block;
 #pragma omp parallel for num_threads(threads) schedule(static) if (stop - start > SMALL)
-    for (int64_t b = first; b < last; ++b) {
-        int64_t from = greatest(start, b * w.block);
-        const int64_t to = least(stop, (b + 1) * w.block);
-        if (from >= to) continue;
-        const Lookup<Out> lookup(w.table, scale_of(w.scales, b));
-        if (from & 1) {  // a panel may begin in the middle of a byte
-            out[from - start] = lookup.one(code_at(w.codes, from));
-            ++from;
-        }
-        if (from < to) expand(w.codes + from / 2, to - from, lookup, out + (from - start));
+    for (int64_t b = first; b < last; ++b) dequantise_block(w, b, start, stop, out);
+}
+
+void dequantise_part(const Packed& w, const Part& part, uint16_t* out) {
+    for (int64_t row = part.first_row; row < part.last_row; ++row, out += part.last - part.first) {
+        const int64_t start = row * part.columns + part.first, stop = row * part.columns + part.last;
+        for (int64_t b = start / w.block; b * w.block < stop; ++b) dequantise_block(w, b, start, stop, out);
     }
 }
 

@@ -33,15 +33,25 @@ inline void round_to(float value, float& to) { to = value; }
 inline void round_to(float value, uint16_t& to) { to = rounded_to_bf16(value); }
 
 template <class Out>
+inline void dequantise8_block(const Packed& w, int64_t b, int64_t start, int64_t stop, Out* out) {
+    const int64_t from = greatest(start, b * w.block), n = least(stop, (b + 1) * w.block) - from;
+    const float scale = scale_of(w.scales, b);
+    const uint8_t* codes = w.codes + from;
+    Out* to = out + (from - start);
+    for (int64_t i = 0; i < n; ++i) round_to(static_cast<float>(codes[i] - 127) / 127.0f * scale, to[i]);
+}
+
+template <class Out>
 void dequantise8_to(const Packed& w, int64_t start, int64_t stop, Out* out, int threads) {
     const int64_t first = start / w.block, last = (stop + w.block - 1) / w.block;
 #pragma omp parallel for num_threads(threads) schedule(static) if (stop - start > SMALL)
-    for (int64_t b = first; b < last; ++b) {
-        const int64_t from = greatest(start, b * w.block), n = least(stop, (b + 1) * w.block) - from;
-        const float scale = scale_of(w.scales, b);
-        const uint8_t* codes = w.codes + from;
-        Out* to = out + (from - start);
-        for (int64_t i = 0; i < n; ++i) round_to(static_cast<float>(codes[i] - 127) / 127.0f * scale, to[i]);
+    for (int64_t b = first; b < last; ++b) dequantise8_block(w, b, start, stop, out);
+}
+
+void dequantise8_part(const Packed& w, const Part& part, uint16_t* out) {
+    for (int64_t row = part.first_row; row < part.last_row; ++row, out += part.last - part.first) {
+        const int64_t start = row * part.columns + part.first, stop = row * part.columns + part.last;
+        for (int64_t b = start / w.block; b * w.block < stop; ++b) dequantise8_block(w, b, start, stop, out);
     }
 }
 

@@ -90,6 +90,43 @@ struct Rows {
     int64_t first, last, all;
 };
 
+// Some rows and columns [first, last) of a weight of so many columns.
+struct Part {
+    int64_t columns, first_row, last_row, first, last;
+};
+
+// A frozen weight (rows, columns) as products in bf16 take it: in one of three types with rows ``stride`` apart, or in
+// codes.
+struct Weight16 {
+    enum Kind { BF16, FP32, FP16, CODES4, CODES8 } kind;
+    const void* values;           // of the first three
+    int64_t rows, columns, stride;
+    Packed packed;                // of the others
+};
+
+// A frozen weight and a low-rank update of it, in bf16 with sums in fp32: y ← x Wᵀ + bias + scale · low Bᵀ, low being
+// x Aᵀ rounded. What is ``transposed`` has W as (into, out). ``room`` is for `tiled_room` bytes.
+struct Adapted {
+    const uint16_t* x;            // (tokens, into)
+    int64_t tokens, into, out, rank;
+    Weight16 weight;
+    bool transposed;
+    const float* bias;            // (out,), or null
+    const float *A, *B;           // (rank, into), (out, rank)
+    float scale;
+    uint16_t *low, *y;            // (tokens, rank), (tokens, out)
+    char* room;
+};
+
+// Its gradients: grad_x ← grad W + grad_low A, with grad_low = scale · grad B rounded, and, if they are not null,
+// grad_A ← grad_lowᵀ x, grad_B ← scale · gradᵀ low. Of grad_x, too, if that is not null.
+struct AdaptedBackward {
+    Adapted forward;              // whose y is nobody's
+    const uint16_t* grad;         // (tokens, out)
+    uint16_t* grad_x;             // (tokens, into)
+    float *grad_A, *grad_B;
+};
+
 // Some tokens and a low-rank update of them: low ← x Aᵀ and y ← y + low · Bt, Bt being the scale times Bᵀ.
 struct Updated {
     const float* x;               // (tokens, into)
@@ -158,6 +195,17 @@ struct Variant {
     // Of the tokens [first, last).
     void (*update)(const Updated&, int64_t first, int64_t last);
     void (*update_backward)(const UpdateBackward&, int64_t first, int64_t last, const UpdateSums&);
+    // Part of a weight in codes, one row after another.
+    void (*dequantise_part)(const Packed&, const Part&, uint16_t* out);
+    void (*dequantise8_part)(const Packed&, const Part&, uint16_t* out);
+
+    // Products in bf16 by tiles, null where there are none. The caller has the threads, which wait for one another
+    // between the two halves: rows laid out as tiles and multiplied by the update's thin side, and the rest.
+    int64_t (*tiled_room)(const Adapted&, int threads);
+    void (*lay_out)(const Adapted&, int part, int parts);
+    void (*multiply)(const Adapted&, int part, int parts);
+    void (*lay_out_backward)(const AdaptedBackward&, int part, int parts);
+    void (*multiply_backward)(const AdaptedBackward&, int part, int parts);
 };
 
 extern const Variant scalar;

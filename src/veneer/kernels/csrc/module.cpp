@@ -275,6 +275,72 @@ void update_product_backward(const std::string& name, Address grad, Address x, A
     });
 }
 
+Weight16 dense16(int kind, Address values, int64_t rows, int64_t columns, int64_t stride) {
+    return {static_cast<Weight16::Kind>(kind), at<const void>(values), rows, columns, stride, {}};
+}
+
+Weight16 four_bits16(Address codes, Address table, Address scales, Address nested_table, Address nested_scales,
+                     Address offset, int64_t block, int nested_shift, int64_t rows, int64_t columns) {
+    return {Weight16::CODES4, nullptr, rows, columns, columns,
+            packed(codes, table, scales, nested_table, nested_scales, offset, block, nested_shift)};
+}
+
+Weight16 int8_16(Address codes, Address scales, Address nested_table, Address nested_scales, Address offset,
+                 int64_t block, int nested_shift, int64_t rows, int64_t columns) {
+    return {Weight16::CODES8, nullptr, rows, columns, columns,
+            packed(codes, 0, scales, nested_table, nested_scales, offset, block, nested_shift)};
+}
+
+// Where a weight is kept as (into, out), x is its rows' side.
+Adapted adapted_of(Address x, int64_t tokens, const Weight16& weight, bool transposed, Address bias, Address A, Address B,
+                   int64_t rank, float scale, Address low, Address y) {
+    const int64_t into = transposed ? weight.rows : weight.columns, out = transposed ? weight.columns : weight.rows;
+    return {at<const uint16_t>(x), tokens, into, out, rank, weight, transposed, at<const float>(bias), at<const float>(A),
+            at<const float>(B), scale, at<uint16_t>(low), at<uint16_t>(y), nullptr};
+}
+
+int parts_of(const Adapted& a, int threads) { return a.tokens * (a.into + a.out) > WORTH_SHARING ? threads : 1; }
+
+// Bytes of the room that the two functions below compute in; it begins with a cache line.
+int64_t adapted_room(const std::string& name, int64_t tokens, const Weight16& weight, bool transposed, int64_t rank,
+                     int threads) {
+    const Adapted a = adapted_of(0, tokens, weight, transposed, 0, 0, 0, rank, 0, 0, 0);
+    return variant(name).tiled_room(a, parts_of(a, threads));
+}
+
+// Rows of bf16 (tokens, into) by a weight and an update of it, if the rank is not 0: low (tokens, rank), y (tokens, out).
+void adapted(const std::string& name, Address x, int64_t tokens, const Weight16& weight, bool transposed, Address bias,
+             Address A, Address B, int64_t rank, float scale, Address low, Address y, Address room, int threads) {
+    const Variant& v = variant(name);
+    Adapted a = adapted_of(x, tokens, weight, transposed, bias, A, B, rank, scale, low, y);
+    a.room = at<char>(room);
+    const int parts = parts_of(a, threads);
+    // The system may give fewer threads than there are parts.
+    share(tokens * (a.into + a.out), parts, [&](int first, int step) {
+        for (int part = first; part < parts; part += step) v.lay_out(a, part, parts);
+        wait_for_all();
+        for (int part = first; part < parts; part += step) v.multiply(a, part, parts);
+    });
+}
+
+// Its gradients: of x unless grad_x is 0, of A and B unless these are.
+void adapted_backward(const std::string& name, Address grad, Address x, int64_t tokens, const Weight16& weight,
+                      bool transposed, Address A, Address B, int64_t rank, float scale, Address low, Address grad_x,
+                      Address grad_A, Address grad_B, Address room, int threads) {
+    const Variant& v = variant(name);
+    AdaptedBackward b{adapted_of(x, tokens, weight, transposed, 0, A, B, rank, scale, low, 0), at<const uint16_t>(grad),
+                      at<uint16_t>(grad_x), at<float>(grad_A), at<float>(grad_B)};
+    Adapted& a = b.forward;
+    a.room = at<char>(room);
+    const int parts = parts_of(a, threads);
+    // The system may give fewer threads than there are parts.
+    share(tokens * (a.into + a.out), parts, [&](int first, int step) {
+        for (int part = first; part < parts; part += step) v.lay_out_backward(b, part, parts);
+        wait_for_all();
+        for (int part = first; part < parts; part += step) v.multiply_backward(b, part, parts);
+    });
+}
+
 // x (batch, heads, tokens, dim) with these strides; cosines and sines (batch or 1, tokens, dim), out (batch, tokens,
 // heads, dim).
 void rotate(const std::string& name, Address x, int64_t of_batch, int64_t of_head, int64_t of_token, Address cosines,
@@ -378,6 +444,15 @@ NB_MODULE(_cpu, m) {
     m.def("update_product_backward", &update_product_backward, Unlocked());
     m.def("attention", &attend, Unlocked());
     m.def("attention_backward", &attend_backward, Unlocked());
+
+    nb::class_<Weight16>(m, "Weight16")
+        .def_static("dense", &dense16)
+        .def_static("four_bits", &four_bits16)
+        .def_static("int8", &int8_16);
+    m.def("adapted_room", &adapted_room);
+    m.def("adapted", &adapted, Unlocked());
+    m.def("adapted_backward", &adapted_backward, Unlocked());
+    m.def("has_tiles", [](const std::string& name) { return variant(name).multiply != nullptr; });
 
     m.def("use_heap", &use_heap);
     nb::class_<Heap>(m, "Heap")
