@@ -25,14 +25,15 @@ from veneer.training.recipes import recipes_of
 _NAME = "veneer_rows"
 _PADDED = "sdpa"  # torch's, of a model that packs
 # What models pass to their attention that this one honours, or that changes nothing in it.
-_KNOWN = {"scaling", "dropout", "is_causal", "sliding_window", "row_lengths", "recipes", "position_ids", "use_cache",
-          "output_attentions", "output_hidden_states", "cache_position", "return_dict"}  # fmt: skip
+_KNOWN = {"scaling", "dropout", "is_causal", "sliding_window", "row_lengths", "recipes", "in_groups",
+          "position_ids", "use_cache", "output_attentions", "output_hidden_states", "cache_position", "return_dict"}  # fmt: skip
 
 
-def hidden_of_rows(model: Any, rows: list[Tokens]) -> tuple[Tensor, Tensor]:
+def hidden_of_rows(model: Any, rows: list[Tokens], *, in_groups: bool = False) -> tuple[Tensor, Tensor]:
     """Last hidden states (n, dim) before each learned token of ``rows``, and these tokens (n,).
 
-    Within `attention_by_rows_in`.
+    Within `attention_by_rows_in`. ``in_groups``: by torch's attention whatever the kernels have, which gives a row the
+    bits that it has alone.
     """
     lengths = tuple(len(row.ids) for row in rows)
     device = model.device
@@ -44,7 +45,7 @@ def hidden_of_rows(model: Any, rows: list[Tokens]) -> tuple[Tensor, Tensor]:
     places, labels = torch.tensor(learned, dtype=torch.long, device=device).view(-1, 2).unbind(1)
     states: Tensor = text_part(model)(
         input_ids=ids[None], position_ids=positions[None], row_lengths=lengths, recipes=recipes_of(model),
-        use_cache=False,
+        in_groups=in_groups, use_cache=False,
     ).last_hidden_state  # fmt: skip
     return states[0][places], labels
 
@@ -93,7 +94,7 @@ def packs(model: Any, sample: Tokens) -> bool:
     rows = [Tokens(part, [IGNORE, *part[1:]], "") for part in parts]
     try:
         with attention_by_rows_in(model):
-            packed, _ = hidden_of_rows(model, rows)
+            packed, _ = hidden_of_rows(model, rows, in_groups=True)
         # Two passes show what four rows have alone: two are of one length, and one begins as another does.
         of_six = _states(model, [ids])[0, :-1]
         of_three = _states(model, [parts[1], parts[2]])[:, :-1]
@@ -131,7 +132,7 @@ def attention_by_rows(
     if others or mask is not None or not getattr(module, "is_causal", True) or "row_lengths" not in options:
         raise TypeError(f"attention by rows knows no {others or 'mask'}")
     lengths = options["row_lengths"]
-    if not options.get("dropout") and _at_once(query, value):
+    if not options.get("dropout") and not options.get("in_groups") and _at_once(query, value):
         return _of_all(query, key, value, lengths, options.get("scaling"), options.get("sliding_window")), None
     # Neighbours of one length are a batch.
     groups = [(length, len(list(same))) for length, same in groupby(lengths)]

@@ -149,6 +149,15 @@ def test_attention_drops_out_by_groups(monkeypatch):
     assert (y - whole).norm() > 0.1 * whole.norm()
 
 
+def test_whether_a_model_packs_is_seen_by_attention_that_rounds_alike(monkeypatch):
+    """Of many layers in bf16 another attention's rounding alone would look like a row's neighbours in it."""
+    config = tf.LlamaConfig(**{**tiny._GROUPED, "hidden_size": 64, "num_hidden_layers": 12})
+    torch.manual_seed(0)
+    model = tf.LlamaForCausalLM(config).bfloat16()
+    monkeypatch.setattr(packing, "backend_of", lambda device: _Attending(True))
+    assert packing.packs(model, _rows()[0])
+
+
 def test_a_packed_step_in_bf16_has_the_gradients_of_fp32():
     config = tf.LlamaConfig(**{**tiny._GROUPED, "hidden_size": 64})
     torch.manual_seed(0)
