@@ -25,8 +25,8 @@ from veneer.training.recipes import recipes_of
 _NAME = "veneer_rows"
 _PADDED = "sdpa"  # torch's, of a model that packs
 # What models pass to their attention that this one honours, or that changes nothing in it.
-_KNOWN = {"scaling", "dropout", "is_causal", "sliding_window", "row_lengths", "recipes", "in_groups",
-          "position_ids", "use_cache", "output_attentions", "output_hidden_states", "cache_position", "return_dict"}  # fmt: skip
+_KNOWN = {"scaling", "dropout", "is_causal", "sliding_window", "row_lengths", "recipes", "in_groups", "position_ids",
+          "use_cache", "output_attentions", "output_hidden_states", "cache_position", "return_dict"}  # fmt: skip
 
 
 def hidden_of_rows(model: Any, rows: list[Tokens], *, in_groups: bool = False) -> tuple[Tensor, Tensor]:
