@@ -124,8 +124,9 @@ test-sanitize: $(READY)
 		--config-settings=cmake.define.VENEER_SANITIZE=ON --config-settings=build-dir=build/sanitize-objects .
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 		$(SANITIZED)/bin/python -m pytest tests/unit/kernels/test_operators.py tests/unit/kernels/test_arguments.py \
-		tests/unit/kernels/test_elementwise.py tests/unit/kernels/test_update.py \
-		tests/unit/kernels/test_heap.py tests/unit/evaluation/test_decoder.py
+		tests/unit/kernels/test_elementwise.py tests/unit/kernels/test_elementwise_bf16.py \
+		tests/unit/kernels/test_cross_entropy.py tests/unit/kernels/test_update.py \
+		tests/unit/kernels/test_heap.py tests/unit/generation/test_decoder.py
 
 # The NEON kernels compared with the scalar ones on an emulated processor. On Debian: g++-aarch64-linux-gnu, qemu-user.
 test-neon:

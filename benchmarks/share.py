@@ -42,17 +42,17 @@ def _measure(folder: str) -> dict[str, float]:
     import torch
 
     training = adalora.Training("lora", folder, rank=step.RANK)
-    products = _products(training.model, step.ROWS * step.LENGTH)
+    products = products_of(training.model, step.ROWS * step.LENGTH)
     seconds, alone = [], []
     for number in range(STEPS + 1):
         seconds.append(training.step(number))
-        alone.append(sum(count * _time_of(torch, shape) for shape, count in products.items()))
+        alone.append(sum(count * time_of(torch, shape) for shape, count in products.items()))
     flop = sum(2 * m * k * n * count for (m, k, n), count in products.items())
     whole, by_mm = statistics.median(seconds[1:]), statistics.median(alone[1:])
     return {"gflop": flop / 1e9, "achieved": flop / whole / 1e9, "by_mm": flop / by_mm / 1e9, "share": by_mm / whole}
 
 
-def _products(model: Any, tokens: int) -> Counter[tuple[int, int, int]]:
+def products_of(model: Any, tokens: int) -> Counter[tuple[int, int, int]]:
     """(m, k, n) of each product of a step, and how many there are."""
     from veneer.updates.layers import AdaptedLinear
 
@@ -72,9 +72,11 @@ def _products(model: Any, tokens: int) -> Counter[tuple[int, int, int]]:
     return found
 
 
-def _time_of(torch: Any, shape: tuple[int, int, int]) -> float:
+def time_of(torch: Any, shape: tuple[int, int, int], dtype: Any = None) -> float:
+    """Seconds of x (m, k) by a weight (n, k) transposed."""
     m, k, n = shape
-    a, b, out = torch.randn(m, k), torch.randn(n, k).t(), torch.empty(m, n)
+    a, b, out = (torch.randn(size).to(dtype or torch.float32) for size in ((m, k), (n, k), (m, n)))
+    b = b.t()
     times = []
     for _ in range(3):
         started = time.perf_counter()

@@ -73,6 +73,19 @@ def _step() -> Cells:
         yield kept, tokens, "ratio", _times(found[what]["speed_ratio"]), _times(found[what]["memory_ratio"])
 
 
+def _compute() -> Cells:
+    said = {
+        "fp32": ("fp32", "fp32", "8 × 128"), "fp32 in bf16": ("fp32", "bf16", "8 × 128"),
+        "bf16": ("bf16", "bf16", "8 × 128"), "nf4": ("nf4", "bf16", "8 × 128"), "long": ("nf4", "bf16", "2 × 1024"),
+    }  # fmt: skip
+    for name, found in _result("compute")["cases"].items():
+        ours, theirs = found["veneer"], found["peft"]
+        speeds = (f"{side['tokens_per_second']:,.0f}, {_gb(side['peak_gb'])}" for side in (ours, theirs))
+        ratios = (_times(found[f"{what}_ratio"]) for what in ("tokens_per_second", "peak_gb"))
+        share = f"{found['share_of_mm']:.2f}" if "share_of_mm" in found else ""
+        yield *said[name], *speeds, found["setting"], *ratios, share
+
+
 def _rows() -> Cells:
     found = _result("rows")
 
@@ -219,7 +232,8 @@ def _plan_rows() -> Cells:
 
 
 BODIES: dict[str, Callable[[], Cells]] = {
-    "step": _step, "rows": _rows, "lengths": _lengths, "sizes": _sizes, "busy": _busy, "kernels": _kernels,
+    "step": _step, "compute": _compute, "rows": _rows, "lengths": _lengths, "sizes": _sizes, "busy": _busy,
+    "kernels": _kernels,
     "generation": _generation, "adalora": _adalora, "paged": _paged, "loftq": _loftq, "sixteen": _sixteen,
     "storage": _storage, "demo_seeds": _demo_seeds, "large": _large, "plan": _plan, "plan_bounds": _plan_bounds,
     "plan_rows": _plan_rows,

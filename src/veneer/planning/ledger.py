@@ -99,7 +99,10 @@ KINDS = ("products", "attention", "functions", "random", "passes")
 SHORT = " in 16 bits"  # behind a kind: of numbers some of which are
 _PRODUCTS = {"mm", "bmm", "addmm", "addmm_", "baddbmm", "_grouped_mm", "_linear_pointwise"}
 # In these a number costs more than its way through memory: exponentials, expanded codes, products by a low rank.
-_FUNCTIONS = ("exp", "gelu", "silu", "tanh", "softmax", "swiglu", "geglu", "rotate", "dequantise", "update_product")
+_FUNCTIONS = (
+    "exp", "gelu", "silu", "tanh", "softmax", "swiglu", "geglu", "rotate", "cross_entropy", "dequantise",
+    "update_product",
+)  # fmt: skip
 _BY_ROWS = {"attention", "attention_backward"}
 # Part of a name → kind.
 _KIND_OF = dict.fromkeys(_FUNCTIONS, "functions") | dict.fromkeys(("bernoulli", "dropout"), "random")

@@ -35,8 +35,6 @@ from veneer.updates.attach import attach
 from veneer.updates.config import AdaLoRA, LoRA
 from veneer.updates.record import active_allocator
 
-_ALL_ROWS = 2**31
-
 
 class Weights(NamedTuple):
     """Bytes of what exists before the first step."""
@@ -96,10 +94,7 @@ def _take(
     kinds, count = _shown(model, keeping, keeping if recomputed is None else keeping[:recomputed])
     sample = sequences(rows[0])[0]
     how = how or _how(model, base.kind, sample)
-    # A chunk of logits is normalised in one piece instead of eight rows at a time: the same memory, fewer calls.
-    likelihood = Loss(
-        model, 0, sample, kind=base.kind, smoothing=smoothing, noise=noise, how=how, rows_at_once=_ALL_ROWS
-    )
+    likelihood = Loss(model, 0, sample, kind=base.kind, smoothing=smoothing, noise=noise, how=how)
     numbered = [replace(row, number=0) if isinstance(row, Pair) else row for row in rows]
     loss = loss_of(likelihood, preference, model, torch.zeros((1, 2), dtype=torch.float64))
     ledger = Ledger([*model.parameters(), *model.buffers()], times)

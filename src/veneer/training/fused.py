@@ -170,10 +170,8 @@ def _normed(module: Any, recipes: Recipes, x: Tensor) -> Tensor:
 
 
 def _normed_beside_one(module: Any, recipes: Recipes, x: Tensor) -> Tensor:
-    if x.dtype != module.weight.dtype or x.dtype not in _EXACT:
-        return type(module).forward(module, x)  # type: ignore[no-any-return]  # it rounds once, after the weight
-    weight = 1 + module.weight
-    return recipes.made(lambda x: rms_norm(x, weight, module.eps), x)
+    weight = 1 + module.weight.to(torch.promote_types(module.weight.dtype, torch.float32))
+    return recipes.made(lambda x: rms_norm(x, weight, module.eps, once=True), x)
 
 
 def _centred(module: Any, recipes: Recipes, x: Tensor) -> Tensor:

@@ -20,13 +20,13 @@ from veneer.data.labels import IGNORE, Tokens
 from veneer.data.pairs import sequences
 from veneer.frozen.text_part import text_config_of, text_part
 from veneer.frozen.weight import StoredLinear
+from veneer.kernels.operations.cross_entropy import cross_entropy, cross_entropy_gradient
 from veneer.training.batches import Batch, Lengths, by_length, collate
 from veneer.training.noise import embedding_of_input, noise_on_embeddings
 from veneer.training.packing import attention_by_rows_in, hidden_of_rows, packs
 from veneer.updates.layers import AdaptedLinear
 
 _CHUNK = 2**23  # logits of a chunk: 32 MB in fp32
-ROWS_AT_ONCE = 8  # of a chunk that are normalised together: 1.5 MB for a vocabulary of 49,152
 
 
 class How(NamedTuple):
@@ -59,10 +59,10 @@ class Loss:
 
     def __init__(
         self, model: Any, pad: int, sample: Tokens, *, kind: str, smoothing: float = 0.0, noise: float = 0.0,
-        class_weights: Sequence[float] = (), how: How | None = None, rows_at_once: int = ROWS_AT_ONCE,
+        class_weights: Sequence[float] = (), how: How | None = None,
     ) -> None:  # fmt: skip
         self._class_weights = torch.tensor(class_weights, device=model.device) if class_weights else None
-        self._model, self._pad, self._smoothing, self._rows_at_once = model, pad, smoothing, rows_at_once
+        self._model, self._pad, self._smoothing = model, pad, smoothing
         self._noise = noise
         if noise:
             embedding_of_input(model)
@@ -89,7 +89,7 @@ class Loss:
         smoothing = self._smoothing if self._model.training else 0.0
         if self._chunked:
             hidden, labels = self._hidden_of(rows)
-            return chunked_loss(hidden, self._model.get_output_embeddings(), labels, smoothing, self._rows_at_once)
+            return chunked_loss(hidden, self._model.get_output_embeddings(), labels, smoothing)
         batch = self._batch(rows)
         if self.kind == "classification":
             logits = self._model(input_ids=batch.ids, attention_mask=batch.mask).logits
@@ -184,17 +184,14 @@ def _learned(rows: list[Tokens], device: torch.device) -> tuple[tuple[Tensor, Te
     return (numbers, places), tokens
 
 
-def chunked_loss(
-    hidden: Tensor, head: nn.Module, labels: Tensor, smoothing: float = 0.0, rows_at_once: int = ROWS_AT_ONCE
-) -> Tensor:
+def chunked_loss(hidden: Tensor, head: nn.Module, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Σ cross-entropy of head(hidden) against labels, fp32 (); differentiable in hidden and the head's parameters.
 
     hidden (n, dim), labels (n,); head maps (m, dim) → (m, vocabulary), each row by itself, adapted or not. As much as
-    ``smoothing`` of each target is spread over the vocabulary; ``rows_at_once`` of a chunk's logits are normalised
-    together.
+    ``smoothing`` of each target is spread over the vocabulary.
     """
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
-    loss: Tensor = _ChunkedLoss.apply(head, labels, smoothing, rows_at_once, hidden, *trained)  # type: ignore[no-untyped-call]
+    loss: Tensor = _ChunkedLoss.apply(head, labels, smoothing, hidden, *trained)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -216,19 +213,22 @@ class _ByFrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, head: Any, hidden: Tensor, labels: Tensor) -> Tensor:
         if not ctx.needs_input_grad[1]:
-            return _log_probabilities(head, hidden, labels)
+            return -cross_entropy(head(hidden), labels, 0.0).float()
         chunk = hidden.detach().requires_grad_()
         with torch.enable_grad():
-            found = _log_probabilities(head, chunk, labels)
-            # Each is of its own hidden state alone, so the sum's gradient is that of each.
-            ctx.save_for_backward(*torch.autograd.grad(found.sum(), chunk))
-        return found.detach()
+            logits = head(chunk)
+        gradient = _to_overwrite(head, logits)
+        losses = cross_entropy_gradient(gradient, labels, 0.0)
+        # Each is of its own hidden state alone, so the sum's gradient is that of each.
+        (of_losses,) = torch.autograd.grad(logits, chunk, gradient)
+        ctx.save_for_backward(of_losses)
+        return -losses.float()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (of_each,) = ctx.saved_tensors
-        return None, (of_each * grad[:, None]).to(of_each.dtype), None
+        (of_losses,) = ctx.saved_tensors
+        return None, (of_losses * -grad[:, None]).to(of_losses.dtype), None
 
 
 def _log_probabilities(head: nn.Module | None, states: Tensor, labels: Tensor) -> Tensor:
@@ -239,9 +239,9 @@ def _log_probabilities(head: nn.Module | None, states: Tensor, labels: Tensor) -
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, head: Any, labels: Tensor, smoothing: float, rows_at_once: int, hidden: Tensor, *trained: Tensor
+        ctx: Any, head: Any, labels: Tensor, smoothing: float, hidden: Tensor, *trained: Tensor
     ) -> Tensor:  # fmt: skip
-        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[4:]) if needed]
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[3:]) if needed]
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)  # a sum of many parts
         grads = [torch.zeros_like(parameter) for parameter in trained]
         grad_hidden = torch.empty_like(hidden) if 0 in wanted else None
@@ -249,24 +249,21 @@ class _ChunkedLoss(torch.autograd.Function):
         for start in range(0, len(hidden), count):
             rows = slice(start, start + count)
             chunk = hidden[rows].detach().requires_grad_(0 in wanted)
-            with torch.enable_grad() if wanted else torch.no_grad():
+            if not wanted:
+                total += cross_entropy(head(chunk), labels[rows], smoothing).sum()
+                continue
+            with torch.enable_grad():
                 logits = head(chunk)
-            # A linear head keeps no copy of its logits, so that they may be overwritten; another one might.
-            own = logits.detach() if type(head) in (nn.Linear, StoredLinear, AdaptedLinear) else logits.detach().clone()
-            loss, grad_logits = _cross_entropy(own, labels[rows], smoothing, rows_at_once)
-            total += loss
+            gradient = _to_overwrite(head, logits)
+            total += cross_entropy_gradient(gradient, labels[rows], smoothing).sum()
             leaves = [chunk, *trained]
-            formed = (
-                torch.autograd.grad(logits, [leaves[i] for i in wanted], grad_logits, allow_unused=True)
-                if wanted
-                else ()
-            )
+            formed = torch.autograd.grad(logits, [leaves[i] for i in wanted], gradient, allow_unused=True)
             for i, grad in zip(wanted, formed, strict=True):
                 if i == 0 and grad_hidden is not None:
                     grad_hidden[rows] = grad
                 elif grad is not None:  # an adapter that is not in force has none
                     grads[i - 1] += grad
-            del logits, own, grad_logits, formed  # before the next chunk's logits take as much again
+            del logits, gradient, formed  # before the next chunk's logits take as much again
         ctx.save_for_backward(*(tensor for tensor in [grad_hidden, *grads] if tensor is not None))
         ctx.has_hidden = grad_hidden is not None
         return total.float()
@@ -275,29 +272,13 @@ class _ChunkedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = [tensor * grad for tensor in ctx.saved_tensors]  # which is a number in fp32, and stays one
-        return None, None, None, None, *(saved if ctx.has_hidden else [None, *saved])
+        return None, None, None, *(saved if ctx.has_hidden else [None, *saved])
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: float, rows_at_once: int) -> tuple[Tensor, Tensor]:
-    """Σ −Σ target · log softmax(logits), fp64 (), and its gradient softmax(logits) − target, where the target is
-    (1 − smoothing) · onehot(label) + smoothing / vocabulary.
-
-    The gradient takes the place of ``logits`` (n, vocabulary) where they are fp32. ``rows_at_once``: a few,
-    which stay in the cache from pass to pass.
-    """
-    exact = logits.float()
-    total = torch.zeros((), dtype=torch.float64, device=logits.device)
-    parts = torch.split(exact, rows_at_once), torch.split(labels[:, None], rows_at_once)
-    for block, places in zip(*parts, strict=True):
-        picked, largest = block.gather(-1, places), block.amax(-1, keepdim=True)
-        if smoothing:
-            picked = picked.lerp(block.mean(-1, keepdim=True), smoothing)
-        sums = block.sub_(largest).exp_().sum(-1, keepdim=True)
-        total += (sums.log() + largest - picked).sum()
-        block.div_(sums).scatter_add_(-1, places, torch.full_like(picked, smoothing - 1))
-        if smoothing:
-            block.sub_(smoothing / block.shape[-1])
-    return total, exact.to(logits.dtype)
+def _to_overwrite(head: nn.Module, logits: Tensor) -> Tensor:
+    """The logits themselves where ``head`` is linear, which keeps no copy of them; another one might."""
+    own = logits.detach()
+    return own if type(head) in (nn.Linear, StoredLinear, AdaptedLinear) else own.clone()
 
 
 def _sum(logits: Tensor, labels: Tensor, smoothing: float, weights: Tensor | None = None) -> Tensor:

@@ -53,12 +53,12 @@ def test_the_passes_in_cpp_are_the_references(kernels, rows, width, seed, scale)
     torch.manual_seed(seed)
     x, gate, up, grad = torch.randn(4, rows, width) * scale
     weight = torch.rand(width) - 0.5
-    y, inverse = kernels.rms_norm(x, weight, 1e-5)
-    wanted, wanted_inverse = reference.rms_norm(x.double(), weight.double(), 1e-5)
+    y, inverse = kernels.rms_norm(x, weight, 1e-5, False)
+    wanted, wanted_inverse = reference.rms_norm(x.double(), weight.double(), 1e-5, False)
     _close(y, wanted, wanted.abs())
     _close(inverse, wanted_inverse, wanted_inverse)
-    found = kernels.rms_norm_backward(grad, x, inverse, weight)
-    wanted = reference.rms_norm_backward(grad.double(), x.double(), wanted_inverse, weight.double())
+    found = kernels.rms_norm_backward(grad, x, inverse, weight, False)
+    wanted = reference.rms_norm_backward(grad.double(), x.double(), wanted_inverse, weight.double(), False)
     along = (grad * weight * x).abs().mean(1, keepdim=True) * inverse**2
     _close(found, wanted, 2 * ((grad * weight).abs() + x.abs() * along) * inverse)
 
@@ -112,15 +112,15 @@ def test_a_value_that_is_not_finite_or_huge_shows_in_its_own_place_alone(kernels
         assert not torch.isfinite(y[7])
     x = torch.randn(2, 40)
     x[0, 3] = float("nan")
-    assert torch.isnan(kernels.rms_norm(x, torch.ones(40), 1e-5)[0][0]).all()
-    assert torch.isfinite(kernels.rms_norm(x, torch.ones(40), 1e-5)[0][1]).all()
+    assert torch.isnan(kernels.rms_norm(x, torch.ones(40), 1e-5, False)[0][0]).all()
+    assert torch.isfinite(kernels.rms_norm(x, torch.ones(40), 1e-5, False)[0][1]).all()
 
 
 def test_the_operators_keep_torchs_contracts():
     x, weight = torch.randn(3, 5, 16), torch.rand(16)
-    inverse = reference.rms_norm(x, weight, 1e-5)[1]
-    torch.library.opcheck(norm.rms_norm.operator, (x, weight, 1e-5))
-    torch.library.opcheck(norm.rms_norm_backward.operator, (x, x, inverse, weight))
+    inverse = reference.rms_norm(x, weight, 1e-5, False)[1]
+    torch.library.opcheck(norm.rms_norm.operator, (x, weight, 1e-5, False))
+    torch.library.opcheck(norm.rms_norm_backward.operator, (x, x, inverse, weight, False))
     torch.library.opcheck(gates.swiglu.operator, (x, x + 1))
     torch.library.opcheck(gates.swiglu_backward.operator, (x, x, x + 1))
     torch.library.opcheck(gates.geglu.operator, (x, x + 1))
@@ -131,18 +131,18 @@ def test_the_operators_keep_torchs_contracts():
 @every_variant
 def test_what_does_not_fit_is_refused(kernels):
     with pytest.raises(ValueError, match=r"^weight must be of shape"):
-        kernels.rms_norm(torch.randn(2, 8), torch.ones(7), 1e-5)
+        kernels.rms_norm(torch.randn(2, 8), torch.ones(7), 1e-5, False)
     with pytest.raises(ValueError, match=r"^up must be of shape"):
         kernels.swiglu(torch.randn(2, 8), torch.randn(2, 7))
     with pytest.raises(ValueError, match=r"^grad must be of shape"):
         kernels.swiglu_backward(torch.randn(2, 7), torch.randn(2, 8), torch.randn(2, 8))
     x, inverse = torch.randn(2, 8), torch.ones(2, 1)
     with pytest.raises(ValueError, match=r"^grad must be of shape"):
-        kernels.rms_norm_backward(x[:1], x, inverse, x[0])
+        kernels.rms_norm_backward(x[:1], x, inverse, x[0], False)
     with pytest.raises(ValueError, match=r"^inverse must be of shape"):
-        kernels.rms_norm_backward(x, x, inverse[:1], x[0])
+        kernels.rms_norm_backward(x, x, inverse[:1], x[0], False)
     with pytest.raises(ValueError, match=r"^inverse must be of shape"):
-        kernels.rms_norm_backward(x, x, torch.ones(3, 1), x[0])
+        kernels.rms_norm_backward(x, x, torch.ones(3, 1), x[0], False)
     with pytest.raises(ValueError, match=r"sines must be of shape \(1, 5, 8\), not \(2, 4, 8\)"):
         kernels.rotate(torch.randn(2, 3, 5, 8), torch.randn(1, 5, 8), torch.randn(2, 4, 8), False)
 

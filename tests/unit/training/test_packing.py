@@ -107,6 +107,30 @@ def test_a_model_that_passes_no_lengths_on_pads_its_rows():
     assert not Loss(model, 0, rows[0], kind="causal")._packed
 
 
+@pytest.mark.parametrize("name", CAUSAL)
+def test_in_16_bits_the_same_models_pack(name):
+    model, rows = _adapted(name), _rows()
+    assert Loss(model.bfloat16(), 0, rows[0], kind="causal")._packed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("fault", ["one row of all tokens", "positions that go on"])
+def test_a_model_that_mixes_rows_pads_them_in_16_bits_too(fault, dtype):
+    model, rows = _adapted("llama").to(dtype), _rows()
+    body = model.model.forward
+
+    def mixing(row_lengths=None, position_ids=None, input_ids=None, **kwargs):
+        if row_lengths is not None:
+            if fault.startswith("one"):
+                row_lengths = (sum(row_lengths),)
+            else:
+                position_ids = 400 * torch.arange(input_ids.shape[1])[None]
+        return body(row_lengths=row_lengths, position_ids=position_ids, input_ids=input_ids, **kwargs)
+
+    model.model.forward = mixing
+    assert not Loss(model, 0, rows[0], kind="causal")._packed
+
+
 def test_an_option_that_is_not_known_is_refused():
     q = torch.randn(1, 2, 4, 8)
     with pytest.raises(TypeError, match="softcap"):
@@ -147,15 +171,6 @@ def test_attention_drops_out_by_groups(monkeypatch):
     y, _ = attention_by_rows(torch.nn.Module(), q, q, q, None, row_lengths=(12,), dropout=0.9)
     whole, _ = attention_by_rows(torch.nn.Module(), q, q, q, None, row_lengths=(12,), dropout=0.0)
     assert (y - whole).norm() > 0.1 * whole.norm()
-
-
-def test_whether_a_model_packs_is_seen_by_attention_that_rounds_alike(monkeypatch):
-    """Of many layers in bf16 another attention's rounding alone would look like a row's neighbours in it."""
-    config = tf.LlamaConfig(**{**tiny._GROUPED, "hidden_size": 64, "num_hidden_layers": 12})
-    torch.manual_seed(0)
-    model = tf.LlamaForCausalLM(config).bfloat16()
-    monkeypatch.setattr(packing, "backend_of", lambda device: _Attending(True))
-    assert packing.packs(model, _rows()[0])
 
 
 def test_a_packed_step_in_bf16_has_the_gradients_of_fp32():

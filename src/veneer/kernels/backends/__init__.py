@@ -33,14 +33,14 @@ class Backend(Protocol):
         weight do; 0 where it never does, or does not take the type."""
         ...
 
-    def attends(self, dtype: torch.dtype, dim: int) -> bool:
-        """Whether its kernel of `attention` takes this type and heads of so many dimensions. It is ahead of torch's
-        there."""
-        ...
-
     def adapts(self, dtype: torch.dtype) -> bool:
         """Whether x of this type is multiplied by a weight and its update in one product (`adapted`), faster than by
         each."""
+        ...
+
+    def attends(self, dtype: torch.dtype, dim: int) -> bool:
+        """Whether its kernel of `attention` takes this type and heads of so many dimensions. It is ahead of torch's
+        there."""
         ...
 
     def panel_product(self, x: Tensor, panel: Tensor) -> Tensor:

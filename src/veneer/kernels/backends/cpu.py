@@ -12,7 +12,16 @@ from veneer.kernels.backends.reference import FEW, Reference
 from veneer.kernels.coded import CodedWeight, Levels
 from veneer.kernels.extension import VARIANTS
 from veneer.kernels.operation import Kernel
-from veneer.kernels.operations import gates, norm, products, products_int8, quantise, rotation, update
+from veneer.kernels.operations import (
+    cross_entropy,
+    gates,
+    norm,
+    products,
+    products_int8,
+    quantise,
+    rotation,
+    update,
+)
 from veneer.kernels.operations.products_int8 import GROUP, stride8
 
 if VARIANTS:
@@ -20,7 +29,7 @@ if VARIANTS:
 
 _BESIDE_16_BITS = "avx512"  # the variant of processors that may have AVX-512 BF16 and no tiles
 _LONGEST = 24  # rank of an update that these multiply by
-_HALVES = {torch.float32: False, torch.bfloat16: True}  # what a kernel writes, and whether it rounds
+_BF16 = {torch.float32: False, torch.bfloat16: True}  # what a kernel writes, and whether that is bf16
 
 
 class Cpu(Reference):
@@ -46,6 +55,8 @@ class Cpu(Reference):
             gates.geglu.by(self.geglu),
             gates.geglu_backward.by(self.geglu_backward),
             rotation.rotate.by(self.rotate),
+            cross_entropy.cross_entropy.by(self.cross_entropy),
+            cross_entropy.cross_entropy_gradient.by(self.cross_entropy_gradient),
             update.update_product.by(self.update_product),
             update.update_product_backward.by(self.update_product_backward),
             *(flash.kernels() if self._attends_in_fp32() else ()),
@@ -99,11 +110,11 @@ class Cpu(Reference):
                 f"Rows {first} to {first + height} of {columns} columns are not in a weight of {weight.rows} × "
                 f"{weight.columns}."
             )
-        into = out if out.dtype in _HALVES and out.is_contiguous() else torch.empty(out.shape)
+        into = out if out.dtype in _BF16 and out.is_contiguous() else torch.empty(out.shape)
         start, stop = first * columns, (first + height) * columns
         kernel: Callable[..., None] = _cpu.dequantise8 if weight.table is None else _cpu.dequantise4
         kernel(
-            self.name, *coded_addresses(weight, stop), start, stop, into.data_ptr(), _HALVES[into.dtype],
+            self.name, *coded_addresses(weight, stop), start, stop, into.data_ptr(), _BF16[into.dtype],
             torch.get_num_threads(),
         )  # fmt: skip
         if into is not out:
@@ -149,67 +160,89 @@ class Cpu(Reference):
         )  # fmt: skip
         return y
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        if not _fp32(x, weight):
-            return norm.rms_norm.definition(x, weight, eps)
-        x, weight = x.contiguous(), weight.contiguous()
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, once: bool) -> tuple[Tensor, Tensor]:
+        if not (_served(x) and _served(weight)):
+            return norm.rms_norm.definition(x, weight, eps, once)
+        x, weight = x.contiguous(), weight.float().contiguous()
         check_shape("weight", weight, torch.float32, x.shape[-1:])
-        y, inverse = torch.empty_like(x), x.new_empty(*x.shape[:-1], 1)
+        y, inverse = torch.empty_like(x), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
         _cpu.rms_norm(
-            self.name, x.data_ptr(), weight.data_ptr(), eps, inverse.numel(), x.shape[-1], y.data_ptr(),
-            inverse.data_ptr(), torch.get_num_threads(),
+            self.name, x.data_ptr(), weight.data_ptr(), eps, once, inverse.numel(), x.shape[-1], y.data_ptr(),
+            inverse.data_ptr(), _BF16[x.dtype], torch.get_num_threads(),
         )  # fmt: skip
         return y, inverse
 
-    def rms_norm_backward(self, grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
-        if not _fp32(grad, x, inverse, weight):
-            return norm.rms_norm_backward.definition(grad, x, inverse, weight)
-        grad, x, inverse, weight = (tensor.contiguous() for tensor in (grad, x, inverse, weight))
-        check_shape("grad", grad, torch.float32, x.shape)
+    def rms_norm_backward(self, grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor, once: bool) -> Tensor:
+        if not (_served(grad, x) and _served(weight) and _fp32(inverse)):
+            return norm.rms_norm_backward.definition(grad, x, inverse, weight, once)
+        grad, x, inverse, weight = (tensor.contiguous() for tensor in (grad, x, inverse, weight.float()))
+        check_shape("grad", grad, x.dtype, x.shape)
         check_shape("inverse", inverse, torch.float32, (*x.shape[:-1], 1))
         check_shape("weight", weight, torch.float32, x.shape[-1:])
         out = torch.empty_like(x)
         _cpu.rms_norm_backward(
-            self.name, grad.data_ptr(), x.data_ptr(), inverse.data_ptr(), weight.data_ptr(), inverse.numel(),
-            x.shape[-1], out.data_ptr(), torch.get_num_threads(),
+            self.name, grad.data_ptr(), x.data_ptr(), inverse.data_ptr(), weight.data_ptr(), once, inverse.numel(),
+            x.shape[-1], out.data_ptr(), _BF16[x.dtype], torch.get_num_threads(),
         )  # fmt: skip
         return out
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
-        return self._gated(gate, up, False) if _fp32(gate, up) else gates.swiglu.definition(gate, up)
+        return self._gated(gate, up, False) if _served(gate, up) else gates.swiglu.definition(gate, up)
 
     def geglu(self, gate: Tensor, up: Tensor) -> Tensor:
-        return self._gated(gate, up, True) if _fp32(gate, up) else gates.geglu.definition(gate, up)
+        return self._gated(gate, up, True) if _served(gate, up) else gates.geglu.definition(gate, up)
 
     def swiglu_backward(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-        if not _fp32(grad, gate, up):
+        if not _served(grad, gate, up):
             return gates.swiglu_backward.definition(grad, gate, up)
         return self._gated_backward(grad, gate, up, False)
 
     def geglu_backward(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-        if not _fp32(grad, gate, up):
+        if not _served(grad, gate, up):
             return gates.geglu_backward.definition(grad, gate, up)
         return self._gated_backward(grad, gate, up, True)
 
     def _gated(self, gate: Tensor, up: Tensor, gelu: bool) -> Tensor:
         gate, up = gate.contiguous(), up.contiguous()
-        check_shape("up", up, torch.float32, gate.shape)
+        check_shape("up", up, gate.dtype, gate.shape)
         y = torch.empty_like(gate)
         _cpu.gated(
-            self.name, gate.data_ptr(), up.data_ptr(), gate.numel(), gelu, y.data_ptr(), torch.get_num_threads()
+            self.name, gate.data_ptr(), up.data_ptr(), gate.numel(), gelu, y.data_ptr(), _BF16[gate.dtype],
+            torch.get_num_threads(),
         )  # fmt: skip
         return y
 
     def _gated_backward(self, grad: Tensor, gate: Tensor, up: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
         grad, gate, up = (tensor.contiguous() for tensor in (grad, gate, up))
-        check_shape("up", up, torch.float32, gate.shape)
-        check_shape("grad", grad, torch.float32, gate.shape)
+        check_shape("up", up, gate.dtype, gate.shape)
+        check_shape("grad", grad, gate.dtype, gate.shape)
         grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
         _cpu.gated_backward(
             self.name, grad.data_ptr(), gate.data_ptr(), up.data_ptr(), gate.numel(), gelu, grad_gate.data_ptr(),
-            grad_up.data_ptr(), torch.get_num_threads(),
+            grad_up.data_ptr(), _BF16[gate.dtype], torch.get_num_threads(),
         )  # fmt: skip
         return grad_gate, grad_up
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+        if not _served(logits):
+            return cross_entropy.cross_entropy.definition(logits, labels, smoothing)
+        return self._cross_entropy(logits.contiguous(), labels, smoothing, False)
+
+    def cross_entropy_gradient(self, logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+        if not (_served(logits) and logits.is_contiguous()):
+            return cross_entropy.cross_entropy_gradient.definition(logits, labels, smoothing)
+        return self._cross_entropy(logits, labels, smoothing, True)
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor, smoothing: float, gradient: bool) -> Tensor:
+        rows, width = logits.shape
+        labels = labels.contiguous()
+        check_shape("labels", labels, torch.int64, (rows,))
+        losses = logits.new_empty(rows, dtype=torch.float64)
+        _cpu.cross_entropy(
+            self.name, logits.data_ptr(), labels.data_ptr(), rows, width, smoothing, gradient, losses.data_ptr(),
+            _BF16[logits.dtype], torch.get_num_threads(),
+        )  # fmt: skip
+        return losses
 
     def update_product(self, x: Tensor, A: Tensor, B: Tensor, scale: float, y: Tensor) -> Tensor:
         if not (_short(A) and _fp32(x, A, B, y) and y.is_contiguous()):
@@ -246,21 +279,27 @@ class Cpu(Reference):
         return grad_A, grad_B
 
     def rotate(self, x: Tensor, cosines: Tensor, sines: Tensor, transposed: bool) -> Tensor:
-        if not _fp32(x, cosines, sines):
+        if not _served(x, cosines, sines):
             return rotation.rotate.definition(x, cosines, sines, transposed)
         batch, heads, tokens, dim = x.shape
         x = x if x.stride(3) == 1 else x.contiguous()
         cosines, sines = cosines.contiguous(), sines.contiguous()
         if dim % 2:
             raise ValueError(f"Halves are rotated, and {dim} has none.")
-        check_shape("cosines", cosines, torch.float32, (batch if len(cosines) != 1 else 1, tokens, dim))
-        check_shape("sines", sines, torch.float32, cosines.shape)
+        check_shape("cosines", cosines, x.dtype, (batch if len(cosines) != 1 else 1, tokens, dim))
+        check_shape("sines", sines, x.dtype, cosines.shape)
         out = x.new_empty(batch, tokens, heads, dim)
         _cpu.rotate(
             self.name, x.data_ptr(), x.stride(0), x.stride(1), x.stride(2), cosines.data_ptr(), sines.data_ptr(),
-            len(cosines) == 1, batch, heads, tokens, dim, transposed, out.data_ptr(), torch.get_num_threads(),
+            len(cosines) == 1, batch, heads, tokens, dim, transposed, out.data_ptr(), _BF16[x.dtype],
+            torch.get_num_threads(),
         )  # fmt: skip
         return out.transpose(1, 2)
+
+
+def _served(*tensors: Tensor) -> bool:
+    """Whether they are of one type, one that the passes are written for, and hold anything."""
+    return all(tensor.dtype is tensors[0].dtype and tensor.numel() for tensor in tensors) and tensors[0].dtype in _BF16
 
 
 def _fp32(*tensors: Tensor) -> bool:

@@ -28,10 +28,10 @@ class Reference:
     def few_rows(self, dtype: torch.dtype) -> int:
         return FEW if dtype is torch.float32 else 0
 
-    def attends(self, dtype: torch.dtype, dim: int) -> bool:
+    def adapts(self, dtype: torch.dtype) -> bool:
         return False
 
-    def adapts(self, dtype: torch.dtype) -> bool:
+    def attends(self, dtype: torch.dtype, dim: int) -> bool:
         return False
 
     def panel_product(self, x: Tensor, panel: Tensor) -> Tensor:

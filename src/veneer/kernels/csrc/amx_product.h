@@ -173,21 +173,21 @@ struct Rows16 {
     int64_t stride;
 };
 
-Rows16 part_of(const Weight16& w, const Part& part, uint16_t* to) {
-    const int64_t width = part.last - part.first;
+Rows16 part_of(const Weight16& w, const Piece& piece, uint16_t* to) {
+    const int64_t width = piece.last - piece.first;
     switch (w.kind) {
         case Weight16::BF16:
-            return {static_cast<const uint16_t*>(w.values) + part.first_row * w.stride + part.first, w.stride};
-        case Weight16::CODES4: avx512.dequantise_part(w.packed, part, to); break;
-        case Weight16::CODES8: avx512.dequantise8_part(w.packed, part, to); break;
+            return {static_cast<const uint16_t*>(w.values) + piece.first_row * w.stride + piece.first, w.stride};
+        case Weight16::CODES4: avx512.dequantise_part(w.packed, piece, to); break;
+        case Weight16::CODES8: avx512.dequantise8_part(w.packed, piece, to); break;
         default:
-            for (int64_t row = part.first_row; row < part.last_row; ++row)
+            for (int64_t row = piece.first_row; row < piece.last_row; ++row)
                 for (int64_t c = 0; c < width; c += 32) {
-                    const int64_t at = row * w.stride + part.first + c;
+                    const int64_t at = row * w.stride + piece.first + c;
                     const __m512i found = w.kind == Weight16::FP32
                         ? some(static_cast<const float*>(w.values) + at, width - c)
                         : some_halves(static_cast<const uint16_t*>(w.values) + at, width - c);
-                    _mm512_mask_storeu_epi16(to + (row - part.first_row) * width + c, first_of_32(width - c), found);
+                    _mm512_mask_storeu_epi16(to + (row - piece.first_row) * width + c, first_of_32(width - c), found);
                 }
     }
     return {to, width};

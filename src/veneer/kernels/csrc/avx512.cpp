@@ -234,13 +234,14 @@ struct Sums8 {
 
 #include "body.h"
 #include "passes_body.h"
+#include "cross_entropy_body.h"
 #include "bytes_body.h"
 #include "decode_body.h"
 #include "update_body.h"
 
 namespace veneer {
 const Variant avx512{"avx512", quantise, quantise8, dequantise, dequantise_bf16, dequantise8, dequantise8_bf16,
-                     nearest, product, round8, product_int8, product_wide, product8, product_dense, attend, normalise,
-                     normalise_backward, gate, gate_backward, rotate, update, update_backward, dequantise_part,
-                    dequantise8_part, nullptr, nullptr, nullptr, nullptr, nullptr};
+                     nearest, product, round8, product_int8, product_wide, product8, product_dense, attend,
+                     PASSES<float>, PASSES<uint16_t>, update, update_backward, dequantise_part, dequantise8_part,
+                     nullptr, nullptr, nullptr, nullptr, nullptr};
 }

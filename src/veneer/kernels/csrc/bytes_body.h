@@ -48,9 +48,9 @@ void dequantise8_to(const Packed& w, int64_t start, int64_t stop, Out* out, int 
     for (int64_t b = first; b < last; ++b) dequantise8_block(w, b, start, stop, out);
 }
 
-void dequantise8_part(const Packed& w, const Part& part, uint16_t* out) {
-    for (int64_t row = part.first_row; row < part.last_row; ++row, out += part.last - part.first) {
-        const int64_t start = row * part.columns + part.first, stop = row * part.columns + part.last;
+void dequantise8_part(const Packed& w, const Piece& piece, uint16_t* out) {
+    for (int64_t row = piece.first_row; row < piece.last_row; ++row, out += piece.last - piece.first) {
+        const int64_t start = row * piece.columns + piece.first, stop = row * piece.columns + piece.last;
         for (int64_t b = start / w.block; b * w.block < stop; ++b) dequantise8_block(w, b, start, stop, out);
     }
 }

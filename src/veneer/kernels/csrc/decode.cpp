@@ -63,7 +63,7 @@ void Decoder::multiply(const std::vector<Job>& jobs, const float* x, int count, 
 
 void Decoder::rotate(float* x, const int64_t* positions, int count, int heads) const {
     for (int m = 0; m < count; ++m, x += heads * shape.dim)
-        variant.rotate(x, shape.dim, shape.cosines + positions[m] * shape.dim, shape.sines + positions[m] * shape.dim,
+        variant.fp32.rotate(x, shape.dim, shape.cosines + positions[m] * shape.dim, shape.sines + positions[m] * shape.dim,
                        heads, shape.dim, false, x);
 }
 
@@ -85,7 +85,7 @@ void Decoder::step(float* x, const int64_t* sequences, const int64_t* positions,
     const auto keys = lines<float>(count * like.key.rows), values = lines<float>(count * like.value.rows);
     const auto gate = lines<float>(count * inner), up = lines<float>(count * inner);
     const auto normalise = [&](const float* from, const float* weight, int64_t rows, int64_t width, float* to) {
-        variant.normalise(from, weight, shape.eps, rows, width, to, nullptr);
+        variant.fp32.normalise(from, weight, shape.eps, false, rows, width, to, nullptr);
     };
     for (const Layer& layer : layers) {
         normalise(x, layer.input_norm, count, hidden, normed.get());
@@ -108,7 +108,7 @@ void Decoder::step(float* x, const int64_t* sequences, const int64_t* positions,
 
         normalise(x, layer.output_norm, count, hidden, normed.get());
         multiply({{layer.gate, gate.get()}, {layer.up, up.get()}}, normed.get(), count, threads);
-        variant.gate(gate.get(), up.get(), count * inner, false, gate.get());
+        variant.fp32.gate(gate.get(), up.get(), count * inner, false, gate.get());
         multiply({{layer.down, change.get()}}, gate.get(), count, threads);
         for (int64_t i = 0; i < count * hidden; ++i) x[i] += change[i];
     }

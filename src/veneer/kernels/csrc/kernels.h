@@ -91,7 +91,7 @@ struct Rows {
 };
 
 // Some rows and columns [first, last) of a weight of so many columns.
-struct Part {
+struct Piece {
     int64_t columns, first_row, last_row, first, last;
 };
 
@@ -154,6 +154,30 @@ struct UpdateSums {
 
 constexpr int UPDATE_TOKENS = 8;  // for which there must be room
 
+// The passes between products, of numbers kept as T: fp32, or bf16 as the upper halves of fp32, which is rounded to
+// wherever the models round. Weights of norms are fp32 for either.
+template <class T>
+struct Passes {
+    // out ← weight · x / √(mean(x²) + eps) of each row; out may be x. The reciprocals of the roots, too, if not null.
+    // ``once``: what is normed is not rounded before the weight multiplies it.
+    void (*normalise)(const T* x, const float* weight, float eps, bool once, int64_t rows, int64_t width, T* out,
+                      float* inverses);
+    void (*normalise_backward)(const T* grad, const T* x, const float* inverses, const float* weight, bool once,
+                               int64_t rows, int64_t width, T* out);
+    // out ← silu(gate) · up, or gelu(gate) · up; out may be gate.
+    void (*gate)(const T* gate, const T* up, int64_t count, bool gelu, T* out);
+    void (*gate_backward)(const T* grad, const T* gate, const T* up, int64_t count, bool gelu, T* grad_gate, T* grad_up);
+    // One token's heads, ``stride`` apart, rotated by the angles of its position: cosines and sines (dim,), halves apart
+    // as transformers lays them out (Su et al., 2021, arXiv:2104.09864), into out (heads, dim), which may be x. Or by
+    // the transposed matrix, which takes gradients back.
+    void (*rotate)(const T* x, int64_t stride, const T* cosines, const T* sines, int heads, int dim, bool transposed,
+                   T* out);
+    // The cross-entropy of each row of logits (rows, width) with its label, of which ``smoothing`` is spread over all;
+    // the gradients take the logits' place, where they are asked for. There is room for a row in fp32 then, if in bf16.
+    void (*cross_entropy)(T* logits, const int64_t* labels, int64_t rows, int64_t width, float smoothing, bool gradient,
+                          float* room, double* losses);
+};
+
 struct Variant {
     const char* name;
     void (*quantise)(const Quantise&, int threads);
@@ -178,26 +202,14 @@ struct Variant {
 
     // The items [first, last) of count · heads.
     void (*attend)(const Attention&, int64_t first, int64_t last);
-    // out ← weight · x / √(mean(x²) + eps) of each row; out may be x. The reciprocals of the roots, too, if not null.
-    void (*normalise)(const float* x, const float* weight, float eps, int64_t rows, int64_t width, float* out,
-                      float* inverses);
-    void (*normalise_backward)(const float* grad, const float* x, const float* inverses, const float* weight,
-                               int64_t rows, int64_t width, float* out);
-    // out ← silu(gate) · up, or gelu(gate) · up; out may be gate.
-    void (*gate)(const float* gate, const float* up, int64_t count, bool gelu, float* out);
-    void (*gate_backward)(const float* grad, const float* gate, const float* up, int64_t count, bool gelu,
-                          float* grad_gate, float* grad_up);
-    // One token's heads, ``stride`` apart, rotated by the angles of its position: cosines and sines (dim,), halves apart
-    // as transformers lays them out (Su et al., 2021, arXiv:2104.09864), into out (heads, dim), which may be x. Or by
-    // the transposed matrix, which takes gradients back.
-    void (*rotate)(const float* x, int64_t stride, const float* cosines, const float* sines, int heads, int dim,
-                   bool transposed, float* out);
+    Passes<float> fp32;
+    Passes<uint16_t> bf16;
     // Of the tokens [first, last).
     void (*update)(const Updated&, int64_t first, int64_t last);
     void (*update_backward)(const UpdateBackward&, int64_t first, int64_t last, const UpdateSums&);
     // Part of a weight in codes, one row after another.
-    void (*dequantise_part)(const Packed&, const Part&, uint16_t* out);
-    void (*dequantise8_part)(const Packed&, const Part&, uint16_t* out);
+    void (*dequantise_part)(const Packed&, const Piece&, uint16_t* out);
+    void (*dequantise8_part)(const Packed&, const Piece&, uint16_t* out);
 
     // Products in bf16 by tiles, null where there are none. The caller has the threads, which wait for one another
     // between the two halves: rows laid out as tiles and multiplied by the update's thin side, and the rest.

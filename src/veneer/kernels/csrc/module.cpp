@@ -184,46 +184,82 @@ void product8_int8(const std::string& name, Address x, int tokens, Address codes
     });
 }
 
-void rms_norm(const std::string& name, Address x, Address weight, float eps, int64_t rows, int64_t width, Address out,
-              Address inverses, int threads) {
+// work(passes, a number) by the passes of numbers in fp32, or in bf16.
+template <class Work>
+void in_type(const std::string& name, bool bf16, const Work& work) {
     const Variant& v = variant(name);
-    share(rows * width, threads, [&](int part, int parts) {
-        const Rows mine = rows_of(rows, part, parts);
-        const int64_t at_row = mine.first * width;
-        v.normalise(at<const float>(x) + at_row, at<const float>(weight), eps, mine.last - mine.first, width,
-                                at<float>(out) + at_row, at<float>(inverses) + mine.first);
+    if (bf16)
+        work(v.bf16, uint16_t{});
+    else
+        work(v.fp32, float{});
+}
+
+void rms_norm(const std::string& name, Address x, Address weight, float eps, bool once, int64_t rows, int64_t width,
+              Address out, Address inverses, bool bf16, int threads) {
+    in_type(name, bf16, [&](const auto& passes, auto number) {
+        using T = decltype(number);
+        share(rows * width, threads, [&](int part, int parts) {
+            const Rows mine = rows_of(rows, part, parts);
+            const int64_t at_row = mine.first * width;
+            passes.normalise(at<const T>(x) + at_row, at<const float>(weight), eps, once, mine.last - mine.first, width,
+                             at<T>(out) + at_row, at<float>(inverses) + mine.first);
+        });
     });
 }
 
-void rms_norm_backward(const std::string& name, Address grad, Address x, Address inverses, Address weight, int64_t rows,
-                       int64_t width, Address out, int threads) {
-    const Variant& v = variant(name);
-    share(rows * width, threads, [&](int part, int parts) {
-        const Rows mine = rows_of(rows, part, parts);
-        const int64_t at_row = mine.first * width;
-        v.normalise_backward(at<const float>(grad) + at_row, at<const float>(x) + at_row,
-                                         at<const float>(inverses) + mine.first, at<const float>(weight),
-                                         mine.last - mine.first, width, at<float>(out) + at_row);
+void rms_norm_backward(const std::string& name, Address grad, Address x, Address inverses, Address weight, bool once,
+                       int64_t rows, int64_t width, Address out, bool bf16, int threads) {
+    in_type(name, bf16, [&](const auto& passes, auto number) {
+        using T = decltype(number);
+        share(rows * width, threads, [&](int part, int parts) {
+            const Rows mine = rows_of(rows, part, parts);
+            const int64_t at_row = mine.first * width;
+            passes.normalise_backward(at<const T>(grad) + at_row, at<const T>(x) + at_row,
+                                      at<const float>(inverses) + mine.first, at<const float>(weight), once,
+                                      mine.last - mine.first, width, at<T>(out) + at_row);
+        });
     });
 }
 
-void gated(const std::string& name, Address gate, Address up, int64_t count, bool gelu, Address out, int threads) {
-    const Variant& v = variant(name);
-    share(count, threads, [&](int part, int parts) {
-        const Rows mine = rows_of(count, part, parts);
-        v.gate(at<const float>(gate) + mine.first, at<const float>(up) + mine.first, mine.last - mine.first, gelu,
-               at<float>(out) + mine.first);
+void gated(const std::string& name, Address gate, Address up, int64_t count, bool gelu, Address out, bool bf16,
+           int threads) {
+    in_type(name, bf16, [&](const auto& passes, auto number) {
+        using T = decltype(number);
+        share(count, threads, [&](int part, int parts) {
+            const Rows mine = rows_of(count, part, parts);
+            passes.gate(at<const T>(gate) + mine.first, at<const T>(up) + mine.first, mine.last - mine.first, gelu,
+                        at<T>(out) + mine.first);
+        });
     });
 }
 
 void gated_backward(const std::string& name, Address grad, Address gate, Address up, int64_t count, bool gelu,
-                    Address grad_gate, Address grad_up, int threads) {
-    const Variant& v = variant(name);
-    share(count, threads, [&](int part, int parts) {
-        const Rows mine = rows_of(count, part, parts);
-        v.gate_backward(at<const float>(grad) + mine.first, at<const float>(gate) + mine.first,
-                        at<const float>(up) + mine.first, mine.last - mine.first, gelu,
-                        at<float>(grad_gate) + mine.first, at<float>(grad_up) + mine.first);
+                    Address grad_gate, Address grad_up, bool bf16, int threads) {
+    in_type(name, bf16, [&](const auto& passes, auto number) {
+        using T = decltype(number);
+        share(count, threads, [&](int part, int parts) {
+            const Rows mine = rows_of(count, part, parts);
+            passes.gate_backward(at<const T>(grad) + mine.first, at<const T>(gate) + mine.first,
+                                 at<const T>(up) + mine.first, mine.last - mine.first, gelu,
+                                 at<T>(grad_gate) + mine.first, at<T>(grad_up) + mine.first);
+        });
+    });
+}
+
+// logits (rows, width), labels (rows,), losses (rows,).
+void cross_entropy(const std::string& name, Address logits, Address labels, int64_t rows, int64_t width, float smoothing,
+                   bool gradient, Address losses, bool bf16, int threads) {
+    const int64_t* first = at<const int64_t>(labels);
+    const bool all_there = std::all_of(first, first + rows, [&](int64_t label) { return 0 <= label && label < width; });
+    if (!all_there) throw std::out_of_range("a label is not among " + std::to_string(width) + " logits");
+    in_type(name, bf16, [&](const auto& passes, auto number) {
+        using T = decltype(number);
+        share(rows * width, threads, [&](int part, int parts) {
+            const Rows mine = rows_of(rows, part, parts);
+            const auto room = lines<float>(bf16 && gradient ? width : 0);
+            passes.cross_entropy(at<T>(logits) + mine.first * width, first + mine.first, mine.last - mine.first, width,
+                                 smoothing, gradient, room.get(), at<double>(losses) + mine.first);
+        });
     });
 }
 
@@ -345,16 +381,18 @@ void adapted_backward(const std::string& name, Address grad, Address x, int64_t 
 // heads, dim).
 void rotate(const std::string& name, Address x, int64_t of_batch, int64_t of_head, int64_t of_token, Address cosines,
             Address sines, bool for_all, int64_t batch, int heads, int64_t tokens, int dim, bool transposed, Address out,
-            int threads) {
-    const Variant& v = variant(name);
-    share(batch * tokens * heads * dim, threads, [&](int part, int parts) {
-        const Rows mine = rows_of(batch * tokens, part, parts);
-        for (int64_t i = mine.first; i < mine.last; ++i) {
-            const int64_t angles = (for_all ? i % tokens : i) * dim;
-            v.rotate(at<const float>(x) + i / tokens * of_batch + i % tokens * of_token, of_head,
-                                 at<const float>(cosines) + angles, at<const float>(sines) + angles, heads, dim,
-                                 transposed, at<float>(out) + i * heads * dim);
-        }
+            bool bf16, int threads) {
+    in_type(name, bf16, [&](const auto& passes, auto number) {
+        using T = decltype(number);
+        share(batch * tokens * heads * dim, threads, [&](int part, int parts) {
+            const Rows mine = rows_of(batch * tokens, part, parts);
+            for (int64_t i = mine.first; i < mine.last; ++i) {
+                const int64_t angles = (for_all ? i % tokens : i) * dim;
+                passes.rotate(at<const T>(x) + i / tokens * of_batch + i % tokens * of_token, of_head,
+                              at<const T>(cosines) + angles, at<const T>(sines) + angles, heads, dim, transposed,
+                              at<T>(out) + i * heads * dim);
+            }
+        });
     });
 }
 
@@ -440,6 +478,7 @@ NB_MODULE(_cpu, m) {
     m.def("gated", &gated, Unlocked());
     m.def("gated_backward", &gated_backward, Unlocked());
     m.def("rotate", &rotate, Unlocked());
+    m.def("cross_entropy", &cross_entropy, Unlocked());
     m.def("update_product", &update_product, Unlocked());
     m.def("update_product_backward", &update_product_backward, Unlocked());
     m.def("attention", &attend, Unlocked());
