@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from guarded import guarded
 from veneer.kernels import extension
-from veneer.kernels.backends import flash
-from veneer.kernels.backends import tiled_attention as tiled
+from veneer.kernels.backends.flash import FlashAttention
+from veneer.kernels.backends.tiled_attention import TiledAttention
 from veneer.kernels.operations.attention import attention, attention_backward, differentiable_attention
 from veneer.kernels.serving import on_cpu
 
@@ -21,9 +21,12 @@ if extension.VARIANTS:
 pytestmark = pytest.mark.unit
 
 TILES = any(map(extension.has_tiles, extension.VARIANTS))
+tiled, flash = TiledAttention(), FlashAttention()
 with_tiles = pytest.mark.skipif(not TILES, reason="this processor has no AMX")
 # Those without tiles compute everywhere, if not everywhere faster.
-every_kernel = pytest.mark.parametrize("kernels", [pytest.param(tiled, marks=with_tiles, id="tiled"), flash])
+every_kernel = pytest.mark.parametrize(
+    "kernels", [pytest.param(tiled, marks=with_tiles, id="tiled"), pytest.param(flash, id="flash")]
+)
 
 
 def _drawn(tokens, heads, key_heads, dim, seed=0, dtype=torch.bfloat16):

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from veneer.kernels.backends import tiled_attention
 from veneer.kernels.backends.cpu import Cpu, check_shape, coded_addresses
+from veneer.kernels.backends.tiled_attention import TiledAttention
 from veneer.kernels.coded import CodedWeight
 from veneer.kernels.extension import VARIANTS
 from veneer.kernels.operation import Kernel
@@ -20,6 +20,7 @@ if VARIANTS:
     from veneer.kernels import _cpu
 
 _KINDS = {torch.bfloat16: 0, torch.float32: 1, torch.float16: 2}  # as `Weight16` numbers them
+_ATTENTION = TiledAttention()
 _LONGEST = 512  # rank
 _LINE = 64  # bytes of a cache line
 
@@ -44,11 +45,11 @@ class Tiles(Cpu):
             adapted.adapted_backward.by(self.adapted_backward),
             adapted.adapted_coded.by(self.adapted_coded),
             adapted.adapted_coded_backward.by(self.adapted_coded_backward),
-            *tiled_attention.kernels(),
+            *_ATTENTION.kernels(),
         )
 
     def attends(self, dtype: torch.dtype, dim: int) -> bool:
-        return tiled_attention.attends(dtype, dim)
+        return _ATTENTION.attends(dtype, dim)
 
     def adapts(self, dtype: torch.dtype) -> bool:
         return dtype is torch.bfloat16
