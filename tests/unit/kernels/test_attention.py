@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from guarded import guarded
 from veneer.kernels import extension
-from veneer.kernels.backends import amx, flash
-from veneer.kernels.backends.cpu import Cpu
+from veneer.kernels.backends.flash import FlashAttention
+from veneer.kernels.backends.tiled_attention import TiledAttention
 from veneer.kernels.operations.attention import attention, attention_backward, differentiable_attention
+from veneer.kernels.serving import on_cpu
 
 if extension.VARIANTS:
     from veneer.kernels import _cpu
 
 pytestmark = pytest.mark.unit
 
-TILES = "amx" in extension.VARIANTS
+TILES = any(map(extension.has_tiles, extension.VARIANTS))
+tiled, flash = TiledAttention(), FlashAttention()
 with_tiles = pytest.mark.skipif(not TILES, reason="this processor has no AMX")
 # Those without tiles compute everywhere, if not everywhere faster.
-every_kernel = pytest.mark.parametrize("kernels", [pytest.param(amx, marks=with_tiles, id="amx"), flash])
+every_kernel = pytest.mark.parametrize(
+    "kernels", [pytest.param(tiled, marks=with_tiles, id="tiled"), pytest.param(flash, id="flash")]
+)
 
 
 def _drawn(tokens, heads, key_heads, dim, seed=0, dtype=torch.bfloat16):
@@ -176,57 +178,27 @@ def test_a_rows_numbers_are_its_own_and_the_same_in_every_call(kernels):
         torch.set_num_threads(before)
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
-    if kernels is amx:
+    if kernels is tiled:
         alone = _by(kernels, *(x[73:273] for x in parts), [200], 0.125, True, 0)
         assert all(torch.equal(a[73:273], b) for a, b in zip(found[0], alone, strict=True))
 
 
-class _Guarded:
-    """Memory between two pages that cannot be read or written."""
-
-    def __init__(self, size):
-        self.whole = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-        self.pages = mmap.mmap(-1, self.whole + 2 * mmap.PAGESIZE)
-        self.start = ctypes.addressof(ctypes.c_char.from_buffer(self.pages)) + mmap.PAGESIZE
-        self._protect(0)
-
-    def _protect(self, how):
-        for page in (self.start - mmap.PAGESIZE, self.start + self.whole):
-            assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(page), mmap.PAGESIZE, how) == 0
-
-    def tensor(self, like, at_end):
-        size = like.numel() * like.element_size()
-        place = self.start + (self.whole - size if at_end else 0)
-        memory = (ctypes.c_char * size).from_address(place)
-        return torch.frombuffer(memory, dtype=like.dtype).view(like.shape).copy_(like)
-
-    def close(self):
-        self._protect(mmap.PROT_READ | mmap.PROT_WRITE)
-
-
 @with_tiles
-@pytest.mark.parametrize("at_end", [False, True])
 @pytest.mark.parametrize("length", [1, 16, 31, 33, 130])
 @pytest.mark.parametrize("dim", [16, 48, 64])
-def test_nothing_beyond_the_tensors_is_read_or_written(length, dim, at_end):
+def test_nothing_beyond_the_tensors_is_read_or_written(length, dim):
     heads, key_heads = 2, 1
-    query, key, value, grad = _drawn(length, heads, key_heads, dim)
+    parts = _drawn(length, heads, key_heads, dim)
+    query, key, value, grad = map(guarded, parts)
     how = [length], heads, key_heads, dim, 0.25, True, 0
-    lse = torch.zeros(heads, length)
-    made = [torch.zeros_like(x) for x in (query, query, key, value)]
-    tensors = [query, key, value, grad, lse, *made]
-    rooms = [_Guarded(x.numel() * x.element_size()) for x in tensors]
-    try:
-        placed = [room.tensor(x, at_end) for room, x in zip(rooms, tensors, strict=True)]
-        q, k, v, g, y = ((x.data_ptr(), x.stride(0), x.stride(1)) for x in (*placed[:4], placed[5]))
-        sums, out, *grads = (x.data_ptr() for x in placed[4:])
-        _cpu.attention(q, k, v, *how, out, sums, 1)
-        _cpu.attention_backward(g, q, k, v, y, sums, *how, *grads, 1)
-        wanted = _by(amx, query, key, value, grad, [length], 0.25, True, 0)
-        assert all(torch.equal(a, b) for a, b in zip(placed[5:], wanted, strict=True))
-    finally:
-        for room in rooms:
-            room.close()
+    lse = guarded(torch.zeros(heads, length))
+    made = [guarded(torch.zeros_like(x)) for x in (query, query, key, value)]
+    q, k, v, g, y = ((x.data_ptr(), x.stride(0), x.stride(1)) for x in (query, key, value, grad, made[0]))
+    out, *grads = (x.data_ptr() for x in made)
+    _cpu.attention(q, k, v, *how, out, lse.data_ptr(), 1)
+    _cpu.attention_backward(g, q, k, v, y, lse.data_ptr(), *how, *grads, 1)
+    for found, wanted in zip(made, _by(tiled, *parts, [length], 0.25, True, 0), strict=True):
+        assert torch.equal(found, wanted)
 
 
 @every_kernel
@@ -264,10 +236,10 @@ def test_other_types_are_computed_by_the_definition(kernels, dtype, dim):
 
 def test_which_kernels_attend():
     for name in extension.VARIANTS:
-        kernels = Cpu(name)
+        kernels = on_cpu(name)
         served = {kernel.name for kernel in kernels.kernels()} & {attention.name, attention_backward.name}
-        wanted = name == "amx" or (name == "avx512" and torch.cpu._is_avx512_bf16_supported())
+        wanted = extension.has_tiles(name) or (name == "avx512" and torch.cpu._is_avx512_bf16_supported())
         assert kernels.attends(torch.bfloat16, 64) == wanted == bool(served)
         assert not kernels.attends(torch.float32, 64)
-    assert not amx.attends(torch.bfloat16, 24)
-    assert not amx.attends(torch.bfloat16, 512)
+    assert not tiled.attends(torch.bfloat16, 24)
+    assert not tiled.attends(torch.bfloat16, 512)

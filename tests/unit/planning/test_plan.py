@@ -33,6 +33,7 @@ from veneer.planning.plan import _time, limit_of, optimizer_states, plan
 from veneer.planning.sizes import WAYS, _plan
 from veneer.planning.step import Step, Weights
 from veneer.runs.measure import tokenizer_of, words
+from veneer.training import packing
 from veneer.training.config import TrainConfig
 from veneer.training.loss import How
 from veneer.units import amount
@@ -500,6 +501,21 @@ def test_an_operation_is_one_in_16_bits_where_any_of_its_numbers_is():
     assert kinds == [
         "products", "functions", f"passes{SHORT}", f"products{SHORT}", f"functions{SHORT}", f"passes{SHORT}",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_attention_costs_the_squares_of_the_rows_however_it_is_called(at_once, monkeypatch):
+    """Two products forward and five backward, half of each, of 16² + 2 · 8² scores by 2 heads of 16."""
+    monkeypatch.setattr(packing, "_at_once", lambda query, value: at_once)
+    q = torch.randn(1, 2, 32, 16).bfloat16().requires_grad_()
+    ledger = Ledger([q])
+    with ledger:
+        ledger.begin("both")
+        y, _ = packing.attention_by_rows(torch.nn.Module(), q, q, q, None, row_lengths=(16, 8, 8))
+        y.sum().backward()
+    costs = [operation for operation in ledger.stretches[0].operations if operation.kind == f"attention{SHORT}"]
+    assert sum(operation.flops for operation in costs) == (2 + 5) * (16**2 + 2 * 8**2) * 2 * 16
+    assert len(costs) == (2 if at_once else 4)
 
 
 @pytest.mark.parametrize(("kind", "flops", "moved"), [("products", 1e11, 1.0), ("functions", 0.0, 1e10)])

@@ -9,6 +9,7 @@ import transformers as tf
 import tiny
 import veneer
 from veneer.data.labels import IGNORE, Tokens
+from veneer.training import packing
 from veneer.training.loss import Loss
 from veneer.training.packing import attention_by_rows
 
@@ -134,6 +135,58 @@ def test_an_option_that_is_not_known_is_refused():
     q = torch.randn(1, 2, 4, 8)
     with pytest.raises(TypeError, match="softcap"):
         attention_by_rows(torch.nn.Module(), q, q, q, None, row_lengths=(4,), softcap=30.0)
+
+
+class _Attending:
+    """A backend that has attention, or has not; the operator's own is whichever serves here."""
+
+    def __init__(self, does):
+        self.attends = lambda dtype, dim: does and dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("options", [{}, {"scaling": 0.2}, {"sliding_window": 5}, {"sliding_window": 50}])
+@pytest.mark.parametrize("lengths", [(12,), (4, 4, 1, 3), (7, 5)])
+def test_rows_attend_in_one_call_as_in_groups(lengths, options, monkeypatch):
+    drawn = torch.Generator().manual_seed(0)
+    parts = [torch.randn(1, heads, 12, 16, generator=drawn).bfloat16() for heads in (4, 2, 2)]
+
+    def outputs(dtype, at_once):
+        monkeypatch.setattr(packing, "backend_of", lambda device: _Attending(at_once))
+        made = [x.to(dtype).requires_grad_() for x in parts]
+        y, _ = attention_by_rows(torch.nn.Module(), *made, None, row_lengths=lengths, dropout=0.0, **options)
+        return y, *torch.autograd.grad(y.square().sum(), made)
+
+    wanted, found = outputs(torch.float32, False), outputs(torch.bfloat16, True)
+    assert [x.dtype for x in found] == [torch.bfloat16] * 4
+    for one, other in zip(found, wanted, strict=True):
+        assert one.shape == other.shape
+        assert (one - other).norm() <= 2e-2 * other.norm()
+    # fp32 goes by groups all the same, to the bit.
+    assert all(torch.equal(*pair) for pair in zip(outputs(torch.float32, True), wanted, strict=True))
+
+
+def test_attention_drops_out_by_groups(monkeypatch):
+    monkeypatch.setattr(packing, "backend_of", lambda device: _Attending(True))
+    q = torch.randn(1, 2, 12, 16).bfloat16()
+    y, _ = attention_by_rows(torch.nn.Module(), q, q, q, None, row_lengths=(12,), dropout=0.9)
+    whole, _ = attention_by_rows(torch.nn.Module(), q, q, q, None, row_lengths=(12,), dropout=0.0)
+    assert (y - whole).norm() > 0.1 * whole.norm()
+
+
+def test_a_packed_step_in_bf16_has_the_gradients_of_fp32():
+    config = tf.LlamaConfig(**{**tiny._GROUPED, "hidden_size": 64})
+    torch.manual_seed(0)
+    model, rows = tf.LlamaForCausalLM(config), _rows((33, 20, 20, 5))
+    veneer.attach(model, veneer.LoRA(rank=2))
+    tiny.train_steps(model, tiny.batch("llama"), steps=1)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = model.to(dtype)
+        loss = Loss(model, 0, rows[0], kind="causal")
+        assert loss._packed
+        with loss.attention():
+            found.append(torch.cat([g.flatten().float() for g in _gradients(model, lambda: loss(rows))]))  # noqa: B023
+    assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.99
 
 
 def test_the_cost_of_attention_grows_with_the_squares_of_the_rows(monkeypatch):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from veneer.kernels.backends import amx, flash
+from veneer.kernels.backends.flash import FlashAttention
 from veneer.kernels.backends.reference import FEW, Reference
 from veneer.kernels.coded import CodedWeight, Levels
 from veneer.kernels.extension import VARIANTS
@@ -27,7 +27,8 @@ from veneer.kernels.operations.products_int8 import GROUP, stride8
 if VARIANTS:
     from veneer.kernels import _cpu
 
-_TILES, _AVX512 = "amx", "avx512"  # variants
+_IN_FP32 = FlashAttention()
+_BESIDE_16_BITS = "avx512"  # the variant of processors that may have AVX-512 BF16 and no tiles
 _LONGEST = 24  # rank of an update that these multiply by
 _BF16 = {torch.float32: False, torch.bfloat16: True}  # what a kernel writes, and whether that is bf16
 
@@ -59,19 +60,14 @@ class Cpu(Reference):
             cross_entropy.cross_entropy_gradient.by(self.cross_entropy_gradient),
             update.update_product.by(self.update_product),
             update.update_product_backward.by(self.update_product_backward),
-            *self._attention_kernels(),
+            *(_IN_FP32.kernels() if self._attends_in_fp32() else ()),
         )
 
-    def _attention_kernels(self) -> tuple[Kernel, ...]:
-        if self.name == _TILES:
-            return amx.kernels()
-        return flash.kernels() if self._has_16_bits() else ()
-
-    def _has_16_bits(self) -> bool:
-        return self.name == _AVX512 and flash.serves()
+    def _attends_in_fp32(self) -> bool:
+        return self.name == _BESIDE_16_BITS and _IN_FP32.serves()
 
     def attends(self, dtype: torch.dtype, dim: int) -> bool:
-        return amx.attends(dtype, dim) if self.name == _TILES else self._has_16_bits() and flash.attends(dtype)
+        return self._attends_in_fp32() and _IN_FP32.attends(dtype)
 
     def quantise4(self, weight: Tensor, boundaries: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:
         check_shape("weight", weight, torch.float32, (weight.numel(),))

@@ -15,71 +15,71 @@ from torch import Tensor
 
 from veneer.kernels.operation import Kernel
 from veneer.kernels.operations import attention
-from veneer.kernels.operations.attention import check, check_outcome
+from veneer.kernels.operations.attention import check_outcome, check_rows
 
 _aten = torch.ops.aten
 
 
-def serves() -> bool:
-    """Whether this processor is one of those."""
-    return bool(torch.cpu._is_avx512_bf16_supported())
+class FlashAttention:
+    """`attention` and its gradients in bf16 by torch's in fp32; of other types by the definition."""
 
+    @staticmethod
+    def serves() -> bool:
+        """Whether this processor is one of those."""
+        return bool(torch.cpu._is_avx512_bf16_supported())
 
-def kernels() -> tuple[Kernel, ...]:
-    return attention.attention.by(attend), attention.attention_backward.by(attend_backward)
+    def kernels(self) -> tuple[Kernel, ...]:
+        return attention.attention.by(self.attend), attention.attention_backward.by(self.attend_backward)
 
+    def attends(self, dtype: torch.dtype) -> bool:
+        """Whether `attend` computes attention of this type, and not the definition."""
+        return dtype is torch.bfloat16
 
-def attends(dtype: torch.dtype) -> bool:
-    """Whether `attend` computes attention of this type, and not the definition."""
-    return dtype is torch.bfloat16
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scaling: float, causal: bool, window: int
+    ) -> tuple[Tensor, Tensor]:
+        if not _served(query, key, value):
+            return attention.attention.definition(query, key, value, lengths, scaling, causal, window)
+        check_rows(query, key, value, lengths, causal, window)
+        tokens, heads, _ = query.shape
+        out, lse = query.new_empty(query.shape), query.new_empty((heads, tokens), dtype=torch.float32)
+        for count, length, first, last in _groups(lengths):
+            q, k, v = (_batch(x[first:last], count, heads) for x in (query, key, value))
+            y, sums = _aten._scaled_dot_product_flash_attention_for_cpu(
+                q, k, v, 0.0, _plain(causal, window, length), attn_mask=_mask(causal, window, length), scale=scaling
+            )
+            out[first:last] = y.transpose(1, 2).flatten(0, 1)
+            lse[:, first:last] = sums.transpose(0, 1).flatten(1)
+        return out, lse
 
-
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scaling: float, causal: bool, window: int
-) -> tuple[Tensor, Tensor]:
-    if not _served(query, key, value):
-        return attention.attention.definition(query, key, value, lengths, scaling, causal, window)
-    check(query, key, value, lengths, causal, window)
-    tokens, heads, _ = query.shape
-    out, lse = query.new_empty(query.shape), query.new_empty((heads, tokens), dtype=torch.float32)
-    for count, length, first, last in _groups(lengths):
-        q, k, v = (_batch(x[first:last], count, heads) for x in (query, key, value))
-        y, sums = _aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, _plain(causal, window, length), attn_mask=_mask(causal, window, length), scale=scaling
-        )
-        out[first:last] = y.transpose(1, 2).flatten(0, 1)
-        lse[:, first:last] = sums.transpose(0, 1).flatten(1)
-    return out, lse
-
-
-def attend_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, lengths: list[int],
-    scaling: float, causal: bool, window: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    if not _served(query, key, value):
-        return attention.attention_backward.definition(
-            grad, query, key, value, out, lse, lengths, scaling, causal, window
-        )
-    check(query, key, value, lengths, causal, window)
-    check_outcome(grad, out, lse, query)
-    heads = query.shape[1]
-    grads = query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
-    for count, length, first, last in _groups(lengths):
-        g, q, k, v, y = (_batch(x[first:last], count, heads) for x in (grad, query, key, value, out))
-        lse_of = lse[:, first:last].view(heads, count, length).transpose(0, 1)
-        made = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            g, q, k, v, y, lse_of, 0.0, _plain(causal, window, length), attn_mask=_mask(causal, window, length),
-            scale=scaling,
-        )  # fmt: skip
-        for into, of_batch in zip(grads, made, strict=True):
-            # Keys and values get the sum over the query heads that share them.
-            sums = of_batch.view(count, into.shape[1], -1, *of_batch.shape[2:]).sum(2)
-            into[first:last] = sums.transpose(1, 2).flatten(0, 1)
-    return grads
+    def attend_backward(
+        self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, lengths: list[int],
+        scaling: float, causal: bool, window: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        if not _served(query, key, value):
+            return attention.attention_backward.definition(
+                grad, query, key, value, out, lse, lengths, scaling, causal, window
+            )
+        check_rows(query, key, value, lengths, causal, window)
+        check_outcome(grad, out, lse, query)
+        heads = query.shape[1]
+        grads = query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+        for count, length, first, last in _groups(lengths):
+            g, q, k, v, y = (_batch(x[first:last], count, heads) for x in (grad, query, key, value, out))
+            lse_of = lse[:, first:last].view(heads, count, length).transpose(0, 1)
+            made = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                g, q, k, v, y, lse_of, 0.0, _plain(causal, window, length), attn_mask=_mask(causal, window, length),
+                scale=scaling,
+            )  # fmt: skip
+            for into, of_batch in zip(grads, made, strict=True):
+                # Keys and values get the sum over the query heads that share them.
+                sums = of_batch.view(count, into.shape[1], -1, *of_batch.shape[2:]).sum(2)
+                into[first:last] = sums.transpose(1, 2).flatten(0, 1)
+        return grads
 
 
 def _served(*tensors: Tensor) -> bool:
-    return all(attends(x.dtype) and x.numel() for x in tensors)
+    return all(x.dtype is torch.bfloat16 and x.numel() for x in tensors)
 
 
 def _groups(lengths: list[int]) -> Iterator[tuple[int, int, int, int]]:

@@ -1,4 +1,4 @@
-"""What AMX adds to the operations in C++: products in bf16 by tiles."""
+"""What AMX adds to the operations in C++: products and attention in bf16 by tiles."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from veneer.kernels.backends.cpu import Cpu, check_shape, coded_addresses
+from veneer.kernels.backends.tiled_attention import TiledAttention
 from veneer.kernels.coded import CodedWeight
 from veneer.kernels.extension import VARIANTS
 from veneer.kernels.operation import Kernel
@@ -19,6 +20,7 @@ if VARIANTS:
     from veneer.kernels import _cpu
 
 _KINDS = {torch.bfloat16: 0, torch.float32: 1, torch.float16: 2}  # as `Weight16` numbers them
+_ATTENTION = TiledAttention()
 _LONGEST = 512  # rank
 _LINE = 64  # bytes of a cache line
 
@@ -43,7 +45,11 @@ class Tiles(Cpu):
             adapted.adapted_backward.by(self.adapted_backward),
             adapted.adapted_coded.by(self.adapted_coded),
             adapted.adapted_coded_backward.by(self.adapted_coded_backward),
+            *_ATTENTION.kernels(),
         )
+
+    def attends(self, dtype: torch.dtype, dim: int) -> bool:
+        return _ATTENTION.attends(dtype, dim)
 
     def adapts(self, dtype: torch.dtype) -> bool:
         return dtype is torch.bfloat16

@@ -32,7 +32,7 @@ def attention(
     Returns the output as query, and the logarithm of each query's sum of exponentials (heads, tokens), fp32 at least,
     from which `attention_backward` has the softmax again (Dao, 2023, arXiv:2307.08691, algorithm 1).
     """
-    check(query, key, value, lengths, causal, window)
+    check_rows(query, key, value, lengths, causal, window)
     outputs, sums = [torch.empty_like(query[:0])], [query.new_empty((query.shape[1], 0), dtype=_sums(query))]
     for q, k, v in _rows(lengths, query, key, value):
         scores = _scores(q, k, scaling, causal, window)
@@ -60,7 +60,7 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of query, key and value from that of the output, ``grad``, and from what `attention` gave (Dao,
     2023, algorithm 2)."""
-    check(query, key, value, lengths, causal, window)
+    check_rows(query, key, value, lengths, causal, window)
     check_outcome(grad, out, lse, query)
     grads: tuple[list[Tensor], ...] = tuple([torch.empty_like(x[:0])] for x in (query, key, value))
     of_rows = _rows(lengths, query, key, value, grad, out, lse.t())
@@ -77,7 +77,7 @@ def attention_backward(
     return torch.cat(grads[0]), torch.cat(grads[1]), torch.cat(grads[2])
 
 
-def check(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], causal: bool, window: int) -> None:
+def check_rows(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], causal: bool, window: int) -> None:
     """Raises ValueError where these do not fit each other."""
     tokens, heads, dim = query.shape
     if sum(lengths) != tokens or min(lengths, default=0) < 0:
