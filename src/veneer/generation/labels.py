@@ -25,6 +25,7 @@ from veneer.frozen.text_part import text_config_of
 from veneer.generation.batched import has_steps
 from veneer.generation.decoder import ROTATIONS_BY_LENGTH
 from veneer.generation.sampling import refuse_no_numbers
+from veneer.kernels.operations.cross_entropy import cross_entropy
 from veneer.training.batches import Batch, by_length, collate
 
 _WORTH_SHARING = 4  # tokens
@@ -254,11 +255,8 @@ def _log_likelihoods(model: Any, renderer: Renderer, rows: list[Tokens], size: i
         for some in within_logits(part, model):
             batch = _on(model, collate(some, known_pad(model, renderer)))
             logits, labels = learned_logits(model, batch, renderer.kind)
-            losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none").cpu()
-            learned = [row.learned for row in some]
-            scores[[numbers[id(row)] for row in some]] = torch.stack(
-                [-own.sum() for own in torch.split(losses, learned)]
-            )
+            losses = torch.split(cross_entropy(logits, labels, 0.0).cpu(), [row.learned for row in some])
+            scores[[numbers[id(row)] for row in some]] = torch.stack([-own.sum() for own in losses]).float()
     return scores
 
 

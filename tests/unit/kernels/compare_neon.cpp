@@ -1,4 +1,5 @@
 // The NEON variant against the scalar one on random input: make test-neon, which emulates the processor.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -165,45 +166,80 @@ struct Case {
         near(out, x, values, tokens, "product of a dense weight");
     }
 
-    // The passes between products, on rows × columns numbers; attention over as many keys as there are rows.
-    void check_passes() {
-        std::vector<float> x(size), y(size), z(size), weight(columns), out[2], more[2], inverses[2];
-        for (std::vector<float>* each : {&x, &y, &z, &weight})
-            for (float& entry : *each) entry = uniform(-4, 4);
-        for (int k = 0; k < 2; ++k) {
-            const Variant& v = k ? neon : scalar;
-            for (std::vector<float>* each : {&out[k], &more[k]}) each->assign(2 * size, 0);
-            inverses[k].assign(rows, 0);
-            v.normalise(x.data(), weight.data(), 1e-5f, rows, columns, out[k].data(), inverses[k].data());
-            v.normalise_backward(y.data(), x.data(), inverses[0].data(), weight.data(), rows, columns, more[k].data());
-            v.gate(x.data(), y.data(), size, false, out[k].data() + size);
-            v.gate(x.data(), y.data(), size, true, more[k].data() + size);
-        }
-        close(out, "norm or gate");
-        close(more, "gradient of a norm, or gate");
-        for (int k = 0; k < 2; ++k) {
-            const Variant& v = k ? neon : scalar;
-            v.gate_backward(z.data(), x.data(), y.data(), size, false, out[k].data(), out[k].data() + size);
-            v.gate_backward(z.data(), x.data(), y.data(), size, true, more[k].data(), more[k].data() + size);
-        }
-        close(out, "gradient of a gate");
-        close(more, "gradient of a gate of GELU");
+    // The passes between products, on rows × columns numbers kept as T.
+    template <class T>
+    void check_passes(const Passes<T>& ours, const Passes<T>& theirs, float within) {
+        const auto drawn_numbers = [&](int64_t count) {
+            std::vector<T> numbers(count);
+            for (T& number : numbers) keep(uniform(-4, 4), number);
+            return numbers;
+        };
+        const std::vector<T> x = drawn_numbers(size), y = drawn_numbers(size), z = drawn_numbers(size);
+        std::vector<float> weight(columns), inverses[2], room(columns);
+        for (float& entry : weight) entry = uniform(-4, 4);
+        std::vector<int64_t> labels(rows);
+        for (int64_t& label : labels) label = whole(0, columns - 1);
         const int dim = 32;
-        std::vector<float> query(2 * dim), keys(2 * rows * dim), tables(2 * dim);
-        for (std::vector<float>* each : {&query, &keys, &tables})
+        const std::vector<T> query = drawn_numbers(2 * dim), tables = drawn_numbers(2 * dim);
+        std::vector<T> out[2];
+        std::vector<double> losses[2];
+        for (int k = 0; k < 2; ++k) {
+            const Passes<T>& v = k ? ours : theirs;
+            out[k].assign(11 * size + 4 * dim, 0);
+            inverses[k].assign(rows, 0);
+            losses[k].assign(2 * rows, 0);
+            T* to = out[k].data();
+            for (int flag = 0; flag < 2; ++flag) {
+                v.normalise(x.data(), weight.data(), 1e-5f, flag, rows, columns, to, inverses[k].data());
+                v.normalise_backward(y.data(), x.data(), inverses[0].data(), weight.data(), flag, rows, columns, to + size);
+                v.gate(x.data(), y.data(), size, flag, to + 2 * size);
+                v.gate_backward(z.data(), x.data(), y.data(), size, flag, to + 3 * size, to + 4 * size);
+                to += 5 * size;
+            }
+            std::copy(z.begin(), z.end(), to);
+            v.cross_entropy(to, labels.data(), rows, columns, 0.1f, false, nullptr, losses[k].data());
+            v.cross_entropy(to, labels.data(), rows, columns, 0.1f, true, room.data(), losses[k].data() + rows);
+            for (int flag = 0; flag < 2; ++flag)
+                v.rotate(query.data(), dim, tables.data(), tables.data() + dim, 2, dim, flag, to + size + flag * 2 * dim);
+        }
+        for (int64_t i = 0; i < 2 * rows; ++i)
+            expect(std::fabs(losses[0][i] - losses[1][i]) <= 1e-5, "cross-entropy", rows, columns, block);
+        std::vector<float> values[2];
+        for (int k = 0; k < 2; ++k)
+            for (const T& number : out[k]) values[k].push_back(kept(number));
+        close(values, "norm, gate, cross-entropy or rotation", within);
+    }
+
+    static void keep(float value, float& to) { to = value; }
+    static void keep(float value, uint16_t& to) {
+        uint32_t bits;
+        std::memcpy(&bits, &value, 4);
+        to = static_cast<uint16_t>(bits >> 16);
+    }
+    static float kept(float value) { return value; }
+    static float kept(uint16_t half) {
+        const uint32_t bits = static_cast<uint32_t>(half) << 16;
+        float value;
+        std::memcpy(&value, &bits, 4);
+        return value;
+    }
+
+    // Attention over as many keys as there are rows.
+    void check_attention() {
+        std::vector<float> out[2];
+        const int dim = 32;
+        std::vector<float> query(2 * dim), keys(2 * rows * dim);
+        for (std::vector<float>* each : {&query, &keys})
             for (float& entry : *each) entry = uniform(-1, 1);
         const int64_t sequence = 0, position = rows - 1;
         for (int k = 0; k < 2; ++k) {
             const Variant& v = k ? neon : scalar;
-            out[k].assign(6 * dim, 0);
+            out[k].assign(2 * dim, 0);
             v.attend({query.data(), keys.data(), keys.data() + rows * dim, out[k].data(), &sequence, &position, 1, 2, 1, dim,
                       rows, 0.3f},
                      0, 2);
-            for (int transposed = 0; transposed < 2; ++transposed)
-                v.rotate(query.data(), dim, tables.data(), tables.data() + dim, 2, dim, transposed,
-                         out[k].data() + 2 * (1 + transposed) * dim);
         }
-        close(out, "attention or rotation");
+        close(out, "attention");
     }
 
     // A low-rank update of the rows, as many columns as before.
@@ -223,9 +259,9 @@ struct Case {
         close(out, "low-rank update");
     }
 
-    void close(const std::vector<float>* out, const char* what) {
+    void close(const std::vector<float>* out, const char* what, float within = 1e-4f) {
         for (size_t i = 0; i < out[0].size(); ++i)
-            expect(std::fabs(out[0][i] - out[1][i]) <= 1e-4f * (1 + std::fabs(out[0][i])), what, rows, columns, block);
+            expect(std::fabs(out[0][i] - out[1][i]) <= within * (1 + std::fabs(out[0][i])), what, rows, columns, block);
     }
 
     void near(const std::vector<float>* out, const std::vector<float>& x, const std::vector<float>& values, int tokens,
@@ -255,7 +291,9 @@ int main() {
             one.check_quantise8();
             one.check_dequantise();
             one.check_products(static_cast<int>(whole(1, 8)));
-            one.check_passes();
+            one.check_passes(neon.fp32, scalar.fp32, 1e-4f);
+            one.check_passes(neon.bf16, scalar.bf16, 2e-2f);
+            one.check_attention();
             one.check_update(whole(1, 13));
         }
     std::vector<float> values(100000), middles(255);

@@ -6,12 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import tiny
 import veneer
 import veneer.training.loss as loss_module
 from veneer.data.labels import IGNORE, Tokens
-from veneer.training.loss import Loss, chunked_loss
+from veneer.training.loss import Loss, chunked_log_probabilities, chunked_loss
 
 pytestmark = pytest.mark.unit
 
@@ -56,6 +58,56 @@ def test_equals_the_plain_loss_and_its_gradients(kind, count, smoothing):
     torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
     for got, wanted in zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(plain, leaves), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+class _Made(TorchDispatchMode):
+    """The tensors that are made within it."""
+
+    def __init__(self):
+        super().__init__()
+        self.tensors = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        result = function(*arguments, **(named or {}))
+        self.tensors += [(leaf.dtype, leaf.numel()) for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        return result
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_in_bf16_the_loss_is_the_plain_one_and_no_logits_are_made_in_fp32(smoothing):
+    torch.manual_seed(0)
+    head = nn.Linear(8, tiny.VOCABULARY, bias=False).requires_grad_(False).bfloat16()
+    hidden = torch.randn(13, 8).bfloat16().requires_grad_()
+    labels = torch.randint(tiny.VOCABULARY, (13,))
+    plain = F.cross_entropy(head(hidden).float(), labels, reduction="sum", label_smoothing=smoothing)
+    (wanted,) = torch.autograd.grad(plain, hidden)
+    with _Made() as made:
+        ours = chunked_loss(hidden, head, labels, smoothing)
+        (found,) = torch.autograd.grad(ours, hidden)
+    torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-2)
+    assert (torch.bfloat16, 5 * tiny.VOCABULARY) in made.tensors
+    assert max(count for dtype, count in made.tensors if dtype != torch.bfloat16) < tiny.VOCABULARY
+    with torch.no_grad():
+        torch.testing.assert_close(chunked_loss(hidden, head, labels, smoothing), plain, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["frozen", "capped"])
+def test_log_probabilities_by_a_frozen_head_are_the_plain_ones(dtype, kind):
+    torch.manual_seed(0)
+    head = nn.Linear(8, tiny.VOCABULARY, bias=False).requires_grad_(False).to(dtype)
+    head = _Capped(head) if kind == "capped" else head
+    hidden = torch.randn(13, 8).to(dtype).requires_grad_()
+    labels, weights = torch.randint(tiny.VOCABULARY, (13,)), torch.randn(13)
+    plain = -F.cross_entropy(head(hidden).float(), labels, reduction="none")
+    ours = chunked_log_probabilities(hidden, head, labels)
+    within = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 1e-2}
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+    found, wanted = (torch.autograd.grad(made @ weights, hidden)[0] for made in (ours, plain))
+    torch.testing.assert_close(found, wanted, **within)
+    with torch.no_grad():
+        torch.testing.assert_close(chunked_log_probabilities(hidden, head, labels), plain, rtol=1e-5, atol=1e-5)
 
 
 def test_logits_of_the_whole_batch_never_exist():
