@@ -15,7 +15,7 @@ demo: $(RUNTIME)
 
 # Two processes, each with half of the cores; on one core, one. tests/conftest.py says which test is whose.
 WORKERS := $(shell test "$$(getconf _NPROCESSORS_ONLN)" -gt 1 && echo 2 || echo 0)
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 test: $(READY) lint
 	$(PYTEST)
 

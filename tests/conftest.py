@@ -30,21 +30,34 @@ settings.register_profile("veneer", deadline=None)
 settings.load_profile("veneer")
 
 
-# The files that take longest, in turn: processes that begin with them end at the same time.
-LONG: list[str] = []
+# Where tests run in several processes, a file's are of one, since they share what is trained once. So are those of
+# these files, which load the real model.
+REAL_MODEL = [f"tests/{name}.py" for name in ("recipe/test_smollm2", "recipe/test_quickstart", "unit/test_docs",
+                                              "unit/test_examples")]  # fmt: skip
+# The files that take longest come first: processes that begin with them end at about the same time.
+LONG = [*REAL_MODEL, *(f"tests/{name}.py" for name in (
+    "unit/studies/test_studies", "fuzz/test_fuzz", "unit/studies/test_run", "unit/runs/test_train", "unit/test_types",
+))]  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    if config.option.dist != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "the real model" if file in REAL_MODEL else file
+
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(items):
-    """Where tests run in several processes, each file is of one of them, since its tests share what is trained once;
-    those of the real model are of one, too, and come first."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return
-    for item in items:
-        file = Path(item.location[0]).relative_to("tests").as_posix()
-        item.add_marker(pytest.mark.xdist_group("real model" if item.get_closest_marker("recipe") else file))
-    place = {name: number for number, name in enumerate(["real model", *LONG])}
-    items.sort(key=lambda item: place.get(item.get_closest_marker("xdist_group").args[0], len(place)))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = {file: number for number, file in enumerate(LONG)}
+        items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
 
 
 def pytest_collection_finish():
