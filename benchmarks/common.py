@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -64,6 +66,35 @@ def main_or_run(main: Callable[[], None], measure: Callable[..., dict[str, Any]]
 def peak_memory() -> int:
     """Largest resident memory of this process in bytes; ru_maxrss would count that of the process which started it."""
     return _memory("VmHWM:")
+
+
+class Cost:
+    """Around a block: its CPU time, and the most memory beyond what was there, in which no pages of files are.
+
+    Example:
+        with Cost() as cost:
+            work()
+        print(cost.seconds, cost.bytes)
+    """
+
+    _EACH = 0.005  # seconds between two looks at the memory
+
+    def __enter__(self) -> Cost:
+        self._before, self._over = _memory("RssAnon:"), threading.Event()
+        self._largest, self._started = self._before, time.process_time()
+        self._watch = threading.Thread(target=self._look, daemon=True)
+        self._watch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.process_time() - self._started
+        self._over.set()
+        self._watch.join()
+        self.bytes = self._largest - self._before
+
+    def _look(self) -> None:
+        while not self._over.wait(self._EACH):
+            self._largest = max(self._largest, _memory("RssAnon:"))
 
 
 def resident_memory(model: Any) -> int:

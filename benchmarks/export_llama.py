@@ -6,12 +6,11 @@ export_llama.py FOLDER STORAGE
 from __future__ import annotations
 
 import json
-import resource
 import sys
-import time
 from pathlib import Path
 
 import llama_cpp
+from common import Cost
 
 TYPES = {
     "fp16": llama_cpp.LLAMA_FTYPE_MOSTLY_F16,
@@ -24,11 +23,12 @@ def main(folder: str, storage: str) -> None:
     source, out = Path(folder) / "fp32.gguf", Path(folder) / f"llama-{storage}.gguf"
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = TYPES[storage], 1
-    started = time.perf_counter()
-    if llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), params):
-        sys.exit(f"llama.cpp could not quantise {source}.")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": time.perf_counter() - started, "peak_mb": peak, "mb": out.stat().st_size / 1e6}))
+    with Cost() as cost:
+        if llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), params):
+            sys.exit(f"llama.cpp could not quantise {source}.")
+    print(json.dumps(
+        {"cpu_seconds": cost.seconds, "peak_mb": cost.bytes / 1e6, "mb": out.stat().st_size / 1e6}
+    ))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,11 +13,15 @@ import transformers as tf
 
 import tiny
 import veneer
-from peers import ask
+from peers import ask, python_with
 from tokens import tokenizer
+from veneer.cli import main
 from veneer.commands.export import export_to
 from veneer.commands.merge import merge_to
+from veneer.reporting.loading import LoadedBy, ways_to_load
+from veneer.runs.opened import open_named
 from veneer.updates.mlx_adapter import MODELS
+from veneer.updates.peft_config import read_fields
 
 pytestmark = pytest.mark.interop
 
@@ -85,3 +92,33 @@ def test_mlx_lm_loads_a_merged_folder(tmp_path, monkeypatch):
     merge_to(tmp_path / "adapter", tmp_path / "merged")
     theirs = torch.tensor(ask("mlx_lm", "mlx_logits.py", tmp_path / "merged", "none", json.dumps(IDS)))
     torch.testing.assert_close(theirs, own, rtol=0, atol=2e-5)
+
+
+def test_the_commands_of_the_report_answer_as_the_adapter_does(tmp_path, monkeypatch):
+    """The export, and mlx-lm's own command in its own environment; its greedy text is that of the same tokens here."""
+    python = python_with("mlx_lm")
+    if python is None:
+        pytest.skip("mlx_lm is not installed; make build/peers/ready installs it")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    base, source = _base(tmp_path / "base", "llama"), tmp_path / "adapter"
+    _adapted(base, source, CONFIGS["lora"])
+    (recipe,) = (way for way in ways_to_load(LoadedBy(
+        read_fields(source), {}, str(base), str(source), str(source), str(tmp_path / "merged"), str(tmp_path / "plain"),
+        "first", [], {"storage": "fp32", "block_size": 64},
+    )) if way.title == "MLX")  # fmt: skip
+    export, generate = map(shlex.split, recipe.parts[0][1].splitlines())
+    monkeypatch.setattr(sys, "argv", export)
+    main()
+    assert generate[0] == "mlx_lm.generate"
+    command = [python, "-m", "mlx_lm", "generate", *generate[1:], "--max-tokens", "12"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    opened = open_named(source)
+    words, model = opened.renderer.tokenizer, opened.model
+    ids = words.apply_chat_template([{"role": "user", "content": "a prompt"}], add_generation_prompt=True)["input_ids"]
+    prompt = len(ids)
+    while len(ids) < prompt + 12 and (not ids[prompt:] or ids[-1] != words.eos_token_id):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    said = ran.stdout.split("==========\n")[1].strip()
+    assert said == words.decode([token for token in ids[prompt:] if token != words.eos_token_id]).strip()
