@@ -53,6 +53,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("neftune_noise_alpha", "noise_alpha"), ("neftune",)),
     **dict.fromkeys(("max_grad_norm", "grad_clip"), ("clip",)),
     "label_smoothing_factor": ("label_smoothing",),
+    **dict.fromkeys(("problem_type", "task_type", "num_labels"), ("task",)),
     **dict.fromkeys(("class_weight", "loss_weights"), ("class_weights",)),
     **dict.fromkeys(("grad_checkpoint", "use_gradient_checkpointing"), ("gradient_checkpointing",)),
     **dict.fromkeys(("eval_steps", "steps_per_eval"), ("evaluate_every",)),

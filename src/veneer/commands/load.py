@@ -39,7 +39,8 @@ def load(
         double_quantisation: whether these scales are kept in 8 bits themselves, which is the default.
         dense_storage: how embeddings and head are kept beside a storage of codes: "fp32", the default, "bf16" or
             "fp16".
-        task: "causal", "seq2seq" or "classification"; "auto" takes it from ``labels`` and the config.
+        task: "causal", "seq2seq", or a classifier's: "classification" (one class of several), "multi-label" (all labels
+            of a text) or "regression" (a number); "auto" takes it from ``labels`` and the config.
         labels: the names of the classes, for a sequence-classification model. Its head is new unless the checkpoint
             has one of that many. An adapter brings its own.
         with_tokenizer: whether to read the tokenizer, too; False for a model that has none, which gives None for it.

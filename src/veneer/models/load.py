@@ -58,7 +58,8 @@ def load(
         block_size: how many weights share a scale in 4 bits and int8: 32, 64, … 4096.
         double_quantisation: whether these scales are kept in 8 bits themselves.
         dense_storage: how embeddings and head are kept beside a storage of codes: "fp32", "bf16" or "fp16".
-        task: "causal", "seq2seq" or "classification"; "auto" takes it from ``labels`` and the config.
+        task: "causal", "seq2seq", or a classifier's: "classification" (one class of several), "multi-label" (all labels
+            of a text) or "regression" (a number); "auto" takes it from ``labels`` and the config.
         labels: the names of the classes, for a sequence-classification model. Its head is new unless the checkpoint
             has one of that many.
         experts: whether a mixture's experts are kept in codes, too, as all linear layers are.
@@ -92,8 +93,7 @@ def load(
     dense = dense_dtype(checkpoint, storage, dense_storage)
     kind = checkpoint.task(task, labels)
     config = copy.deepcopy(checkpoint.config)
-    if labels:
-        name_classes(config, labels)
+    name_classes(config, labels, task)
     with quiet():
         model = _kept_model(checkpoint, kind, config, dense, how, experts)
         refuse_model_not_finite(model, checkpoint.name)

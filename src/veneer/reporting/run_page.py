@@ -27,9 +27,14 @@ _SHADES = 10  # the darkest one's number in page.css
 _MEASURES = {
     "loss": "loss (mean of a learned token, nats)", "perplexity": "perplexity",
     "choice_accuracy": "choice accuracy", "exact_match": "exact match",
-    "preferred": "chosen likelier than rejected",
+    "preferred": "chosen likelier than rejected", "micro_f1": "F1 over all rows and labels (micro)",
+    "macro_f1": "mean F1 of the labels (macro)",
 }  # fmt: skip
-_SHARES = ("choice_accuracy", "exact_match", "preferred")
+_NUMBERS = {
+    "mse": "mean squared error", "mae": "mean absolute error", "r2": "R²", "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+}  # fmt: skip
+_SHARES = ("choice_accuracy", "exact_match", "preferred", "micro_f1", "macro_f1")
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,11 @@ def _pairs(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _rows(run: RunHistory) -> list[tuple[str, str]]:
-    titles = {"shape": "shape", "train": "trained on", "held_out": "held out", "classes": "classes"}
+    titles = {
+        "shape": "shape", "train": "trained on", "held_out": "held out", "problem": "asked for", "classes": "classes"
+    }  # fmt: skip
+    if run.rows.get("problem") == "regression":
+        del titles["classes"]
     return [(title, displayed(run.rows[name])) for name, title in titles.items() if run.rows.get(name)]
 
 
@@ -201,10 +210,19 @@ def _scores(evaluation: dict[str, Any]) -> list[list[str]]:
     if not evaluation:
         return []
     rows = []
+    sides = [evaluation.get(side, {}) for side in ("base", "adapter")]
     for name, title in _MEASURES.items():
-        values = [evaluation.get(side, {}).get(name) for side in ("base", "adapter")]
+        if name == "macro_f1" and sides[1].get("micro_f1") is None:  # else it stands among the labels
+            continue
+        values = [side.get(name) for side in sides]
+        if name == "loss" and sides[1].get("perplexity") is None:  # of no tokens
+            title = "loss"
         if None not in values:
             rows.append([title, *(f"{100 * value:.1f} %" if name in _SHARES else displayed(value) for value in values)])
+    for name, title in _NUMBERS.items():
+        values = [(side.get("numbers") or {}).get(name) for side in sides]
+        if values != [None, None]:
+            rows.append([title, *("–" if value is None else displayed(value) for value in values)])
     return rows
 
 
@@ -237,7 +255,7 @@ def _measured_on(evaluation: dict[str, Any]) -> str:
 def _examples(evaluation: dict[str, Any]) -> dict[str, Any]:
     examples = evaluation.get("examples") or []
     how = (
-        "Both answer with the class that they find the likeliest."
+        "Both answer as classifiers: with a class, labels or a number."
         if examples and examples[0].get("chosen")
         else "Both answer greedily; a long answer is cut."
     )

@@ -31,6 +31,8 @@ class TrainArguments(Needed, total=False):
         "prompt/completion",
         "instruction/output",
         "text/label",
+        "text/labels",
+        "text/number",
         "chosen/rejected",
         "prompt/completion/label",
         "text",
@@ -116,8 +118,9 @@ class TrainArguments(Needed, total=False):
     weights: all, its biases, or its head."""
     storage: Literal["fp32", "bf16", "fp16", "nf4", "fp4", "int4", "int8"]
     """How the frozen base is kept."""
-    task: Literal["auto", "causal", "seq2seq", "classification"]
-    """What the model is trained to do; auto asks its checkpoint."""
+    task: Literal["auto", "causal", "seq2seq", "classification", "multi-label", "regression"]
+    """What the model is trained to do: to write text, or, with a head, to choose a class, all labels of a text,
+    or a number. auto asks its checkpoint, and of lists of labels makes multi-label."""
     template: str
     """Chat template for conversations only (auto, plain), or for prompt and completion too (chat); or another one
     than the tokenizer's: alpaca, chatml, or a file."""
@@ -257,6 +260,8 @@ class EvaluateArguments(TypedDict, total=False):
         "prompt/completion",
         "instruction/output",
         "text/label",
+        "text/labels",
+        "text/number",
         "chosen/rejected",
         "prompt/completion/label",
         "text",
@@ -287,6 +292,8 @@ class PredictArguments(TypedDict, total=False):
         "prompt/completion",
         "instruction/output",
         "text/label",
+        "text/labels",
+        "text/number",
         "chosen/rejected",
         "prompt/completion/label",
         "text",
@@ -345,6 +352,8 @@ class PlanArguments(TypedDict, total=False):
         "prompt/completion",
         "instruction/output",
         "text/label",
+        "text/labels",
+        "text/number",
         "chosen/rejected",
         "prompt/completion/label",
         "text",
@@ -432,8 +441,9 @@ class PlanArguments(TypedDict, total=False):
     weights: all, its biases, or its head."""
     storage: Literal["fp32", "bf16", "fp16", "nf4", "fp4", "int4", "int8"]
     """How the frozen base is kept."""
-    task: Literal["auto", "causal", "seq2seq", "classification"]
-    """What the model is trained to do; auto asks its checkpoint."""
+    task: Literal["auto", "causal", "seq2seq", "classification", "multi-label", "regression"]
+    """What the model is trained to do: to write text, or, with a head, to choose a class, all labels of a text,
+    or a number. auto asks its checkpoint, and of lists of labels makes multi-label."""
     template: str
     """Chat template for conversations only (auto, plain), or for prompt and completion too (chat); or another one
     than the tokenizer's: alpaca, chatml, or a file."""

@@ -134,7 +134,8 @@ def _run(run: RunFolder) -> Opened:
 
 def _loaded(run: RunFolder, config: TrainConfig, source: str) -> tuple[Any, Any]:
     torch.manual_seed(config.seed)  # as before the run: a classification head may be new
-    return load(source, **config.kept(), task=config.task, labels=run.rows()["classes"] or None)
+    rows = run.rows()
+    return load(source, **config.kept(), task=rows.get("problem", config.task), labels=rows["classes"] or None)
 
 
 def refuse_own_weights(source: Path, verb: str) -> None:

@@ -63,8 +63,10 @@ class TrainConfig(LoRA, AllocationOptions, BaseOptions, RowOptions):
         "model's own weights: all, its biases, or its head.",
     )
     storage: Storage = Field(default="fp32", description="How the frozen base is kept.")
-    task: Literal["auto", "causal", "seq2seq", "classification"] = Field(
-        default="auto", description="What the model is trained to do; auto asks its checkpoint."
+    task: Literal["auto", "causal", "seq2seq", "classification", "multi-label", "regression"] = Field(
+        default="auto",
+        description="What the model is trained to do: to write text, or, with a head, to choose a class, all labels of "
+        "a text, or a number. auto asks its checkpoint, and of lists of labels makes multi-label.",
     )
     template: str = Field(
         default="auto",
