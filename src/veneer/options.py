@@ -60,6 +60,8 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("save_steps", "save_every", "steps_per_save"), ("checkpoint_every",)),
     "save_total_limit": ("keep_checkpoints",),
     "early_stopping_patience": ("patience",),
+    "metric_for_best_model": ("best_by",),
+    "compute_metrics": ("metrics",),
     **dict.fromkeys(("assistant_only_loss", "completion_only_loss", "mask_prompt", "train_on_inputs"), ("learn",)),
     **dict.fromkeys(("chat_template", "chat_template_path"), ("template",)),
     "chat_template_kwargs": ("template_arguments",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,11 +13,13 @@ from rich.table import Table
 from veneer.data.formats import Example, class_of, labels_in
 from veneer.data.known_tokens import known_pad, refuse_unknown_tokens_in
 from veneer.data.labels import Renderer
+from veneer.data.metrics import Metric
 from veneer.data.pairs import Pair, to_pairs
 from veneer.data.problems import number_of
 from veneer.evaluation.answers import Answered
 from veneer.evaluation.classes import HEAD, Classes
 from veneer.evaluation.numbers import NumberScores
+from veneer.generation.answers import measured_answers
 from veneer.generation.config import SamplingOptions
 from veneer.generation.generate import exact_matches
 from veneer.generation.likelihood import accuracy, choices_of, labels_said, likeliest, numbers_said
@@ -50,6 +52,7 @@ class Scores:
     preferred: float | None = None  # share of pairs whose chosen answer is likelier than the rejected one
     micro_f1: float | None = None  # over all rows and labels, where a row may have several
     numbers: NumberScores | None = None  # of a model that gives numbers
+    metrics: dict[str, float] = field(default_factory=dict)  # asked for, of an answer to every row
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,6 +66,7 @@ class Comparison:
     examples: list[Answered] = field(default_factory=list)
     data: str | None = None  # other rows than the run's held-out ones
     trained: str = "adapter"  # what is beside the base; or the model, where its own weights were trained
+    lower_is_better: list[str] = field(default_factory=list)  # of the metrics
     note: str = ""  # what a person should know of the files that were not written
 
     def as_json(self) -> dict[str, Any]:
@@ -130,6 +134,9 @@ class Comparison:
             before, after = getattr(self.base, name), getattr(self.adapter, name)
             if before is not None and after is not None:
                 lines.append((title, f"{100 * before:.1f} %", f"{100 * after:.1f} %"))
+        for name, after in self.adapter.metrics.items():
+            title = f"{name} (lower is better)" if name in self.lower_is_better else name
+            lines.append((title, _short(self.base.metrics.get(name)), _short(after)))
         if self.adapter.classes is not None and self.adapter.classes.largest is not None:
             share = f"{100 * self.adapter.classes.largest:.1f} %"
             lines.append(("always the largest label", share, share))
@@ -148,6 +155,7 @@ def compare(
     base: Any | None = None,
     seen: Sequence[Example] = (),
     exact_match: bool = False,
+    metrics: Sequence[Metric] = (),
     batch_size: int = 16,
 ) -> Comparison:
     """Measure ``examples`` without and with the active adapters; or with ``base`` and then with ``model``, where
@@ -161,22 +169,31 @@ def compare(
     has_texts = not (renderer.classes or judged) and _have_answers(examples)
     exact = exact_match and has_texts
     with as_it_was(model, base) as untrained:
-        before = measure(untrained, renderer, examples, choices, exact, batch_size)
-    after = measure(model, renderer, examples, choices, exact, batch_size)
+        before = measure(untrained, renderer, examples, choices, exact, batch_size, metrics)
+    after = measure(model, renderer, examples, choices, exact, batch_size, metrics)
     trained = "adapter" if base is None else "trained model"
     note = not_followed(model, SamplingOptions()) if exact else ""
-    if has_texts and not choices and not exact:
+    if has_texts and not choices and not exact and not metrics:
         note = _NO_MATCH
     if judged and exact_match:
         note = _JUDGED
-    return Comparison(len(examples), choices, before, after, trained=trained, note=note)
+    lower = [metric.name for metric in metrics if not metric.higher_is_better]
+    return Comparison(len(examples), choices, before, after, trained=trained, lower_is_better=lower, note=note)
 
 
 def measure(
-    model: Any, renderer: Renderer, examples: Sequence[Example], choices: list[str], exact: bool, batch_size: int
-) -> Scores:
+    model: Any, renderer: Renderer, examples: Sequence[Example], choices: list[str], exact: bool, batch_size: int,
+    metrics: Sequence[Metric] = (),
+) -> Scores:  # fmt: skip
     """The scores of the model as it is."""
     model.eval()
+    scores = _scores(model, renderer, examples, choices, exact, batch_size)
+    return replace(scores, metrics=measured_answers(metrics, model, renderer, examples, batch_size))
+
+
+def _scores(
+    model: Any, renderer: Renderer, examples: Sequence[Example], choices: list[str], exact: bool, batch_size: int
+) -> Scores:
     rows, _ = renderer.all(good_ones(examples))
     refuse_unknown_tokens_in(model, rows)
     loss = Loss(model, known_pad(model, renderer), rows[0], kind=renderer.kind)

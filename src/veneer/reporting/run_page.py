@@ -156,6 +156,8 @@ def _tiles(run: RunHistory, shapes: dict[str, tuple[int, ...]]) -> list[tuple[st
         largest = "" if run.largest_class is None else f", the largest class is {100 * run.largest_class:.1f} %"
         share = f"{100 * kept['held_out_accuracy']:.1f} %"
         tiles.append(("Held-out accuracy", share, f"at step {kept['step']:,}{largest}"))
+    for name, value in _metrics(run).items():
+        tiles.append((f"Held-out {name}", displayed(value), f"at step {(run.best() or run.held_out[-1])['step']:,}"))
     if run.rewards:
         kept = next((record for record in run.rewards if record is run.best()), run.rewards[-1])
         margin = kept.get("held_out_reward_margin")
@@ -171,6 +173,14 @@ def _tiles(run: RunHistory, shapes: dict[str, tuple[int, ...]]) -> list[tuple[st
     if run.peak_memory is not None:
         tiles.append(("Peak memory", gigabytes(run.peak_memory), "of the whole process"))
     return tiles
+
+
+def _metrics(run: RunHistory) -> dict[str, float]:
+    """Metric → its value of what is kept, or the latest."""
+    if not run.held_out:
+        return {}
+    measured = (run.best() or run.held_out[-1]).get("held_out_metrics")
+    return measured if isinstance(measured, dict) else {}
 
 
 def _size(shape: tuple[int, ...]) -> int:
@@ -219,6 +229,9 @@ def _scores(evaluation: dict[str, Any]) -> list[list[str]]:
             title = "loss"
         if None not in values:
             rows.append([title, *(f"{100 * value:.1f} %" if name in _SHARES else displayed(value) for value in values)])
+    for name, after in (sides[1].get("metrics") or {}).items():
+        title = f"{name} (lower is better)" if name in evaluation.get("lower_is_better", []) else name
+        rows.append([title, displayed((sides[0].get("metrics") or {}).get(name)), displayed(after)])
     for name, title in _NUMBERS.items():
         values = [(side.get("numbers") or {}).get(name) for side in sides]
         if values != [None, None]:

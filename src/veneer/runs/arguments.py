@@ -193,9 +193,14 @@ class TrainArguments(Needed, total=False):
     evaluate_every: int | Literal["auto"]
     """Steps between held-out evaluations; 0: at the end only; auto: 50, or an epoch of few rows, or more where
     many rows are held out."""
+    metrics: str | list[str]
+    """Also measured of answers to held-out rows, at most 64: exact, rouge-1, rouge-2, rouge-l, bleu, or functions
+    of your own, package.module:function."""
+    best_by: str
+    """What decides which adapter is kept, and patience: the held-out loss, accuracy (of labels), or a metric."""
     patience: int | Literal["auto"]
-    """Stop after this many evaluations in a row without a better held-out loss; 0: never; auto: 2 where auto
-    chose several epochs, else never."""
+    """Stop after this many evaluations in a row that are not better, in held-out loss or what best_by says; 0:
+    never; auto: 2 where auto chose several epochs, else never."""
     checkpoint_every: int
     """Steps between checkpoints, from which a run resumes."""
     keep_checkpoints: int
@@ -231,8 +236,8 @@ class ResumeArguments(TypedDict, total=False):
     """Steps between held-out evaluations; 0: at the end only; auto: 50, or an epoch of few rows, or more where
     many rows are held out."""
     patience: int | Literal["auto"]
-    """Stop after this many evaluations in a row without a better held-out loss; 0: never; auto: 2 where auto
-    chose several epochs, else never."""
+    """Stop after this many evaluations in a row that are not better, in held-out loss or what best_by says; 0:
+    never; auto: 2 where auto chose several epochs, else never."""
     checkpoint_every: int
     """Steps between checkpoints, from which a run resumes."""
     keep_checkpoints: int
@@ -274,6 +279,9 @@ class EvaluateArguments(TypedDict, total=False):
     exact_match: bool
     """Also generate an answer to each row, by base and adapter, and compare it with the right one, letter by
     letter; slow."""
+    metrics: str | list[str]
+    """Also generate an answer to each row and measure it: exact, rouge-1, rouge-2, rouge-l, bleu, or functions of
+    your own, package.module:function; slow."""
     batch_size: int
     """Rows in one pass."""
     examples: int
@@ -516,9 +524,14 @@ class PlanArguments(TypedDict, total=False):
     evaluate_every: int | Literal["auto"]
     """Steps between held-out evaluations; 0: at the end only; auto: 50, or an epoch of few rows, or more where
     many rows are held out."""
+    metrics: str | list[str]
+    """Also measured of answers to held-out rows, at most 64: exact, rouge-1, rouge-2, rouge-l, bleu, or functions
+    of your own, package.module:function."""
+    best_by: str
+    """What decides which adapter is kept, and patience: the held-out loss, accuracy (of labels), or a metric."""
     patience: int | Literal["auto"]
-    """Stop after this many evaluations in a row without a better held-out loss; 0: never; auto: 2 where auto
-    chose several epochs, else never."""
+    """Stop after this many evaluations in a row that are not better, in held-out loss or what best_by says; 0:
+    never; auto: 2 where auto chose several epochs, else never."""
     checkpoint_every: int
     """Steps between checkpoints, from which a run resumes."""
     keep_checkpoints: int

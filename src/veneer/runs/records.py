@@ -45,6 +45,7 @@ class ScoresRecord(TypedDict, total=False):
     macro_f1: float | None
     preferred: float | None
     micro_f1: float | None
+    metrics: dict[str, float]  # asked for, of answers
     numbers: dict[str, float | None] | None  # of a model that gives numbers: mse, mae, r2, pearson, spearman
 
 
@@ -68,6 +69,7 @@ class EvaluationRecord(TypedDict, total=False):
     base: ScoresRecord
     adapter: ScoresRecord
     examples: list[ExampleRecord]
+    lower_is_better: list[str]  # of the metrics
 
 
 @with_config(_AND_MORE)
