@@ -15,6 +15,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from veneer.data.problems import PROBLEMS
 from veneer.evaluation.compare import Comparison, Scores
 from veneer.files import write_text
 from veneer.models.origin import hub_id, is_local
@@ -37,14 +38,22 @@ _MEASURES = {
     "choice_accuracy": "accuracy",
     "exact_match": "exact_match",
     "preferred": "accuracy",
+    "micro_f1": "f1",
+    "mse": "mse",
+    "mae": "mae",
+    "r2": "r_squared",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
 }
 _TITLES = {
     "loss": "loss (mean of a learned token, nats)", "perplexity": "perplexity", "choice_accuracy": "choice accuracy",
     "exact_match": "exact match", "preferred": "chosen likelier than rejected",
+    "micro_f1": "F1 over all rows and labels (micro)", "mse": "mean squared error", "mae": "mean absolute error",
+    "r2": "R²", "pearson": "Pearson correlation", "spearman": "Spearman correlation",
 }  # fmt: skip
 _OWN = {"full": "Full fine-tuning", "bias": "Fine-tuning of the biases", "head": "Fine-tuning of the head"}
-_TASKS = {"classification": "text-classification", "seq2seq": "text2text-generation"}
-_SHARES = ("choice_accuracy", "exact_match", "preferred")
+_TASKS = {**dict.fromkeys(PROBLEMS, "text-classification"), "seq2seq": "text2text-generation"}
+_SHARES = ("choice_accuracy", "exact_match", "preferred", "micro_f1")
 
 
 @dataclass(frozen=True)
@@ -135,7 +144,7 @@ def card_text(folder: Path, called: str = PLACE) -> str:
     adapter = LoadedBy(
         described.fields, described.ranks, described.model, called, called, "merged", "plain", "adapter",
         facts.classes if facts else [], facts.kept if facts else {"storage": "fp32", "block_size": 64},
-        own_tokens(facts), facts.base.kind if facts else "",
+        own_tokens(facts), facts.base.kind if facts else "", problem=facts.task if facts else "",
     )  # fmt: skip
     where = f"`{called}` is this folder." if called == PLACE else f"`{called}` is on the Hugging Face hub."
     if described.model == _BASE:
@@ -192,7 +201,9 @@ def put_scores(run: RunFolder, measured: Comparison) -> str:
 
 
 def _pair(base: Scores, adapter: Scores, name: str) -> tuple[float | None, float | None]:
-    return getattr(base, name), getattr(adapter, name)
+    if base.numbers is not None and hasattr(base.numbers, name):
+        return getattr(base.numbers, name), getattr(adapter.numbers, name)
+    return getattr(base, name, None), getattr(adapter, name, None)
 
 
 def _front(described: _Described, library: str, relation: str) -> str:
@@ -221,7 +232,7 @@ def _results(described: _Described, facts: Facts) -> list[EvalResult]:
             dataset_name="held-out rows of its own data",
             metric_type=_MEASURES[name],
             metric_value=round(after, 6),
-            metric_name=_TITLES[name],
+            metric_name=_title(name, facts),
         )
         for name, (_, after) in facts.scores.items()
         if after is not None
@@ -247,7 +258,7 @@ def _trained(described: _Described) -> list[str]:
         f"- Rows: {rows.train:,} of the shape {rows.shape}; {rows.held_out:,} more were held out.",
         f"- Steps: {facts.steps:,}." + ("" if described.own_weights else f" Base kept in {facts.kept['storage']}."),
         *([f"- Began from the adapter {', then '.join(map(started_from, facts.began))}."] if facts.began else []),
-        *([f"- Classes: {', '.join(facts.classes)}."] if facts.classes else []),
+        *_asked_for(facts),
         *(["- Questions are asked in the chat template."] if prompts.chat and not facts.classes else []),
         *(["- All conversations begin with one system message, which is in `veneer.json`."] if prompts.system else []),
         *(f"- `{name}`: {value}" for name, value in facts.options.items()),
@@ -256,10 +267,23 @@ def _trained(described: _Described) -> list[str]:
     if facts.scores:
         table = [f"| on held-out rows | base | {described.what} |", "|---|---|---|"]
         table += [
-            f"| {_TITLES[name]} | {_number(name, a)} | {_number(name, b)} |" for name, (a, b) in facts.scores.items()
+            f"| {_title(name, facts)} | {_number(name, a)} | {_number(name, b)} |"
+            for name, (a, b) in facts.scores.items()
         ]
         parts.append("## Scores\n\n" + "\n".join(table))
     return parts
+
+
+def _title(name: str, facts: Facts) -> str:
+    return "loss" if name == "loss" and facts.task in ("multi-label", "regression") else _TITLES[name]
+
+
+def _asked_for(facts: Facts) -> list[str]:
+    """What a classifier answers with, as a line of a list."""
+    if facts.task == "regression":
+        return ["- It gives a number for a text."]
+    kind = "Labels, any of which a text may have" if facts.task == "multi-label" else "Classes"
+    return [f"- {kind}: {', '.join(facts.classes)}."] if facts.classes else []
 
 
 def _number(name: str, value: float | None) -> str:

@@ -13,6 +13,7 @@ from veneer.commands.card import put_scores
 from veneer.data.bad import BadRows
 from veneer.data.columns import Reading
 from veneer.data.formats import Example
+from veneer.data.metrics import metric_of
 from veneer.errors import DataError
 from veneer.evaluation.answers import answered, spread
 from veneer.evaluation.compare import Comparison, compare
@@ -115,7 +116,7 @@ def _measured(
 ) -> Comparison:  # fmt: skip
     comparison = compare(
         opened.model, opened.renderer, rows, base=base, seen=seen, exact_match=asked.exact_match,
-        batch_size=asked.batch_size,
+        metrics=[metric_of(name) for name in asked.metrics], batch_size=asked.batch_size,
     )  # fmt: skip
     examples = answered(opened.model, opened.renderer, spread(rows, asked.examples), asked.batch_size, base=base)
     note = _both(*computing_said(opened.model), comparison.note)

@@ -15,7 +15,7 @@ from veneer.errors import ConfigError
 from veneer.frozen.layers import computing_said
 from veneer.frozen.weight import int8_activations
 from veneer.generation.config import GenerateOptions
-from veneer.generation.likelihood import class_probabilities
+from veneer.generation.likelihood import Said, class_answer
 from veneer.generation.own_settings import not_followed
 from veneer.generation.stream import pieces
 from veneer.runs.opened import Opened, open_named
@@ -26,13 +26,14 @@ _ASKED = "The question"  # what a message calls the prompt
 
 @dataclass(frozen=True)
 class Answer:
-    """What one side answers: a text, or a classifier's most likely class, with the probabilities of all."""
+    """What one side answers: a text, or what a classifier says, with the probabilities of all its labels."""
 
     text: str
     probabilities: dict[str, float] | None = None
+    shown: str = ""  # as a person reads it, where that is not the text
 
     def __str__(self) -> str:
-        return self.text if self.probabilities is None else with_probability(self.probabilities)
+        return self.shown or self.text
 
 
 def answer(source: str | Path, prompt: str, **options: Any) -> dict[str, str]:
@@ -57,8 +58,8 @@ def answers(source: str | Path, prompt: str, **options: Any) -> dict[str, Answer
     names = sides(opened, asked)
     say_what_is_not_followed(opened, asked)
     if opened.renderer.classes:
-        shares = {name: _probabilities(opened, prompt, name) for name in names}
-        return {name: Answer(next(iter(of_side)), of_side) for name, of_side in shares.items()}
+        by_side = {name: _of_classifier(opened, prompt, name) for name in names}
+        return {name: Answer(said.text, said.probabilities or None, str(said)) for name, said in by_side.items()}
     return {name: Answer("".join(said(opened, question, name, asked))) for name in names}
 
 
@@ -87,15 +88,9 @@ def say_what_is_not_followed(opened: Opened, asked: GenerateOptions) -> None:
         click.echo(note, err=True)
 
 
-def with_probability(shares: dict[str, float]) -> str:
-    """The most likely class, as a person reads it: yes (93.1 %)."""
-    name, share = next(iter(shares.items()))
-    return f"{name} ({100 * share:.1f} %)"
-
-
-def _probabilities(opened: Opened, prompt: str, side: str) -> dict[str, float]:
+def _of_classifier(opened: Opened, prompt: str, side: str) -> Said:
     with disabled(opened.model) if side == "base" else nullcontext():
-        return class_probabilities(opened.model, opened.renderer, Example(_ASKED, prompt=prompt))
+        return class_answer(opened.model, opened.renderer, Example(_ASKED, prompt=prompt))
 
 
 def sides(opened: Opened, options: GenerateOptions) -> list[str]:
@@ -128,7 +123,7 @@ def _said(
 ) -> Iterator[str]:  # fmt: skip
     renderer, prompt = opened.renderer, messages[-1]["content"]
     if renderer.classes:
-        yield with_probability(_probabilities(opened, prompt, side))
+        yield str(_of_classifier(opened, prompt, side))
         return
     as_it_is = Example(_ASKED, prompt=prompt, answer="a")
     ids = renderer.turn(messages) if _in_chat(opened, options) else renderer.prompt(as_it_is)

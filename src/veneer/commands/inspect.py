@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from veneer.commands.config import InspectOptions
 from veneer.commands.inspect_runs import holds_nothing_known, listed, refusal_of_no_runs, runs_in
 from veneer.data.bad import BadRows
 from veneer.data.bbc import BBC_TOPICS
-from veneer.data.classes import counted_classes
-from veneer.data.columns import Reading
+from veneer.data.classes import counted_classes, spread_of_numbers
+from veneer.data.columns import NUMBERS, Reading
 from veneer.data.files import kind_of
 from veneer.data.folders import is_data_file
-from veneer.data.formats import Example, Examples, class_of
+from veneer.data.formats import Example, Examples, class_of, labels_in
 from veneer.data.kept import Kept
 from veneer.data.labels import IGNORE, Renderer, Tokens
+from veneer.data.problems import number_of
 from veneer.data.sources import sources_of
 from veneer.errors import ConfigError, DataError
 from veneer.frozen.compute import computing
@@ -209,9 +210,14 @@ def _rows(source: str, options: InspectOptions) -> Inspected:
     if examples.unused:
         lines.append(f"columns not used: {', '.join(examples.unused)}")
     lines += examples.left_out()
-    if labels := _labels(examples):
+    if NUMBERS in examples.shape:
+        lines.append(spread_of_numbers([*map(number_of, examples.items)]))
+    elif labels := _labels(examples):
         values["labels"] = labels
         lines.append(f"labels: {counted_classes(labels)}")
+    if "text/labels" in examples.shape:
+        values["without_labels"] = none = sum(not labels_in(example) for example in examples.items)
+        lines.append(f"a row may have several of these labels; {none:,} have none")
     if options.model is None:
         values["bad"] = bad.as_json()
         lines += _bad(bad)
@@ -236,6 +242,8 @@ def _bad(bad: BadRows) -> list[str]:
 
 def _labels(examples: Examples) -> dict[str, int]:
     """Label → rows, where answers are labels: few, or in a column of that name."""
+    if "text/labels" in examples.shape:
+        return dict(Counter(sorted(chain.from_iterable(map(labels_in, examples.items)))))
     few = examples.shape == "text/label" or choices_of(examples.items)
     return dict(Counter(sorted(map(class_of, examples.items)))) if few else {}
 

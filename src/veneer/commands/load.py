@@ -43,7 +43,8 @@ def load(
         compute: the type of activations and products, whatever the storage: "fp32" or "bf16"; "auto", the default, is
             that of an adapter's run, or of a model bf16 where a training step was measured to be clearly faster in it
             on this CPU, else fp32.
-        task: "causal", "seq2seq" or "classification"; "auto" takes it from ``labels`` and the config.
+        task: "causal", "seq2seq", or a classifier's: "classification" (one class of several), "multi-label" (all labels
+            of a text) or "regression" (a number); "auto" takes it from ``labels`` and the config.
         labels: the names of the classes, for a sequence-classification model. Its head is new unless the checkpoint
             has one of that many. An adapter brings its own.
         with_tokenizer: whether to read the tokenizer, too; False for a model that has none, which gives None for it.

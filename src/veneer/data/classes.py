@@ -4,31 +4,60 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from statistics import fmean
 from typing import Literal
 
-from veneer.data.formats import Example, class_of
+from veneer.data.formats import Example, class_of, labels_in
+from veneer.data.problems import ONE_NUMBER, Problem, number_of
 from veneer.errors import DataError, did_you_mean
 
 _SHOWN = 12  # classes by name
 
 
-def classes_of(train: Sequence[Example], held_out: Sequence[Example]) -> dict[str, int]:
-    """Class → rows of either side, by name. Rows without an answer have no class.
+def head_for(problem: Problem, train: Sequence[Example], held_out: Sequence[Example]) -> tuple[list[str], str]:
+    """The names of a new head's outputs, and what to say of the rows' labels.
+
+    Raises DataError for rows that make none: too few classes, a label that training rows lack, or what is no number.
+    """
+    if problem == "regression":
+        return [*ONE_NUMBER], spread_of_numbers([*map(number_of, chain(train, held_out))])
+    classes = classes_of(train, held_out, several=problem == "multi-label")
+    if problem == "classification":
+        return [*classes], f"{len(classes)} classes: {counted_classes(classes)}."
+    none = sum(not labels_in(example) for example in chain(train, held_out))
+    without = f" {none:,} {'row has' if none == 1 else 'rows have'} none of them." if none else ""
+    return [*classes], f"{len(classes)} labels, any of which a row may have: {counted_classes(classes)}.{without}"
+
+
+def spread_of_numbers(numbers: Sequence[float]) -> str:
+    """A sentence about the numbers that rows have as labels. Raises DataError where they are all the same."""
+    low, high = min(numbers), max(numbers)
+    if low == high:
+        raise DataError(f"All {len(numbers)} rows have the number {low:g}; there is nothing to learn.")
+    return f"The labels are numbers from {low:g} to {high:g}, with a mean of {fmean(numbers):.4g}."
+
+
+def classes_of(train: Sequence[Example], held_out: Sequence[Example], *, several: bool = False) -> dict[str, int]:
+    """Class → rows of either side, by name. Rows without an answer have no class. ``several``: whether a row may have
+    several labels, or none, so that one label is something to learn.
 
     Raises DataError where there are fewer than two classes, or where a held-out row has one that no training row has.
     """
-    known = Counter(name for example in train if (name := class_of(example)))
-    if len(known) < 2:
+    known = Counter(chain.from_iterable(map(labels_in, train)))
+    if len(known) < 2 - several or (several and all(len(labels_in(example)) == len(known) for example in train)):
         one = f"the class {next(iter(known))!r}" if known else "no class"
+        if several:
+            raise DataError(f"All {len(train)} training rows have the same labels; there is nothing to learn.")
         raise DataError(f"All {len(train)} training rows have {one}; a classifier needs rows of two classes or more.")
     for example in held_out:
-        name = class_of(example)
-        if name and name not in known:
-            raise DataError(
-                f"{example.where} has the label {name!r}, which no training row has; these have "
-                f"{counted_classes(known)}.{did_you_mean(name, known)}"
-            )
-    both = known + Counter(name for example in held_out if (name := class_of(example)))
+        for name in labels_in(example):
+            if name not in known:
+                raise DataError(
+                    f"{example.where} has the label {name!r}, which no training row has; these have "
+                    f"{counted_classes(known)}.{did_you_mean(name, known)}"
+                )
+    both = known + Counter(chain.from_iterable(map(labels_in, held_out)))
     return dict(sorted(both.items()))
 
 

@@ -4,28 +4,31 @@ well-known data sets call it."""
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from veneer.data.files import Row
-from veneer.data.meanings import by_meaning, column_for, refuse_other_meanings
+from veneer.data.meanings import by_meaning, column_for, labels_column, refuse_other_meanings
 from veneer.data.preferences import PAIRS, PREFERENCE_SHAPES, preference_shape
 from veneer.errors import DataError, did_you_mean
 
+NUMBERS = "text/number"  # the shape of text/label, where a person says that labels are numbers
 # The shapes by the columns that make them: needed, and those that may stand beside them.
 SHAPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "messages": (("messages",), ("tools", "functions", "system")),
     "prompt/completion": (("prompt", "completion"), ("tools", "functions")),
     "instruction/output": (("instruction", "output"), ("input", "system", "history", "tools")),
     "text/label": (("text", "label"), ()),
+    "text/labels": (("text", "labels"), ()),
+    NUMBERS: (("text", "label"), ()),
     **PREFERENCE_SHAPES,
     "text": (("text",), ()),
 }
 NAMES = tuple(dict.fromkeys(name for needed, optional in SHAPES.values() for name in (*needed, *optional)))
-_PLAIN = [shape for shape in SHAPES if shape not in PREFERENCE_SHAPES]
+_PLAIN = [shape for shape in SHAPES if shape not in PREFERENCE_SHAPES and shape != NUMBERS]
 Shape = Literal[
-    "auto", "messages", "prompt/completion", "instruction/output", "text/label", "chosen/rejected",
-    "prompt/completion/label", "text",
+    "auto", "messages", "prompt/completion", "instruction/output", "text/label", "text/labels", "text/number",
+    "chosen/rejected", "prompt/completion/label", "text",
 ]  # fmt: skip
 Leave = Literal["stop", "leave-out"]
 
@@ -45,12 +48,13 @@ class Reading:
 
     ``columns``: a name of `NAMES` → the column that is meant: ``question``; of an object in it ``answers.text.0``; or
     several, joined by a line break, ``title+body``. ``asked``: whether a person said so of these very rows; else it is
-    how a run's rows were read, of which other rows follow what they have.
+    how a run's rows were read, of which other rows follow what they have. ``numbers``: whether labels are numbers.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
     shape: str = "auto"
     asked: bool = True
+    numbers: bool = False
 
     @classmethod
     def of(cls, options: ReadOptions, like: Reading | None = None) -> Reading:
@@ -97,15 +101,29 @@ def recognise(rows: Sequence[Row], reading: Reading | None = None) -> Recognised
     whose columns fit one and mean something else.
     """
     reading = reading or Reading()
+    if reading.numbers or reading.shape == NUMBERS:
+        shape = "text/label" if reading.shape == NUMBERS else reading.shape
+        labelled = recognise(rows, replace(reading, shape=shape, numbers=False))
+        return replace(labelled, shape=NUMBERS) if labelled.shape == "text/label" else labelled
     first = rows[0]
     said = said_columns(first, reading)
     if preferred := _preference(rows, said, reading):
         return preferred
     if not said and (reading.shape == "auto" or not reading.asked):
         refuse_other_meanings(rows)
+    if reading.shape in ("auto", "text/label") and (labels := labels_column(rows)):
+        column, several = labels
+        if several:
+            reading, said = replace(reading, shape="text/labels"), {"labels": column, **said}
+        elif "text" in first.fields and not said:
+            return Recognised("text/label", {"text": "text", "label": column}, by_meaning=True)
     shapes = _possible(said, reading, first)
+    of_lists = reading.shape == "text/labels" or "labels" in said
     columns = {**{name: name for name in first.fields if name in NAMES}, **said}
-    fitting = [shape for shape in shapes if set(SHAPES[shape][0]) <= columns.keys()]
+    fitting = [
+        shape for shape in shapes
+        if set(SHAPES[shape][0]) <= columns.keys() and (of_lists or shape != "text/labels")
+    ]  # fmt: skip
     fitting = _without_parts(fitting, columns, first.fields)
     if len(fitting) == 1:
         return Recognised(fitting[0], _of_shape(fitting[0], columns))
@@ -115,6 +133,8 @@ def recognise(rows: Sequence[Row], reading: Reading | None = None) -> Recognised
         )
     for shape in shapes:
         needed, optional = SHAPES[shape]
+        if shape == "text/labels" and not of_lists:
+            continue
         if found := by_meaning(shape, needed, optional, first, said):
             if reading.shape == "prompt/completion" and found.keys() == {*needed}:  # as a run's rows were
                 return Recognised(reading.shape, dict(zip(SHAPES[reading.shape][0], found.values(), strict=True)), True)
@@ -211,8 +231,10 @@ def _possible(said: Collection[str], reading: Reading, first: Row) -> list[str]:
 
 def _without_parts(fitting: list[str], columns: Mapping[str, str], fields: Mapping[str, Any]) -> list[str]:
     """The shapes less plain text where that is a part of another one's, or the same row written out."""
-    if "text/label" in fitting:
-        return [shape for shape in fitting if shape != "text"]
+    if any(name in columns for name in ("label", "labels")):
+        fitting = [shape for shape in fitting if shape != "text"] or fitting
+        if len(fitting) == 1:
+            return fitting
     others = [shape for shape in fitting if shape != "text"]
     if len(others) == 1 < len(fitting):
         text = value_at(fields, columns["text"])

@@ -224,16 +224,19 @@ def _parquet(path: Path) -> Rows:
 
 def class_names(features: Mapping[str, Any] | None) -> dict[str, Any]:
     """The columns of a data set that it keeps as numbers of classes, which have names: a model can learn these."""
-    return {column: kind for column, kind in (features or {}).items() if hasattr(kind, "int2str")}
+    kinds = ((column, getattr(kind, "feature", kind)) for column, kind in (features or {}).items())
+    return {column: kind for column, kind in kinds if hasattr(kind, "int2str")}
 
 
 def with_class_names(fields: dict[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with its classes by name; -1 stands for none."""
-    names = {
-        column: kind.int2str(fields[column]) if fields[column] is not None and fields[column] >= 0 else None
-        for column, kind in named.items()
-    }
-    return {**fields, **names}
+    """A row with its classes by name, those in lists, too; -1 stands for none."""
+    return {**fields, **{column: _class_name(fields[column], kind) for column, kind in named.items()}}
+
+
+def _class_name(number: Any, kind: Any) -> Any:
+    if isinstance(number, list):
+        return [_class_name(each, kind) for each in number]
+    return kind.int2str(number) if number is not None and number >= 0 else None
 
 
 _READERS: dict[str, Callable[[Path, Iterator[str]], Rows]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -29,6 +29,8 @@ class Example:
     ones, and perhaps ``tools``; a prompted text has ``prompt`` and ``answer``; a plain text has an ``answer`` and no
     prompt (None).
 
+    A row of several labels has ``labels``, perhaps none of them, and their names as its answer.
+
     A row with a preference is its chosen answer, and ``rejected`` the other one to the same question; or its one
     answer, and ``desirable`` says whether it is good.
     """
@@ -43,6 +45,7 @@ class Example:
     times: float = 1.0  # how often it is learned in an epoch
     rejected: Example | None = None
     desirable: bool | None = None
+    labels: tuple[str, ...] | None = None  # of a text that may have several
 
     @property
     def is_judged(self) -> bool:
@@ -105,7 +108,7 @@ def to_examples(rows: Sequence[Row], reading: Reading | None = None, bad: BadRow
     items, unlabelled = Kept[Example](), []
     for row in rows:
         named = found.named(row)
-        if found.shape == "text/label" and found.columns["label"] in row.fields and _is_blank(named.fields["label"]):
+        if (name := _LABELS.get(found.shape)) and found.columns[name] in row.fields and _is_blank(named.fields[name]):
             unlabelled.append(row.where)
             continue
         with own.instead_of_an_error(row.where):
@@ -199,6 +202,19 @@ def class_of(example: Example) -> str:
     return example.answer.strip()
 
 
+def labels_in(example: Example) -> tuple[str, ...]:
+    """The names of an example's labels: of several or none; else of its class, if it has one."""
+    if example.labels is not None:
+        return example.labels
+    name = class_of(example)
+    return (name,) if name else ()
+
+
+def named_labels(labels: Iterable[str]) -> str:
+    """Several labels as one answer, whatever their order: "music, sport"; of none an empty one."""
+    return ", ".join(sorted(labels))
+
+
 def _conversation(row: Row) -> Example:
     read = read_conversation(row.fields["messages"], "messages", row.where)
     return _with_system(row, Example(row.where, read.messages, unlearned=read.unlearned, tools=_tools(row)))
@@ -265,13 +281,41 @@ def _tools(row: Row) -> tuple[dict[str, Any], ...]:
 
 
 def _labelled(row: Row) -> Example:
-    label = row.fields["label"]
+    return Example(row.where, prompt=f"{_text(row, 'text')}\n", answer=_label(row.fields["label"], "label", row.where))
+
+
+def _label(label: Any, column: str, where: str) -> str:
     if isinstance(label, float) and label.is_integer():
         label = int(label)  # as pandas writes whole numbers of a column in which one is missing
     if not isinstance(label, (str, int)):
-        what = f" ({label:g})" if isinstance(label, float) else ""
-        raise DataError(f"{row.where}: label is a {type(label).__name__}{what}; a class is a name or a whole number.")
-    return Example(row.where, prompt=f"{_text(row, 'text')}\n", answer=str(label))
+        what, todo = f" a {type(label).__name__}", ""
+        if isinstance(label, float):
+            what, todo = f"{what} ({label:g})", " (to learn numbers: task: regression)"
+        raise DataError(f"{where}: {column} is{what}; a class is a name or a whole number{todo}.")
+    return str(label)
+
+
+def _several_labels(row: Row) -> Example:
+    given = row.fields["labels"]
+    if not isinstance(given, list | tuple):
+        raise DataError(
+            f"{row.where}: labels is {_KIND_OF.get(type(given), 'a text')}, not a list of names; one label a row "
+            f"belongs into a column label."
+        )
+    labels = tuple(dict.fromkeys(_label(label, "labels", row.where).strip() for label in given))
+    if not all(labels):
+        raise DataError(f"{row.where}: labels has an empty name.")
+    return Example(row.where, prompt=f"{_text(row, 'text')}\n", answer=named_labels(labels), labels=labels)
+
+
+def _numbered(row: Row) -> Example:
+    label = row.fields["label"]
+    try:
+        if isinstance(label, bool) or not math.isfinite(float(label)):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(f"{row.where}: label is {str(label)[:60]!r}, which is no finite number.") from None
+    return Example(row.where, prompt=f"{_text(row, 'text')}\n", answer=str(label).strip())
 
 
 def _is_blank(label: Any) -> bool:
@@ -285,6 +329,8 @@ def _plain(row: Row) -> Example:
     return Example(row.where, answer=_text(row, "text"))
 
 
+# Shape → the name of what may be blank in some rows, which are left out then.
+_LABELS = {"text/label": "label", "text/labels": "labels", "text/number": "label"}
 _READ = {
     "messages": _conversation,
     "prompt/completion": _prompted,
@@ -292,6 +338,8 @@ _READ = {
     JUDGED: _judged,
     "instruction/output": _instruction,
     "text/label": _labelled,
+    "text/labels": _several_labels,
+    "text/number": _numbered,
     "text": _plain,
 }
 

@@ -14,18 +14,19 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from veneer.data.bad import BadRows
-from veneer.data.formats import Example, class_of, with_system
+from veneer.data.formats import Example, with_system
 from veneer.data.forms import Template
 from veneer.data.kept import those_of
 from veneer.data.lengths import LongRows, cut_at_the_end, cut_at_the_front, in_pieces
 from veneer.data.messages import said_in
+from veneer.data.problems import Problem, target_of
 from veneer.data.report import Report
 from veneer.data.template import ChatTemplate
 from veneer.data.token_rows import IGNORE as IGNORE
 from veneer.data.token_rows import TokenRows
 from veneer.data.token_rows import Tokens as Tokens
 from veneer.data.turns import Turns
-from veneer.errors import DataError, did_you_mean, shown
+from veneer.errors import DataError, shown
 from veneer.frozen.text_part import text_config_of
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Renderer:
     max_length: int = 1024
     seq2seq: bool = False
     classes: tuple[str, ...] = ()  # of a classifier; else empty
+    problem: Problem = "classification"  # what a classifier is asked: a class, all labels of a text, or a number
     fold_turns: bool = False  # the system message into the first user turn, and turns of one role as one
     arguments: Mapping[str, Any] = field(default_factory=dict)  # of the chat template
     long_rows: LongRows = "auto"  # what becomes of rows of more than max_length tokens
@@ -171,7 +173,7 @@ class Renderer:
     def _fitted(self, example: Example, whole: Tokens, report: Report) -> list[Tokens]:
         """A row as it is where it is short enough, else what ``long_rows`` makes of it; the report counts what is
         lost."""
-        fits = max(len(whole.ids), len(whole.labels)) <= self.max_length
+        fits = max(len(whole.ids), 0 if self.classes else len(whole.labels)) <= self.max_length
         rows = [whole] if fits else self._shortened(example, whole, report)
         kept = [row for row in rows if row.learned]
         if not kept and (fits or rows):
@@ -202,10 +204,10 @@ class Renderer:
             opening = int(bool(ids) and ids[0] in self.tokenizer.all_special_ids)
             ids = cut_at_the_front(ids, limit, opening)
             causal = self.kind == "causal"
-            labels = [IGNORE, *cut_at_the_front(labels, limit, opening)[1:]] if causal else labels[:limit]
+            labels = [IGNORE, *cut_at_the_front(labels, limit, opening)[1:]] if causal else labels
         else:
             ids = cut_at_the_end(ids, limit, int(self.kind != "causal"))  # an encoder's input keeps its closing token
-            labels = labels[:limit]
+        labels = labels if self.classes else labels[:limit]
         made = Tokens(ids, labels, whole.where)
         if made.learned:
             report.cut.append(example.where)
@@ -330,13 +332,8 @@ class Renderer:
     def _classified(self, example: Example) -> Tokens:
         if example.prompt is None:
             raise DataError(f"{example.where} has no label; a classifier needs text and label (or prompt, completion).")
-        name = class_of(example)
-        if name not in self.classes:
-            raise DataError(
-                f"{example.where} has the label {name!r}, which is not one of the model's: {', '.join(self.classes)}."
-                f"{did_you_mean(name, self.classes)}"
-            )
-        return Tokens(_tokens(self.tokenizer, example.prompt.strip()), [self.classes.index(name)], example.where)
+        target = target_of(example, self.problem, self.classes)
+        return Tokens(_tokens(self.tokenizer, example.prompt.strip()), target, example.where)
 
 
 def _tokens(tokenizer: Any, text: str, **how: bool) -> list[int]:

@@ -86,6 +86,20 @@ def _only(columns: list[str], name: str, needed: tuple[str, ...], first: Row) ->
     return columns[0]
 
 
+def labels_column(rows: Sequence[Row]) -> tuple[str, bool] | None:
+    """Where the labels of texts are that have a column of that name, and none of one label: and whether these are lists
+    of which some row has several labels or none; else each row has one, which is its class."""
+    first = rows[0].fields
+    column = next((name for name in first if name.lower() == "labels"), None)
+    if column is None or {"label", "messages", *_SAME, "instruction"} & {*first}:
+        return None
+    if not isinstance(first[column], list):
+        return None if isinstance(first[column], dict) else (column, False)
+    lists = (row.fields.get(column) for row in rows)
+    several = any(isinstance(labels, list) and len(labels) != 1 for labels in lists)
+    return (column, True) if several else (f"{column}.0", False)
+
+
 def column_for(name: str, columns: list[str]) -> str | None:
     """The one of ``columns`` that means what ``name`` means here; else one spelt like it that does not mean another.
 
@@ -118,12 +132,6 @@ def _translation(fields: dict[str, Any]) -> str:
 
 
 _OTHER: list[tuple[set[str], Callable[[dict[str, Any]], bool], str | Callable[[dict[str, Any]], str]]] = [
-    (
-        {"text", "labels"},
-        lambda fields: "label" not in fields and isinstance(fields.get("labels"), list) and len(fields["labels"]) != 1,
-        "has a list of labels: a text of several classes, which Veneer does not train on; give one class a row in a "
-        "column label.",
-    ),
     (
         {"text", "role", "parent_id"},
         lambda fields: "messages" not in fields,

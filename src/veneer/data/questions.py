@@ -16,8 +16,9 @@ from veneer.errors import DataError
 
 _HELD = "a"  # in an answer's place: prompts are rendered as those of rows with answers
 # The column that makes a question → the columns of training's shapes that hold its answer.
-ASKED = {"messages": (), "prompt": ("completion",), "instruction": ("output",), "text": ("label",)}
-_ANSWERS = ("completion", "output", "label")
+ASKED = {"messages": (), "prompt": ("completion",), "instruction": ("output",), "text": ("label", "labels")}
+_ANSWERS = ("completion", "output", "label", "labels")
+_OF_LABELS = ("text/label", "text/labels", "text/number")
 _HINTED = ("messages", "instruction", "text")
 # What else belongs to a question.
 _BESIDE = {
@@ -61,7 +62,8 @@ def to_questions(
     by_meaning = name == "instruction" and columns.keys() == {name} and "instruction" not in {*said, *first.fields}
     if by_meaning and reading.shape == "prompt/completion":
         name, columns = "prompt", {"prompt": columns[name]}  # as the run's rows were
-    labelled = labelled or "label" in first.fields or "label" in reading.columns or reading.shape == "text/label"
+    named = any(name in columns for name in ("label", "labels") for columns in (first.fields, reading.columns))
+    labelled = labelled or named or reading.shape in _OF_LABELS
     held, whole, own = [], [], BadRows()
     for row in rows:
         with own.instead_of_an_error(row.where):

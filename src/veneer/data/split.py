@@ -7,9 +7,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
+from itertools import chain
 from typing import NamedTuple
 
-from veneer.data.formats import Example, asked_text, class_of
+from veneer.data.formats import Example, asked_text, labels_in
 from veneer.data.kept import those_of
 from veneer.errors import DataError
 
@@ -47,19 +48,20 @@ def split(examples: Sequence[Example], held_out: float, seed: int, *, classes: b
     wanted = max(1, round(held_out * len(examples) if held_out < 1 else held_out))
     groups, notes = _groups(examples, max(wanted // 4, min(wanted, _FEW)))
     random.Random(seed).shuffle(groups)
-    left = Counter(class_of(example) for example in examples) if classes else Counter[str]()
+    left = Counter(chain.from_iterable(map(labels_in, examples))) if classes else Counter[str]()
     chosen: set[int] = set()
     for members in groups:
         if len(chosen) >= wanted:
             break
-        taken = Counter(class_of(examples[index]) for index in members) if classes else Counter[str]()
+        taken = Counter(name for index in members for name in labels_in(examples[index])) if classes else Counter[str]()
         # One large group must not take the other side's rows, nor a class's last ones.
         if len(chosen) + len(members) < len(examples) and all(left[name] > taken[name] for name in taken):
             chosen.update(members)
             left -= taken
     if not chosen or wanted >= len(examples):
         raise DataError(_impossible(held_out, len(examples), len(groups), wanted, classes))
-    once = sorted(name for name, count in Counter(map(class_of, examples)).items() if count == 1) if classes else []
+    counts = Counter(chain.from_iterable(map(labels_in, examples))) if classes else Counter[str]()
+    once = sorted(name for name, count in counts.items() if count == 1)
     if once:
         notes.append(
             f"{_counted(once, 'class', 'classes')} once among the rows ({_some(once)}): kept for training, and not "

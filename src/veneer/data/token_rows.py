@@ -31,7 +31,7 @@ class Tokens:
     """One row as the model sees it. ``labels[i]`` is ``ids[i]`` where token i is learned, else -100.
 
     For an encoder-decoder ``ids`` is the encoder's input and ``labels`` the decoder's target; for a classifier
-    ``labels`` is the number of the class.
+    ``labels`` is what `veneer.data.problems.target_of` makes of its label.
     """
 
     ids: list[int]

@@ -48,7 +48,7 @@ def swap_and_measure(
     if renderer.kind != "classification":
         parts = (some for part in parts for some in within_logits(part, model))
     for part in parts:
-        batch = collate(part, renderer.pad, classes=renderer.kind == "classification")
+        batch = collate(part, renderer.pad, problem=renderer.problem if renderer.classes else None)
         before = _predictions(model, batch, renderer.kind)
         _put(model, layers)
         after = _predictions(model, batch, renderer.kind)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from veneer.data.formats import Example, class_of
+from veneer.data.formats import Example, class_of, named_labels
 from veneer.data.known_tokens import known_pad, refuse_unknown_tokens_in
 from veneer.data.labels import Renderer
 from veneer.data.token_rows import TokenRows, Tokens
@@ -19,6 +19,8 @@ from veneer.generation.sampling import refuse_no_numbers
 from veneer.training.batches import collate
 
 MOST_CHOICES = 20
+DIGITS = 6  # of a number or probability that is written; fp32 has seven
+_HALF = 0.5  # the probability above which a text has a label
 
 
 def choices_of(*sides: Sequence[Example]) -> list[str]:
@@ -46,7 +48,7 @@ def likeliest(
     Each choice has the tokens that it is trained on. Its end token counts only where one choice's tokens begin
     another's ("no", "no way"), of which the longer one could never be the likelier.
     """
-    if renderer.classes:
+    if renderer.classes:  # of several labels all that it has, as one text; of a number the number
         return _classify(model, renderer, examples, batch_size)
     asked = asked_of(renderer, examples, choices)
     scores_of = LabelScores(model, renderer, asked)
@@ -68,21 +70,81 @@ def _classify(model: Any, renderer: Renderer, examples: Sequence[Example], size:
     chosen = []
     for start in range(0, len(examples), size):
         scores = class_scores(model, renderer, classified(renderer, examples[start : start + size]))
-        chosen += [renderer.classes[i] for i in scores.argmax(dim=1).tolist()]
+        chosen += [said.text for said in said_by(scores, renderer)]
     return chosen
 
 
-def class_probabilities(model: Any, renderer: Renderer, example: Example) -> dict[str, float]:
-    """A classifier's class → its probability for the example's prompt, the most likely first."""
-    shares = class_scores(model, renderer, classified(renderer, [example]))[0].double().softmax(0).tolist()
-    return dict(sorted(zip(renderer.classes, shares, strict=True), key=lambda pair: -pair[1]))
+class Said(NamedTuple):
+    """What a classifier says of a text: the likeliest class, or all labels that are likelier than not, and each one's
+    probability; or a number, and none."""
+
+    text: str
+    probabilities: dict[str, float]
+    labels: tuple[str, ...] | None = None  # of a text that may have several
+    number: float | None = None
+
+    def __str__(self) -> str:
+        """As a person reads it: yes (93.1 %)."""
+        if self.number is not None:
+            return self.text
+        shown = [name for name in self.probabilities if self.labels is None or name in self.labels]
+        if not shown:
+            return f"none of the {len(self.probabilities)} labels"
+        return ", ".join(f"{name} ({100 * self.probabilities[name]:.1f} %)" for name in shown[: self._shown])
+
+    @property
+    def _shown(self) -> int | None:
+        return 1 if self.labels is None else None
+
+
+def said_by(scores: Tensor, renderer: Renderer) -> list[Said]:
+    """A classifier's scores (rows, classes) → what it says of each row: of one class of several softmax(scores), of
+    each label by itself sigmoid(scores), of which those above one half are the text's, and of a number the score."""
+    if renderer.problem == "regression":
+        return [Said(f"{number:.{DIGITS}g}", {}, number=number) for number in scores[:, 0].tolist()]
+    if renderer.problem == "multi-label":
+        found = []
+        for shares in scores.double().sigmoid().tolist():
+            by_name = dict(zip(renderer.classes, shares, strict=True))
+            labels = tuple(name for name, share in by_name.items() if share > _HALF)
+            found.append(Said(named_labels(labels), by_name, labels))
+        return found
+    best, shares = scores.argmax(dim=1).tolist(), scores.double().softmax(dim=1).tolist()
+    return [
+        Said(renderer.classes[choice], dict(zip(renderer.classes, each, strict=True)))
+        for choice, each in zip(best, shares, strict=True)
+    ]
+
+
+def class_answer(model: Any, renderer: Renderer, example: Example) -> Said:
+    """What a classifier says of the example's prompt, the most likely class or label first."""
+    (said,) = said_by(class_scores(model, renderer, classified(renderer, [example])), renderer)
+    return said._replace(probabilities=dict(sorted(said.probabilities.items(), key=lambda pair: -pair[1])))
+
+
+def numbers_said(model: Any, renderer: Renderer, examples: Sequence[Example], size: int) -> list[float]:
+    """The number that a model of task regression gives for each example."""
+    found: list[float] = []
+    for start in range(0, len(examples), size):
+        found += class_scores(model, renderer, classified(renderer, examples[start : start + size]))[:, 0].tolist()
+    return found
+
+
+def labels_said(model: Any, renderer: Renderer, examples: Sequence[Example], size: int) -> list[tuple[str, ...]]:
+    """The labels that a model of task multi-label gives each example."""
+    found: list[tuple[str, ...]] = []
+    for start in range(0, len(examples), size):
+        scores = class_scores(model, renderer, classified(renderer, examples[start : start + size]))
+        found += [said.labels or () for said in said_by(scores, renderer)]
+    return found
 
 
 def classified(renderer: Renderer, examples: Sequence[Example]) -> TokenRows:
     """The tokens that a classifier is given; an example's own label, if it has one, plays no part."""
     if renderer.long_rows == "drop":  # an answer is due to each
         renderer = replace(renderer, long_rows="cut")
-    rows, _ = renderer.all([replace(example, answer=renderer.classes[0]) for example in examples])
+    held = "0" if renderer.problem == "regression" else renderer.classes[0]
+    rows, _ = renderer.all([replace(example, answer=held, labels=None) for example in examples])
     return rows
 
 
@@ -90,7 +152,7 @@ def classified(renderer: Renderer, examples: Sequence[Example]) -> TokenRows:
 def class_scores(model: Any, renderer: Renderer, rows: Sequence[Tokens]) -> Tensor:
     """(rows, classes): a classifier's logits, fp32. Raises ModelError where they are no numbers."""
     refuse_unknown_tokens_in(model, rows)
-    batch = collate(rows, known_pad(model, renderer), classes=True)
+    batch = collate(rows, known_pad(model, renderer), problem=renderer.problem)
     logits: Tensor = model(input_ids=batch.ids.to(model.device), attention_mask=batch.mask.to(model.device)).logits
     refuse_no_numbers(~logits.isnan())
     return logits.float().cpu()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import transformers
 
+from veneer.data.problems import ONE_NUMBER, PROBLEMS, TYPES, problem_of
 from veneer.errors import ConfigError, ModelError
 from veneer.frozen.layers import DTYPES
 from veneer.frozen.text_part import text_config_of
@@ -25,7 +26,7 @@ from veneer.models.packaged import PACKAGED_MODELS
 from veneer.models.source import resolve, tokenizer_folder
 from veneer.models.tensors import SafetensorsFolder, Tensors
 
-Task = Literal["auto", "causal", "seq2seq", "classification"]
+Task = Literal["auto", "causal", "seq2seq", "classification", "multi-label", "regression"]
 CLASSES = {
     "causal": transformers.AutoModelForCausalLM,
     "seq2seq": transformers.AutoModelForSeq2SeqLM,
@@ -135,14 +136,14 @@ class Checkpoint:
         return self.kind != "folder" or _of_a_language_model(self.config)
 
     def task(self, asked: Task = "auto", labels: list[str] | None = None) -> str:
-        """causal, seq2seq or classification: as ``asked`` for, or as labels and config say.
+        """causal, seq2seq or classification, of whatever problem: as ``asked`` for, or as labels and config say.
 
         Raises ModelError for "auto" where it generates no text and there are no labels, ConfigError for another task.
         """
-        if asked not in ("auto", *CLASSES):
-            raise ConfigError(f"task = {asked!r} is not one of auto, {', '.join(CLASSES)}.")
+        if asked not in get_args(Task):
+            raise ConfigError(f"task = {asked!r} is not one of {', '.join(get_args(Task))}.")
         if asked != "auto":
-            return asked
+            return "classification" if asked in PROBLEMS else asked
         architecture = _architecture(self.config)
         if labels or architecture.endswith("ForSequenceClassification"):
             return "classification"
@@ -201,10 +202,18 @@ class Checkpoint:
         return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def name_classes(config: Any, labels: list[str]) -> None:
-    """Put the names of a classifier's classes into transformers' ``config`` of it."""
-    config.num_labels = len(labels)
-    config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
+def name_classes(config: Any, labels: list[str] | None, task: Task = "auto") -> None:
+    """Put the names of a classifier's classes into transformers' ``config`` of it, and what it is asked by its
+    ``task``. Raises ConfigError for more than one number."""
+    if task == "regression":
+        labels = labels or [*ONE_NUMBER]
+        if len(labels) > 1:
+            raise ConfigError(f"task: regression gives one number, and there are {len(labels)} labels.")
+    if labels:
+        config.num_labels = len(labels)
+        config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
+    if task in ("multi-label", "regression") or (task == "classification" and problem_of(config) != task):
+        config.problem_type = next(name for name, problem in TYPES.items() if problem == task)
 
 
 def checkpoint_of(source: str | Path | Checkpoint) -> Checkpoint:

@@ -67,7 +67,8 @@ def load(
         dense_storage: how embeddings and head are kept beside a storage of codes: "fp32", "bf16" or "fp16".
         compute: the type of activations and products, whatever the storage: "fp32" or "bf16"; "auto" is bf16 where a
             training step was measured to be clearly faster in it on this CPU, else fp32.
-        task: "causal", "seq2seq" or "classification"; "auto" takes it from ``labels`` and the config.
+        task: "causal", "seq2seq", or a classifier's: "classification" (one class of several), "multi-label" (all labels
+            of a text) or "regression" (a number); "auto" takes it from ``labels`` and the config.
         labels: the names of the classes, for a sequence-classification model. Its head is new unless the checkpoint
             has one of that many.
         experts: whether a mixture's experts are kept in codes, too, as all linear layers are.
@@ -102,8 +103,7 @@ def load(
     computed = computing(compute, storage_named(checkpoint, storage)).dtype
     kind = checkpoint.task(task, labels)
     config = copy.deepcopy(checkpoint.config)
-    if labels:
-        name_classes(config, labels)
+    name_classes(config, labels, task)
     with quiet():
         model = _kept_model(checkpoint, kind, config, dense, how, experts)
         refuse_model_not_finite(model, checkpoint.name)

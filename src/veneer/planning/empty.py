@@ -103,8 +103,7 @@ def base_of(
     """
     checkpoint = checkpoint_of(source)
     config = copy.deepcopy(checkpoint.config)
-    if labels:
-        name_classes(config, labels)
+    name_classes(config, labels, task)
     kind = checkpoint.task(task, labels or (None if checkpoint.generates_text else [*config.id2label.values()]))
     plain = Base(
         checkpoint.called, config, kind, "fp32", block_size, double_quantisation, torch.float32,

@@ -10,6 +10,7 @@ import torch
 
 from veneer.data.labels import IGNORE, Tokens, longest_row
 from veneer.data.pairs import Pair
+from veneer.data.problems import problem_of
 from veneer.device import CPU, is_present, usable_memory
 from veneer.errors import ConfigError
 from veneer.frozen.blockwise import PANEL
@@ -158,7 +159,9 @@ def base_asked(config: TrainConfig, checkpoint: Checkpoint | None = None, labels
 
 def _longest(config: TrainConfig, base: Base) -> list[Tokens]:
     length = longest_row(config.max_length, base.config)
-    labels = [0] if base.kind == "classification" else [1] * length
+    labels = [1] * length
+    if base.kind == "classification":
+        labels = [0] * (len(base.config.id2label) if problem_of(base.config) == "multi-label" else 1)
     if base.kind == "causal":
         labels[0] = IGNORE
     row = Tokens([1] * length, labels, "")

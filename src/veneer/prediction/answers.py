@@ -1,4 +1,4 @@
-"""The three kinds of answer: a classifier's class, a language model's label, and text."""
+"""The three kinds of answer: what a classifier says, a language model's label, and text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from veneer.frozen.text_part import text_config_of
 from veneer.generation.batched import has_steps
 from veneer.generation.config import SamplingOptions
 from veneer.generation.labels import LabelScores, asked_of, shortened
-from veneer.generation.likelihood import class_scores, classified
+from veneer.generation.likelihood import DIGITS, Said, class_scores, classified, said_by
 from veneer.generation.session import Session
 from veneer.generation.text import answer_text
 from veneer.prediction.memory import Room, batched, room_for
@@ -25,7 +25,6 @@ from veneer.prediction.result import Prediction
 
 _LIVE = 64  # texts that are generated side by side, at most
 _ANY = 2**62  # tokens: no limit
-_DIGITS = 6  # of a probability; fp32 has seven
 
 Predicted = list[tuple[int, Prediction]]
 
@@ -50,7 +49,7 @@ class Classes:
                 raise DataError(f"{question.where} is a conversation; a classifier reads a text or a prompt.")
         whole = classified(replace(renderer, max_length=_ANY), questions)
         self.cut = [row.where for row in whole if len(row.ids) > renderer.max_length]
-        self.labels = renderer.classes
+        self.labels = () if renderer.problem == "regression" else renderer.classes
         self.room = room_for(model, tokens, logits=0)
         self._model, self._renderer = model, renderer
         self._rows = classified(renderer, questions) if self.cut else whole
@@ -59,7 +58,7 @@ class Classes:
         widths, where = [len(row.ids) for row in self._rows], [row.where for row in self._rows]
         for part in _parts(rows, widths, where, self.room):
             scores = class_scores(self._model, self._renderer, [self._rows[i] for i in part])
-            yield _chosen(part, scores, self.labels)
+            yield [(row, _written(said)) for row, said in zip(part, said_by(scores, self._renderer), strict=True)]
 
 
 class Labels:
@@ -145,9 +144,18 @@ def _chosen(part: list[int], scores: Tensor, labels: tuple[str, ...]) -> Predict
     best = scores.argmax(dim=1).tolist()
     shares = scores.double().softmax(dim=1).tolist()
     return [
-        (row, Prediction(labels[choice], dict(zip(labels, (float(f"{p:.{_DIGITS}g}") for p in each), strict=True))))
+        (row, Prediction(labels[choice], dict(zip(labels, (_rounded(p) for p in each), strict=True))))
         for row, choice, each in zip(part, best, shares, strict=True)
     ]
+
+
+def _written(said: Said) -> Prediction:
+    shares = {name: _rounded(share) for name, share in said.probabilities.items()}
+    return Prediction(said.text, shares, said.labels, None if said.number is None else _rounded(said.number))
+
+
+def _rounded(number: float) -> float:
+    return float(f"{number:.{DIGITS}g}")
 
 
 def _vocabulary(model: Any) -> int:

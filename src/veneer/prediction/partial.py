@@ -29,7 +29,9 @@ class Partial:
     def add(self, predicted: Iterable[tuple[int, Prediction]]) -> None:
         for row, prediction in predicted:
             self.done[row] = prediction
-            fields = {"row": row, "text": prediction.text, "probabilities": prediction.probabilities}
+            fields: dict[str, Any] = {"row": row, "text": prediction.text, "probabilities": prediction.probabilities}
+            fields |= {} if prediction.labels is None else {"labels": prediction.labels}
+            fields |= {} if prediction.number is None else {"number": prediction.number}
             self._file.write(json.dumps(fields, ensure_ascii=False) + "\n")
         self._file.flush()
 
@@ -75,7 +77,7 @@ def _read(file: IO[str], path: Path, identity: dict[str, Any], overwrite: bool) 
     lines = whole.split("\n")
     try:
         known, *rows = [json.loads(line) for line in lines]
-        done = {row["row"]: Prediction(row["text"], row["probabilities"]) for row in rows}
+        done = {row["row"]: _prediction(row) for row in rows}
         differing = [part for part in identity if known.get(part) != identity[part]]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{path} is damaged; delete it, and the prediction starts from its first row.") from None
@@ -89,6 +91,11 @@ def _read(file: IO[str], path: Path, identity: dict[str, Any], overwrite: bool) 
     if cut:
         file.truncate(len((whole + "\n").encode()))
     return done
+
+
+def _prediction(row: dict[str, Any]) -> Prediction:
+    labels = row.get("labels")
+    return Prediction(row["text"], row["probabilities"], None if labels is None else tuple(labels), row.get("number"))
 
 
 def _differs(known: dict[str, Any], identity: dict[str, Any], differing: list[str]) -> str:

@@ -15,7 +15,7 @@ from veneer.data.columns import Reading
 from veneer.data.labels import Renderer, longest_row
 from veneer.data.questions import Questions, to_questions
 from veneer.data.read import Row
-from veneer.errors import ConfigError, DataError, ModelError
+from veneer.errors import ConfigError, DataError
 from veneer.frozen.layers import computing_said
 from veneer.generation.config import SamplingOptions
 from veneer.generation.own_settings import not_followed
@@ -103,7 +103,7 @@ def _compute(model: Any, answers: Answers, total: int, there: Partial | _Memory,
             were = "row was" if len(there.done) == 1 else "rows were"
             progress.note(f"{len(there.done):,} {were} predicted before the interruption, and kept.")
         # Generation by the kernels has passes of its own.
-        with fused_passes(model) if answers.labels else nullcontext():
+        with nullcontext() if isinstance(answers, Texts) else fused_passes(model):
             for predicted in answers.of(left):
                 there.add(predicted)
                 progress.add(len(predicted))
@@ -130,7 +130,8 @@ def _kept(
         return
     how: dict[str, Any] = {"labels": list(labels), "template": renderer.template, "max_length": renderer.max_length}
     how |= {"system": renderer.system} if renderer.system else {}
-    if not labels:
+    how |= {} if renderer.problem == "classification" else {"problem": renderer.problem}
+    if not labels and not renderer.classes:
         how |= options.sampling()
     known = identity(opened.model, adapters_of(opened.model).active, rows, how)
     with partial(path, known, overwrite=options.overwrite) as there:
@@ -157,7 +158,7 @@ def _renderer(opened: Opened, options: PredictOptions) -> Renderer:
 def _answers(opened: Opened, renderer: Renderer, questions: Questions, options: PredictOptions) -> Answers:
     model, items, tokens = opened.model, questions.items, options.batch_tokens
     if renderer.classes:
-        _refuse_for_a_classifier(model, renderer, options)
+        _refuse_for_a_classifier(renderer, options)
         return Classes(model, renderer, items, tokens)
     refuse_no_generator("predict", model)
     labels = _labels(opened, items, options)
@@ -172,14 +173,12 @@ def _answers(opened: Opened, renderer: Renderer, questions: Questions, options: 
     return Labels(model, renderer, items, labels, tokens)
 
 
-def _refuse_for_a_classifier(model: Any, renderer: Renderer, options: PredictOptions) -> None:
+def _refuse_for_a_classifier(renderer: Renderer, options: PredictOptions) -> None:
     given = [name for name in ("labels", "template", "system", *_OF_TEXT) if name in options.model_fields_set]
     if options.answer == "text" or given:
         what = "answer text" if options.answer == "text" else given[0]
-        raise ConfigError(f"The model is a classifier, to which {what} does nothing: it chooses among its own classes.")
-    if len(renderer.classes) < 2 or model.config.problem_type in ("regression", "multi_label_classification"):
-        kind = "has several classes at once" if len(renderer.classes) > 1 else "gives one number"
-        raise ModelError(f"The model {kind} for a text; predict chooses one of several classes.")
+        does = "gives a number" if renderer.problem == "regression" else "chooses among its own classes"
+        raise ConfigError(f"The model is a classifier, to which {what} does nothing: it {does}.")
 
 
 def _labels(opened: Opened, questions: Sequence[Any], options: PredictOptions) -> list[str]:
@@ -226,5 +225,6 @@ def _notes(questions: Questions, answers: Answers, renderer: Renderer) -> list[s
 
 def _summary(rows: list[Row], answers: Answers) -> str:
     shown = ", ".join(answers.labels[:8]) + (", …" if len(answers.labels) > 8 else "")
-    what = f"{len(answers.labels)} labels ({shown})" if answers.labels else "texts"
+    other = "texts" if isinstance(answers, Texts) else "numbers"
+    what = f"{len(answers.labels)} labels ({shown})" if answers.labels else other
     return f"{len(rows):,} {'row' if len(rows) == 1 else 'rows'}, {what}. {answers.room.sentence}"

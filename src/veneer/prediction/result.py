@@ -16,15 +16,20 @@ _SHOWN = 10  # rows in a notebook
 
 @dataclass(frozen=True)
 class Prediction:
-    """The likeliest label, and each label's probability (they add up to 1); or a generated text, and none."""
+    """The likeliest label, and each label's probability (they add up to 1); all ``labels`` above one half of a text
+    that may have several, and each label's probability; a ``number``; or a generated text."""
 
     text: str
     probabilities: dict[str, float] = field(default_factory=dict)
+    labels: tuple[str, ...] | None = None
+    number: float | None = None
 
     @property
-    def columns(self) -> dict[str, str | float]:
+    def columns(self) -> dict[str, str | float | list[str]]:
         """As the columns of a row."""
-        return {PREDICTION: self.text, **{f"{PROBABILITY}{label}": p for label, p in self.probabilities.items()}}
+        value: str | float | list[str] = self.text if self.number is None else self.number
+        value = value if self.labels is None else [*self.labels]
+        return {PREDICTION: value, **{f"{PROBABILITY}{label}": p for label, p in self.probabilities.items()}}
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,7 +63,8 @@ class Predictions:
         return pandas.DataFrame.from_records(self.records())
 
     def __repr__(self) -> str:
-        among = f"of {len(self.labels)} labels" if self.labels else "texts"
+        numbers = any(each.number is not None for each in self.predictions)
+        among = f"of {len(self.labels)} labels" if self.labels else "numbers" if numbers else "texts"
         return f"Predictions({len(self)} rows, {among}{f', in {self.output}' if self.output else ''})"
 
     def _repr_html_(self) -> str:

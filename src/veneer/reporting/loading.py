@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from veneer.data.problems import TYPES
 from veneer.models.hub_cache import HubId
 from veneer.models.origin import hub_id
 from veneer.models.packaged import PACKAGED_MODELS
@@ -44,6 +45,7 @@ class LoadedBy:
     tokens: int | None = None  # of the base, where the adapter's folder has a tokenizer of its own
     family: str = ""  # transformers' class of the base, where the adapter says so
     folder: str = "base"
+    problem: str = ""  # of a classifier: what it is asked
 
     @property
     def from_gguf(self) -> bool:
@@ -108,7 +110,7 @@ def recipes(run: RunHistory, ranks: Mapping[str, int]) -> list[Recipe]:
     adapter = LoadedBy(
         fields, ranks, folder.base_source(config), str(folder), str(folder.adapter), str(folder.path / "merged"),
         str(folder.path / "plain"), folder.path.resolve().name, list(run.rows.get("classes") or []), config.kept(),
-        own_tokens(facts), facts.base.kind if facts else "",
+        own_tokens(facts), facts.base.kind if facts else "", problem=facts.task if facts else "",
     )  # fmt: skip
     return ways_to_load(adapter)
 
@@ -148,6 +150,8 @@ def _peft(adapter: LoadedBy) -> Recipe:
         before += f"classes = {adapter.classes!r}\n"
         arguments += ["num_labels=len(classes)", "id2label=dict(enumerate(classes))"]
         arguments.append("label2id={name: number for number, name in enumerate(classes)}")
+        types = {problem: name for name, problem in TYPES.items() if problem != "classification"}
+        arguments += [f"problem_type={types[adapter.problem]!r}"] if adapter.problem in types else []
     code = (
         f"from peft import PeftModel\nfrom transformers import {', '.join(names)}\n\n{before}"
         f"base = AutoModelFor{adapter.kind}.from_pretrained({_in_lines(arguments)})\n"

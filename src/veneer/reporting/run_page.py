@@ -27,9 +27,14 @@ _SHADES = 10  # the darkest one's number in page.css
 _MEASURES = {
     "loss": "loss (mean of a learned token, nats)", "perplexity": "perplexity",
     "choice_accuracy": "choice accuracy", "exact_match": "exact match",
-    "preferred": "chosen likelier than rejected",
+    "preferred": "chosen likelier than rejected", "micro_f1": "F1 over all rows and labels (micro)",
+    "macro_f1": "mean F1 of the labels (macro)",
 }  # fmt: skip
-_SHARES = ("choice_accuracy", "exact_match", "preferred")
+_NUMBERS = {
+    "mse": "mean squared error", "mae": "mean absolute error", "r2": "R²", "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+}  # fmt: skip
+_SHARES = ("choice_accuracy", "exact_match", "preferred", "micro_f1", "macro_f1")
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,11 @@ def _pairs(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _rows(run: RunHistory) -> list[tuple[str, str]]:
-    titles = {"shape": "shape", "train": "trained on", "held_out": "held out", "classes": "classes"}
+    titles = {
+        "shape": "shape", "train": "trained on", "held_out": "held out", "problem": "asked for", "classes": "classes"
+    }  # fmt: skip
+    if run.rows.get("problem") == "regression":
+        del titles["classes"]
     return [(title, displayed(run.rows[name])) for name, title in titles.items() if run.rows.get(name)]
 
 
@@ -146,6 +155,8 @@ def _tiles(run: RunHistory, shapes: dict[str, tuple[int, ...]]) -> list[tuple[st
         largest = "" if run.largest_class is None else f", the largest class is {100 * run.largest_class:.1f} %"
         share = f"{100 * kept['held_out_accuracy']:.1f} %"
         tiles.append(("Held-out accuracy", share, f"at step {kept['step']:,}{largest}"))
+    for name, value in _metrics(run).items():
+        tiles.append((f"Held-out {name}", displayed(value), f"at step {(run.best() or run.held_out[-1])['step']:,}"))
     if run.rewards:
         kept = next((record for record in run.rewards if record is run.best()), run.rewards[-1])
         margin = kept.get("held_out_reward_margin")
@@ -161,6 +172,14 @@ def _tiles(run: RunHistory, shapes: dict[str, tuple[int, ...]]) -> list[tuple[st
     if run.peak_memory is not None:
         tiles.append(("Peak memory", gigabytes(run.peak_memory), "of the whole process"))
     return tiles
+
+
+def _metrics(run: RunHistory) -> dict[str, float]:
+    """Metric → its value of what is kept, or the latest."""
+    if not run.held_out:
+        return {}
+    measured = (run.best() or run.held_out[-1]).get("held_out_metrics")
+    return measured if isinstance(measured, dict) else {}
 
 
 def _size(shape: tuple[int, ...]) -> int:
@@ -200,10 +219,22 @@ def _scores(evaluation: dict[str, Any]) -> list[list[str]]:
     if not evaluation:
         return []
     rows = []
+    sides = [evaluation.get(side, {}) for side in ("base", "adapter")]
     for name, title in _MEASURES.items():
-        values = [evaluation.get(side, {}).get(name) for side in ("base", "adapter")]
+        if name == "macro_f1" and sides[1].get("micro_f1") is None:  # else it stands among the labels
+            continue
+        values = [side.get(name) for side in sides]
+        if name == "loss" and sides[1].get("perplexity") is None:  # of no tokens
+            title = "loss"
         if None not in values:
             rows.append([title, *(f"{100 * value:.1f} %" if name in _SHARES else displayed(value) for value in values)])
+    for name, after in (sides[1].get("metrics") or {}).items():
+        title = f"{name} (lower is better)" if name in evaluation.get("lower_is_better", []) else name
+        rows.append([title, displayed((sides[0].get("metrics") or {}).get(name)), displayed(after)])
+    for name, title in _NUMBERS.items():
+        values = [(side.get("numbers") or {}).get(name) for side in sides]
+        if values != [None, None]:
+            rows.append([title, *("–" if value is None else displayed(value) for value in values)])
     return rows
 
 
@@ -236,7 +267,7 @@ def _measured_on(evaluation: dict[str, Any]) -> str:
 def _examples(evaluation: dict[str, Any]) -> dict[str, Any]:
     examples = evaluation.get("examples") or []
     how = (
-        "Both answer with the class that they find the likeliest."
+        "Both answer as classifiers: with a class, labels or a number."
         if examples and examples[0].get("chosen")
         else "Both answer greedily; a long answer is cut."
     )

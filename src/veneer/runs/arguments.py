@@ -31,6 +31,8 @@ class TrainArguments(Needed, total=False):
         "prompt/completion",
         "instruction/output",
         "text/label",
+        "text/labels",
+        "text/number",
         "chosen/rejected",
         "prompt/completion/label",
         "text",
@@ -119,8 +121,9 @@ class TrainArguments(Needed, total=False):
     weights: all, its biases, or its head."""
     storage: Literal["fp32", "bf16", "fp16", "nf4", "fp4", "int4", "int8"]
     """How the frozen base is kept."""
-    task: Literal["auto", "causal", "seq2seq", "classification"]
-    """What the model is trained to do; auto asks its checkpoint."""
+    task: Literal["auto", "causal", "seq2seq", "classification", "multi-label", "regression"]
+    """What the model is trained to do: to write text, or, with a head, to choose a class, all labels of a text,
+    or a number. auto asks its checkpoint, and of lists of labels makes multi-label."""
     template: str
     """Chat template for conversations only (auto, plain), or for prompt and completion too (chat); or another one
     than the tokenizer's: alpaca, chatml, or a file."""
@@ -193,9 +196,14 @@ class TrainArguments(Needed, total=False):
     evaluate_every: int | Literal["auto"]
     """Steps between held-out evaluations; 0: at the end only; auto: 50, or an epoch of few rows, or more where
     many rows are held out."""
+    metrics: str | list[str]
+    """Also measured of answers to held-out rows, at most 64: exact, rouge-1, rouge-2, rouge-l, bleu, or functions
+    of your own, package.module:function."""
+    best_by: str
+    """What decides which adapter is kept, and patience: the held-out loss, accuracy (of labels), or a metric."""
     patience: int | Literal["auto"]
-    """Stop after this many evaluations in a row without a better held-out loss; 0: never; auto: 2 where auto
-    chose several epochs, else never."""
+    """Stop after this many evaluations in a row that are not better, in held-out loss or what best_by says; 0:
+    never; auto: 2 where auto chose several epochs, else never."""
     checkpoint_every: int
     """Steps between checkpoints, from which a run resumes."""
     keep_checkpoints: int
@@ -231,8 +239,8 @@ class ResumeArguments(TypedDict, total=False):
     """Steps between held-out evaluations; 0: at the end only; auto: 50, or an epoch of few rows, or more where
     many rows are held out."""
     patience: int | Literal["auto"]
-    """Stop after this many evaluations in a row without a better held-out loss; 0: never; auto: 2 where auto
-    chose several epochs, else never."""
+    """Stop after this many evaluations in a row that are not better, in held-out loss or what best_by says; 0:
+    never; auto: 2 where auto chose several epochs, else never."""
     checkpoint_every: int
     """Steps between checkpoints, from which a run resumes."""
     keep_checkpoints: int
@@ -260,6 +268,8 @@ class EvaluateArguments(TypedDict, total=False):
         "prompt/completion",
         "instruction/output",
         "text/label",
+        "text/labels",
+        "text/number",
         "chosen/rejected",
         "prompt/completion/label",
         "text",
@@ -275,6 +285,9 @@ class EvaluateArguments(TypedDict, total=False):
     exact_match: bool
     """Also generate an answer to each row, by base and adapter, and compare it with the right one, letter by
     letter; slow."""
+    metrics: str | list[str]
+    """Also generate an answer to each row and measure it: exact, rouge-1, rouge-2, rouge-l, bleu, or functions of
+    your own, package.module:function; slow."""
     batch_size: int
     """Rows in one pass."""
     examples: int
@@ -293,6 +306,8 @@ class PredictArguments(TypedDict, total=False):
         "prompt/completion",
         "instruction/output",
         "text/label",
+        "text/labels",
+        "text/number",
         "chosen/rejected",
         "prompt/completion/label",
         "text",
@@ -354,6 +369,8 @@ class PlanArguments(TypedDict, total=False):
         "prompt/completion",
         "instruction/output",
         "text/label",
+        "text/labels",
+        "text/number",
         "chosen/rejected",
         "prompt/completion/label",
         "text",
@@ -444,8 +461,9 @@ class PlanArguments(TypedDict, total=False):
     weights: all, its biases, or its head."""
     storage: Literal["fp32", "bf16", "fp16", "nf4", "fp4", "int4", "int8"]
     """How the frozen base is kept."""
-    task: Literal["auto", "causal", "seq2seq", "classification"]
-    """What the model is trained to do; auto asks its checkpoint."""
+    task: Literal["auto", "causal", "seq2seq", "classification", "multi-label", "regression"]
+    """What the model is trained to do: to write text, or, with a head, to choose a class, all labels of a text,
+    or a number. auto asks its checkpoint, and of lists of labels makes multi-label."""
     template: str
     """Chat template for conversations only (auto, plain), or for prompt and completion too (chat); or another one
     than the tokenizer's: alpaca, chatml, or a file."""
@@ -518,9 +536,14 @@ class PlanArguments(TypedDict, total=False):
     evaluate_every: int | Literal["auto"]
     """Steps between held-out evaluations; 0: at the end only; auto: 50, or an epoch of few rows, or more where
     many rows are held out."""
+    metrics: str | list[str]
+    """Also measured of answers to held-out rows, at most 64: exact, rouge-1, rouge-2, rouge-l, bleu, or functions
+    of your own, package.module:function."""
+    best_by: str
+    """What decides which adapter is kept, and patience: the held-out loss, accuracy (of labels), or a metric."""
     patience: int | Literal["auto"]
-    """Stop after this many evaluations in a row without a better held-out loss; 0: never; auto: 2 where auto
-    chose several epochs, else never."""
+    """Stop after this many evaluations in a row that are not better, in held-out loss or what best_by says; 0:
+    never; auto: 2 where auto chose several epochs, else never."""
     checkpoint_every: int
     """Steps between checkpoints, from which a run resumes."""
     keep_checkpoints: int

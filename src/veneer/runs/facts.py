@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FACTS_NAME = "veneer.json"
 CARD_NAME = "README.md"
-VERSION = 2  # that is read; a file without `began` is of version 1, which earlier releases read
+VERSION = 3  # that is read; a file is of the first version that has all that is in it, which earlier releases read
 _PATHS = {"model", "data", "output", "held_out", "adapter"}  # options that name places of one machine
 
 Before = tuple[float | None, float | None]
@@ -82,7 +82,7 @@ class Facts(_Part):
     """What veneer.json says. ``scores``: a measure's name → (base, adapter), losses in nats."""
 
     version: int = 1
-    task: Literal["causal", "seq2seq", "classification"]
+    task: Literal["causal", "seq2seq", "classification", "multi-label", "regression"]
     classes: list[str]  # by their ids
     choices: list[str] = Field(default_factory=list)  # the few answers of the rows, as they follow a prompt
     base: Base
@@ -103,7 +103,8 @@ class Facts(_Part):
 
     def as_json(self) -> dict[str, Any]:
         """What the file holds."""
-        values = {**self.model_dump(), "version": VERSION if self.began else 1}
+        version = 3 if self.task in ("multi-label", "regression") else 2 if self.began else 1
+        values = {**self.model_dump(), "version": version}
         if not self.began:
             del values["began"]
         return values
@@ -120,7 +121,7 @@ def facts_of(prepared: Prepared, steps: int, losses: Before, *, own_tokenizer: b
     options = {name: value for name, value in config.changed().items() if name not in _PATHS}
     options |= {"columns": rows["columns"]} if rows["columns"] else {}  # as they were found, where none were named
     return Facts(
-        task=renderer.kind,
+        task=renderer.problem if renderer.classes else renderer.kind,
         classes=list(renderer.classes),
         choices=rows["choices"],
         base=_base(model),

@@ -24,11 +24,13 @@ def nothing_left(folder: RunFolder, config: RunConfig, state: State, total: int)
     """A sentence where a resumed run takes no step, with how to go on; else nothing."""
     command = f"veneer train --resume {folder}"
     if ended_by_patience(config, state, total):
-        best = "" if state.best_loss is None else f" than {state.best_loss:.3f} at step {state.best_step}"
+        value = state.best_loss if state.best_value is None else state.best_value
+        best = "" if value is None else f" than {value:.3f} at step {state.best_step}"
         count = "1 evaluation" if state.worse == 1 else f"{state.worse} evaluations in a row"
         return (
-            f"Patience ended this run after step {state.step} of {total}: {count} had no better held-out loss{best}. "
-            f"To go on: {command} --patience {state.worse + config.patience} (0: to the last step)."
+            f"Patience ended this run after step {state.step} of {total}: {count} had no better held-out "
+            f"{config.best_by}{best}. To go on: {command} --patience {state.worse + config.patience} (0: to the last "
+            f"step)."
         )
     if state.step >= total:
         more = f"--steps {2 * total}" if config.steps else f"--epochs {2 * config.epochs:g}"

@@ -28,13 +28,16 @@ _HALF = 0.5  # of its first value: a training loss below it has been learned
 
 
 class HeldOutLabels:
-    """The held-out rows of a task of labels, spread evenly where they are many."""
+    """The held-out rows of a task of labels, spread evenly where they are many. A row that may have several labels is
+    right where all of them are."""
 
     def __init__(
         self, model: Any, renderer: Renderer, train: Sequence[Example], held_out: Sequence[Example], size: int
     ) -> None:
         self._model, self._renderer, self._size = model, renderer, size
         self.labels = list(renderer.classes) or choices_of(train, held_out)
+        if renderer.problem == "regression":
+            self.labels = []
         self.rows = held_out[:: math.ceil(len(held_out) / ROWS)] if len(held_out) and self.labels else []
         self.largest = largest_class(self.rows) if self.rows else 0.0
 

@@ -136,8 +136,9 @@ def _run(run: RunFolder, compute: str) -> Opened:
 
 def _loaded(run: RunFolder, config: TrainConfig, source: str, compute: str = "auto") -> tuple[Any, Any]:
     torch.manual_seed(config.seed)  # as before the run: a classification head may be new
-    how = computing_of(run, config, config.storage, compute).name
-    return load(source, **config.kept(), compute=how, task=config.task, labels=run.rows()["classes"] or None)
+    how, rows = computing_of(run, config, config.storage, compute).name, run.rows()
+    task, labels = rows.get("problem", config.task), rows["classes"] or None
+    return load(source, **config.kept(), compute=how, task=task, labels=labels)
 
 
 def refuse_own_weights(source: Path, verb: str) -> None:

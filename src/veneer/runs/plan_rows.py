@@ -14,7 +14,7 @@ from veneer.planning.plan import base_asked
 from veneer.runs.folder import RunFolder
 from veneer.runs.own_tokens import kept_tokenizer
 from veneer.runs.prepare import renderer_by_config, tokenizer_of_rows
-from veneer.runs.rows import Given, Steps, Work, classifies, in_steps, read_split
+from veneer.runs.rows import Given, Steps, Work, in_steps, problem_asked, read_split
 from veneer.runs.start import start_adapter
 from veneer.training.config import TrainConfig
 from veneer.training.loss import How
@@ -54,8 +54,9 @@ def rows_of_plan(config: TrainConfig, given: Given) -> PlanRows:
     checkpoint = Checkpoint(RunFolder(config.output).base_source(config) if config.output else config.model)
     start = start_adapter(config)
     has_classes = start is not None and bool(start.own_classes())
-    rows = read_split(config, given, classified=classifies(config, checkpoint), has_classes=has_classes)
-    base = base_asked(config, checkpoint, rows.classes if start is None else start.classes(rows))
+    rows = read_split(config, given, problem_asked(config, checkpoint), has_classes=has_classes)
+    headed = config.model_copy(update={"task": rows.problem or config.task})
+    base = base_asked(headed, checkpoint, rows.classes if start is None else start.classes(rows))
     kept = kept_tokenizer(RunFolder(config.output)) if config.output else None
     kept = kept or (start and start.tokenizer()) or checkpoint.tokenizer()
     tokenizer, form_notes = tokenizer_of_rows(kept, config, rows.shape, base.config)

@@ -15,6 +15,7 @@ from veneer.data.forms import in_form, refuse_unknown_arguments, template_mode
 from veneer.data.labels import Renderer, longest_row
 from veneer.data.lengths import LongRows
 from veneer.data.memory import rows_of
+from veneer.data.problems import problem_of
 from veneer.data.read import Row
 from veneer.data.sources import named_sources
 from veneer.frozen.compute import Computing
@@ -24,7 +25,7 @@ from veneer.models.load import load, storage_named
 from veneer.runs.computing import began, beside_this_machine, computing_of, computing_of_loaded, said_of_computing
 from veneer.runs.folder import RunFolder
 from veneer.runs.own_tokens import kept_tokenizer, with_the_runs_tokens
-from veneer.runs.rows import classifies, read_split
+from veneer.runs.rows import problem_asked, read_split
 from veneer.runs.start import StartAdapter, start_adapter
 from veneer.training.config import TrainConfig
 
@@ -58,6 +59,7 @@ class Prepared:
             "held_out": len(self.held_out),
             "conversations": any(example.messages for example in self.train),
             "classes": list(self.renderer.classes),
+            **({"problem": self.renderer.problem} if self.renderer.problem != "classification" else {}),
             "choices": [] if self.renderer.classes else choices_of(self.train, self.held_out),
             "date": pinned_date(self.tokenizer),
             "system": self.system,
@@ -90,15 +92,20 @@ def prepare(
     given = given or {}
     start = start_adapter(config)
     checkpoint = Checkpoint(RunFolder(config.output).base_source(config)) if model is None else None
-    classified = classifies(config, checkpoint) if checkpoint is not None else is_classifier(model)
+    own = problem_of(model.config) if model is not None and is_classifier(model) else None
+    problem = own if checkpoint is None else problem_asked(config, checkpoint)
     has_classes = checkpoint is None or (start is not None and bool(start.own_classes()))
-    rows = read_split(config, given, classified=classified, has_classes=has_classes)
+    rows = read_split(config, given, problem, has_classes=has_classes)
     torch.manual_seed(config.seed if start is None else start.seed(config))  # before a new classification head is made
     if checkpoint is not None:
         classes = rows.classes if start is None else start.classes(rows)
-        run, storage = RunFolder(config.output), storage_named(checkpoint, config.storage)
+        run, storage, task = (
+            RunFolder(config.output),
+            storage_named(checkpoint, config.storage),
+            rows.problem or config.task,
+        )
         how = computing_of(run, config, storage, compute)
-        model, tokenizer = load(checkpoint, **config.kept(), compute=how.name, task=config.task, labels=classes or None)
+        model, tokenizer = load(checkpoint, **config.kept(), compute=how.name, task=task, labels=classes or None)
         told = said_of_computing(how) + (
             beside_this_machine(how, config, storage) if began(run) and not compute else []
         )
@@ -190,6 +197,7 @@ def is_classifier(model: Any) -> bool:
 def renderer_by_config(config: Any, classified: bool, tokenizer: Any, options: TokenOptions | None = None) -> Renderer:
     """The same for a model that is not loaded, with transformers' ``config`` of it."""
     names = config.id2label if classified else {}
+    problem = problem_of(config) if classified else "classification"
     fields = TrainConfig.model_fields
     template, learn, longest, fold, arguments, long_rows, system = (
         getattr(options, name) if options is not None else fields[name].default
@@ -198,6 +206,6 @@ def renderer_by_config(config: Any, classified: bool, tokenizer: Any, options: T
     return Renderer(
         tokenizer, template_mode(template), learn, longest_row(longest, config),
         seq2seq=bool(getattr(config, "is_encoder_decoder", False)),
-        classes=tuple(names[i] for i in sorted(names)), fold_turns=fold, arguments=arguments,
+        classes=tuple(names[i] for i in sorted(names)), problem=problem, fold_turns=fold, arguments=arguments,
         long_rows=long_rows, system=system,
     )  # fmt: skip

@@ -16,6 +16,7 @@ class RowsRecord(TypedDict, total=False):
     """rows.json: what the rows were, and how many steps they make."""
 
     classes: list[str]  # of a classifier
+    problem: str  # what it is asked, where that is not one class of several: multi-label or regression
     conversations: bool  # whether any row is one
     shape: str
     columns: dict[str, str]  # name in the shape → the rows' own, where they differ
@@ -43,6 +44,9 @@ class ScoresRecord(TypedDict, total=False):
     exact_match: float | None
     macro_f1: float | None
     preferred: float | None
+    micro_f1: float | None
+    metrics: dict[str, float]  # asked for, of answers
+    numbers: dict[str, float | None] | None  # of a model that gives numbers: mse, mae, r2, pearson, spearman
 
 
 @with_config(_AND_MORE)
@@ -65,6 +69,7 @@ class EvaluationRecord(TypedDict, total=False):
     base: ScoresRecord
     adapter: ScoresRecord
     examples: list[ExampleRecord]
+    lower_is_better: list[str]  # of the metrics
 
 
 @with_config(_AND_MORE)

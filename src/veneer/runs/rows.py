@@ -9,16 +9,17 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from veneer.data.bad import BadRows
-from veneer.data.classes import classes_of, counted_classes, weights_of
+from veneer.data.classes import head_for, weights_of
 from veneer.data.columns import SHAPES, Reading
 from veneer.data.folders import own_validation, splits_read
 from veneer.data.formats import Example, Examples, class_of, counted_rows, joined, to_examples
 from veneer.data.forms import template_mode
 from veneer.data.kept import Kept, those_of
 from veneer.data.labels import Renderer
+from veneer.data.problems import Problem
 from veneer.data.read import Row, read_rows
 from veneer.data.report import Report
 from veneer.data.sources import sources_of, weighted
@@ -36,6 +37,7 @@ from veneer.training.loss import tokens_gone_through
 T = TypeVar("T")
 Given = Mapping[str, Sequence[Row]]  # file name → rows that came in memory, which are not in that file yet
 
+_NAMED = ("classification", "multi-label")  # the problems whose labels are names
 _SHARE = 0.1  # of rows that bring none for validation
 _ROW = 300  # bytes of the memory for each row, whose text and tokens are in a file where they are many
 
@@ -48,53 +50,85 @@ class SplitRows:
     held_out: Sequence[Example]
     shape: str
     classes: list[str]  # of a classifier's new head, else none
+    problem: Problem | None  # what a classifier is asked; None for a model that writes text
     notes: list[str]  # what the user should know of the rows, as sentences
     columns: dict[str, str]  # name in the shape → the rows' own, where they differ
 
 
-def classifies(config: TrainConfig, checkpoint: Checkpoint) -> bool:
-    """Whether the model gets a head of classes: asked for, or since it writes no text."""
-    return config.task == "classification" or (config.task == "auto" and not checkpoint.generates_text)
+def problem_asked(config: TrainConfig, checkpoint: Checkpoint) -> Problem | Literal["auto"] | None:
+    """What a model is asked that gets a head for it, as wanted or since it writes no text; auto: a class or several
+    labels, by its rows. None for one that writes text."""
+    if config.task == "multi-label" or config.task == "regression":
+        return config.task
+    classifies = config.task == "classification" or (config.task == "auto" and not checkpoint.generates_text)
+    return "auto" if classifies else None
 
 
 def read_split(
-    config: TrainConfig, given: Given, *, classified: bool = False, has_classes: bool = False
+    config: TrainConfig, given: Given, problem: Problem | Literal["auto"] | None = None, *, has_classes: bool = False
 ) -> SplitRows:  # fmt: skip
-    """The rows that ``config`` names; ``classified``: for a classifier, so that their answers are its classes, except
-    for one that ``has_classes`` already.
+    """The rows that ``config`` names; ``problem``: what a classifier is asked, so that their answers are its classes,
+    except for one that ``has_classes`` already.
 
     Raises DataError where they cannot be read or split, or make no classes.
     """
     bad, kept_out = BadRows(), held_out_of(config)
-    examples = read_examples(config.data, Reading.of(config), bad, given)
+    reading = replace(Reading.of(config), numbers=problem == "regression")
+    examples = read_examples(config.data, reading, bad, given)
     train: Sequence[Example] = examples.items
     held_out: Sequence[Example] = []
+    shapes = examples.shape
     notes = [*(splits_read(source.name) for source in sources_of(config.data)), *examples.notes()]
     if isinstance(kept_out, str):
-        reading = Reading(examples.columns, examples.shape if examples.shape in SHAPES else "auto", asked=False)
+        like = examples.shape if examples.shape in SHAPES else "auto"
+        reading = Reading(examples.columns, like, asked=False, numbers=reading.numbers)
         others = read_examples(kept_out, reading, bad, given)
-        held_out = others.items
+        held_out, shapes = others.items, f"{shapes} {others.shape}"
         notes += others.left_out()
     if config.bad_rows == "stop":
         bad.refuse()
+    lists = (example for example in chain(train, held_out) if example.labels is not None)
+    problem = settled(problem, next(lists, None) if "text/labels" in shapes else None, has_classes)
     if config.system:
         notes.append(_of_system(config, train, held_out))
     notes += bad.sentences()
     if kept_out and not isinstance(kept_out, str):
-        train, held_out, more = split(examples.items, kept_out, config.seed, classes=classified)
+        train, held_out, more = split(examples.items, kept_out, config.seed, classes=problem in _NAMED)
         notes += more
-    if classified:
+    if problem is not None:
         refuse_judged(chain(train, held_out), "a classifier")
-        unlabelled = [example.where for example in chain(train, held_out) if not class_of(example)]
+        unlabelled = [example.where for example in chain(train, held_out) if not _has_label(example)]
         train, held_out = (
-            those_of(side, [number for number, example in enumerate(side) if class_of(example)])
+            those_of(side, [number for number, example in enumerate(side) if _has_label(example)])
             for side in (train, held_out)
         )
         notes += [f"{counted_rows(unlabelled)} left out: the answer, which is the class, is empty."] * bool(unlabelled)
-    classes = classes_of(train, held_out) if classified and not has_classes else {}
-    notes += [f"{len(classes)} classes: {counted_classes(classes)}."] if classes else []
+    classes, said = ([], "") if problem is None or has_classes else head_for(problem, train, held_out)
     train = weighted(train, config.seed)
-    return SplitRows(train, held_out, examples.shape, sorted(classes), list(filter(None, notes)), examples.columns)
+    notes = list(filter(None, [*notes, said]))
+    return SplitRows(train, held_out, examples.shape, classes, problem, notes, examples.columns)
+
+
+def _has_label(example: Example) -> bool:
+    return example.labels is not None or bool(class_of(example))
+
+
+def settled(
+    problem: Problem | Literal["auto"] | None, several: Example | None, has_classes: bool
+) -> Problem | None:  # fmt: skip
+    """What a classifier is asked, where ``problem`` leaves it to the rows, of which one has ``several`` labels or none
+    has; one that ``has_classes`` already chooses one of them. Raises DataError for such a row where nothing can be made
+    of its labels."""
+    if problem == "auto":
+        problem = "classification" if has_classes or several is None else "multi-label"
+    if several is not None and problem != "multi-label":
+        why = {
+            None: "a model that writes text has no place for it; task: multi-label gives it a head for labels",
+            "classification": "the model chooses one class; train a new one with task: multi-label",
+            "regression": "task: regression learns one number a row",
+        }[problem]
+        raise DataError(f"{several.where} has a list of labels, and {why}.")
+    return problem
 
 
 def _of_system(config: TrainConfig, *sides: Sequence[Example]) -> str:
@@ -224,6 +258,8 @@ def in_steps(
     """
     bad = BadRows() if asked.bad_rows == "leave-out" else None
     objective = objective_of(asked, train, held_out, renderer.kind)
+    if asked.label_smoothing and renderer.problem != "classification":
+        raise ConfigError(f"label_smoothing spreads a class over the others, and task: {renderer.problem} has none.")
     rows, report = in_tokens(renderer, train, objective, watched=watched, bad=bad)
     others, more = (
         in_tokens(renderer, held_out, objective, len(rows), watched, bad) if held_out else (TokenRows(), None)
@@ -234,8 +270,9 @@ def in_steps(
         chosen = {"objective": objective, **chosen}
     notes = notes_of(asked, objective, train, held_out)
     if asked.class_weights != "none":
-        if renderer.kind != "classification":
-            raise ConfigError(f"class_weights weighs the classes of a classifier, and this model is {renderer.kind}.")
+        if not renderer.classes or renderer.problem != "classification":
+            what = renderer.problem if renderer.classes else renderer.kind
+            raise ConfigError(f"class_weights weighs the classes of a classifier, and this model is {what}.")
         chosen["class_weights"], said = weights_of(asked.class_weights, renderer.classes, train)
         notes.append(said)
     chosen |= {name: number for name, number in kept.items() if name in chosen}

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from veneer.data.formats import class_of
+from veneer.data.formats import labels_in
 from veneer.errors import AdapterFileError, DataError, ModelError, did_you_mean
 from veneer.files import atomic_folder
 from veneer.models.checkpoint import Checkpoint
@@ -86,9 +86,9 @@ class StartAdapter:
     def classes(self, rows: SplitRows) -> list[str]:
         """`own_classes`. Raises DataError for rows of other labels."""
         named, classes = self.facts is not None, self.own_classes()
-        for row in chain(rows.train, rows.held_out) if classes else ():
-            label = class_of(row)
-            if not row.messages and label not in classes:
+        for row in chain(rows.train, rows.held_out) if classes and rows.problem != "regression" else ():
+            label = next((name for name in labels_in(row) if name not in classes), None)
+            if not row.messages and label is not None:
                 todo = "leave such rows out, or train a new adapter, without this one, on all of them"
                 if not named:
                     todo = "it does not say what they are called, so number the rows' labels like that"

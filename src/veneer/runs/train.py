@@ -28,6 +28,7 @@ from veneer.runs.folder import RunFolder
 from veneer.runs.go_on import nothing_left, patience_again
 from veneer.runs.learned import HeldOutLabels, advice, write_advice
 from veneer.runs.memory import Outlook, PlanAfterFirstStep, Process, look_before_loading, look_before_training
+from veneer.runs.own_metrics import HeldOutMetrics
 from veneer.runs.own_tokens import keep_tokenizer
 from veneer.runs.preflight import check_new_run, check_writable
 from veneer.runs.prepare import Prepared, prepare, take_given
@@ -211,10 +212,11 @@ def _trained(
         labels = HeldOutLabels(
             begun.model, prepared.renderer, prepared.train, prepared.held_out, begun.config.batch_size
         )
+        measures = HeldOutMetrics(begun.model, prepared.renderer, prepared.held_out, begun.config, labels)
         _write_beginning(begun, state, labels, new=checkpoint is None)
         # Closed however the run ends, and with it the lock that says it goes on.
         with closing(Metrics(begun.folder.metrics_file, begun.folder.tensorboard, state.step)) as metrics:
-            _take_steps(begun, state, metrics, outlook, process, watchers, labels)
+            _take_steps(begun, state, metrics, outlook, process, watchers, labels, measures)
             finish(begun, state)
             records = begun.folder.metrics()
             warnings = (*untrained(begun.model),)
@@ -280,7 +282,7 @@ def _write_beginning(begun: Begun, state: State, labels: HeldOutLabels, *, new: 
 
 def _take_steps(
     begun: Begun, state: State, metrics: Metrics, outlook: Outlook | None, process: Process, watchers: Watchers,
-    labels: HeldOutLabels,
+    labels: HeldOutLabels, measures: HeldOutMetrics,
 ) -> None:  # fmt: skip
     """The steps that are left; ``outlook`` is None where there is memory enough to plan after the first one."""
     config, folder, model = begun.config, begun.folder, begun.model
@@ -295,6 +297,8 @@ def _take_steps(
         trackers(config) as tracked,
     ):
         _introduce(progress, begun, state, labels)
+        for said in measures.sentences(config.best_by) if watchers.on_the_way else []:
+            progress.note(said)
         callbacks: list[Callback] = [progress]
         if outlook is None:
             callbacks.append(PlanAfterFirstStep(begun, process, progress.note))
@@ -304,6 +308,7 @@ def _take_steps(
             config, folder.path, folder.checkpoints, folder.best, model, begun.loss, begun.batches,
             begun.held_out if watchers.on_the_way else [], begun.optimizer, begun.total, metrics, stop,
             begun.allocator, [*callbacks, *tracked, *watchers.callbacks], accuracy=labels.accuracy,
+            metrics_of=measures.measured, higher_is_better=measures.higher_is_better(config.best_by),
         )  # fmt: skip
         if not finished(run, state):
             train_loop(run, state)

@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from veneer.data.pairs import borders_of
+from veneer.data.problems import Problem
 from veneer.data.token_rows import IGNORE, Tokens, label_lengths_of, lengths_of
 
 _POOL = 50  # batches whose rows are sorted by length together: little padding, and still random batches
 
 
 class Batch(NamedTuple):
-    """Rows padded at the right to one length, (rows, length). A classifier's labels are (rows,)."""
+    """Rows padded at the right to one length, (rows, length). A classifier's labels are those of its problem: the
+    classes (rows,), the numbers (rows,) fp32, or which labels each row has (rows, labels) fp32."""
 
     ids: Tensor
     mask: Tensor
@@ -94,12 +96,16 @@ def by_length(rows: Sequence[Tokens], size: int) -> Iterator[list[Tokens]]:
         yield [rows[number] for number in ordered[start : start + size]]
 
 
-def collate(rows: Sequence[Tokens], pad: int, *, classes: bool = False) -> Batch:
-    """Rows as tensors. ``pad`` fills up; it is neither attended to nor learned, whatever token it is."""
+def collate(rows: Sequence[Tokens], pad: int, *, problem: Problem | None = None) -> Batch:
+    """Rows as tensors. ``pad`` fills up; it is neither attended to nor learned, whatever token it is. ``problem``: of
+    rows for a classifier."""
     ids = _padded([row.ids for row in rows], pad)
     mask = _padded([[1] * len(row.ids) for row in rows], 0)
-    if classes:
-        return Batch(ids, mask, torch.tensor([row.labels[0] for row in rows]))
+    if problem == "multi-label":
+        return Batch(ids, mask, torch.tensor([row.labels for row in rows], dtype=torch.float32))
+    if problem is not None:
+        first = torch.tensor([row.labels[0] for row in rows])
+        return Batch(ids, mask, first.int().view(torch.float32) if problem == "regression" else first)
     return Batch(ids, mask, _padded([row.labels for row in rows], IGNORE))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -30,6 +30,7 @@ class EvaluationRecord:
     accuracy: float | None = None  # share of rows whose label is found the likeliest; None where there are no labels
     reward_accuracy: float | None = None  # share of rows whose better answer has the higher reward; of preferences
     reward_margin: float | None = None  # by how much, on average
+    metrics: dict[str, float] = field(default_factory=dict)  # of answers, by name
 
 
 class Callback(Protocol):

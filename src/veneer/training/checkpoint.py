@@ -72,7 +72,7 @@ def forget_lost_best(best: Path, state: State) -> None:
     """
     mark = best / "step"
     if not mark.is_file() or mark.read_bytes() != f"{state.best_step}\n".encode():
-        state.best_loss, state.best_step, state.worse = None, 0, 0
+        state.best_loss, state.best_step, state.best_value, state.worse = None, 0, None, 0
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:

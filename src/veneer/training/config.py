@@ -13,6 +13,7 @@ from veneer import documents
 from veneer.data.config import RowOptions
 from veneer.data.forms import check_template, typed_arguments
 from veneer.data.lengths import LongRows
+from veneer.data.metrics import check_metric, check_metrics
 from veneer.data.sources import named_sources
 from veneer.errors import ConfigError, did_you_mean
 from veneer.files import write_text
@@ -63,8 +64,10 @@ class TrainConfig(LoRA, AllocationOptions, BaseOptions, RowOptions):
         "model's own weights: all, its biases, or its head.",
     )
     storage: Storage = Field(default="fp32", description="How the frozen base is kept.")
-    task: Literal["auto", "causal", "seq2seq", "classification"] = Field(
-        default="auto", description="What the model is trained to do; auto asks its checkpoint."
+    task: Literal["auto", "causal", "seq2seq", "classification", "multi-label", "regression"] = Field(
+        default="auto",
+        description="What the model is trained to do: to write text, or, with a head, to choose a class, all labels of "
+        "a text, or a number. auto asks its checkpoint, and of lists of labels makes multi-label.",
     )
     template: str = Field(
         default="auto",
@@ -173,10 +176,20 @@ class TrainConfig(LoRA, AllocationOptions, BaseOptions, RowOptions):
         description="Steps between held-out evaluations; 0: at the end only; auto: 50, or an epoch of few rows, or "
         "more where many rows are held out.",
     )
+    metrics: list[str] = Field(
+        default=[],
+        description="Also measured of answers to held-out rows, at most 64: exact, rouge-1, rouge-2, rouge-l, bleu, or "
+        "functions of your own, package.module:function.",
+    )
+    best_by: str = Field(
+        default="loss",
+        description="What decides which adapter is kept, and patience: the held-out loss, accuracy (of labels), or a "
+        "metric.",
+    )
     patience: Count | Literal["auto"] = Field(
         default="auto",
-        description="Stop after this many evaluations in a row without a better held-out loss; 0: never; auto: 2 where "
-        "auto chose several epochs, else never.",
+        description="Stop after this many evaluations in a row that are not better, in held-out loss or what best_by "
+        "says; 0: never; auto: 2 where auto chose several epochs, else never.",
     )
     checkpoint_every: int = Field(default=100, ge=1, description="Steps between checkpoints, from which a run resumes.")
     keep_checkpoints: int = Field(default=2, ge=1, description="Latest checkpoints that are kept.")
@@ -201,6 +214,13 @@ class TrainConfig(LoRA, AllocationOptions, BaseOptions, RowOptions):
     @classmethod
     def _classes_are_text(cls, value: Any) -> Any:
         return {str(name): weight for name, weight in value.items()} if isinstance(value, dict) else value
+
+    _metrics_known = field_validator("metrics")(check_metrics)
+
+    @field_validator("best_by")
+    @classmethod
+    def _measured(cls, value: str) -> str:
+        return value if value in ("loss", "accuracy") else check_metric(value)
 
     @field_validator("held_out")
     @classmethod

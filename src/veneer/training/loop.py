@@ -55,6 +55,8 @@ class Run:
     callbacks: Sequence[Callback] = ()
     world: World = field(default_factory=OneProcess)
     accuracy: Callable[[], float | None] = lambda: None  # of held-out labels; None where the task is none of labels
+    metrics_of: Callable[[], dict[str, float]] = dict  # of answers to held-out rows, by name
+    higher_is_better: bool = False  # of what config.best_by names
 
 
 def train_loop(run: Run, state: State) -> None:
@@ -152,7 +154,8 @@ def _allocation(run: Run) -> dict[str, float]:
 
 
 def evaluate_held_out(run: Run, state: State) -> None:
-    """Measure the held-out loss; what is trained is kept in best/ when the loss is the lowest so far.
+    """Measure the held-out rows; what is trained is kept in best/ when the loss is the lowest so far, or what
+    ``best_by`` names the best, and of equal ones when its loss is the lowest.
 
     An AdaLoRA adapter is not kept before its ranks are fixed: it is larger than was asked for.
     """
@@ -161,26 +164,38 @@ def evaluate_held_out(run: Run, state: State) -> None:
     if not math.isfinite(loss):
         raise DivergedError(_not_finite(run, run.held_out))
     counts = state.step > 0 and (run.allocator is None or run.allocator.fixed)
-    better = counts and (state.best_loss is None or loss < state.best_loss)
+    accuracy, metrics = run.accuracy(), run.metrics_of()
+    by = run.config.best_by
+    value = None if by == "loss" else accuracy if by == "accuracy" else metrics[by]
+    better = counts and _is_better(run, state, loss, value)
     if better:
-        state.best_loss, state.best_step, state.worse = loss, state.step, 0
+        state.best_loss, state.best_step, state.best_value, state.worse = loss, state.step, value, 0
         if run.world.writes:
             save_best(run.best, run.model, state.step)
     elif counts:
         state.worse += 1
-    accuracy = run.accuracy()
     numbers = {
         "held_out_perplexity": math.exp(min(loss, 700)) if measured.reward_accuracy is None else None,
         "held_out_accuracy": accuracy,
         "held_out_reward_accuracy": measured.reward_accuracy,
         "held_out_reward_margin": measured.reward_margin,
     }
-    given = {name: number for name, number in numbers.items() if number is not None}
+    given: dict[str, Any] = {name: number for name, number in numbers.items() if number is not None}
+    given |= {"held_out_metrics": metrics} if metrics else {}
     run.metrics.write(step=state.step, held_out_loss=loss, **given)
     if run.allocator is not None:
         run.metrics.write(step=state.step, ranks=run.allocator.ranks(), importance=run.allocator.importance())
     for callback in run.callbacks:
-        callback.on_evaluation(EvaluationRecord(state.step, loss, better, accuracy, *measured[1:]))
+        callback.on_evaluation(EvaluationRecord(state.step, loss, better, accuracy, *measured[1:], metrics))
+
+
+def _is_better(run: Run, state: State, loss: float, value: float | None) -> bool:
+    """Whether this evaluation is the best so far; ``value``: of what decides, None where it is the loss."""
+    if state.best_loss is None:
+        return True
+    if value is None or state.best_value is None or value == state.best_value:
+        return loss < state.best_loss
+    return value > state.best_value if run.higher_is_better else value < state.best_value
 
 
 def _not_finite(run: Run, rows: Sequence[Tokens]) -> str:

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from veneer.data.labels import IGNORE, Tokens
 from veneer.data.pairs import sequences
+from veneer.data.problems import Problem, problem_of
 from veneer.frozen.text_part import text_config_of, text_part
 from veneer.frozen.weight import StoredLinear
 from veneer.kernels.operations.cross_entropy import cross_entropy, cross_entropy_gradient
@@ -45,7 +46,9 @@ class Measured(NamedTuple):
 
 
 class Loss:
-    """Sum of the cross-entropies of a batch's learned tokens (or classes), for one model.
+    """Sum of the cross-entropies of a batch's learned tokens (or classes), for one model; of a classifier of texts with
+    several labels each, of each label's binary cross-entropy; of one that gives a number, of the squared errors. All in
+    fp32, as transformers' own losses of these three problems are.
 
     ``smoothing``: while the model is in training mode, this share of each target is spread evenly over the vocabulary
     or the classes (Szegedy et al., 2016, arXiv:1512.00567, section 7). ``noise``: meanwhile, too, NEFTune's alpha.
@@ -70,6 +73,7 @@ class Loss:
             chunked = kind == "causal" and _head_makes_logits(model, collate([sample], pad))
             how = How(chunked, chunked and packs(model, sample))
         self.how, self.kind = how, kind
+        self._problem = problem_of(model.config) if kind == "classification" else None
         self._chunked, self._packed = how
 
     def attention(self) -> AbstractContextManager[None]:
@@ -93,7 +97,7 @@ class Loss:
         batch = self._batch(rows)
         if self.kind == "classification":
             logits = self._model(input_ids=batch.ids, attention_mask=batch.mask).logits
-            return _sum(logits, batch.labels, smoothing, self._class_weights)
+            return _of_classifier(logits, batch.labels, self._problem, smoothing, self._class_weights)
         if self.kind == "seq2seq":
             shifted = self._model.prepare_decoder_input_ids_from_labels(labels=batch.labels)
             logits = self._model(
@@ -127,7 +131,7 @@ class Loss:
         return torch.stack([part.sum() for part in parts])
 
     def _batch(self, rows: list[Tokens]) -> Batch:
-        batch = collate(rows, self._pad, classes=self.kind == "classification")
+        batch = collate(rows, self._pad, problem=self._problem)
         return Batch(*(tensor.to(self._model.device) for tensor in batch))
 
     def _hidden_of(self, rows: list[Tokens]) -> tuple[Tensor, Tensor]:
@@ -279,6 +283,17 @@ def _to_overwrite(head: nn.Module, logits: Tensor) -> Tensor:
     """The logits themselves where ``head`` is linear, which keeps no copy of them; another one might."""
     own = logits.detach()
     return own if type(head) in (nn.Linear, StoredLinear, AdaptedLinear) else own.clone()
+
+
+def _of_classifier(
+    logits: Tensor, labels: Tensor, problem: Problem | None, smoothing: float, weights: Tensor | None
+) -> Tensor:
+    """Sum of the losses of (rows, classes) ``logits``, fp32 ()."""
+    if problem == "multi-label":
+        return F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum")
+    if problem == "regression":
+        return F.mse_loss(logits.float().squeeze(-1), labels, reduction="sum")
+    return _sum(logits, labels, smoothing, weights)
 
 
 def _sum(logits: Tensor, labels: Tensor, smoothing: float, weights: Tensor | None = None) -> Tensor:

@@ -38,7 +38,10 @@ class Metrics:
         self._file.flush()
         if self._board is not None:
             for name, value in record.items():
-                if name != "step" and not isinstance(value, dict):
+                if name == "held_out_metrics":
+                    for metric, number in value.items():
+                        self._board.add_scalar(f"held_out_{metric}", number, record["step"])
+                elif name != "step" and not isinstance(value, dict):
                     self._board.add_scalar(name, value, record["step"])
 
     def close(self) -> None:

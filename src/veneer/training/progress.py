@@ -63,6 +63,7 @@ class RunProgress:
         if record.reward_accuracy is not None:
             margin = "" if record.reward_margin is None else f", margin {record.reward_margin:.3f}"
             right = f", rewards {100 * record.reward_accuracy:.1f} % right{margin}"
+        right += "".join(f", {name} {value:.4g}" for name, value in record.metrics.items())
         self._held_out = f" · held-out {record.loss:.3f}{right}"
         best = " (best so far)" if record.best and record.step else ""
         self.note(f"step {record.step}: held-out loss {record.loss:.4f}{right}{best}")

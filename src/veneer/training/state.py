@@ -18,8 +18,9 @@ class State:
     """Where a run is."""
 
     step: _Count = 0  # optimizer steps done
-    best_loss: _Number | None = None  # lowest held-out loss so far
+    best_loss: _Number | None = None  # held-out loss of what is kept: the lowest so far, unless best_by says otherwise
     best_step: _Count = 0
+    best_value: _Number | None = None  # what best_by says, at that step, where that is not the loss
     worse: _Count = 0  # evaluations since then
     tokens: _Count = 0  # trained on so far, without padding
     seconds: _Number = 0.0  # spent in steps

@@ -36,6 +36,7 @@ def _numbers(record: StepRecord) -> dict[str, float]:
 def _held_out(record: EvaluationRecord) -> dict[str, float]:
     names = ("loss", "accuracy", "reward_accuracy", "reward_margin")
     numbers = {f"held_out_{name}": getattr(record, name) for name in names}
+    numbers |= {f"held_out_{name.replace(':', '.')}": number for name, number in record.metrics.items()}
     return {name: number for name, number in numbers.items() if number is not None}
 
 

@@ -76,7 +76,6 @@ def test_a_name_that_no_shape_has_is_refused(columns, match):
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"text": "t", "labels": [1, 2], "id": "a"}, r"^d:1 has a list of labels: a text of several classes"),
         ({"text": "t", "role": "prompter", "parent_id": None}, r"^d:1 is one message of a tree \(text, role, parent"),
     ],
 )  # fmt: skip
@@ -136,7 +135,7 @@ SETS = {
     "imdb": ({"text": "a", "label": "neg"}, ("text/label", ["a\n", "neg"])),
     "ag_news": ({"text": "a", "label": "World"}, ("text/label", ["a\n", "World"])),
     "banking77": ({"text": "a", "label": 11}, ("text/label", ["a\n", "11"])),
-    "go_emotions": ({"text": "a", "labels": [1, 2], "id": "1"}, "has a list of labels"),
+    "go_emotions": ({"text": "a", "labels": [1, 2], "id": "1"}, ("text/labels", ["a\n", "1, 2"])),
     "mrpc": ({"sentence1": "a", "sentence2": "b", "label": 1, "idx": 0}, ("text/label", ["a\nb\n", "1"])),
     "stsb": (
         {"sentence1": "a", "sentence2": "b", "label": 0.5, "idx": 0}, r"label is a float \(0.5\); a class is a name or"
