@@ -42,12 +42,12 @@ else:
               method=sys.argv[6], **update[sys.argv[6]],
               evaluate_every=3, held_out=8, learning_rate=1e-2, optimizer=sys.argv[5],
               optimizer_memory={"adamw": "256MB", "paged-adamw": "1MB"}[sys.argv[5]],
-              train_also=["lm_head", "embed_tokens"], console=quiet)
+              train_also=["lm_head", "embed_tokens"], compute=sys.argv[7], console=quiet)
 """
 
 
-def _start(tiny_folder, rows_file, output, optimizer, method, kill_at_flush=0):
-    values = (tiny_folder, rows_file, output, kill_at_flush, optimizer, method)
+def _start(tiny_folder, rows_file, output, optimizer, method, compute, kill_at_flush=0):
+    values = (tiny_folder, rows_file, output, kill_at_flush, optimizer, method, compute)
     command = [sys.executable, "-c", _TRAIN, *map(str, values)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -57,16 +57,19 @@ def _finish(process):
     assert process.returncode == 0, errors
 
 
-@pytest.mark.parametrize(("optimizer", "method"), [("adamw", "lora"), ("paged-adamw", "adalora")])
-def test_killed_and_resumed_it_ends_in_the_same_bytes(tiny_folder, rows_file, tmp_path, optimizer, method):
+@pytest.mark.parametrize(
+    ("optimizer", "method", "compute"),
+    [("adamw", "lora", "fp32"), ("paged-adamw", "adalora", "fp32"), ("adamw", "lora", "bf16")],
+)
+def test_killed_and_resumed_it_ends_in_the_same_bytes(tiny_folder, rows_file, tmp_path, optimizer, method, compute):
     """The unbroken run has torch's AdamW in either case: where the states lie changes no bit."""
-    _finish(_start(tiny_folder, rows_file, tmp_path / "whole", "adamw", method))
+    _finish(_start(tiny_folder, rows_file, tmp_path / "whole", "adamw", method, compute))
     expected = (tmp_path / "whole/adapter/adapter_model.safetensors").read_bytes()
     broken = tmp_path / "broken"
     chance = random.Random(0)
 
     # At a random moment after a random number of steps.
-    process = _start(tiny_folder, rows_file, broken, optimizer, method)
+    process = _start(tiny_folder, rows_file, broken, optimizer, method, compute)
     for _ in range(chance.randint(1, 4)):
         process.stdout.readline()
     time.sleep(chance.uniform(0, 0.05))
@@ -77,11 +80,11 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(tiny_folder, rows_file, tm
 
     # While a file of a checkpoint is written: it is there under a temporary name only.
     for flush in (chance.randint(3, 8), chance.randint(9, 20)):
-        process = _start(tiny_folder, rows_file, broken, optimizer, method, kill_at_flush=flush)
+        process = _start(tiny_folder, rows_file, broken, optimizer, method, compute, kill_at_flush=flush)
         process.communicate(timeout=120)
         assert process.returncode == -signal.SIGKILL
 
-    _finish(_start(tiny_folder, rows_file, broken, optimizer, method))
+    _finish(_start(tiny_folder, rows_file, broken, optimizer, method, compute))
     assert (broken / "adapter/adapter_model.safetensors").read_bytes() == expected
     left = [path.name for path in broken.rglob("*") if path.name.startswith(".veneer-tmp-")]
     assert {path.name for path in broken.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
