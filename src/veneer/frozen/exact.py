@@ -43,6 +43,11 @@ def exact_value(module: nn.Module, name: str) -> Tensor:
     return there if torch.equal(there.to(parameter.dtype), parameter.detach()) else parameter
 
 
+def kept_values(model: nn.Module) -> list[Tensor]:
+    """The own values of all that is held rounded in ``model``."""
+    return [value for module in model.modules() for value in module.__dict__.get(_KEPT, {}).values()]
+
+
 def whole_copy(module: nn.Module) -> nn.Module:
     """A copy of ``module`` to be trained whole: of its own values. If they are held rounded in ``module``, the copy
     computes in their type, and hands on the type that it was given."""

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-
 from veneer.data.labels import IGNORE, Tokens, longest_row
 from veneer.data.pairs import Pair
 from veneer.device import CPU, is_present, usable_memory
@@ -150,9 +148,10 @@ def base_asked(config: TrainConfig, checkpoint: Checkpoint | None = None, labels
 
     Raises ModelError where there is no such model.
     """
+    on_cpu = getattr(config, "device", CPU) == CPU  # a GPU's type is that of the storage
     return base_of(
         checkpoint or config.model, config.storage, config.block_size, config.double_quantisation, config.task, labels,
-        config.dense_storage, "fp32" if config.trains_own_weights else config.compute,
+        config.dense_storage, "fp32" if config.trains_own_weights or not on_cpu else config.compute,
     )  # fmt: skip
 
 
@@ -224,9 +223,9 @@ def _live(stretches: Sequence[Stretch]) -> tuple[int, int, str]:
 
 def _scratch(base: Base, largest: int) -> int:
     """The buffer that panels of a weight are expanded into."""
-    if base.storage not in CODE_BITS and base.dense is torch.float32:
+    if base.storage not in CODE_BITS and base.dense is base.compute:
         return 0
-    return min(4 * PANEL, 4 * (largest // base.dense.itemsize))
+    return base.compute.itemsize * min(PANEL, largest // base.dense.itemsize)
 
 
 def _pages(base: Base, weights: Weights) -> int:

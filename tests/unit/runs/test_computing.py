@@ -175,9 +175,7 @@ def test_predictions_and_answers(run, tmp_path, veneer_command, rows_file):
 
 def test_a_loaded_model_has_its_type(run, tiny_folder, tmp_path):
     model = veneer.load(tiny_folder, compute="bf16")
-    with pytest.raises(
-        ConfigError, match="compute = fp32, and the model was loaded to compute in bf16; load it"
-    ):
+    with pytest.raises(ConfigError, match="compute = fp32, and the model was loaded to compute in bf16; load it"):
         run(model=model, compute="fp32")
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
     _, printed = run(model=model)
