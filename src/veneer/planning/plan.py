@@ -12,6 +12,7 @@ from veneer.device import CPU, is_present, usable_memory
 from veneer.errors import ConfigError
 from veneer.frozen.blockwise import PANEL
 from veneer.frozen.config import CODE_BITS
+from veneer.frozen.layers import name_of_type
 from veneer.frozen.text_part import text_config_of
 from veneer.kernels import heap
 from veneer.models.checkpoint import Checkpoint
@@ -58,6 +59,7 @@ class Plan:
     mapped: int = 0  # bytes of the base that are a file's pages, which the system may drop and read again
     reference_seconds: float | None = None  # of a step's rows, once, before it; 0 for an objective without a reference
     read: int = 0  # bytes of such pages that are in memory beside the base while it is loaded, and of use no more
+    compute: str = "fp32"  # the type of activations and products
 
     @property
     def training(self) -> int:
@@ -131,7 +133,7 @@ def plan(
         base.name, _terms(config, base, step, count, machine, on_cpu), loading,
         step.layers if recomputed is None else min(recomputed, step.layers), step.layers, step.weights.parameters,
         seconds, sum(len(row.ids) for row in rows), steps, shares, _mapped(base, step.weights) if on_cpu else 0,
-        reference, read,
+        reference, read, name_of_type(base.compute if on_cpu else base.dense),
     )  # fmt: skip
 
 
