@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map
 
 from veneer.frozen.weight import STORED
@@ -40,6 +41,8 @@ def exact_value(module: nn.Module, name: str) -> Tensor:
     if kept is None or kept.shape != parameter.shape:
         return parameter
     there = kept.to(parameter.device)
+    if isinstance(kept, FakeTensor):  # of a plan, which has no values
+        return there
     return there if torch.equal(there.to(parameter.dtype), parameter.detach()) else parameter
 
 

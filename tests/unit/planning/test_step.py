@@ -315,7 +315,7 @@ def test_a_classifier_of_a_language_models_kind_can_be_foreseen():
 
 @pytest.mark.parametrize("storage", ["fp32", "nf4"])
 def test_in_bf16_the_activations_take_half(storage):
-    update = veneer.LoRA(rank=3)
+    update = veneer.LoRA(rank=3, train_also=["norm"])
     kept = []
     for compute in (torch.float32, torch.bfloat16):
         step = trace_step(_base("llama", storage, compute), update, _rows())

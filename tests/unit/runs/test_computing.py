@@ -175,8 +175,10 @@ def test_predictions_and_answers(run, tmp_path, veneer_command, rows_file):
 
 def test_a_loaded_model_has_its_type(run, tiny_folder, tmp_path):
     model = veneer.load(tiny_folder, compute="bf16")
-    with pytest.raises(ConfigError, match="compute = fp32, and the model was loaded to compute in bf16; load it"):
+    with pytest.raises(ConfigError, match="should compute in fp32, and the model was loaded to compute in bf16"):
         run(model=model, compute="fp32")
+    with pytest.raises(ConfigError, match="should compute in fp32"):
+        run(model=model, method="full", dropout=0.0, rank=8)
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
     _, printed = run(model=model)
     assert "Computing in bf16 (as the model was loaded)." in printed
