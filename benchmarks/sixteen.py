@@ -3,7 +3,7 @@
     python benchmarks/sixteen.py
 
 Forward and the gradient of the input, 1024 tokens. What bf16's own products take on this machine is beside it: it
-decides what `veneer.load(…, storage="bf16")` multiplies in.
+is a part of what decides whether `compute: auto` is bf16.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tables import tell
 
-from veneer.frozen.compute import bf16_time, compute_name
+from veneer.frozen.compute import bf16_time, computing
 from veneer.frozen.weight import DenseWeight
 
 TOKENS, ROUNDS = 1024, 9
@@ -27,7 +27,9 @@ RESULT = Path(__file__).parent / "results" / "sixteen.json"
 
 
 def main() -> None:
-    found: dict[str, Any] = {"bf16_over_fp32": bf16_time(), "computes_in": compute_name(), "shapes": {}}
+    found: dict[str, Any] = {
+        "bf16_over_fp32": bf16_time("bf16"), "computes_in": computing("auto", "bf16").name, "shapes": {},
+    }  # fmt: skip
     for out, columns in SHAPES:
         x, weight = torch.randn(TOKENS, columns), torch.randn(out, columns)
         cases = {

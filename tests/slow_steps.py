@@ -29,13 +29,13 @@ class SlowRun:
     """Trains into ``output``, or resumes the run there. ``kill_at_flush``: it kills itself at that file's writing."""
 
     def __init__(
-        self, model: Path, data: Path, output: Path, optimizer: str, method: str, kill_at_flush: int = 0
+        self, model: Path, data: Path, output: Path, optimizer: str, method: str, compute: str, kill_at_flush: int = 0
     ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_IMPORTED)
         self._steps, theirs = context.Pipe(duplex=False)
         self._process = context.Process(
-            target=_train, args=(str(model), str(data), str(output), optimizer, method, kill_at_flush, theirs)
+            target=_train, args=(str(model), str(data), str(output), optimizer, method, compute, kill_at_flush, theirs)
         )
         self._process.start()
         theirs.close()
@@ -55,7 +55,7 @@ class SlowRun:
 
 
 def _train(
-    model: str, data: str, output: str, optimizer: str, method: str, kill_at_flush: int, steps: Connection
+    model: str, data: str, output: str, optimizer: str, method: str, compute: str, kill_at_flush: int, steps: Connection
 ) -> None:
     """Steps are slow, so that a kill after a random time is at any place; a checkpoint follows each, so that it is in
     writes as well."""
@@ -81,5 +81,6 @@ def _train(
         run.train(
             model, data=data, output=output, steps=8, batch_size=4, dropout=0.1, checkpoint_every=1, method=method,
             **_UPDATES[method], evaluate_every=3, held_out=8, learning_rate=1e-2, optimizer=optimizer,
-            optimizer_memory=_MEMORY[optimizer], train_also=["lm_head", "embed_tokens"], console=quiet,
+            optimizer_memory=_MEMORY[optimizer], train_also=["lm_head", "embed_tokens"],
+            compute=compute, console=quiet,
         )  # fmt: skip

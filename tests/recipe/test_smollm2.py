@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers as tf
 from rich.console import Console
 
 import veneer
-from veneer.data.formats import Example
+from veneer.data.formats import Example, to_examples
 from veneer.data.labels import Renderer
 from veneer.data.read import read_rows
 from veneer.demo import demo, free_folder
@@ -22,6 +23,8 @@ from veneer.generation.likelihood import likeliest
 from veneer.models.load import load
 from veneer.runs.folder import RunFolder
 from veneer.runs.prepare import renderer_of
+from veneer.training.fused import fused_passes
+from veneer.training.loss import Loss
 
 pytestmark = pytest.mark.recipe
 
@@ -49,6 +52,31 @@ def test_its_folder_loads_to_the_same_logits_and_4_bits_still_know_it(smollm2, s
     assert "Paris" in _answer(model, tokenizer)
     with veneer.int8_activations(model):
         assert "Paris" in _answer(model, tokenizer)
+
+
+@pytest.mark.parametrize("storage", ["fp32", "nf4"])
+def test_the_gradients_of_a_step_in_bf16_point_where_those_in_fp32_do(smollm2_folder, storage):
+    """Every adapter matrix of one step on rows of the demo, B begun from what a few steps make of it."""
+    rows = [example for example, _ in zip(to_examples(read_rows("bbc-topics")).items, range(8), strict=False)]
+    gradients = []
+    for compute in ("fp32", "bf16"):
+        model, tokenizer = load(smollm2_folder, storage, compute=compute)
+        renderer = renderer_of(model, tokenizer)
+        tokens = [renderer.one(row) for row in rows]
+        torch.manual_seed(0)
+        veneer.attach(model, veneer.LoRA(rank=8))
+        for name, parameter in model.named_parameters():
+            if name.endswith(".B"):
+                torch.nn.init.normal_(parameter, std=0.01)
+        model.train()
+        loss = Loss(model, renderer.pad, tokens[0], kind="causal")
+        with fused_passes(model), loss.attention():
+            loss.of_step([tokens])(tokens).backward()
+        gradients.append({name: p.grad.flatten() for name, p in model.named_parameters() if p.requires_grad})
+    assert len(gradients[0]) == 2 * 7 * 30
+    cosines = {name: float(F.cosine_similarity(g, gradients[1][name], dim=0)) for name, g in gradients[0].items()}
+    worst = min(cosines, key=lambda name: cosines[name])
+    assert cosines[worst] >= 0.999, (worst, cosines[worst])
 
 
 @pytest.mark.parametrize("storage", ["fp32", "nf4"])

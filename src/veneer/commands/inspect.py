@@ -168,13 +168,16 @@ def _trained(facts: Facts) -> list[str]:
     ]  # fmt: skip
 
 
+_LIKE = {"fp32": "fp32", "bf16": "16 bits", "nf4": "codes"}  # a storage → all that compute alike
+
+
 def _model(source: str) -> Inspected:
     model, tokenizer = load(source, compute="fp32")
     modules = modules_of(model)
     heads = sorted(head_names(model, modules))
     kinds = adaptable_kinds(modules)
     count = model.num_parameters()
-    computed = {storage: computing("auto", storage) for storage in ("fp32", "bf16", "nf4")}  # and their like
+    computed = {storage: computing("auto", storage) for storage in _LIKE}
     values = {
         "kind": "model", "class": type(model).__name__, "parameters": count, "targets": kinds, "head": heads,
         "chat_template": bool(tokenizer.chat_template), "end_token": tokenizer.eos_token, "kernels": serving(),
@@ -190,7 +193,7 @@ def _model(source: str) -> Inspected:
         f"head, left out of all-linear: {', '.join(heads) or 'none'}",
         f"chat template: {'yes' if tokenizer.chat_template else 'no'}; end token: {tokenizer.eos_token}",
         f"4-bit kernels on this CPU: {serving_line()}",
-        *(f"computes on this CPU, kept in {storage}, in {how}" for storage, how in computed.items()),
+        *(f"compute: auto, for a base kept in {_LIKE[storage]}: {how}" for storage, how in computed.items()),
         f"fused while it trains: {', '.join(f'{number} {name}' for name, number in fused.items()) or 'nothing'}",
         f"generates by {by}",
     ]

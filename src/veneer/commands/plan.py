@@ -144,6 +144,8 @@ class Answer:
             lines.append(
                 f"Activations of {plan.recomputed} of {plan.layers} layers will be recomputed (gradient checkpointing)."
             )
+        if plan.compute != "fp32":
+            lines.append(f"Activations and products are in {plan.compute}.")
         lines += self._about_time() + self._about_rows()
         if self.changes:
             sizes = zip(self.changes, self._sizes()[2:], strict=True)

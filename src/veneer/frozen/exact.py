@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map
 
 from veneer.frozen.weight import STORED
@@ -40,7 +41,14 @@ def exact_value(module: nn.Module, name: str) -> Tensor:
     if kept is None or kept.shape != parameter.shape:
         return parameter
     there = kept.to(parameter.device)
+    if isinstance(kept, FakeTensor):  # of a plan, which has no values
+        return there
     return there if torch.equal(there.to(parameter.dtype), parameter.detach()) else parameter
+
+
+def kept_values(model: nn.Module) -> list[Tensor]:
+    """The own values of all that is held rounded in ``model``."""
+    return [value for module in model.modules() for value in module.__dict__.get(_KEPT, {}).values()]
 
 
 def whole_copy(module: nn.Module) -> nn.Module:

@@ -61,7 +61,7 @@ ASKED = (
         "double_quantisation",
         "task",
     ),
-    *("dense_storage", "batch_size"),
+    *("dense_storage", "compute", "batch_size"),
     *("micro_batch_size", "max_length", "gradient_checkpointing", "optimizer", "optimizer_memory", "optimizer_bits"),
     *("label_smoothing", "dropout", "dora", "init", "neftune", "steps", "objective"),
 )

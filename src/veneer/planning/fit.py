@@ -6,6 +6,7 @@ from typing import Any
 
 from veneer.data.labels import Tokens
 from veneer.errors import ModelError
+from veneer.frozen.compute import computing
 from veneer.planning.changes import Change, changes
 from veneer.planning.empty import Base
 from veneer.planning.machine import Machine
@@ -26,7 +27,10 @@ def what_would_fit(
     """The changes that make a run over ``base`` fit; its config is not read again."""
 
     def predict(other: TrainConfig) -> Plan:
-        kept = base if other.storage == config.storage else base.kept_as(other.storage, other.dense_storage)
+        kept = base
+        if other.storage != config.storage:
+            kept = base.kept_as(other.storage, other.dense_storage)
+            kept = kept._replace(compute=computing(other.compute, other.storage).dtype)
         return predicted(other, machine, limit, base=kept, **known)
 
     return changes(config, limit, now, predict)

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-
 from veneer.data.labels import IGNORE, Tokens, longest_row
 from veneer.data.pairs import Pair
 from veneer.data.problems import problem_of
@@ -15,6 +13,7 @@ from veneer.device import CPU, is_present, usable_memory
 from veneer.errors import ConfigError
 from veneer.frozen.blockwise import PANEL
 from veneer.frozen.config import CODE_BITS
+from veneer.frozen.layers import name_of_type
 from veneer.frozen.text_part import text_config_of
 from veneer.kernels import heap
 from veneer.models.checkpoint import Checkpoint
@@ -61,6 +60,7 @@ class Plan:
     mapped: int = 0  # bytes of the base that are a file's pages, which the system may drop and read again
     reference_seconds: float | None = None  # of a step's rows, once, before it; 0 for an objective without a reference
     read: int = 0  # bytes of such pages that are in memory beside the base while it is loaded, and of use no more
+    compute: str = "fp32"  # the type of activations and products
 
     @property
     def training(self) -> int:
@@ -134,7 +134,7 @@ def plan(
         base.name, _terms(config, base, step, count, machine, on_cpu), loading,
         step.layers if recomputed is None else min(recomputed, step.layers), step.layers, step.weights.parameters,
         seconds, sum(len(row.ids) for row in rows), steps, shares, _mapped(base, step.weights) if on_cpu else 0,
-        reference, read,
+        reference, read, name_of_type(base.compute if on_cpu else base.dense),
     )  # fmt: skip
 
 
@@ -151,9 +151,10 @@ def base_asked(config: TrainConfig, checkpoint: Checkpoint | None = None, labels
 
     Raises ModelError where there is no such model.
     """
+    on_cpu = getattr(config, "device", CPU) == CPU  # a GPU's type is that of the storage
     return base_of(
         checkpoint or config.model, config.storage, config.block_size, config.double_quantisation, config.task, labels,
-        config.dense_storage, "fp32" if config.trains_own_weights else config.compute,
+        config.dense_storage, "fp32" if config.trains_own_weights or not on_cpu else config.compute,
     )  # fmt: skip
 
 
@@ -227,9 +228,9 @@ def _live(stretches: Sequence[Stretch]) -> tuple[int, int, str]:
 
 def _scratch(base: Base, largest: int) -> int:
     """The buffer that panels of a weight are expanded into."""
-    if base.storage not in CODE_BITS and base.dense is torch.float32:
+    if base.storage not in CODE_BITS and base.dense is base.compute:
         return 0
-    return min(4 * PANEL, 4 * (largest // base.dense.itemsize))
+    return base.compute.itemsize * min(PANEL, largest // base.dense.itemsize)
 
 
 def _pages(base: Base, weights: Weights) -> int:

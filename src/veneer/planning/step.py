@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from veneer.data.labels import Tokens
 from veneer.data.pairs import Pair, sequences
+from veneer.frozen.exact import kept_values
 from veneer.frozen.experts import QuantisedStack
 from veneer.frozen.text_part import text_config_of, text_part
 from veneer.frozen.weight import QuantisedLinear
@@ -187,7 +188,10 @@ def _how(model: Any, kind: str, sample: Tokens) -> How:
 
 def _distinct(model: nn.Module) -> dict[int, Tensor]:
     """Parameters and buffers, one for each piece of memory."""
-    return {tensor.untyped_storage()._cdata: tensor for tensor in (*model.parameters(), *model.buffers())}
+    return {
+        tensor.untyped_storage()._cdata: tensor
+        for tensor in (*model.parameters(), *model.buffers(), *kept_values(model))
+    }
 
 
 def _weights(model: Any, base: dict[int, Tensor], reassembled: list[Tensor], dense: torch.dtype) -> Weights:

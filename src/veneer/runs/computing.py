@@ -35,9 +35,9 @@ def began(run: RunFolder) -> bool:
 def computing_of_loaded(model: Any, config: TrainConfig) -> Computing:
     """What a model that came loaded computes in, which no option changes any more.
 
-    Raises ConfigError where another type is asked for.
+    Raises ConfigError where another type is asked for, or needed: own weights are trained in fp32.
     """
-    refuse_other_type(model, config.compute)
+    refuse_other_type(model, "fp32" if config.trains_own_weights else config.compute)
     name = name_of_type(compute_of(model))
     return Computing(name if name in COMPUTES else "fp32", "as the model was loaded")
 
@@ -47,8 +47,8 @@ def refuse_other_type(model: Any, compute: str) -> None:
     name = name_of_type(compute_of(model))
     if compute not in ("auto", name):
         raise ConfigError(
-            f"compute = {compute}, and the model was loaded to compute in {name}; load it with compute={compute!r}, or "
-            f"leave compute out."
+            f"This should compute in {compute}, and the model was loaded to compute in {name}; load it with "
+            f"compute={compute!r}."
         )
 
 

@@ -94,7 +94,7 @@ def _beyond(place: Path, until: float | None = None) -> int:
     trained = until is not None
     options: dict[str, Any] = {
         "model": str(place / "model"), "storage": "fp32" if trained else "bf16", "batch_size": _ROWS,
-        "max_length": _TOKENS, "steps": _LENGTHS,
+        "max_length": _TOKENS, "steps": _LENGTHS, "compute": "fp32",
     }  # fmt: skip
     more: dict[str, Any] = {
         "data": str(place / _DATA), "output": str(place / "run"), "held_out": 0, "check_memory": False,

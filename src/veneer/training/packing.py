@@ -102,7 +102,7 @@ def packs(model: Any, sample: Tokens) -> bool:
         wanted = torch.cat([of_six[:4], *of_three, of_six])
         # At other places, beside another row, they are what they were: to the bit, which holds in 16 bits as well.
         kept = torch.equal(packed[4:], torch.cat([moved[9:], moved[:5]])) or packed.dtype in _FINE
-        return packed.shape == wanted.shape and kept and _are_alike(packed, wanted)
+        return packed.shape == wanted.shape and kept and are_the_same(packed, wanted)
     except (
         AttributeError,
         TypeError,
@@ -115,9 +115,9 @@ def packs(model: Any, sample: Tokens) -> bool:
         model.train(training)
 
 
-def _are_alike(found: Tensor, wanted: Tensor) -> bool:
-    """Whether hidden states (n, dim) differ by rounding alone. In 16 bits that may be a third of some token's, as much
-    as one way of adding up differs from another one; of most it is a few hundredths."""
+def are_the_same(found: Tensor, wanted: Tensor) -> bool:
+    """Whether vectors (…, dim) of two passes differ by rounding alone. In 16 bits that may be a third of some token's
+    vector, as much as one way of adding up differs from another one; of most it is a few hundredths."""
     if found.dtype in _FINE:
         return torch.allclose(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
     error = torch.linalg.vector_norm((found - wanted).float(), dim=-1)

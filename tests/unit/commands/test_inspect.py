@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import tiny
 import veneer
-from veneer.frozen.compute import compute_line, compute_name
+from veneer.frozen.compute import computing
 from veneer.kernels.serving import serving, serving_line
 from veneer.runs.folder import RunFolder
 
@@ -32,7 +32,7 @@ def test_a_model(tiny_folder, veneer_command):
     assert found == {
         "kind": "model", "class": "LlamaForCausalLM", "parameters": 32224, "targets": {**found["targets"], **kinds},
         "head": ["lm_head"], "chat_template": True, "end_token": "<|end|>",
-        "kernels": serving(), "compute_16_bit": compute_name(),
+        "kernels": serving(), "compute": dict.fromkeys(("fp32", "bf16", "nf4"), "fp32"),
         "fused": {"LlamaRMSNorm": 5, "LlamaMLP": 2, "LlamaAttention": 2},
         "generates_by": "transformers (heads of another size)",
     }  # fmt: skip
@@ -42,7 +42,9 @@ def test_a_model(tiny_folder, veneer_command):
     assert out.endswith(
         "head, left out of all-linear: lm_head\nchat template: yes; end token: <|end|>\n"
         f"4-bit kernels on this CPU: {serving_line()}\n"
-        f"bf16 and fp16 bases are multiplied on this CPU in {compute_line()}\n"
+        f"compute: auto, for a base kept in fp32: {computing('auto', 'fp32')}\n"
+        f"compute: auto, for a base kept in 16 bits: {computing('auto', 'bf16')}\n"
+        f"compute: auto, for a base kept in codes: {computing('auto', 'nf4')}\n"
         "fused while it trains: 2 LlamaAttention, 2 LlamaMLP, 5 LlamaRMSNorm\n"
         "generates by transformers (heads of another size)\n"
     )

@@ -12,17 +12,10 @@ from veneer.commands.quantize import quantise_to
 from veneer.errors import ConfigError
 from veneer.frozen.layers import storage_of
 from veneer.models import load as loading
-from veneer.planning import empty
 from veneer.planning.config import PlanOptions
 from veneer.planning.plan import NO_MACHINE, plan
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(autouse=True)
-def _fp32_products(monkeypatch):
-    monkeypatch.setattr(loading, "compute_name", lambda: "fp32")
-    monkeypatch.setattr(empty, "compute_name", lambda: "fp32")
 
 
 @pytest.fixture(params=["llama", "gpt2", "qwen3-moe"])

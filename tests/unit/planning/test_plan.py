@@ -248,6 +248,19 @@ def test_without_a_model_the_rank_counts_and_no_other_flag_is_taken(refused, ven
 
 
 @pytest.mark.usefixtures("as_measured")
+@pytest.mark.parametrize("storage", ["fp32", "bf16", "nf4"])
+def test_the_type_of_computing_is_known(config_alone, veneer_command, storage):
+    made = {name: _plan_of(config_alone, storage=storage, compute=name) for name in ("auto", "fp32", "bf16")}
+    assert made["auto"] == made["fp32"]
+    assert (made["fp32"].compute, made["bf16"].compute) == ("fp32", "bf16")
+    kept = [made[name].terms["saved activations"] for name in ("fp32", "bf16")]
+    assert kept[1] < 0.7 * kept[0]
+    for name, said in (("fp32", False), ("bf16", True)):
+        told = veneer_command("plan", config_alone, "--storage", storage, "--compute", name)
+        assert ("Activations and products are in bf16." in told.out) is said
+
+
+@pytest.mark.usefixtures("as_measured")
 def test_the_verb_tells_a_person_and_a_program(config_alone, veneer_command):
     done = veneer_command("plan", config_alone, "--batch-size", "4", "--max-length", "32", "--steps", "10")
     assert done.code == 0, done.err

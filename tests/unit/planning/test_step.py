@@ -16,9 +16,10 @@ import veneer
 from veneer.data.labels import IGNORE, Tokens
 from veneer.data.pairs import Pair, sequences
 from veneer.frozen import blockwise
+from veneer.frozen.exact import kept_values
 from veneer.frozen.layers import compute_in, quantise_linear_layers
-from veneer.planning import empty, repeat
 from veneer.planning import ledger as ledgers
+from veneer.planning import repeat
 from veneer.planning.empty import Base, empty_model, no_values
 from veneer.planning.ledger import Ledger
 from veneer.planning.step import _how, trace_step
@@ -35,10 +36,8 @@ CAUSAL = [name for name in tiny.ARCHITECTURES if name not in ("bert", "t5")]
 
 @pytest.fixture(autouse=True)
 def _the_same_wherever_it_runs(monkeypatch):
-    """The room of panels grows to the largest, and other tests had large ones; machines differ in what they multiply
-    16 bits in."""
+    """The room of panels grows to the largest, and other tests had large ones."""
     monkeypatch.setattr(blockwise, "_room", threading.local())
-    monkeypatch.setattr(empty, "compute_name", lambda: "fp32")
 
 
 def _rows(kind="causal", lengths=LENGTHS):
@@ -47,10 +46,10 @@ def _rows(kind="causal", lengths=LENGTHS):
     return [Tokens(list(range(1, length + 1)), [IGNORE] * 2 + [3] * (length - 2), "") for length in lengths]
 
 
-def _base(name, storage="fp32"):
+def _base(name, storage="fp32", compute=torch.float32):
     kind = {"bert": "classification", "t5": "seq2seq"}.get(name, "causal")
     dense = torch.bfloat16 if storage == "bf16" else torch.float32
-    return Base(name, tiny.build(name).config, kind, storage, 64, True, dense)
+    return Base(name, tiny.build(name).config, kind, storage, 64, True, dense, compute=compute)
 
 
 def _real(name, base, update, count, rows=None, preference=None):
@@ -59,9 +58,10 @@ def _real(name, base, update, count, rows=None, preference=None):
     if base.storage == "bf16":
         for parameter in model.parameters():  # buffers stay, as they do where a model is loaded
             parameter.data = parameter.data.bfloat16()
-        compute_in(model, torch.float32)
     elif base.storage != "fp32":
         quantise_linear_layers(model, storage=base.storage, block_size=64, double_quantisation=True)
+    if base.compute is not base.dense:
+        compute_in(model, base.compute)
     torch.manual_seed(0)
     veneer.attach(model, update)
     model.train()
@@ -163,14 +163,16 @@ def test_dropout_draws_a_mask_forward_and_two_backward():
     assert len(drawn) == 3 * 7 * 2 - 3
 
 
-@pytest.mark.parametrize("storage", ["nf4", "int8", "bf16"])
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("storage", ["fp32", "nf4", "int8", "bf16"])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_over_other_storages(name, storage):
-    base, update = _base(name, storage), veneer.LoRA(rank=3)
+def test_over_other_storages(name, storage, compute):
+    base, update = _base(name, storage, compute), veneer.LoRA(rank=3)
     real, how, model = _real(name, base, update, 0)
     step = trace_step(base, update, _rows(), how=how)
     assert _live(step.stretches) == pytest.approx(_live(real), rel=0.02)
-    held = {t.untyped_storage().data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers()) if t.numel()}
+    tensors = (*model.parameters(), *model.buffers(), *kept_values(model))
+    held = {t.untyped_storage().data_ptr(): t.nbytes for t in tensors if t.numel()}
     weights = step.weights
     assert weights.codes + weights.scales + weights.dense + weights.trained == sum(held.values())
 
@@ -309,3 +311,14 @@ def test_a_classifier_of_a_language_models_kind_can_be_foreseen():
     step = trace_step(base, LORA, _rows("classification"))
     taken = {event.block for stretch in step.stretches for event in stretch.events if event.size}
     assert {event.block for stretch in step.stretches for event in stretch.events} == taken
+
+
+@pytest.mark.parametrize("storage", ["fp32", "nf4"])
+def test_in_bf16_the_activations_take_half(storage):
+    update = veneer.LoRA(rank=3, train_also=["norm"])
+    kept = []
+    for compute in (torch.float32, torch.bfloat16):
+        step = trace_step(_base("llama", storage, compute), update, _rows())
+        kept.append(_live([stretch for stretch in step.forward() if stretch.name == "forward"]))
+    room = 32 * 64  # values of the largest matrix, expanded
+    assert kept[1] < 0.6 * (kept[0] + 2 * room)

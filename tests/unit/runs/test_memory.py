@@ -19,7 +19,7 @@ import tiny
 import veneer
 from veneer.errors import ModelError, TargetError, TrainingError
 from veneer.host_memory import mapped_memory
-from veneer.models import load, source
+from veneer.models import source
 from veneer.models.bnb_file import write_folder
 from veneer.planning import empty
 from veneer.planning.config import PlanOptions
@@ -259,19 +259,19 @@ def mixtures(tiny_folder, tmp_path_factory):
         ("bf16", "bf16", "bf16", ("dense",)),
         ("bf16", "bf16", "fp32", ("dense",)),
         ("bf16", "nf4", "fp32", ()),
+        ("fp32", "fp32", "bf16", ("dense",)),
+        ("fp32", "nf4", "bf16", ()),
     ],
 )
 def test_a_mixtures_experts_are_not_mapped_and_the_pages_that_they_came_from_are_there(
-    file, storage, compute, mapped, mixtures, monkeypatch
+    file, storage, compute, mapped, mixtures
 ):
-    monkeypatch.setattr(load, "compute_name", lambda: compute)
-    monkeypatch.setattr(empty, "compute_name", lambda: compute)
-    model, _ = veneer.load(mixtures[file], storage=storage)
+    model, _ = veneer.load(mixtures[file], storage=storage, compute=compute)
     experts = [weight for name, weight in model.named_parameters() if ".experts." in name]
     in_file = {"fp32": 4, "bf16": 2}[file] * sum(weight.numel() for weight in experts)
     held = mapped_memory(model.parameters())
     veneer.attach(model, veneer.LoRA())
-    made = plan(PlanOptions(model=str(mixtures[file]), storage=storage), Machine({}, 0.0, 0, 0))
+    made = plan(PlanOptions(model=str(mixtures[file]), storage=storage, compute=compute), Machine({}, 0.0, 0, 0))
     beside = made.terms.get("pages beside", 0)
 
     assert planned.mapped_parts(model) == base_of(str(mixtures[file]), storage, 64, True).mapped == mapped

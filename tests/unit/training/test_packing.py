@@ -9,9 +9,10 @@ import transformers as tf
 import tiny
 import veneer
 from veneer.data.labels import IGNORE, Tokens
+from veneer.frozen.layers import compute_in
 from veneer.training import packing
 from veneer.training.loss import Loss
-from veneer.training.packing import attention_by_rows
+from veneer.training.packing import are_the_same, attention_by_rows
 
 pytestmark = pytest.mark.unit
 
@@ -205,3 +206,25 @@ def test_the_cost_of_attention_grows_with_the_squares_of_the_rows(monkeypatch):
         y, _ = attention_by_rows(torch.nn.Module(), q, q, q, None, row_lengths=lengths)
         assert scores == wanted
         assert y.shape == (1, 32, 2, 8)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_in_bf16_a_model_packs_where_it_does_in_fp32(name):
+    """Rounding, which is another one with other threads and shapes, is no reason not to."""
+    sample, found = Tokens([5, 9, 3, 7], [IGNORE, 9, 3, 7], ""), []
+    for compute in (torch.float32, torch.bfloat16):
+        model = tiny.build(name)
+        if compute is not torch.float32:
+            compute_in(model, compute)
+        found.append(Loss(model, 0, sample, kind="causal").how)
+    assert found[0] == found[1]
+
+
+def test_vectors_in_16_bits_may_differ_by_their_rounding():
+    wanted = torch.randn(7, 64, generator=torch.Generator().manual_seed(0))
+    near, far = wanted + 0.02 * wanted.flip(0), wanted + 0.3 * wanted.flip(0)
+    assert are_the_same(wanted, wanted)
+    assert not are_the_same(near, wanted)
+    assert are_the_same(near.bfloat16(), wanted.bfloat16())
+    assert are_the_same(near.bfloat16(), wanted)
+    assert not are_the_same(far.bfloat16(), wanted.bfloat16())
