@@ -27,10 +27,10 @@ inline float largest_of(const T* x, int64_t width) {
     return largest;
 }
 
-// A sum of many numbers: of some thousand at a time in fp32, of these sums in fp64.
+// A sum of many numbers: each lane adds up some in fp32, and these sums are added in fp64.
 template <class Of>
 inline double sum_of(int64_t width, const Of& of) {
-    constexpr int64_t BLOCK = 4096;
+    constexpr int64_t BLOCK = 128 * REGISTER;
     double sum = 0;
     for (int64_t first = 0; first < width; first += BLOCK) {
         Part parts = {};
