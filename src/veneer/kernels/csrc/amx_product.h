@@ -34,11 +34,11 @@ inline void add4(const Block& block, int64_t from, const uint16_t* panel, int64_
     const int64_t step = block.pair, bytes = 2 * block.row;
     for (int64_t k = 0; k < pairs; ++k, rows += step, others += step, panel += PAIR) {
         _tile_loadd(6, panel, 64);
-        _tile_loadd(4, rows, bytes);
+        _tile_stream_loadd(4, rows, bytes);  // read once a panel, which stays in the first cache
         _tile_loadd(7, panel + TILE, 64);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, others, bytes);
+        _tile_stream_loadd(5, others, bytes);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
     }
