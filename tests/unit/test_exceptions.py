@@ -31,6 +31,14 @@ ALLOWED = {
         "made = self._bound.run(lambda: self.tokenizer.apply_chat_template(messages, tokenize=False, "
         "add_generation_prompt=ask, **how))",
     ),
+    "data/metrics.py _of_row": (
+        "a metric is a function of the person's own",
+        "value = function(prediction, row_of(row))",
+    ),
+    "data/metrics.py _imported": (
+        "a module of the person's own is run when it is imported",
+        "loaded = importlib.import_module(module)",
+    ),
     "documents.py parsed_yaml": (
         "PyYAML makes dates, numbers and tags by code that raises what it happens to",
         "return yaml.safe_load(text)",

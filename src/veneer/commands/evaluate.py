@@ -14,6 +14,7 @@ from veneer.data.bad import BadRows
 from veneer.data.columns import Reading
 from veneer.data.formats import Example
 from veneer.data.metrics import metric_of
+from veneer.data.sources import refuse_weights
 from veneer.errors import DataError
 from veneer.evaluation.answers import answered, spread
 from veneer.evaluation.compare import Comparison, compare
@@ -95,6 +96,7 @@ def _of_adapter(folder: Path, asked: EvaluateOptions) -> Comparison:
 
 def _other_rows(folder: Path, asked: EvaluateOptions) -> tuple[Sequence[Example], list[str]]:
     """The rows of ``data``, read as those of the run were where nothing else is asked, and what to say of them."""
+    refuse_weights(str(asked.data), "where rows are measured")
     bad = BadRows()
     examples = read_examples(str(asked.data), Reading.of(asked, kept_reading(folder)), bad)
     if asked.bad_rows == "stop":

@@ -11,9 +11,10 @@ from veneer.data.bad import BadRow
 from veneer.data.files import ROWS, TEXTS, Row, kind_of, read_file
 from veneer.errors import DataError, did_you_mean
 
+VALIDATION = ("validation", "valid", "val", "dev")  # what a split of held-out rows is called
 # What the names of files say of their split; mlx-lm's, datasets' and torchtext's.
 _SPLITS = {
-    "train": ("train", "training"), "validation": ("valid", "validation", "val", "dev"), "test": ("test", "testing"),
+    "train": ("train", "training"), "validation": VALIDATION, "test": ("test", "testing"),
 }  # fmt: skip
 _ABOUT = ("readme", "license", "licence", "notice", "changelog")  # texts about the files beside them
 
@@ -36,6 +37,12 @@ def read_folder(source: str) -> Iterator[Row | BadRow] | None:
         raise DataError(f"{folder} has no split {split!r}; it has {', '.join(splits)}.{did_you_mean(split, splits)}")
     files = splits[split or ("train" if "train" in splits else next(iter(splits)))]
     return chain.from_iterable(read_file(file) for file in files)
+
+
+def is_folder_of_files(source: str) -> bool:
+    """Whether `read_folder` reads it, so that no data set of that name is meant."""
+    folder, _ = _folder_and_split(source)
+    return folder is not None and bool(splits_of(folder))
 
 
 def own_validation(source: str) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from veneer.data.bbc import BBC_TOPICS
 from veneer.data.files import SUFFIXES, Row, class_names, kind_of, with_class_names
+from veneer.data.folders import VALIDATION
 from veneer.errors import DataError, did_you_mean
 from veneer.models.source import hub_unreachable
 
@@ -21,20 +22,7 @@ def read_data_set(source: str) -> Iterator[Row]:
     import datasets
 
     name, parts = _name_and_parts(source)
-    path = Path(name).expanduser()
-    if not path.exists() and (kind_of(path) or name.startswith((".", "/", "~"))):
-        siblings = [str(path.parent / p.name) for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"There is no file {name}.{did_you_mean(name, siblings)}")
-    offline = "" if path.exists() else hub_unreachable()
-    if offline and not _in_datasets_cache(name):
-        raise DataError(f"{source!r} is no file here ({', '.join(SUFFIXES)}), and not {BBC_TOPICS}. {offline}")
-    verbosity = datasets.utils.logging.get_verbosity()
-    datasets.utils.logging.set_verbosity_error()
-    try:
-        load, split = _asked(name, str(path) if path.is_dir() else name, parts)
-        data = _loaded(load, source)
-    finally:
-        datasets.utils.logging.set_verbosity(verbosity)
+    data, split = _data_set(source, name, parts)
     if isinstance(data, datasets.DatasetDict):
         split = split or ("train" if "train" in data or len(data) > 1 else next(iter(data)))
         if split not in data:
@@ -48,6 +36,38 @@ def read_data_set(source: str) -> Iterator[Row]:
     return (
         Row(with_class_names(fields, named), f"{source} row {number}") for number, fields in enumerate(data, start=1)
     )
+
+
+def _data_set(source: str, name: str, parts: list[str]) -> tuple[Any, str]:
+    """All that ``source`` names, quietly, and the split that it names. Raises DataError where there is none."""
+    import datasets
+
+    path = Path(name).expanduser()
+    if not path.exists() and (kind_of(path) or name.startswith((".", "/", "~"))):
+        siblings = [str(path.parent / p.name) for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(f"There is no file {name}.{did_you_mean(name, siblings)}")
+    offline = "" if path.exists() else hub_unreachable()
+    if offline and not _in_datasets_cache(name):
+        raise DataError(f"{source!r} is no file here ({', '.join(SUFFIXES)}), and not {BBC_TOPICS}. {offline}")
+    verbosity = datasets.utils.logging.get_verbosity()
+    datasets.utils.logging.set_verbosity_error()
+    try:
+        load, split = _asked(name, str(path) if path.is_dir() else name, parts)
+        return _loaded(load, source), split
+    finally:
+        datasets.utils.logging.set_verbosity(verbosity)
+
+
+def validation_beside(source: str) -> str | None:
+    """The validation split of the data set whose train split ``source`` names, as another name; None where it has none,
+    and where another split is named. Raises DataError as `read_data_set` does."""
+    name, parts = _name_and_parts(source)
+    data, split = _data_set(source, name, parts)
+    if not hasattr(data, "keys") or split not in ("", "train") or "train" not in data:
+        return None
+    found = next((split for split in VALIDATION if split in data), None)
+    config = [] if not parts or parts == ["train"] else parts[:1]
+    return None if found is None else ":".join([name, *config, found])
 
 
 def _name_and_parts(source: str) -> tuple[str, list[str]]:

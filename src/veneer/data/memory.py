@@ -11,7 +11,7 @@ from typing import Any
 from veneer.data.bad import BadRows
 from veneer.data.files import class_names, is_text, with_class_names
 from veneer.data.read import Row, read_rows
-from veneer.data.sources import sources_of
+from veneer.data.sources import refuse_weights, sources_of
 from veneer.errors import DataError
 
 ACCEPTED = "a path or name, a list of dicts, a datasets.Dataset, a pandas or polars frame, or a list of these"
@@ -52,6 +52,7 @@ def _parts(data: Any) -> list[Any]:
 
 def _rows_of_one(part: Any, bad: BadRows | None) -> Sequence[Row]:
     if isinstance(part, str | Path):
+        refuse_weights(str(part), "here")
         return [row for source in sources_of(str(part)) for row in read_rows(source.name, bad)]
     what, records = _records(part)
     rows = []

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from veneer.data.bad import BadRow, BadRows
 from veneer.data.bbc import BBC_TOPICS, bbc_topics
-from veneer.data.files import Row, Rows, decoded, json_lines, read_file
-from veneer.data.folders import read_folder
-from veneer.data.hub import read_data_set
+from veneer.data.files import Row, Rows, decoded, json_lines, kind_of, read_file
+from veneer.data.folders import is_folder_of_files, read_folder
+from veneer.data.hub import read_data_set, validation_beside
 from veneer.data.kept import Kept
 from veneer.errors import DataError
 
@@ -35,6 +35,15 @@ def read_rows(source: str | Path, bad: BadRows | None = None) -> Sequence[Row]:
         rows = read_folder(str(source))
         found = rows if rows is not None else read_data_set(str(source))
     return _sorted_out(found, str(source), bad)
+
+
+def set_validation(source: str) -> str | None:
+    """The validation split of a data set of the hub, or of a folder that ``datasets`` wrote, whose train split
+    ``source`` names; None of any other source. Raises DataError where it cannot be loaded."""
+    path = Path(source).expanduser()
+    if path.is_file() or kind_of(path) or source == BBC_TOPICS or is_folder_of_files(source):
+        return None
+    return validation_beside(source)
 
 
 def read_lines(content: bytes, name: str, bad: BadRows | None = None) -> Sequence[Row]:

@@ -38,6 +38,16 @@ def sources_of(text: str) -> list[Source]:
     return [_source(part.strip(), text) for part in text.split(",")]
 
 
+def refuse_weights(text: str, where: str) -> None:
+    """Raises DataError where a source says how often its rows are learned, and ``where`` none are."""
+    for source in sources_of(text):
+        if source.times != 1:
+            raise DataError(
+                f"{source} says how often its rows are learned, which means nothing {where}; leave out "
+                f"={source.times:g}."
+            )
+
+
 def named_sources(value: Any) -> Any:
     """A list of paths and names, or a mapping from these to how often their rows are learned, as one text; anything
     else as it is.

@@ -115,7 +115,7 @@ class TrainArguments(Needed, total=False):
     """Run or adapter folder to start from; model, method and the update's options are those of it."""
     held_out: float | str | Path
     """Rows kept from training to measure on: a share, a number of rows, or a file. 0: none; auto: those of a
-    folder's validation files, else a share of 0.1."""
+    folder's validation files or a data set's validation split, else a share of 0.1."""
     method: Literal["lora", "adalora", "full", "bias", "head"]
     """What is trained: an update of one rank for all, or of ranks given out by importance; or the model's own
     weights: all, its biases, or its head."""
@@ -455,7 +455,7 @@ class PlanArguments(TypedDict, total=False):
     """Run or adapter folder to start from; model, method and the update's options are those of it."""
     held_out: float | str | Path
     """Rows kept from training to measure on: a share, a number of rows, or a file. 0: none; auto: those of a
-    folder's validation files, else a share of 0.1."""
+    folder's validation files or a data set's validation split, else a share of 0.1."""
     method: Literal["lora", "adalora", "full", "bias", "head"]
     """What is trained: an update of one rank for all, or of ranks given out by importance; or the model's own
     weights: all, its biases, or its head."""

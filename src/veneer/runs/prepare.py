@@ -58,6 +58,7 @@ class Prepared:
             "train": len(self.train),
             "held_out": len(self.held_out),
             "conversations": any(example.messages for example in self.train),
+            "own_validation": True,  # of data sets is looked for, where held_out is auto
             "classes": list(self.renderer.classes),
             **({"problem": self.renderer.problem} if self.renderer.problem != "classification" else {}),
             "choices": [] if self.renderer.classes else choices_of(self.train, self.held_out),

@@ -22,6 +22,7 @@ class RowsRecord(TypedDict, total=False):
     columns: dict[str, str]  # name in the shape → the rows' own, where they differ
     train: int
     held_out: int
+    own_validation: bool  # whether data sets' own validation rows were looked for
     choices: list[str]  # the few answers that there are
     date: str | None
     system: str | None

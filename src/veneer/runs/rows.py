@@ -20,14 +20,15 @@ from veneer.data.forms import template_mode
 from veneer.data.kept import Kept, those_of
 from veneer.data.labels import Renderer
 from veneer.data.problems import Problem
-from veneer.data.read import Row, read_rows
+from veneer.data.read import Row, read_rows, set_validation
 from veneer.data.report import Report
-from veneer.data.sources import sources_of, weighted
+from veneer.data.sources import refuse_weights, sources_of, weighted
 from veneer.data.split import split
 from veneer.data.token_rows import TokenRows, Tokens, lengths_of
 from veneer.errors import ConfigError, DataError
 from veneer.frozen.text_part import text_config_of
 from veneer.models.checkpoint import Checkpoint
+from veneer.runs.folder import RunFolder
 from veneer.runs.objective import in_tokens, notes_of, objective_of, refuse_judged
 from veneer.training.automatic import WIDTH, Size, automatic
 from veneer.training.batches import Batches
@@ -85,10 +86,14 @@ def read_split(
         others = read_examples(kept_out, reading, bad, given)
         held_out, shapes = others.items, f"{shapes} {others.shape}"
         notes += others.left_out()
+        if config.held_out == "auto" and not all(own_validation(source.name) for source in sources_of(config.data)):
+            notes.append(
+                f"Held out are the rows of {kept_out}, which come with the others; held_out decides otherwise."
+            )
     if config.bad_rows == "stop":
         bad.refuse()
     lists = (example for example in chain(train, held_out) if example.labels is not None)
-    problem = settled(problem, next(lists, None) if "text/labels" in shapes else None, has_classes)
+    problem = problem_settled(problem, next(lists, None) if "text/labels" in shapes else None, has_classes)
     if config.system:
         notes.append(_of_system(config, train, held_out))
     notes += bad.sentences()
@@ -113,7 +118,7 @@ def _has_label(example: Example) -> bool:
     return example.labels is not None or bool(class_of(example))
 
 
-def settled(
+def problem_settled(
     problem: Problem | Literal["auto"] | None, several: Example | None, has_classes: bool
 ) -> Problem | None:  # fmt: skip
     """What a classifier is asked, where ``problem`` leaves it to the rows, of which one has ``several`` labels or none
@@ -147,11 +152,21 @@ def _of_system(config: TrainConfig, *sides: Sequence[Example]) -> str:
 
 
 def held_out_of(config: TrainConfig) -> float | str:
-    """A share or number of the rows, or other rows by name: of ``auto`` the folders' own validation rows, or a
-    share."""
+    """A share or number of the rows, or other rows by name: of ``auto`` the folders' and data sets' own validation
+    rows, or a share.
+
+    A run that began under a release that did not look for those of data sets goes on without them. Raises DataError for
+    sources that say how often their rows are learned, or cannot be read.
+    """
+    if isinstance(config.held_out, str) and config.held_out != "auto":
+        refuse_weights(config.held_out, "where rows are held out")
     if config.held_out != "auto":
         return config.held_out
-    own = [name for source in sources_of(config.data) if (name := own_validation(source.name))]
+    run = RunFolder(config.output) if config.output else None
+    known = run.rows() if run is not None and run.exists and run.rows_file.is_file() else None
+    of_sets = known is None or known.get("own_validation", False)
+    sources = [source.name for source in sources_of(config.data)]
+    own = [name for one in sources if (name := own_validation(one) or (set_validation(one) if of_sets else None))]
     return ",".join(own) or _SHARE
 
 

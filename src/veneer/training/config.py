@@ -56,7 +56,7 @@ class TrainConfig(LoRA, AllocationOptions, BaseOptions, RowOptions):
     held_out: float | str = Field(
         default="auto",
         description="Rows kept from training to measure on: a share, a number of rows, or a file. 0: none; auto: those "
-        "of a folder's validation files, else a share of 0.1.",
+        "of a folder's validation files or a data set's validation split, else a share of 0.1.",
     )
     method: Literal["lora", "adalora", "full", "bias", "head"] = Field(
         default="lora",

@@ -17,7 +17,7 @@ def test_json_is_one_object_and_nothing_else(finished_run, veneer_command):
     done = veneer_command("evaluate", finished_run, "--json", "--exact-match")
     assert (done.code, done.err) == (0, "")
     found = json.loads(done.out)
-    assert set(found) == {"rows", "choices", "base", "adapter", "examples", "data", "trained"}
+    assert set(found) == {"rows", "choices", "base", "adapter", "examples", "data", "trained", "lower_is_better"}
     assert (found["rows"], found["choices"]) == (16, [" no", " yes"])
     assert found["adapter"]["choice_accuracy"] == found["adapter"]["exact_match"] == 1.0
     assert found["base"]["loss"] > 5 > 0.1 > found["adapter"]["loss"]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from veneer.data.folders import own_validation, splits_read
-from veneer.data.read import read_rows
+from veneer.data.read import read_rows, set_validation
 from veneer.errors import DataError
 
 pytestmark = pytest.mark.unit
@@ -230,3 +230,39 @@ def test_a_table_of_long_fields_leaves_the_limit_of_csv_as_it_was(tmp_path):
     (tmp_path / "long.csv").write_text(f"prompt,completion\n{'x' * 200_000},y\n")
     assert len(read_rows(tmp_path / "long.csv")[0].fields["prompt"]) == 200_000
     assert csv.field_size_limit() == before
+
+
+def test_the_validation_split_that_a_data_set_brings(tmp_path, monkeypatch):
+    data = datasets.Dataset.from_list(ROWS)
+    for held_out in ("validation", "dev"):
+        both = datasets.DatasetDict({"train": data, held_out: datasets.Dataset.from_list(ROWS[:1])})
+        both.save_to_disk(tmp_path / held_out)
+        assert set_validation(str(tmp_path / held_out)) == f"{tmp_path / held_out}:{held_out}"
+        assert set_validation(f"{tmp_path / held_out}:train") == f"{tmp_path / held_out}:{held_out}"
+        assert set_validation(f"{tmp_path / held_out}:{held_out}") is None
+        assert len(read_rows(str(set_validation(str(tmp_path / held_out))))) == 1
+    datasets.DatasetDict({"train": data, "test": data}).save_to_disk(tmp_path / "test")
+    data.save_to_disk(tmp_path / "one")
+    files = tmp_path / "files"
+    files.mkdir()
+    _write(files / "train.jsonl", ROWS)
+    _write(files / "valid.jsonl", ROWS)
+    for source in (tmp_path / "test", tmp_path / "one", files, files / "train.jsonl", "bbc-topics", "none.jsonl"):
+        assert set_validation(str(source)) is None
+
+
+def test_of_a_configuration_the_validation_split_is_that_configurations(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name in ("a", "b", "c", "d"):
+        _write(folder / f"{name}.jsonl", ROWS)
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: easy\n  data_files:\n  - split: train\n    path: a.jsonl\n"
+        "  - split: validation\n    path: b.jsonl\n- config_name: hard\n  data_files:\n"
+        "  - split: train\n    path: c.jsonl\n  - split: test\n    path: d.jsonl\n---\n"
+    )
+    assert set_validation(f"{folder}:easy") == f"{folder}:easy:validation"
+    assert set_validation(f"{folder}:easy:train") == f"{folder}:easy:validation"
+    assert set_validation(f"{folder}:easy:validation") is None
+    assert set_validation(f"{folder}:hard") is None

@@ -91,9 +91,18 @@ class PowerCut:
         pass
 
 
-@pytest.mark.parametrize("rows", [PAIRS, JUDGED], ids=["dpo", "kto"])
-def test_a_stopped_run_resumes_to_the_same_bytes(rows, tiny_folder, tmp_path):
-    options = {"dropout": 0.1, "checkpoint_every": 2}
+@pytest.mark.parametrize(
+    ("rows", "more"),
+    [
+        (PAIRS, {}),
+        (JUDGED, {}),
+        (PAIRS, {"storage": "nf4"}),
+        (PAIRS, {"method": "adalora", "target_rank": 2, "initial_rank": 4, "tinit": 1, "tfinal": 2}),
+    ],
+    ids=["dpo", "kto", "nf4", "adalora"],
+)
+def test_a_stopped_run_resumes_to_the_same_bytes(rows, more, tiny_folder, tmp_path):
+    options = {"dropout": 0.1, "checkpoint_every": 2, **more}
     train(tiny_folder, tmp_path / "whole", rows, **options)
     with pytest.raises(RuntimeError, match="power cut"):
         train(tiny_folder, tmp_path / "cut", rows, callbacks=[PowerCut()], **options)
