@@ -9,7 +9,7 @@ import gc
 import io
 import json
 import os
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,14 @@ settings.register_profile("veneer", deadline=None)
 settings.load_profile("veneer")
 
 
-# Where tests run in several processes, a file's are of one, since they share what is trained once. So are those of
-# these files, which load the real model.
-REAL_MODEL = [f"tests/{name}.py" for name in ("recipe/test_smollm2", "recipe/test_quickstart", "unit/test_docs",
-                                              "unit/test_examples")]  # fmt: skip
+# Where tests run in several processes, a file's are of one, since they share what is trained once; and so are those of
+# these files, which share more.
+TOGETHER = {
+    "the real model": ["recipe/test_smollm2", "recipe/test_quickstart", "unit/test_docs", "unit/test_examples"],
+    "a Ray cluster": ["unit/studies/test_studies", "unit/studies/test_run"],
+}
 # The files that take longest come first: processes that begin with them end at about the same time.
-LONG = [*REAL_MODEL, *(f"tests/{name}.py" for name in (
-    "unit/studies/test_studies", "fuzz/test_fuzz", "unit/studies/test_run", "unit/runs/test_train", "unit/test_types",
-))]  # fmt: skip
+LONG = [*chain.from_iterable(TOGETHER.values()), "fuzz/test_fuzz", "unit/runs/test_train", "unit/test_types"]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -48,8 +48,8 @@ def pytest_xdist_make_scheduler(config, log):
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            file = super()._split_scope(nodeid)
-            return "the real model" if file in REAL_MODEL else file
+            file = _file_of(nodeid)
+            return next((what for what, files in TOGETHER.items() if file in files), file)
 
     return Scheduling(config, log)
 
@@ -57,7 +57,11 @@ def pytest_xdist_make_scheduler(config, log):
 def pytest_collection_modifyitems(items):
     if "PYTEST_XDIST_WORKER" in os.environ:
         place = {file: number for number, file in enumerate(LONG)}
-        items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
+        items.sort(key=lambda item: place.get(_file_of(item.nodeid), len(place)))
+
+
+def _file_of(nodeid):
+    return nodeid.partition(".py::")[0].removeprefix("tests/")
 
 
 def pytest_collection_finish():

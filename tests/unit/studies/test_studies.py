@@ -63,7 +63,7 @@ def studied(rows_file, tmp_path, monkeypatch):
 
 
 def test_rank(studied, tiny_folder):
-    rows, found = studied("rank", tiny_folder, ranks=[1, 2, 4], steps=30)
+    rows, found = studied("rank", tiny_folder, ranks=[1, 2, 4], steps=10)
     trained = {(row["rank"], row["seed"]): row for row in rows if row["how"] == "trained"}
     cut = {(row["rank"], row["seed"]): row for row in rows if row["how"] == "cut"}
     assert trained.keys() == {(rank, seed) for rank in (1, 2, 4) for seed in (0, 1)}
