@@ -63,7 +63,7 @@ def test_a_few_steps_lower_the_held_out_loss(smollm2_folder, tmp_path):
 
 @pytest.mark.xfail(
     strict=True,
-    reason="Not reached yet: 144 of 420 matrices are below over fp32, the worst at 0.987; over nf4 the worst is at 0.993.",
+    reason="Not reached yet: 144 of 420 matrices are below over fp32, the worst at 0.987; over nf4 one is at 0.993.",
 )
 @pytest.mark.parametrize("storage", ["fp32", "nf4"])
 def test_the_gradients_of_a_step_in_bf16_point_where_those_in_fp32_do(smollm2_folder, storage):
