@@ -111,7 +111,7 @@ def packs(model: Any, sample: Tokens) -> bool:
 
 
 def are_the_same(made: Tensor, wanted: Tensor) -> bool:
-    """Whether two passes gave the same vectors (…, dim), but for rounding in their type."""
+    """Whether two passes gave the same vectors (…, dim), apart from rounding in their type."""
     if min(made.itemsize, wanted.itemsize) > 2:
         scale = float(wanted.abs().max())
         return torch.allclose(made, wanted, rtol=1e-3, atol=1e-3 * scale)
