@@ -28,6 +28,13 @@ def is_present(device_type: str) -> bool:
     return device_type == CPU or bool(_module(device_type).is_available())
 
 
+def has_avx512_bf16() -> bool:
+    """Whether this processor has AVX-512's instructions for bf16."""
+    import torch
+
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
 def usable_memory(of: device | str) -> int:
     """Bytes that this process may have in all on a device, of which it may have some already."""
     if _type(of) == CPU:

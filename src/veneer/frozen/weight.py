@@ -25,10 +25,10 @@ from veneer.kernels.backends import backend_of
 from veneer.kernels.dense import Multiply, linear
 from veneer.kernels.operations.adapted import (
     Gradients,
-    adapted,
-    adapted_backward,
-    adapted_coded,
-    adapted_coded_backward,
+    product_with_update,
+    product_with_update_backward,
+    product_with_update_coded,
+    product_with_update_coded_backward,
 )
 from veneer.kernels.operations.products_int8 import GROUP
 
@@ -92,7 +92,7 @@ class DenseWeight(FrozenWeight):
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         if self.adapts(x):
-            return adapted(x, self._weight, None if bias is None else bias.detach(), None, None, 0.0)[0]
+            return product_with_update(x, self._weight, None if bias is None else bias.detach(), None, None, 0.0)[0]
         bias = None if bias is None else bias.detach().to(x.dtype)
         if x.dtype is self._weight.dtype:
             return self._multiply(x, self._weight, bias)
@@ -101,7 +101,7 @@ class DenseWeight(FrozenWeight):
 
     def product_transposed(self, grad: Tensor) -> Tensor:
         if _adapts(grad):
-            return adapted_backward(grad, self._weight, grad, grad, None, None, 0.0, True, False)[0]
+            return product_with_update_backward(grad, self._weight, grad, grad, None, None, 0.0, True, False)[0]
         if grad.dtype is self._weight.dtype:
             return linear(grad, self._weight.t())
         return _product_transposed(grad, converted(self._weight, grad.dtype), self.shape)
@@ -114,13 +114,13 @@ class DenseWeight(FrozenWeight):
         return _adapts(x) and (self._multiply is not F.linear or x.dtype is not self._weight.dtype)
 
     def adapted(self, x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        return adapted(x, self._weight, bias, A, B, scale)
+        return product_with_update(x, self._weight, bias, A, B, scale)
 
     def adapted_backward(
         self, grad: Tensor, x: Tensor, low: Tensor, A: Tensor, B: Tensor, scale: float, wants_x: bool,
         wants_update: bool,
     ) -> Gradients:  # fmt: skip
-        return adapted_backward(grad, self._weight, x, low, A, B, scale, wants_x, wants_update)
+        return product_with_update_backward(grad, self._weight, x, low, A, B, scale, wants_x, wants_update)
 
     def _panels(self, dtype: torch.dtype) -> _Panels:
         return converted(self._weight, dtype)
@@ -145,7 +145,9 @@ class BlockwiseWeight(FrozenWeight):
                 "before a pass that needs gradients, or run this one under torch.no_grad()."
             )
         if self.adapts(x):
-            return adapted_coded(x, self._quantised.coded, None if bias is None else bias.detach(), None, None, 0.0)[0]
+            return product_with_update_coded(
+                x, self._quantised.coded, None if bias is None else bias.detach(), None, None, 0.0
+            )[0]
         if _has_few_rows(x):
             y = self._few_rows(x) if self._few_rows is not None else few_row_product(x, self._quantised)
         else:
@@ -155,7 +157,7 @@ class BlockwiseWeight(FrozenWeight):
     def product_transposed(self, grad: Tensor) -> Tensor:
         if self.adapts(grad):
             coded = self._quantised.coded
-            return adapted_coded_backward(grad, coded, grad, grad, None, None, 0.0, True, False)[0]
+            return product_with_update_coded_backward(grad, coded, grad, grad, None, None, 0.0, True, False)[0]
         return _product_transposed(grad, panels(self._quantised, grad.dtype), self.shape)
 
     def dense(self) -> Tensor:
@@ -165,13 +167,15 @@ class BlockwiseWeight(FrozenWeight):
         return _adapts(x)
 
     def adapted(self, x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        return adapted_coded(x, self._quantised.coded, bias, A, B, scale)
+        return product_with_update_coded(x, self._quantised.coded, bias, A, B, scale)
 
     def adapted_backward(
         self, grad: Tensor, x: Tensor, low: Tensor, A: Tensor, B: Tensor, scale: float, wants_x: bool,
         wants_update: bool,
     ) -> Gradients:  # fmt: skip
-        return adapted_coded_backward(grad, self._quantised.coded, x, low, A, B, scale, wants_x, wants_update)
+        return product_with_update_coded_backward(
+            grad, self._quantised.coded, x, low, A, B, scale, wants_x, wants_update
+        )
 
     def _panels(self, dtype: torch.dtype) -> _Panels:
         return panels(self._quantised, dtype)

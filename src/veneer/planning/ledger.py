@@ -98,6 +98,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 KINDS = ("products", "attention", "functions", "random", "passes")
 SHORT = " in 16 bits"  # behind a kind: of numbers some of which are
 _PRODUCTS = {"mm", "bmm", "addmm", "addmm_", "baddbmm", "_grouped_mm", "_linear_pointwise"}
+_WITH_UPDATE = "product_with_update"  # and its gradients: x, or that of y, comes first, y, or that of x, is made first
 # In these a number costs more than its way through memory: exponentials, expanded codes, products by a low rank.
 _FUNCTIONS = (
     "exp", "gelu", "silu", "tanh", "softmax", "swiglu", "geglu", "rotate", "cross_entropy", "dequantise",
@@ -123,6 +124,8 @@ def cost(
     if name in _PRODUCTS:
         left = given[-2] if "add" in name else given[0]
         return Operation(f"products{short}", 2.0 * left.numel() * made[0].shape[-1], moved, times)
+    if name.startswith(_WITH_UPDATE):  # its thin side is small beside the weight
+        return Operation(f"products{short}", 2.0 * given[0].numel() * made[0].shape[-1], moved, times)
     if "scaled_dot_product" in name and "math" not in name:
         backward = "backward" in name
         query, key = given[1 if backward else 0], given[2 if backward else 1]

@@ -81,8 +81,8 @@ def test_the_product_and_its_gradients_are_the_formulas(
     W = guarded(of["W"].to(dtype))
     W = guarded(W.t().contiguous()).t() if transposed else W
     A, B = (of["A"], of["B"]) if rank else (None, None)
-    product = kernels.adapted(of["x"], W, of["b"], A, B, scale)
-    gradients = kernels.adapted_backward(of["grad"], W, of["x"], product[1], A, B, scale, True, True)
+    product = kernels.product_with_update(of["x"], W, of["b"], A, B, scale)
+    gradients = kernels.product_with_update_backward(of["grad"], W, of["x"], product[1], A, B, scale, True, True)
     _hold(product, gradients, of, W.bfloat16().double(), scale, rank)
 
 
@@ -96,15 +96,15 @@ def test_over_codes_they_are_those_of_the_expanded_weight(
     of = _drawn(tokens, into, out, rank, seed)
     quantised = quantise(of["W"], storage=storage, block_size=block, double_quantisation=nested)
     A, B = (of["A"], of["B"]) if rank else (None, None)
-    product = kernels.adapted_coded(of["x"], quantised.coded, of["b"], A, B, 2.0)
-    gradients = kernels.adapted_coded_backward(
+    product = kernels.product_with_update_coded(of["x"], quantised.coded, of["b"], A, B, 2.0)
+    gradients = kernels.product_with_update_coded_backward(
         of["grad"], quantised.coded, of["x"], product[1], A, B, 2.0, True, True
     )  # fmt: skip
     W = dense(quantised, torch.bfloat16)
     _hold(product, gradients, of, W.double(), 2.0, rank)
     # The same expanded values take the same way, so the bits are equal, too.
-    same = kernels.adapted(of["x"], W, of["b"], A, B, 2.0)
-    again = kernels.adapted_backward(of["grad"], W, of["x"], same[1], A, B, 2.0, True, True)
+    same = kernels.product_with_update(of["x"], W, of["b"], A, B, 2.0)
+    again = kernels.product_with_update_backward(of["grad"], W, of["x"], same[1], A, B, 2.0, True, True)
     assert all(torch.equal(a, b) for a, b in zip((*product, *gradients), (*same, *again), strict=True))
 
 
@@ -116,15 +116,15 @@ def test_long_sums_and_many_rows_are_gone_through_in_parts(kernels, tokens, into
     for storage in ("dense", "nf4"):
         if storage == "dense":
             W = of["W"].bfloat16()
-            product = kernels.adapted(of["x"], W, of["b"], of["A"], of["B"], 0.5)
-            gradients = kernels.adapted_backward(
+            product = kernels.product_with_update(of["x"], W, of["b"], of["A"], of["B"], 0.5)
+            gradients = kernels.product_with_update_backward(
                 of["grad"], W, of["x"], product[1], of["A"], of["B"], 0.5, True, True
             )  # fmt: skip
         else:
             quantised = quantise(of["W"], storage=storage)
             W = dense(quantised, torch.bfloat16)
-            product = kernels.adapted_coded(of["x"], quantised.coded, of["b"], of["A"], of["B"], 0.5)
-            gradients = kernels.adapted_coded_backward(
+            product = kernels.product_with_update_coded(of["x"], quantised.coded, of["b"], of["A"], of["B"], 0.5)
+            gradients = kernels.product_with_update_coded_backward(
                 of["grad"], quantised.coded, of["x"], product[1], of["A"], of["B"], 0.5, True, True
             )  # fmt: skip
         _hold(product, gradients, of, W.double(), 0.5, 8)
@@ -138,8 +138,8 @@ def test_the_bits_do_not_depend_on_the_threads(kernels):
     try:
         for count in (1, 2, 3, 7, 16):
             torch.set_num_threads(count)
-            product = kernels.adapted(of["x"], W, of["b"], of["A"], of["B"], 0.5)
-            gradients = kernels.adapted_backward(
+            product = kernels.product_with_update(of["x"], W, of["b"], of["A"], of["B"], 0.5)
+            gradients = kernels.product_with_update_backward(
                 of["grad"], W, of["x"], product[1], of["A"], of["B"], 0.5, True, True
             )  # fmt: skip
             found.append((*product, *gradients))
@@ -152,10 +152,10 @@ def test_the_bits_do_not_depend_on_the_threads(kernels):
 def test_what_is_not_wanted_is_empty_and_the_rest_has_the_same_bits(kernels):
     of = _drawn(50, 96, 64, 8, 1)
     W = of["W"].bfloat16()
-    _, low = kernels.adapted(of["x"], W, None, of["A"], of["B"], 0.5)
-    whole = kernels.adapted_backward(of["grad"], W, of["x"], low, of["A"], of["B"], 0.5, True, True)
+    _, low = kernels.product_with_update(of["x"], W, None, of["A"], of["B"], 0.5)
+    whole = kernels.product_with_update_backward(of["grad"], W, of["x"], low, of["A"], of["B"], 0.5, True, True)
     for wants_x, wants_update in [(True, False), (False, True), (False, False)]:
-        part = kernels.adapted_backward(
+        part = kernels.product_with_update_backward(
             of["grad"], W, of["x"], low, of["A"], of["B"], 0.5, wants_x, wants_update
         )  # fmt: skip
         for found, wanted, asked in zip(part, whole, (wants_x, wants_update, wants_update), strict=True):
@@ -167,15 +167,19 @@ def test_other_layouts_and_types_are_served_as_well(kernels):
     W = of["W"].double()
     strided = torch.zeros(48, 64, 2)
     strided[:, :, 0] = of["W"]
-    wanted = kernels.adapted(of["x"], of["W"].bfloat16(), of["b"], of["A"], of["B"], 2.0)
+    wanted = kernels.product_with_update(of["x"], of["W"].bfloat16(), of["b"], of["A"], of["B"], 2.0)
     x = of["x"].t().contiguous().t()
     for weight in (W, strided[:, :, 0]):
-        found = kernels.adapted(x, weight, of["b"].double(), of["A"].double(), of["B"].t().contiguous().t(), 2.0)
+        found = kernels.product_with_update(
+            x, weight, of["b"].double(), of["A"].double(), of["B"].t().contiguous().t(), 2.0
+        )
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
-    exact = kernels.adapted(of["x"].float(), of["W"], of["b"], of["A"], of["B"], 2.0)  # by the definition
+    exact = kernels.product_with_update(of["x"].float(), of["W"], of["b"], of["A"], of["B"], 2.0)  # by the definition
     assert exact[0].dtype is torch.float32
-    torch.testing.assert_close(exact, reference.adapted(of["x"].float(), of["W"], of["b"], of["A"], of["B"], 2.0))
-    empty = kernels.adapted(of["x"][:0], of["W"], of["b"], of["A"], of["B"], 2.0)
+    torch.testing.assert_close(
+        exact, reference.product_with_update(of["x"].float(), of["W"], of["b"], of["A"], of["B"], 2.0)
+    )
+    empty = kernels.product_with_update(of["x"][:0], of["W"], of["b"], of["A"], of["B"], 2.0)
     assert [tuple(part.shape) for part in empty] == [(0, 48), (0, 5)]
 
 
@@ -184,7 +188,7 @@ def test_what_is_not_finite_stays_in_its_row(kernels, value):
     of = _drawn(40, 64, 48, 5, 3)
     x = of["x"].clone()
     x[17, 3] = value
-    y, low = kernels.adapted(x, of["W"].bfloat16(), of["b"], of["A"], of["B"], 2.0)
+    y, low = kernels.product_with_update(x, of["W"].bfloat16(), of["b"], of["A"], of["B"], 2.0)
     others = [row for row in range(40) if row != 17]
     assert not torch.isfinite(y[17]).any() and not torch.isfinite(low[17]).any()  # noqa: PT018
     assert torch.isfinite(y[others]).all()
@@ -194,21 +198,21 @@ def test_a_wrong_shape_is_refused_before_an_address_is_passed(kernels):
     of = _drawn(4, 64, 48, 5, 0)
     W = of["W"].bfloat16()
     with pytest.raises(ValueError, match=r"x must be of shape \(4, 64\)"):
-        kernels.adapted(of["x"][:, :32], W, None, None, None, 0.0)
+        kernels.product_with_update(of["x"][:, :32], W, None, None, None, 0.0)
     with pytest.raises(ValueError, match=r"A must be of shape"):
-        kernels.adapted(of["x"], W, None, of["A"][:, :32], of["B"], 1.0)
+        kernels.product_with_update(of["x"], W, None, of["A"][:, :32], of["B"], 1.0)
     with pytest.raises(ValueError, match=r"B must be of shape"):
-        kernels.adapted(of["x"], W, None, of["A"], of["B"][:20], 1.0)
+        kernels.product_with_update(of["x"], W, None, of["A"], of["B"][:20], 1.0)
     with pytest.raises(ValueError, match=r"bias must be of shape"):
-        kernels.adapted(of["x"], W, of["b"][:20], None, None, 0.0)
+        kernels.product_with_update(of["x"], W, of["b"][:20], None, None, 0.0)
     with pytest.raises(ValueError, match=r"grad must be of shape"):
-        kernels.adapted_backward(of["grad"][:, :20], W, of["x"], of["x"], None, None, 0.0, True, False)
+        kernels.product_with_update_backward(of["grad"][:, :20], W, of["x"], of["x"], None, None, 0.0, True, False)
 
 
 def test_torchs_own_bf16_products_and_these_leave_each_others_tiles_alone(kernels):
     of = _drawn(128, 128, 128, 8, 0)
     W = of["W"].bfloat16()
-    ours, theirs = kernels.adapted(of["x"], W, None, None, None, 0.0)[0], torch.mm(of["x"], W)
+    ours, theirs = kernels.product_with_update(of["x"], W, None, None, None, 0.0)[0], torch.mm(of["x"], W)
     for _ in range(3):
         assert torch.equal(torch.mm(of["x"], W), theirs)
-        assert torch.equal(kernels.adapted(of["x"], W, None, None, None, 0.0)[0], ours)
+        assert torch.equal(kernels.product_with_update(of["x"], W, None, None, None, 0.0)[0], ours)

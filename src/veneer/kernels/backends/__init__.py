@@ -34,8 +34,8 @@ class Backend(Protocol):
         ...
 
     def adapts(self, dtype: torch.dtype) -> bool:
-        """Whether x of this type is multiplied by a weight and its update in one product (`adapted`), faster than by
-        each."""
+        """Whether x of this type is multiplied by a weight and its update in one product (`product_with_update`),
+        faster than by each."""
         ...
 
     def attends(self, dtype: torch.dtype, dim: int) -> bool:

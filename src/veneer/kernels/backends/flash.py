@@ -13,6 +13,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from veneer.device import has_avx512_bf16
 from veneer.kernels.operation import Kernel
 from veneer.kernels.operations import attention
 from veneer.kernels.operations.attention import check_outcome, check_rows
@@ -26,7 +27,7 @@ class FlashAttention:
     @staticmethod
     def serves() -> bool:
         """Whether this processor is one of those."""
-        return bool(torch.cpu._is_avx512_bf16_supported())
+        return has_avx512_bf16()
 
     def kernels(self) -> tuple[Kernel, ...]:
         return attention.attention.by(self.attend), attention.attention_backward.by(self.attend_backward)

@@ -41,10 +41,10 @@ class Tiles(Cpu):
     def kernels(self) -> tuple[Kernel, ...]:
         return (
             *super().kernels(),
-            adapted.adapted.by(self.adapted),
-            adapted.adapted_backward.by(self.adapted_backward),
-            adapted.adapted_coded.by(self.adapted_coded),
-            adapted.adapted_coded_backward.by(self.adapted_coded_backward),
+            adapted.product_with_update.by(self.product_with_update),
+            adapted.product_with_update_backward.by(self.product_with_update_backward),
+            adapted.product_with_update_coded.by(self.product_with_update_coded),
+            adapted.product_with_update_coded_backward.by(self.product_with_update_coded_backward),
             *_ATTENTION.kernels(),
         )
 
@@ -54,34 +54,36 @@ class Tiles(Cpu):
     def adapts(self, dtype: torch.dtype) -> bool:
         return dtype is torch.bfloat16
 
-    def adapted(
+    def product_with_update(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor | None, B: Tensor | None, scale: float
     ) -> Product:
         if not _fit(x, A):
-            return adapted.adapted.definition(x, weight, bias, A, B, scale)
+            return adapted.product_with_update.definition(x, weight, bias, A, B, scale)
         return self._product(x, _dense(weight), bias, A, B, scale)
 
-    def adapted_coded(
+    def product_with_update_coded(
         self, x: Tensor, weight: CodedWeight, bias: Tensor | None, A: Tensor | None, B: Tensor | None, scale: float
     ) -> Product:
         if not _fit(x, A):
-            return adapted.adapted_coded.definition(x, weight, bias, A, B, scale)
+            return adapted.product_with_update_coded.definition(x, weight, bias, A, B, scale)
         return self._product(x, _coded(weight), bias, A, B, scale)
 
-    def adapted_backward(
+    def product_with_update_backward(
         self, grad: Tensor, weight: Tensor, x: Tensor, low: Tensor, A: Tensor | None, B: Tensor | None, scale: float,
         wants_x: bool, wants_update: bool,
     ) -> Gradients:  # fmt: skip
         if not _fit(grad, A):
-            return adapted.adapted_backward.definition(grad, weight, x, low, A, B, scale, wants_x, wants_update)
+            return adapted.product_with_update_backward.definition(
+                grad, weight, x, low, A, B, scale, wants_x, wants_update
+            )
         return self._gradients(grad, _dense(weight), x, low, A, B, scale, wants_x, wants_update)
 
-    def adapted_coded_backward(
+    def product_with_update_coded_backward(
         self, grad: Tensor, weight: CodedWeight, x: Tensor, low: Tensor, A: Tensor | None, B: Tensor | None,
         scale: float, wants_x: bool, wants_update: bool,
     ) -> Gradients:  # fmt: skip
         if not _fit(grad, A):
-            by_definition = adapted.adapted_coded_backward.definition
+            by_definition = adapted.product_with_update_coded_backward.definition
             return by_definition(grad, weight, x, low, A, B, scale, wants_x, wants_update)
         return self._gradients(grad, _coded(weight), x, low, A, B, scale, wants_x, wants_update)
 
@@ -140,7 +142,7 @@ def _fit(x: Tensor, A: Tensor | None) -> bool:
 
 
 def _dense(weight: Tensor) -> _Frozen:
-    """One whose rows or columns lie one after another; another one is copied."""
+    """One whose rows or columns are dense; another one is copied."""
     if weight.dtype not in _KINDS:
         weight = weight.to(torch.bfloat16)
     transposed = weight.stride(1) != 1 and weight.stride(0) == 1

@@ -24,7 +24,7 @@ struct Job {
           as_they_lie(reduced % BLOCK == 0) {
         const int64_t all = inner + low_blocks;
         span = blocks_of(all, blocks_of(all, SPAN));
-        of_panels = smaller(parts, panels);
+        of_panels = larger(1, smaller(parts, panels));
         of_rows = parts / of_panels;
         at_once = larger(1, blocks_of(my_rows(), blocks_of(my_rows(), larger(2, CACHED / span))));
         strip = larger(BLOCK, STRIP / (span * BLOCK) / BLOCK * BLOCK);

@@ -21,14 +21,16 @@ Product = tuple[Tensor, Tensor]
 Gradients = tuple[Tensor, Tensor, Tensor]
 
 
-def _fake_adapted(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor | None, B: Tensor | None,
-                  scale: float) -> Product:  # fmt: skip
+def _fake_product_with_update(
+    x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor | None, B: Tensor | None, scale: float,
+) -> Product:  # fmt: skip
     return x.new_empty(len(x), weight.shape[0]), x.new_empty(len(x), 0 if A is None else len(A))
 
 
-@operation(_FORWARD.format(_DENSE), fake=_fake_adapted)
-def adapted(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor | None, B: Tensor | None,
-            scale: float) -> Product:  # fmt: skip
+@operation(_FORWARD.format(_DENSE), fake=_fake_product_with_update)
+def product_with_update(
+    x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor | None, B: Tensor | None, scale: float,
+) -> Product:  # fmt: skip
     """x (n, in) in 16 bits, weight (out, in) of any type → y = x Wᵀ + bias + scale · low Bᵀ (n, out), and low = x Aᵀ
     (n, rank), both in x's type. A (rank, in), B (out, rank) and bias (out,) fp32. Without A and B, low is (n, 0)."""
     y = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
@@ -38,14 +40,18 @@ def adapted(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor | None, B:
     return y.addmm_(low, (scale * B).to(x.dtype).t()), low
 
 
-def _fake_adapted_backward(grad: Tensor, weight: Tensor, x: Tensor, low: Tensor, A: Tensor | None, B: Tensor | None,
-                           scale: float, wants_x: bool, wants_update: bool) -> Gradients:  # fmt: skip
+def _fake_product_with_update_backward(
+    grad: Tensor, weight: Tensor, x: Tensor, low: Tensor, A: Tensor | None, B: Tensor | None, scale: float,
+    wants_x: bool, wants_update: bool,
+) -> Gradients:  # fmt: skip
     return room_for_gradients(grad, weight.shape[1], A, B, wants_x, wants_update)
 
 
-@operation(_BACKWARD.format(_DENSE), fake=_fake_adapted_backward)
-def adapted_backward(grad: Tensor, weight: Tensor, x: Tensor, low: Tensor, A: Tensor | None, B: Tensor | None,
-                     scale: float, wants_x: bool, wants_update: bool) -> Gradients:  # fmt: skip
+@operation(_BACKWARD.format(_DENSE), fake=_fake_product_with_update_backward)
+def product_with_update_backward(
+    grad: Tensor, weight: Tensor, x: Tensor, low: Tensor, A: Tensor | None, B: Tensor | None, scale: float,
+    wants_x: bool, wants_update: bool,
+) -> Gradients:  # fmt: skip
     """grad (n, out) → the gradients of x (n, in), in its type, and of A and B, fp32, each empty where it is not
     wanted."""
     grad_x, grad_A, grad_B = room_for_gradients(grad, weight.shape[1], A, B, wants_x, wants_update)
@@ -62,29 +68,36 @@ def adapted_backward(grad: Tensor, weight: Tensor, x: Tensor, low: Tensor, A: Te
     return grad_x, grad_A, grad_B
 
 
-def _fake_adapted_coded(x: Tensor, weight: CodedWeight, bias: Tensor | None, A: Tensor | None, B: Tensor | None,
-                        scale: float) -> Product:  # fmt: skip
+def _fake_product_with_update_coded(
+    x: Tensor, weight: CodedWeight, bias: Tensor | None, A: Tensor | None, B: Tensor | None, scale: float,
+) -> Product:  # fmt: skip
     return x.new_empty(len(x), weight.rows), x.new_empty(len(x), 0 if A is None else len(A))
 
 
-@operation(_FORWARD.format(_CODED), fake=_fake_adapted_coded)
-def adapted_coded(x: Tensor, weight: CodedWeight, bias: Tensor | None, A: Tensor | None, B: Tensor | None,
-                  scale: float) -> Product:  # fmt: skip
-    """`adapted` of a weight in codes."""
-    return adapted.definition(x, _expanded(weight, x), bias, A, B, scale)
+@operation(_FORWARD.format(_CODED), fake=_fake_product_with_update_coded)
+def product_with_update_coded(
+    x: Tensor, weight: CodedWeight, bias: Tensor | None, A: Tensor | None, B: Tensor | None, scale: float,
+) -> Product:  # fmt: skip
+    """`product_with_update` of a weight in codes."""
+    return product_with_update.definition(x, _expanded(weight, x), bias, A, B, scale)
 
 
-def _fake_adapted_coded_backward(grad: Tensor, weight: CodedWeight, x: Tensor, low: Tensor, A: Tensor | None,
-                                 B: Tensor | None, scale: float, wants_x: bool,
-                                 wants_update: bool) -> Gradients:  # fmt: skip
+def _fake_product_with_update_coded_backward(
+    grad: Tensor, weight: CodedWeight, x: Tensor, low: Tensor, A: Tensor | None, B: Tensor | None, scale: float,
+    wants_x: bool, wants_update: bool,
+) -> Gradients:  # fmt: skip
     return room_for_gradients(grad, weight.columns, A, B, wants_x, wants_update)
 
 
-@operation(_BACKWARD.format(_CODED), fake=_fake_adapted_coded_backward)
-def adapted_coded_backward(grad: Tensor, weight: CodedWeight, x: Tensor, low: Tensor, A: Tensor | None,
-                           B: Tensor | None, scale: float, wants_x: bool, wants_update: bool) -> Gradients:  # fmt: skip
-    """`adapted_backward` of a weight in codes."""
-    return adapted_backward.definition(grad, _expanded(weight, grad), x, low, A, B, scale, wants_x, wants_update)
+@operation(_BACKWARD.format(_CODED), fake=_fake_product_with_update_coded_backward)
+def product_with_update_coded_backward(
+    grad: Tensor, weight: CodedWeight, x: Tensor, low: Tensor, A: Tensor | None, B: Tensor | None, scale: float,
+    wants_x: bool, wants_update: bool,
+) -> Gradients:  # fmt: skip
+    """`product_with_update_backward` of a weight in codes."""
+    return product_with_update_backward.definition(
+        grad, _expanded(weight, grad), x, low, A, B, scale, wants_x, wants_update
+    )
 
 
 def _expanded(weight: CodedWeight, like: Tensor) -> Tensor:
@@ -93,8 +106,9 @@ def _expanded(weight: CodedWeight, like: Tensor) -> Tensor:
     return out
 
 
-def room_for_gradients(grad: Tensor, into: int, A: Tensor | None, B: Tensor | None, wants_x: bool,
-               wants_update: bool) -> Gradients:  # fmt: skip
+def room_for_gradients(
+    grad: Tensor, into: int, A: Tensor | None, B: Tensor | None, wants_x: bool, wants_update: bool,
+) -> Gradients:  # fmt: skip
     """Where they go: empty where they are not wanted."""
     none = grad.new_empty(0, dtype=torch.float32)
     updated = wants_update and A is not None and B is not None
