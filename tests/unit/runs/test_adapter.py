@@ -164,8 +164,8 @@ def test_a_base_that_is_not_here(alone, refused):
 def test_a_damaged_veneer_json(alone, refused):
     file = alone / "veneer.json"
     values = json.loads(file.read_text())
-    file.write_text(json.dumps({**values, "version": 3}))
-    assert refused("generate", alone, "x") == f"{file} is of version 3, which a later Veneer wrote; update Veneer."
+    file.write_text(json.dumps({**values, "version": 4}))
+    assert refused("generate", alone, "x") == f"{file} is of version 4, which a later Veneer wrote; update Veneer."
     file.write_text(json.dumps({**values, "steps": "many"}))
     assert refused("inspect", alone).startswith(f"{file} is damaged (steps: Input should be a valid integer")
     file.write_text("{")
