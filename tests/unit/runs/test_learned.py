@@ -106,7 +106,7 @@ def test_the_largest_class():
 
 def test_many_rows_are_measured_in_part(tiny_folder):
     rows = [Example(f"{n}", prompt=f"{n}:", answer=" ab"[n % 2]) for n in range(5 * ROWS)]
-    labels = HeldOutLabels(None, type("R", (), {"classes": ()})(), [], rows, 8)
+    labels = HeldOutLabels(None, type("R", (), {"classes": (), "problem": ""})(), [], rows, 8)
     assert len(labels.rows) == ROWS
 
 

@@ -181,7 +181,9 @@ def test_what_auto_chose_is_what_train_prints(tiny_folder, tmp_path):
     (chosen,) = (line for line in asked.lines() if line.startswith("Chosen by auto: learning_rate "))
     assert "epochs 5, evaluate_every " in chosen
     assert chosen in said.getvalue().splitlines()
-    assert RunFolder(run.folder).chosen() == asked.as_json()["chosen"]
+    told = RunFolder(run.folder).chosen()
+    assert told.pop("compute") == asked.plan.compute
+    assert told == asked.as_json()["chosen"]
 
 
 def test_the_run_takes_the_sum_of_its_steps(tiny_folder):
