@@ -27,6 +27,7 @@ FREE = {
     *("targets", "exclude", "train_also", "rank_pattern", "alpha_pattern", "new_tokens", "layers", "labels", "keep"),
     *("budget", "memory", "optimizer_memory", "ray", "rates", "seeds", "ranks", "budgets"),
     *("template_arguments", "stop", "target_parameters", "columns", "layers_pattern", "system", "weights"),
+    *("metrics", "best_by"),
 }
 
 
