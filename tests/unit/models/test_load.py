@@ -95,8 +95,8 @@ def test_a_storage_or_task_that_does_not_exist(tiny_folder):
     _refused(tiny_folder, r"^block_size = 48 is not one of 32, 64, 128, .*, 4096\.$", ConfigError, block_size=48)
     _refused(
         tiny_folder,
-        r"^task = 'poetry' is not one of auto, causal, seq2seq, classification, multi-label, regression\.$", ConfigError,
-        task="poetry",
+        r"^task = 'poetry' is not one of auto, causal, seq2seq, classification, multi-label, regression\.$",
+        ConfigError, task="poetry",
     )  # fmt: skip
 
 
