@@ -14,16 +14,17 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import step
-from common import in_a_process, peak_memory, save_model, versions
-from processor import multiplies_bf16, processor
+from common import in_a_process, save_model, versions
+from processor import processor
 from share import products_of, time_of
 from tables import tell
+
+from veneer.frozen.compute import has_bf16
 
 ROUNDS = 2
 RESULT = Path(__file__).parent / "results" / "compute.json"
@@ -50,7 +51,7 @@ CASES = {
 
 def main() -> None:
     load_before = os.getloadavg()[0]
-    wanted = sys.argv[1:] or [name for name, case in CASES.items() if case.compute == "fp32" or multiplies_bf16()]
+    wanted = sys.argv[1:] or [name for name, case in CASES.items() if case.compute == "fp32" or has_bf16()]
     result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.is_file() and sys.argv[1:] else {"cases": {}}
     with tempfile.TemporaryDirectory() as folder:
         save_model(folder)
@@ -90,7 +91,7 @@ def _run(who: str, name: str, setting: str, folder: str) -> dict[str, Any]:
 
 
 def _middle(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    return {what: statistics.median(run[what] for run in runs) for what in ("tokens_per_second", "peak_gb", "loss")}
+    return {what: statistics.median(run[what] for run in runs) for what in ("tokens_per_second", "peak_gb")}
 
 
 def _peer(setting: str, folder: str) -> Any:
@@ -145,28 +146,12 @@ def _steps(who: str, name: str, setting: str, folder: str) -> dict[str, Any]:
 
         def loss(number: int) -> torch.Tensor:
             ids = torch.tensor(of_step[number])
-            found: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
+            with autocast:
+                found: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
             return found
 
-    model.train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    losses, times = [], []
     with passes:
-        for number in range(step.WARM + step.TIMED):
-            started = time.perf_counter()
-            optimizer.zero_grad()
-            with autocast:
-                value = loss(number)
-            value.backward()
-            optimizer.step()
-            losses.append(value.item())
-            del value
-            times.append(time.perf_counter() - started)
-    seconds = sum(times[step.WARM :])
-    return {
-        "tokens_per_second": step.TIMED * case.rows * case.length / seconds, "peak_gb": peak_memory() / 1e9,
-        "loss": losses[0],
-    }  # fmt: skip
+        return step.timed_steps(model, loss, case.rows * case.length)
 
 
 def _products(kind: str, folder: str) -> dict[str, float]:

@@ -85,7 +85,7 @@ def _measure_speed(side: str, folder: str) -> dict[str, float]:
         )  # fmt: skip
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=how).eval()
     else:
-        model, _ = veneer.load(folder, storage="nf4")
+        model, _ = veneer.load(folder, storage="nf4", compute="fp32")
     inputs = tokenizer(PROMPT, return_tensors="pt")
 
     def generate(count: int) -> float:
@@ -112,7 +112,7 @@ def _measure_cost(folder: str) -> dict[str, float]:
     import veneer
     from veneer.generation.decoder import Decoder
 
-    model, tokenizer = veneer.load(folder, storage="nf4")
+    model, tokenizer = veneer.load(folder, storage="nf4", compute="fp32")
     losses: dict[str, list[torch.Tensor]] = {"exact": [], "int8": []}
     tokens: dict[str, list[torch.Tensor]] = {"exact": [], "int8": []}
     for text in articles()[:: 2000 // TEXTS][:TEXTS]:

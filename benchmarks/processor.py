@@ -8,6 +8,8 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
+from veneer.frozen.compute import has_bf16
+
 _TOLD = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "bf16", "i8mm")  # as Linux has them
 
 
@@ -25,11 +27,7 @@ def processor() -> dict[str, object]:
     }
 
 
-def multiplies_bf16() -> bool:
-    return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(processor()["flags"])  # type: ignore[arg-type]
-
-
 if __name__ == "__main__":
     found = processor()
-    rows = "all rows" if multiplies_bf16() else "the rows in fp32, and none in bf16"
+    rows = "all rows" if has_bf16() else "the rows in fp32, and none in bf16"
     print(f"{found['model']} ({', '.join(found['flags'])}): fills {rows}.")  # type: ignore[arg-type]

@@ -94,7 +94,7 @@ def _veneer(folder: str, data: str, kept: str) -> dict[str, Any]:
     settle()  # as the command does
     import veneer
 
-    model, tokenizer = veneer.load(folder, storage=kept)
+    model, tokenizer = veneer.load(folder, storage=kept, compute="fp32")
     before = resident_memory(model)
     with tempfile.TemporaryDirectory() as output:
         veneer.train(

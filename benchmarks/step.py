@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def _model(who: str, kept: str, folder: str) -> Any:
     if who == "veneer":
         import veneer
 
-        return veneer.load(folder, storage=kept)[0]
+        return veneer.load(folder, storage=kept, compute="fp32")[0]
     how = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=kept,
@@ -142,25 +143,29 @@ def _measure_steps(who: str, what: str, folder: str) -> dict[str, Any]:
             found: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
             return found
 
+    with passes:
+        return timed_steps(model, loss, in_a_step * length)
+
+
+def timed_steps(model: Any, loss: Callable[[int], Any], tokens: int) -> dict[str, Any]:
+    """Steps of ``tokens`` each: their speed, the process's peak, and the first loss; later ones depend on the random
+    start of A, which the two sides draw differently."""
+    import torch
+
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     losses, seconds = [], 0.0
-    with passes:
-        for number in range(WARM + TIMED):
-            started = time.perf_counter()
-            optimizer.zero_grad()
-            value = loss(number)
-            value.backward()
-            optimizer.step()
-            losses.append(value.item())
-            del value  # its graph, kept alive, would be in memory between the next step's activations (both sides)
-            if number >= WARM:
-                seconds += time.perf_counter() - started
-    return {
-        "tokens_per_second": TIMED * in_a_step * length / seconds,
-        "peak_gb": peak_memory() / 1e9,
-        "losses": losses[:1],  # later ones depend on the random start of A, which the two draw differently
-    }
+    for number in range(WARM + TIMED):
+        started = time.perf_counter()
+        optimizer.zero_grad()
+        value = loss(number)
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+        del value  # its graph, kept alive, would be in memory between the next step's activations (both sides)
+        if number >= WARM:
+            seconds += time.perf_counter() - started
+    return {"tokens_per_second": TIMED * tokens / seconds, "peak_gb": peak_memory() / 1e9, "losses": losses[:1]}
 
 
 def _measure_merged(folder: str) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Computing(NamedTuple):
         return f"{self.name} ({self.reason})" if self.reason else self.name
 
 
-def computing(compute: str, storage: str, dense_storage: str = "fp32") -> Computing:
+def computing(compute: str, storage: str) -> Computing:
     """What ``compute`` (auto, fp32 or bf16) is for weights kept in ``storage``.
 
     Raises ConfigError for another name.

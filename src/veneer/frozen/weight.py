@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from veneer.errors import ModelError, TargetError
 from veneer.frozen.blockwise import Quantised, converted, dense, few_row_product, panels, prepared_int8, quantise
 from veneer.frozen.config import CODE_BITS
 from veneer.kernels.backends import backend_of
+from veneer.kernels.coded import CodedWeight
 from veneer.kernels.dense import Multiply, linear
 from veneer.kernels.operations.adapted import (
     Gradients,
@@ -36,6 +37,22 @@ _TENSORS = ("codes", "scales", "nested_scales", "offset")  # of a Quantised, and
 
 
 _Panels = Iterator[tuple[slice, Tensor]]  # which rows of W0, and their values
+
+
+class WithUpdate(NamedTuple):
+    """A frozen weight, and what multiplies by it and a low-rank update of it in one product."""
+
+    weight: Tensor | CodedWeight
+    product: Callable[..., tuple[Tensor, Tensor]]  # `product_with_update`, or that of a weight in codes
+    gradients: Callable[..., Gradients]
+
+    def alone(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x W0ᵀ + b, without an update."""
+        return self.product(x, self.weight, None if bias is None else bias.detach(), None, None, 0.0)[0]
+
+    def alone_backward(self, grad: Tensor) -> Tensor:
+        """grad W0."""
+        return self.gradients(grad, self.weight, grad, grad, None, None, 0.0, True, False)[0]
 
 
 class FrozenWeight(ABC):
@@ -55,20 +72,9 @@ class FrozenWeight(ABC):
     def dense(self) -> Tensor:
         """W0 as a matrix (out, in)."""
 
-    def adapts(self, x: Tensor) -> bool:
-        """Whether `adapted` multiplies x (n, in), by this weight and an update of it, in one product."""
-        return False
-
-    def adapted(self, x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Where it `adapts`: x W0ᵀ + b + scale · low Bᵀ (n, out), and low = x Aᵀ (n, rank), both in x's type."""
-        raise NotImplementedError
-
-    def adapted_backward(
-        self, grad: Tensor, x: Tensor, low: Tensor, A: Tensor, B: Tensor, scale: float, wants_x: bool,
-        wants_update: bool,
-    ) -> Gradients:  # fmt: skip
-        """Its gradients from grad (n, out): of x, A and B, each empty where it is not wanted."""
-        raise NotImplementedError
+    def with_update(self, x: Tensor) -> WithUpdate | None:
+        """What multiplies x (n, in) by this weight and an update of it in one product, where its device has that."""
+        return None
 
     def row_squares(self, dtype: torch.dtype) -> Tensor:
         """Σ w² of each row of W0 (out,), summed in ``dtype`` a panel at a time."""
@@ -91,8 +97,8 @@ class DenseWeight(FrozenWeight):
         self.shape = (self._weight.shape[0], self._weight.shape[1])
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        if self.adapts(x):
-            return product_with_update(x, self._weight, None if bias is None else bias.detach(), None, None, 0.0)[0]
+        if whole := self.with_update(x):
+            return whole.alone(x, bias)
         bias = None if bias is None else bias.detach().to(x.dtype)
         if x.dtype is self._weight.dtype:
             return self._multiply(x, self._weight, bias)
@@ -101,7 +107,7 @@ class DenseWeight(FrozenWeight):
 
     def product_transposed(self, grad: Tensor) -> Tensor:
         if _adapts(grad):
-            return product_with_update_backward(grad, self._weight, grad, grad, None, None, 0.0, True, False)[0]
+            return self._whole().alone_backward(grad)
         if grad.dtype is self._weight.dtype:
             return linear(grad, self._weight.t())
         return _product_transposed(grad, converted(self._weight, grad.dtype), self.shape)
@@ -109,18 +115,13 @@ class DenseWeight(FrozenWeight):
     def dense(self) -> Tensor:
         return self._weight
 
-    def adapts(self, x: Tensor) -> bool:
-        # By F.linear where nn.Linear's own bits are asked for.
-        return _adapts(x) and (self._multiply is not F.linear or x.dtype is not self._weight.dtype)
+    def with_update(self, x: Tensor) -> WithUpdate | None:
+        # Not where nn.Linear's own bits are asked for, which are those of F.linear.
+        owns = self._multiply is F.linear and x.dtype is self._weight.dtype
+        return self._whole() if _adapts(x) and not owns else None
 
-    def adapted(self, x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        return product_with_update(x, self._weight, bias, A, B, scale)
-
-    def adapted_backward(
-        self, grad: Tensor, x: Tensor, low: Tensor, A: Tensor, B: Tensor, scale: float, wants_x: bool,
-        wants_update: bool,
-    ) -> Gradients:  # fmt: skip
-        return product_with_update_backward(grad, self._weight, x, low, A, B, scale, wants_x, wants_update)
+    def _whole(self) -> WithUpdate:
+        return WithUpdate(self._weight, product_with_update, product_with_update_backward)
 
     def _panels(self, dtype: torch.dtype) -> _Panels:
         return converted(self._weight, dtype)
@@ -144,10 +145,8 @@ class BlockwiseWeight(FrozenWeight):
                 "Activations in 8 bits are for generation: nothing is learned through them. Leave int8_activations() "
                 "before a pass that needs gradients, or run this one under torch.no_grad()."
             )
-        if self.adapts(x):
-            return product_with_update_coded(
-                x, self._quantised.coded, None if bias is None else bias.detach(), None, None, 0.0
-            )[0]
+        if whole := self.with_update(x):
+            return whole.alone(x, bias)
         if _has_few_rows(x):
             y = self._few_rows(x) if self._few_rows is not None else few_row_product(x, self._quantised)
         else:
@@ -155,27 +154,17 @@ class BlockwiseWeight(FrozenWeight):
         return y if bias is None else y.add_(bias.detach())
 
     def product_transposed(self, grad: Tensor) -> Tensor:
-        if self.adapts(grad):
-            coded = self._quantised.coded
-            return product_with_update_coded_backward(grad, coded, grad, grad, None, None, 0.0, True, False)[0]
+        if whole := self.with_update(grad):
+            return whole.alone_backward(grad)
         return _product_transposed(grad, panels(self._quantised, grad.dtype), self.shape)
 
     def dense(self) -> Tensor:
         return dense(self._quantised, self._dtype)
 
-    def adapts(self, x: Tensor) -> bool:
-        return _adapts(x)
-
-    def adapted(self, x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        return product_with_update_coded(x, self._quantised.coded, bias, A, B, scale)
-
-    def adapted_backward(
-        self, grad: Tensor, x: Tensor, low: Tensor, A: Tensor, B: Tensor, scale: float, wants_x: bool,
-        wants_update: bool,
-    ) -> Gradients:  # fmt: skip
-        return product_with_update_coded_backward(
-            grad, self._quantised.coded, x, low, A, B, scale, wants_x, wants_update
-        )
+    def with_update(self, x: Tensor) -> WithUpdate | None:
+        if not _adapts(x):
+            return None
+        return WithUpdate(self._quantised.coded, product_with_update_coded, product_with_update_coded_backward)
 
     def _panels(self, dtype: torch.dtype) -> _Panels:
         return panels(self._quantised, dtype)

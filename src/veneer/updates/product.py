@@ -124,13 +124,14 @@ class _AdaptedProduct(torch.autograd.Function):
         *flat: Tensor | None,
     ) -> Tensor:
         ctx.frozen, ctx.recipe = frozen, recipe
-        if _is_whole(recipe) and frozen.adapts(x):
+        ctx.whole = frozen.with_update(x) if _is_whole(recipe) else None
+        if ctx.whole is not None:
             A, B, lam = flat
             assert A is not None
-            assert B is not None
-            y, low = frozen.adapted(x, None if bias is None else bias.detach(), _scaled(A, lam), B, recipe[0][0])
+            own = None if bias is None else bias.detach()
+            y, low = ctx.whole.product(x, ctx.whole.weight, own, _scaled(A, lam), B, recipe[0][0])
             ctx.save_for_backward(x, low, *flat)
-            return y
+            return y  # type: ignore[no-any-return]
         y = frozen.product(x, bias)
         lows = []
         for (scale, dropout, seed, rows), A, B, lam in zip(recipe, flat[::3], flat[1::3], flat[2::3], strict=True):
@@ -150,7 +151,7 @@ class _AdaptedProduct(torch.autograd.Function):
         x, *saved = ctx.saved_tensors
         count = len(ctx.recipe)
         lows, flat = saved[:count], saved[count:]
-        if _is_whole(ctx.recipe) and ctx.frozen.adapts(x):
+        if ctx.whole is not None:
             return _whole_backward(ctx, grad, x, lows[0], *flat)
         grad_x = ctx.frozen.product_transposed(grad) if ctx.needs_input_grad[0] else None
         grads: list[Tensor | None] = []
@@ -187,8 +188,8 @@ def _whole_backward(
     """The backward pass where the update was part of the frozen product."""
     wants_x, (wants_A, wants_B, wants_lam) = ctx.needs_input_grad[0], ctx.needs_input_grad[4:]
     learns = wants_A or wants_B or wants_lam
-    grad_x, grad_A, grad_B = ctx.frozen.adapted_backward(
-        grad, x, low, _scaled(A, lam), B, ctx.recipe[0][0], wants_x, learns
+    grad_x, grad_A, grad_B = ctx.whole.gradients(
+        grad, ctx.whole.weight, x, low, _scaled(A, lam), B, ctx.recipe[0][0], wants_x, learns
     )  # fmt: skip
     grads = _of_factors(grad_A if learns else None, grad_B, A, lam, wants_A, wants_B, wants_lam)
     return grad_x if wants_x else None, None, None, None, *grads

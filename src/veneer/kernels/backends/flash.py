@@ -2,7 +2,7 @@
 
 torch's own in bf16 multiplies block by block, and each block's product costs as much as a short row's attention; over
 fp32 copies, which are gone after the call, it takes from a tenth of the time, for short rows, to the same for long
-ones (shared/reference/sixteen.md has the rows), and only results are rounded.
+ones, and only results are rounded.
 """
 
 from __future__ import annotations
