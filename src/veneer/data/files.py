@@ -122,7 +122,7 @@ def _json(path: Path, lines: Iterable[str]) -> Rows:
         items = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno} is not JSON: {error.msg}. (One object a line is .jsonl.)") from None
-    except RecursionError as error:
+    except (RecursionError, ValueError) as error:
         raise DataError(f"{path} is not JSON that can be read: {error}.") from None
     if not isinstance(items, list):
         raise DataError(f"{path} holds a JSON {type(items).__name__}; a data file holds a list of objects.")

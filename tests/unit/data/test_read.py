@@ -70,6 +70,7 @@ def test_any_text_survives_jsonl(tmp_path_factory, rows):
         ("d.json", b'[\n{"a" 1}]', r"d.json:2 is not JSON"),
         ("d.jsonl", b"[" * 100_000, r"d.jsonl:1 is not JSON: maximum recursion depth"),
         ("d.json", b"[" * 100_000, r"d.json is not JSON that can be read: maximum recursion depth"),
+        ("d.json", b'[{"text": ' + b"1" * 5000 + b"}]", r"d.json is not JSON that can be read: Exceeds the limit"),
         ("d.csv", b"a,b\n1,2\n1,2,3\n", r"d.csv:3 has 3 values, but the header names 2 columns; put quotes"),
         ("d.csv", b"a,b,a\n1,2,3\n", r"d.csv:1 names the column a twice; which one is meant"),
         ("d.csv", b'a,b\n1,"2\n', r"d.csv:2 cannot be read"),
