@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from veneer import AdaLoRA, LoRA
 from veneer.data.config import RowOptions
-from veneer.frozen.config import BaseOptions, BlockwiseOptions
+from veneer.frozen.config import BaseOptions, BlockwiseOptions, UsedIn
 from veneer.generation.config import GenerateOptions, SamplingOptions
 from veneer.options import Options
 from veneer.training.config import TrainConfig
@@ -53,7 +53,7 @@ SECTIONS: tuple[tuple[str, tuple[type[Options], ...], str], ...] = (
         "`veneer generate`, `chat` and `predict` take these, and so do `veneer.generate` and `veneer.stream`, whose "
         "`max_new_tokens` is 64. What they do: [answers.md](answers.md#what-decides-an-answer).",
     ),
-    ("An answer of a command", (GenerateOptions,), "`veneer generate` and `veneer chat` take these, too."),
+    ("An answer of a command", (UsedIn, GenerateOptions), "`veneer generate` and `veneer chat` take these, too."),
 )
 
 INTRODUCTION = """\

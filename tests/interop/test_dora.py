@@ -26,6 +26,7 @@ _KINDS = [
 
 @pytest.mark.parametrize(("name", "options"), _KINDS)
 def test_output_gradients_and_files_are_pefts(name, options, tmp_path):
+    torch.manual_seed(0)  # another A may leave a gradient of nearly nothing, whose last bits are all that there is
     model, inputs = tiny.build(name), tiny.batch(name)
     veneer.attach(model, veneer.LoRA(rank=4, alpha=6, dora=True, **options))
     tiny.train_steps(model, inputs)

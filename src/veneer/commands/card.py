@@ -15,10 +15,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from veneer.data.problems import PROBLEMS
 from veneer.evaluation.compare import Comparison, Scores
 from veneer.files import write_text
 from veneer.models.origin import hub_id, is_local
+from veneer.models.problems import PROBLEMS
 from veneer.reporting.heatmap import ranks_of
 from veneer.reporting.loading import LoadedBy, Recipe, own_tokens, ways_to_load
 from veneer.runs.facts import CARD_NAME, Facts, read_facts

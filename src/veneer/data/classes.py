@@ -9,8 +9,9 @@ from statistics import fmean
 from typing import Literal
 
 from veneer.data.formats import Example, class_of, labels_in
-from veneer.data.problems import ONE_NUMBER, Problem, number_of
+from veneer.data.problems import number_of
 from veneer.errors import DataError, did_you_mean
+from veneer.models.problems import ONE_NUMBER, Problem
 
 _SHOWN = 12  # classes by name
 

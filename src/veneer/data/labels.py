@@ -19,7 +19,7 @@ from veneer.data.forms import Template
 from veneer.data.kept import those_of
 from veneer.data.lengths import LongRows, cut_at_the_end, cut_at_the_front, in_pieces
 from veneer.data.messages import said_in
-from veneer.data.problems import Problem, target_of
+from veneer.data.problems import target_of
 from veneer.data.report import Report
 from veneer.data.template import ChatTemplate
 from veneer.data.token_rows import IGNORE as IGNORE
@@ -28,6 +28,7 @@ from veneer.data.token_rows import Tokens as Tokens
 from veneer.data.turns import Turns
 from veneer.errors import DataError, shown
 from veneer.frozen.text_part import text_config_of
+from veneer.models.problems import Problem
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding

@@ -66,7 +66,7 @@ class DenseStack(Stack):
         return DenseWeight(self.weight[expert], self.transposed)
 
     def products(self, bias: Tensor | None) -> Products:
-        if not self.weight.requires_grad:
+        if not (self.weight.requires_grad and torch.is_grad_enabled()):
             return super().products(bias)
         parts = self.weight.unbind(0)  # once: each index of its own would have a gradient as large as all experts
 

@@ -291,7 +291,7 @@ class StoredLinear(nn.Linear):
     """y = W0 x + b in the type of x, whichever W0 has; differentiable in x, and in W0 where that is trained."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weight.requires_grad:
+        if self.weight.requires_grad and torch.is_grad_enabled():
             return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
         return frozen_product(x, frozen_weight(self), self.bias)
 
@@ -300,7 +300,7 @@ class StoredConv1D(Conv1D):  # type: ignore[misc]
     """The same of GPT-2's layer, whose W0 is stored as (in, out)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weight.requires_grad:
+        if self.weight.requires_grad and torch.is_grad_enabled():
             return F.linear(x, self.weight.t().to(x.dtype), self.bias.to(x.dtype))
         return frozen_product(x, frozen_weight(self), self.bias)
 

@@ -65,7 +65,7 @@ class SamplingOptions(Options):
         return {name: getattr(self, name) for name in SamplingOptions.model_fields}
 
 
-class GenerateOptions(SamplingOptions, UsedIn):
+class GenerateOptions(UsedIn, SamplingOptions):
     """veneer generate and veneer chat"""
 
     template: Literal["auto", "chat", "plain"] = Field(

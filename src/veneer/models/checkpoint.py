@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 import torch
 import transformers
 
-from veneer.data.problems import ONE_NUMBER, PROBLEMS, TYPES, problem_of
 from veneer.errors import ConfigError, ModelError
 from veneer.frozen.layers import DTYPES
 from veneer.frozen.text_part import text_config_of
@@ -23,6 +22,7 @@ from veneer.models.library import call_library, no_model, quiet
 from veneer.models.other_forms import refuse_other_forms
 from veneer.models.own_code import refuse_own_config, refuse_own_tokenizer
 from veneer.models.packaged import PACKAGED_MODELS
+from veneer.models.problems import ONE_NUMBER, PROBLEMS, TYPES, problem_of
 from veneer.models.source import resolve, tokenizer_folder
 from veneer.models.tensors import SafetensorsFolder, Tensors
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from veneer.data.labels import IGNORE, Tokens, longest_row
 from veneer.data.pairs import Pair
-from veneer.data.problems import problem_of
 from veneer.device import CPU, is_present, usable_memory
 from veneer.errors import ConfigError
 from veneer.frozen.blockwise import PANEL
@@ -17,6 +16,7 @@ from veneer.frozen.layers import name_of_type
 from veneer.frozen.text_part import text_config_of
 from veneer.kernels import heap
 from veneer.models.checkpoint import Checkpoint
+from veneer.models.problems import problem_of
 from veneer.notebook import html_table
 from veneer.options import memory_size
 from veneer.planning.config import PlanOptions

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from veneer.data.problems import TYPES
 from veneer.models.hub_cache import HubId
 from veneer.models.origin import hub_id
 from veneer.models.packaged import PACKAGED_MODELS
+from veneer.models.problems import TYPES
 from veneer.reporting.vllm_rules import max_rank, why_merged
 from veneer.runs.facts import Facts, read_facts
 from veneer.runs.history import RunHistory

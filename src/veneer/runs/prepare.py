@@ -15,13 +15,13 @@ from veneer.data.forms import in_form, refuse_unknown_arguments, template_mode
 from veneer.data.labels import Renderer, longest_row
 from veneer.data.lengths import LongRows
 from veneer.data.memory import rows_of
-from veneer.data.problems import problem_of
 from veneer.data.read import Row
 from veneer.data.sources import named_sources
 from veneer.frozen.compute import Computing
 from veneer.generation.likelihood import choices_of
 from veneer.models.checkpoint import Checkpoint
 from veneer.models.load import load, storage_named
+from veneer.models.problems import problem_of
 from veneer.runs.computing import began, beside_this_machine, computing_of, computing_of_loaded, said_of_computing
 from veneer.runs.folder import RunFolder
 from veneer.runs.own_tokens import kept_tokenizer, with_the_runs_tokens

@@ -19,7 +19,6 @@ from veneer.data.formats import Example, Examples, class_of, counted_rows, joine
 from veneer.data.forms import template_mode
 from veneer.data.kept import Kept, those_of
 from veneer.data.labels import Renderer
-from veneer.data.problems import Problem
 from veneer.data.read import Row, read_rows, set_validation
 from veneer.data.report import Report
 from veneer.data.sources import refuse_weights, sources_of, weighted
@@ -28,6 +27,7 @@ from veneer.data.token_rows import TokenRows, Tokens, lengths_of
 from veneer.errors import ConfigError, DataError
 from veneer.frozen.text_part import text_config_of
 from veneer.models.checkpoint import Checkpoint
+from veneer.models.problems import Problem
 from veneer.runs.folder import RunFolder
 from veneer.runs.objective import in_tokens, notes_of, objective_of, refuse_judged
 from veneer.training.automatic import WIDTH, Size, automatic

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from veneer.data.pairs import borders_of
-from veneer.data.problems import Problem
 from veneer.data.token_rows import IGNORE, Tokens, label_lengths_of, lengths_of
+from veneer.models.problems import Problem
 
 _POOL = 50  # batches whose rows are sorted by length together: little padding, and still random batches
 

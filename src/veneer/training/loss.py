@@ -18,10 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 from veneer.data.labels import IGNORE, Tokens
 from veneer.data.pairs import sequences
-from veneer.data.problems import Problem, problem_of
 from veneer.frozen.text_part import text_config_of, text_part
 from veneer.frozen.weight import StoredLinear
 from veneer.kernels.operations.cross_entropy import cross_entropy, cross_entropy_gradient
+from veneer.models.problems import Problem, problem_of
 from veneer.training.batches import Batch, Lengths, by_length, collate
 from veneer.training.noise import embedding_of_input, noise_on_embeddings
 from veneer.training.packing import are_the_same, attention_by_rows_in, hidden_of_rows, packs

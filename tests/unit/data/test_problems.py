@@ -10,10 +10,11 @@ import pytest
 from veneer.data.classes import head_for
 from veneer.data.columns import Reading
 from veneer.data.formats import Example, labels_in, named_labels, to_examples
-from veneer.data.problems import number_of, problem_of, target_of
+from veneer.data.problems import number_of, target_of
 from veneer.data.read import Row
 from veneer.data.split import split
 from veneer.errors import DataError
+from veneer.models.problems import problem_of
 
 pytestmark = pytest.mark.unit
 

@@ -308,6 +308,16 @@ def test_autocast_chooses_the_type_as_it_does_for_a_plain_layer():
     assert x.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("kind", [StoredLinear, StoredConv1D])
+def test_where_no_gradient_is_asked_for_a_weight_that_may_be_trained_gives_the_frozen_ones_bits(kind):
+    layer = nn.Linear(40, 24) if kind is StoredLinear else Conv1D(24, 40)
+    layer.__class__ = kind
+    x = torch.randn(9, 40).bfloat16()
+    with torch.no_grad():
+        trainable = layer(x)
+    assert torch.equal(layer.requires_grad_(False)(x), trainable)
+
+
 def test_a_conv1d_that_is_trained_gets_its_gradient():
     layer = Conv1D(5, 9).bfloat16()
     plain = copy.deepcopy(layer).float()
