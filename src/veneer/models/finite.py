@@ -1,4 +1,5 @@
-"""Weights that are NaN or infinite, refused by name: as the file has them, or in the type they were converted to."""
+"""Weights that are NaN, infinite or beyond all sense, refused by name: as the file has them, or in the type they were
+converted to."""
 
 from __future__ import annotations
 
@@ -9,13 +10,17 @@ from torch import Tensor
 
 from veneer.errors import ModelError
 
+LARGEST = 1e18  # of which no trained weight comes near; a flipped bit in an exponent goes beyond it
+
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no value is a NaN or an infinity. One reduction and no copy: the sum is finite unless a value is not, or
-    it overflows, and only then are the values looked at one by one."""
-    if not tensor.is_floating_point() or tensor.is_meta:
+    """Whether no value is a NaN or an infinity, or larger than `LARGEST`, whose square is infinite soon. One reduction
+    and no copy."""
+    if not tensor.is_floating_point() or tensor.is_meta or not tensor.numel():
         return True
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+    low, high = torch.aminmax(tensor.detach())
+    largest = torch.finfo(torch.float64).max if tensor.dtype is torch.float64 else LARGEST
+    return float(low) >= -largest and float(high) <= largest  # a NaN is both, and in no order
 
 
 def refuse_weight_not_finite(tensor: Tensor, key: str, name: str) -> None:
@@ -29,8 +34,8 @@ def refuse_weight_not_finite(tensor: Tensor, key: str, name: str) -> None:
             f"it as bf16 or fp32."
         )
     raise ModelError(
-        f"{key} of {name} holds a value that is not finite (NaN or infinity); the checkpoint is damaged, or its "
-        f"training diverged."
+        f"{key} of {name} holds a value that is not finite, or larger than {LARGEST:.0e}; the checkpoint is damaged, "
+        f"or its training diverged."
     )
 
 

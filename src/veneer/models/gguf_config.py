@@ -33,6 +33,7 @@ def gguf_config(header: GgufHeader) -> Any:
     if "token_embd.weight" not in header.tensors:
         raise ModelError(f"{header.name} lacks token_embd.weight; it is incomplete, or holds no model.")
     keys = Keys(header)
+    keys.refuse_layers_without_tensors()  # before anything is made for each of them
     fields = build(keys)
     keys.refuse_others()
     return call_library(transformers.AutoConfig.for_model, no_model(header.name), **(_of_all(header) | fields))
@@ -351,6 +352,7 @@ READ_BY_TRANSFORMERS = {
 
 def _by_transformers(header: GgufHeader) -> Any:
     keys = Keys(header)
+    keys.refuse_layers_without_tensors()
     for key in READ_BY_TRANSFORMERS[header.architecture]:
         keys.take(key)
     if keys.take("attention.value_length", size := keys.take("attention.key_length")) != size:

@@ -25,6 +25,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "nextn_predict_layers": (0,),
     "leading_dense_block_count": (0,),
 }
+_BLOCK = re.compile(r"(?:enc\.|dec\.)?blk\.(\d+)\.")
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
 
 
@@ -74,6 +75,16 @@ class Keys:
             f"{self.header.name} says {name} = {self.header.metadata.get(name)!r}, which Veneer does not know how to "
             f"use for this architecture; load the model that the file was made of."
         )
+
+    def refuse_layers_without_tensors(self) -> None:
+        """Raises ModelError where the file says more layers than it holds tensors of."""
+        layers = self.header.metadata.get(f"{self._prefix}block_count")
+        held = {found.group(1) for name in self.header.tensors if (found := _BLOCK.match(name))}
+        if isinstance(layers, int) and layers > len(held):
+            raise ModelError(
+                f"{self.header.name} says that it has {layers:,} layers, and holds tensors of {len(held)}; it is "
+                f"damaged, or a part of a model."
+            )
 
     def refuse_others(self) -> None:
         for key, values in _FIXED.items():

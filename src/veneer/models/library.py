@@ -14,6 +14,8 @@ import transformers
 from veneer.errors import ModelError
 
 _T = TypeVar("_T")
+_PANIC = "PanicException"  # of libraries in Rust; it is no Exception, and no module has it by name
+_LONG = 200  # characters of a name that a file may have of any length
 
 
 def call_library(call: Callable[..., _T], refusal: str, *arguments: Any, **options: Any) -> _T:
@@ -25,7 +27,9 @@ def call_library(call: Callable[..., _T], refusal: str, *arguments: Any, **optio
     """
     try:
         return call(*arguments, **options)
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+            raise
         raise ModelError(f"{refusal}: {reason_of(error)}") from error
 
 
@@ -42,7 +46,7 @@ def no_model(name: str) -> str:
     return f"{name} cannot be read as a model"
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """What a library's error says, on one line of at most 300 characters."""
     if "trust_remote_code" in str(error):  # advice to set an option that Veneer has not
         return OWN_CODE
@@ -51,7 +55,7 @@ def reason_of(error: Exception) -> str:
 
 def some_of(keys: list[str]) -> str:
     """The first three, and how many more there are."""
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+    return ", ".join(key[:_LONG] for key in keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 @contextmanager

@@ -46,8 +46,8 @@ def refuse_without_place(model: Any, keys: Iterable[str], kind: str, name: str) 
 
 
 def _of_another_class(model: Any) -> bool:
-    written = getattr(model.config, "architectures", None) or [type(model).__name__]
-    return str(written[0]) != type(model).__name__
+    written = getattr(model.config, "architectures", None)
+    return isinstance(written, list) and bool(written) and str(written[0]) != type(model).__name__
 
 
 def _is_of_a_head(model: Any, key: str) -> bool:

@@ -65,7 +65,8 @@ def run_page(path: Path) -> str:
     """The HTML of the run in ``path``, whatever there is of it. Raises ConfigError for a damaged config.yaml."""
     run = RunHistory.read(path)
     shapes = _shapes(run)
-    ranks = ranks_of(shapes, _adapter_config(run) if shapes else None) or run.ranks
+    config = _adapter_config(run) if shapes else None
+    ranks = ranks_of(shapes, config) or run.ranks
     return render(
         "run.html", run_charts(run), run=run, state=_state(run), began=_began(run), tiles=_tiles(run, shapes),
         changed=_pairs(run.config.changed()), options=_pairs(run.config.model_dump()),
@@ -73,7 +74,7 @@ def run_page(path: Path) -> str:
         memory=_memory(run), heat=Heat.of(ranks) if ranks else None, rank_note=_rank_note(run, ranks, bool(shapes)),
         scores=_scores(run.evaluation), trained=_trained(run), evaluate=f"veneer evaluate {run.folder}",
         **_by_label(run.evaluation, run.notes), **_examples(run.evaluation), measured_on=_measured_on(run.evaluation),
-        recipes=recipes(run, ranks) if shapes else [], no_recipes=_no_recipes(run),
+        recipes=recipes(run, ranks) if config else [], no_recipes=_no_recipes(run),
     )  # fmt: skip
 
 
@@ -93,7 +94,8 @@ def _shapes(run: RunHistory) -> dict[str, tuple[int, ...]]:
 def _adapter_config(run: RunHistory) -> LoRA | AdaLoRA | None:
     try:
         return from_peft(run.folder.adapter)
-    except AdapterFileError:
+    except AdapterFileError as error:
+        run.notes.append(str(error))
         return None
 
 

@@ -12,11 +12,10 @@ from veneer.documents import parsed_json, read_json
 from veneer.runs.folder import RunFolder
 from veneer.runs.records import EvaluationRecord, PlanRecord, RowsRecord, checked
 from veneer.training.config import TrainConfig
-from veneer.training.metrics import is_written
+from veneer.training.metrics import OF_A_STEP, is_record, is_written
 from veneer.training.state import STATE_NAME
 
 Phase = Literal["starting", "running", "stopped", "finished"]
-_OF_A_STEP = ("loss", "learning_rate", "gradient_norm", "tokens", "tokens_per_second", "peak_memory")
 _RECENT = 50  # steps that the time left is reckoned from
 
 
@@ -66,10 +65,8 @@ def _record(line: bytes) -> dict[str, Any] | None:
         record = parsed_json(line, parse_constant=_no_number)
     except ValueError:
         return None
-    if not isinstance(record, dict):
-        return None
-    needed = ("step", *(_OF_A_STEP if "loss" in record else ()))
-    return record if all(isinstance(record.get(name), (int, float)) for name in needed) else None
+    whole = is_record(record) and ("loss" not in record or all(name in record for name in OF_A_STEP))
+    return record if whole else None
 
 
 def _no_number(name: str) -> None:

@@ -14,6 +14,13 @@ from veneer.errors import TrainingError
 from veneer.files import write_text
 from veneer.unix import fcntl
 
+OF_A_STEP = ("loss", "learning_rate", "gradient_norm", "tokens", "tokens_per_second", "peak_memory")
+_NUMBERS = (
+    *OF_A_STEP, "step", "held_out_loss", "held_out_perplexity", "held_out_accuracy", "held_out_reward_accuracy",
+    "held_out_reward_margin",
+)  # fmt: skip
+_BY_NAME = ("ranks", "importance", "held_out_metrics")
+
 
 class Metrics:
     """Appends records to a run's metrics; a resumed run first drops those of steps that it takes again."""
@@ -61,7 +68,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     for number, line in enumerate([*lines, *([cut] if cut else [])], 1):
         try:
             record = parsed_json(line)
-            if not isinstance(record, dict) or type(record.get("step")) is not int:
+            if not is_record(record) or type(record["step"]) is not int:
                 raise ValueError("it is no record of a step")
         except ValueError as error:
             if line is cut:
@@ -69,6 +76,21 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
             raise TrainingError(f"{file}:{number} is damaged ({error}); delete the line to go on without it.") from None
         records.append(record)
     return records
+
+
+def is_record(value: Any) -> bool:
+    """Whether a line's value is the record of a step or an evaluation: numbers, and numbers by name."""
+    return (
+        isinstance(value, dict)
+        and "step" in value
+        and all(_is_number(value[name]) for name in _NUMBERS if name in value)
+        and all(isinstance(value[name], dict) for name in _BY_NAME if name in value)
+        and all(_is_number(number) for name in _BY_NAME for number in value.get(name, {}).values())
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def is_written(file: Path) -> bool:

@@ -18,6 +18,8 @@ from veneer.arguments import folder_given, refuse_no_model, refuse_no_name
 from veneer.device import CPU
 from veneer.errors import AdapterFileError, ConfigError, TargetError, nearest
 from veneer.files import atomic_file, atomic_folder, write_text
+from veneer.models.finite import LARGEST, is_finite
+from veneer.models.library import reason_of
 from veneer.updates.config import LoRA
 from veneer.updates.declared import Declared, refuse_header, takes
 from veneer.updates.experts import ExpertPairs, adapter_keys
@@ -35,6 +37,7 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 ROWS = ".token_adapter.trainable_tokens_delta"
 MAGNITUDES = ".lora_magnitude_vector"
+_LONG = 200  # characters of a name that a file may have of any length
 _STORAGE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -163,9 +166,9 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def refuse_not_finite(tensors: dict[str, Tensor], what: str) -> None:
-    bad = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    bad = [key for key, tensor in tensors.items() if not is_finite(tensor)]
     if bad:
-        raise AdapterFileError(f"{what} has values that are not finite in {_some(bad)}.")
+        raise AdapterFileError(f"{what} has values that are not finite, or larger than {LARGEST:.0e}, in {_some(bad)}.")
 
 
 def restore(model: nn.Module, folder: str | Path) -> None:
@@ -260,7 +263,7 @@ def read_tensors(folder: Path, name: str = WEIGHTS_NAME) -> dict[str, Tensor]:
         refuse_header(path)
         tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise AdapterFileError(f"{path} is damaged or cut short and cannot be read: {error}.") from None
+        raise AdapterFileError(f"{path} is damaged or cut short and cannot be read: {reason_of(error)}.") from None
     return tensors
 
 
@@ -304,4 +307,4 @@ def _said(dtype: torch.dtype) -> str:
 
 def _some(items: list[str]) -> str:
     rest = f" and {len(items) - 4} more" if len(items) > 4 else ""
-    return ", ".join(items[:4]) + rest
+    return ", ".join(item[:_LONG] for item in items[:4]) + rest

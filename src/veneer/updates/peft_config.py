@@ -173,11 +173,11 @@ def from_peft(folder: Path) -> LoRA | AdaLoRA:
         raise AdapterFileError(f"{path} is of mlx-lm, whose adapters cannot be loaded; train it here, or use mlx-lm.")
     if fields.get("peft_type") not in ("LORA", "ADALORA"):
         raise AdapterFileError(
-            f"{path} describes a {fields.get('peft_type')} adapter; only LORA and ADALORA can be loaded."
+            f"{path} describes a {str(fields.get('peft_type'))[:100]} adapter; only LORA and ADALORA can be loaded."
         )
     for name in _UNSUPPORTED:
         if fields.get(name) not in (None, False, "none", [], {}):
-            raise AdapterFileError(f"{path} sets {name} = {fields[name]!r}, which Veneer does not support.")
+            raise AdapterFileError(f"{path} sets {name} = {shown(fields[name])}, which Veneer does not support.")
     _refuse_types(path, fields)
     for name in ("target_parameters", "use_dora"):
         if fields.get(name) and fields["peft_type"] == "ADALORA":
@@ -187,8 +187,8 @@ def from_peft(folder: Path) -> LoRA | AdaLoRA:
     init = fields.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
         raise AdapterFileError(
-            f"{path} was made with init_lora_weights = {init!r}, which changes the base's weights too; convert it to a "
-            f"plain LoRA with PEFT first (path_initial_model_for_weight_conversion)."
+            f"{path} was made with init_lora_weights = {shown(init)}, which changes the base's weights too; convert it "
+            f"to a plain LoRA with PEFT first (path_initial_model_for_weight_conversion)."
         )
     if not isinstance(init, bool | None) and not (isinstance(init, str) and init.lower() in _LEAVES_BASE):
         raise AdapterFileError(

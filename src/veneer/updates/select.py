@@ -148,8 +148,8 @@ def no_such_parameter(target: str, stacks: list[str]) -> str:
     endings = list(dict.fromkeys(".".join(name.rsplit(".", 2)[-2:]) for name in stacks))
     have = f"it has {', '.join(endings)}" if endings else "it has no experts of a known kind"
     return (
-        f"target_parameters names {target!r}, which matches no parameter of experts of this model; {have}. Layers are "
-        f"named in targets."
+        f"target_parameters names {shown(target)}, which matches no parameter of experts of this model; {have}. Layers "
+        f"are named in targets."
     )
 
 
@@ -182,8 +182,8 @@ def _matching(targets: str | list[str], modules: dict[str, nn.Module], option: s
         chosen = [name for name in modules if name and whole_name(targets, name, said)]
         if not chosen:
             raise TargetError(
-                f"{option} = {targets!r}, a regular expression over whole module names, matches none of the model's "
-                f"modules. {what_is_there(modules)}"
+                f"{option} = {shown(targets)}, a regular expression over whole module names, matches none of the "
+                f"model's modules. {what_is_there(modules)}"
             )
         return chosen
     missing = [target for target in targets if not matching_suffix(target, modules)]
@@ -201,12 +201,12 @@ def no_such_modules(targets: list[str], modules: dict[str, nn.Module], option: s
 def _no_such_module(target: str, modules: dict[str, nn.Module], option: str) -> str:
     if set(target) & set("*+?|()[]{}^$\\"):
         return (
-            f"{option} lists {target!r}, which matches no module name: inside a list an entry is a name's ending, not "
-            f"a regular expression. Give the expression alone, as one string: {option}={target!r}."
+            f"{option} lists {shown(target)}, which matches no module name: inside a list an entry is a name's ending, "
+            f"not a regular expression. Give the expression alone, as one string: {option}={shown(target)}."
         )
     close = nearest_modules(target, modules)
     hint = f" Nearest here: {', '.join(close)}." if close else ""
-    return f"{option} names {target!r}, which matches no module of this model.{hint}"
+    return f"{option} names {shown(target)}, which matches no module of this model.{hint}"
 
 
 def nearest_modules(target: str, modules: dict[str, nn.Module]) -> list[str]:
@@ -299,7 +299,7 @@ def _in_layers(names: list[str], config: UpdateOptions, modules: dict[str, nn.Mo
         if not any(layer_number(name, [each]) is not None for name in modules):
             known = dict.fromkeys(before.rsplit(".", 1)[-1] for name in modules for before in _lists_in(name))
             raise TargetError(
-                f"layers_pattern names {each!r}, which is no list of modules of this model; it has "
+                f"layers_pattern names {shown(each)}, which is no list of modules of this model; it has "
                 f"{', '.join(known) or 'none'}."
             )
     there = {number for name in modules if (number := layer_number(name, lists)) is not None}
@@ -349,7 +349,7 @@ def _refuse_idle_keys(option: str, pattern: dict[str, int] | dict[str, float], n
             close = nearest(key, [*kinds, *names])
             hint = f" Nearest: {', '.join(close)}." if close else ""
             raise TargetError(
-                f"{option} has the key {key!r}, which matches none of the adapted modules.{hint} Adapted are: "
+                f"{option} has the key {shown(key)}, which matches none of the adapted modules.{hint} Adapted are: "
                 f"{', '.join(kinds)}."
             )
 
@@ -358,7 +358,9 @@ def _nothing(config: UpdateOptions, modules: dict[str, nn.Module]) -> str:
     narrowed = [option for option in ("exclude", "layers") if getattr(config, option)]
     because = f" once {' and '.join(narrowed)} had been applied" if narrowed else ""
     parameters = getattr(config, "target_parameters", [])
-    asked = f"targets = {config.targets!r}" + (f" and target_parameters = {parameters!r}" if parameters else "")
+    asked = f"targets = {shown(config.targets)}" + (
+        f" and target_parameters = {shown(parameters)}" if parameters else ""
+    )
     return f"{asked} chose no module{because}. {what_is_there(modules)}"
 
 

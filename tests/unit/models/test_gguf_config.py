@@ -123,6 +123,7 @@ def test_the_queries_scale_of_gemmas_27b_is_known_by_its_layers(name, layers, fi
     header = Checkpoint(file).gguf
     assert gguf_config(header).query_pre_attn_scalar == 16, "the size of a head"
     header.metadata[f"{name}.block_count"] = layers
+    header.tensors |= {f"blk.{layer}.attn_q.weight": None for layer in range(layers)}
     assert gguf_config(header).query_pre_attn_scalar == 8, "hidden_size / heads"
 
 
@@ -207,6 +208,11 @@ USE = "load the model that the file was made of"
 def test_what_a_file_says_and_its_model_cannot_have_is_refused_by_name(name, more, refusal, file):
     with pytest.raises(ModelError, match=refusal):
         _read(file, name, **more)
+
+
+def test_layers_that_the_file_has_no_tensors_of_are_refused_before_they_are_made(file):
+    with pytest.raises(ModelError, match=r"tiny\.gguf says that it has 2,147,483,649 layers, and holds tensors of 2; "):
+        _read(file, block_count=2**31 + 1)
 
 
 def test_a_file_that_lacks_a_key_is_refused_by_name(file):

@@ -22,7 +22,7 @@ from veneer.errors import ConfigError, ModelError
 from veneer.frozen.layers import storage_of
 from veneer.frozen.weight import QuantisedLinear
 from veneer.models.checkpoint import Checkpoint
-from veneer.models.library import quiet
+from veneer.models.library import call_library, quiet
 from veneer.models.load import load
 
 pytestmark = pytest.mark.unit
@@ -249,6 +249,23 @@ def test_a_model_without_a_tokenizer(copy):
     for file in copy.glob("tokenizer*"):
         file.unlink()
     _refused(copy, r"copy has no tokenizer that can be read \(tokenizer\.json\): Couldn't instantiate")
+
+
+def test_a_library_that_panics_over_a_file():
+    """Rust's panics reach Python as an exception that is no Exception."""
+    panic = type("PanicException", (BaseException,), {})
+
+    def read():
+        raise panic("range end index 9 out of range")
+
+    with pytest.raises(ModelError, match=r"^x cannot be read: range end index 9 out of range$"):
+        call_library(read, "x cannot be read")
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        call_library(stop, "x cannot be read")
 
 
 def test_a_model_whose_missing_tokenizer_would_be_an_empty_one(tiny_encoder, tmp_path):

@@ -174,6 +174,18 @@ def test_a_value_above_the_largest_of_fp16(changed):
     load(folder, "bf16")
 
 
-def test_large_values_whose_sum_overflows_are_finite(changed):
-    folder = changed(lambda tensors: tensors["model.embed_tokens.weight"].fill_(3e38))
-    assert load(folder)[0].model.embed_tokens.weight.max() == torch.tensor(3e38)
+def test_a_value_that_no_training_makes_is_refused_like_an_infinity(changed):
+    large = changed(lambda tensors: tensors["model.embed_tokens.weight"].fill_(1e17))
+    assert load(large)[0].model.embed_tokens.weight.max() == torch.tensor(1e17)
+    shutil.rmtree(large)
+    damaged = changed(lambda tensors: tensors["model.embed_tokens.weight"][3].fill_(-3e38))
+    assert _refusal(damaged, "fp32").startswith(
+        "model.embed_tokens.weight of FOLDER holds a value that is not finite, or"
+    )
+
+
+def test_a_config_whose_architectures_are_no_list(changed):
+    folder = changed(lambda tensors: None)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": 1.5}))
+    load(folder)

@@ -187,6 +187,15 @@ def test_a_run_of_which_there_is_only_the_config(run_folder):
         assert said in text
 
 
+def test_how_to_load_is_left_out_where_the_adapters_config_is_damaged(measured_run, tmp_path):
+    folder = shutil.copytree(measured_run, tmp_path / "run")
+    config = folder / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "modules_to_save": 5}))
+    text = Page(run_page(folder)).root.whole_text()
+    assert "train_also.0 = 5 is not valid" in text
+    assert "PeftModel" not in text
+
+
 def test_damaged_lines_are_told_and_cost_nothing_else(run_folder):
     folder = run_folder(12)
     file = RunFolder(folder).metrics_file

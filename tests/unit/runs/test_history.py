@@ -30,6 +30,10 @@ def test_a_growing_file_is_read_a_line_at_a_time(tmp_path):
         opened.write('junk\n[1]\n{"step": "3"}\n{"step": 3, "loss": 1.0}\n{"step": 3, "held_out_loss": NaN}\n\n')
     assert len(tail.read()) == 2
     assert tail.damaged == 6
+    with file.open("a") as opened:
+        opened.write('{"step": 3, "held_out_loss": {"x": 1}}\n{"step": 3, "ranks": 5}\n{"step": true}\n')
+    assert len(tail.read()) == 2
+    assert tail.damaged == 9
 
 
 @given(cuts=st.lists(st.integers(0, 10_000)))

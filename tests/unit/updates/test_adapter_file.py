@@ -117,6 +117,25 @@ def test_truncated_and_corrupt_files(saved):
     _refused(saved, r"does not hold a JSON object")
 
 
+def test_a_refusal_does_not_repeat_a_long_name(saved):
+    whole = (saved / "adapter_config.json").read_text()
+    for fields in ({"target_modules": ["x" * 5000]}, {"target_modules": "x" * 5000}, {"peft_type": "x" * 5000}):
+        _edit_config(saved, **fields)
+        with pytest.raises(AdapterFileError) as refusal:
+            veneer.load_adapter(tiny.build("llama"), saved)
+        assert len(str(refusal.value)) < 1500
+    (saved / "adapter_config.json").write_text(whole)
+    _edit_tensors(saved, lambda tensors: tensors.update({"x" * 5000: torch.zeros(1)}))
+    with pytest.raises(AdapterFileError) as refusal:
+        veneer.load_adapter(tiny.build("llama"), saved)
+    assert len(str(refusal.value)) < 1500
+    header = json.dumps("x" * 5000).encode()
+    (saved / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(AdapterFileError, match=r"is damaged or cut short and cannot be read") as refusal:
+        veneer.load_adapter(tiny.build("llama"), saved)
+    assert len(str(refusal.value)) < 1500
+
+
 def test_configs_of_what_is_not_supported(saved):
     _edit_config(saved, bias="all")
     _refused(saved, r"sets bias = .all., which Veneer does not support")
@@ -190,13 +209,17 @@ def test_save_pretrained_writes_the_adapter_until_it_is_merged(tmp_path):
 
 def test_values_that_are_not_finite_are_neither_written_nor_loaded(saved, tmp_path):
     _edit_tensors(saved, lambda tensors: tensors[_KEY].fill_(float("nan")))
-    _refused(saved, rf"adapter_model.safetensors has values that are not finite in {_KEY}")
+    _refused(saved, rf"adapter_model.safetensors has values that are not finite, or larger than .*, in {_KEY}")
+    _edit_tensors(saved, lambda tensors: tensors[_KEY].fill_(-1e30))
+    _refused(saved, rf"values that are not finite, or larger than 1e\+18, in {_KEY}")
     model = tiny.build("llama")
     veneer.attach(model, veneer.LoRA(targets=["q_proj"]))
     with torch.no_grad():
         model.model.layers[0].self_attn.q_proj.updates["default"].A.fill_(1e6)
     veneer.save(model, tmp_path / "fp32")
-    with pytest.raises(AdapterFileError, match=r"'default' as fp16 has values that are not finite in .*q_proj.lora_A"):
+    with pytest.raises(
+        AdapterFileError, match=r"'default' as fp16 has values that are not finite, .* in .*q_proj.lora_A"
+    ):
         veneer.save(model, tmp_path / "fp16", dtype="fp16")
     assert not (tmp_path / "fp16").exists()
 
