@@ -23,16 +23,25 @@ def _ending_with_its_card(run: _Run) -> _Run:
     def wrapper(*arguments: Any, **options: Any) -> Result:
         result = run(*arguments, **options)
         console = options.get("console") or terminal()
-        if (result.written / FACTS_NAME).is_file() and (note := write_card(result.written)):
-            console.print(note, highlight=False, markup=False, soft_wrap=True)
+        # The run is finished: its result is not lost for a page.
+        if (result.written / FACTS_NAME).is_file():
+            try:
+                _say(console, write_card(result.written))
+            except OSError as error:
+                _say(console, f"The model card cannot be written: {error}. To have it, resume the run.")
         if is_notebook(console):
             try:
                 show_link(report(result.folder), "Report: ")
-            except OSError as error:  # the run is finished: its result is not lost for a page
-                console.print(f"The report cannot be written: {error}", highlight=False, markup=False, soft_wrap=True)
+            except OSError as error:
+                _say(console, f"The report cannot be written: {error}")
         return result
 
     return cast(_Run, wrapper)
+
+
+def _say(console: Any, text: str) -> None:
+    if text:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 train = _ending_with_its_card(runs.train)

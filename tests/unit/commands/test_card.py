@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import getpass
 import io
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -173,3 +175,22 @@ def test_an_edited_card_beside_a_model_is_left_when_the_run_goes_on(tiny_folder,
     assert (card.read_text(), license.read_text()) == ("My own words.", "Mine.")
     assert f"{card} has been edited, so it is left as it is" in said.getvalue()
     assert json.loads((run / "model" / "veneer.json").read_text())["steps"] == 3
+
+
+def test_a_full_disk_costs_the_card_and_not_the_run(tiny_folder, rows_file, tmp_path, monkeypatch):
+    def full(path, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run, said = tmp_path / "run", io.StringIO()
+    options = {"data": str(rows_file), "steps": 2, "batch_size": 8, "held_out": 0, "rank": 2}
+    with monkeypatch.context() as patched:
+        patched.setattr("veneer.commands.card.write_text", full)
+        result = veneer.train(str(tiny_folder), output=str(run), console=Console(file=said, width=500), **options)
+    assert result.written == run / "adapter"
+    assert (
+        "The model card cannot be written: [Errno 28] No space left on device. To have it, resume the"
+        in said.getvalue()
+    )
+    assert not (run / "adapter" / "README.md").exists()
+    veneer.resume(run, console=Console(quiet=True))
+    assert (run / "adapter" / "README.md").is_file()
