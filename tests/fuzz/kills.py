@@ -125,9 +125,9 @@ def _digest(output: Path) -> str:
 
 def broken(kind: str, room: Path, count: int, chance: random.Random, *, kills: bool) -> tuple[int, Counter[str]]:
     """How many kills or failures there were, and the runs by what came of them."""
-    whole = room / f"whole {kind}"
+    whole = room / f"whole {kind} {kills}"
     # What is measured of this machine once would make the first run the longest by far.
-    _in_a_fork(lambda: _train(kind, room, room / f"first {kind}"), None)
+    _in_a_fork(lambda: _train(kind, room, room / f"first {kind} {kills}"), None)
     began = time.monotonic()
     said = _in_a_fork(lambda: _train(kind, room, whole), None)
     if said is not None:
@@ -138,7 +138,7 @@ def broken(kind: str, room: Path, count: int, chance: random.Random, *, kills: b
     for number in range(10 * count):
         if done >= count:
             break
-        output = room / f"broken {kind} {number}"
+        output = room / f"broken {kind} {kills} {number}"
         result = ""
         for _ in range(chance.randint(1, 3)):
             if kills:
