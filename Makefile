@@ -29,7 +29,9 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY) build/peers/ready
+	$(BIN)/python benchmarks/processor.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/compute.py
 	$(BIN)/python benchmarks/share.py
 	$(BIN)/python benchmarks/busy.py
 	$(BIN)/python benchmarks/start.py
@@ -39,6 +41,7 @@ bench: $(READY) build/peers/ready
 	$(BIN)/python benchmarks/products.py
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/predict.py
 	$(BIN)/python benchmarks/paged.py
 	$(BIN)/python benchmarks/adalora.py
 	$(BIN)/python benchmarks/sixteen.py
