@@ -6,7 +6,7 @@ READY := .venv/ready
 .NOTPARALLEL:
 
 .PHONY: demo test coverage lint bench bench-rows study study-adalora learning-rate defaults site docs-options \
-	test-sanitize test-neon dist fuzz kills
+	test-sanitize test-neon dist fuzz kills guards disks threads
 
 # make demo STORAGE=nf4: over a base in 4 bits.
 STORAGE ?= fp32
@@ -114,6 +114,18 @@ fuzz: $(READY)
 # Runs of every kind, killed at random or given failing file operations, and resumed to the same bytes.
 kills: $(READY)
 	$(BIN)/python tests/fuzz/kills.py
+
+# 1,000 random arguments of every kernel of every variant here, beside pages that nobody may touch.
+guards: $(READY)
+	$(BIN)/python tests/fuzz/guards.py
+
+# Every verb that writes, onto 200 disks that fill up on the way. Needs root, to mount a disk.
+disks: $(READY)
+	$(BIN)/python tests/fuzz/disks.py
+
+# What threads of one process do at once, 100 rounds of each: right, or refused.
+threads: $(READY)
+	$(BIN)/python tests/fuzz/rounds.py
 
 # The C++ kernels built with AddressSanitizer, in an environment that borrows the packages of the usual one, and their
 # tests. Python itself never frees everything, so leaks are not looked for; torch throws before the extension brings

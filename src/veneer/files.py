@@ -4,11 +4,15 @@ Everything is written under a temporary name beside its goal, which nobody can g
 to the disk, and renamed. It has the mode of any new file, as the umask says. A folder that is replaced steps aside
 first, since no rename puts one onto a full one: after a kill between these two renames, `remove_leftovers` puts it
 back.
+
+What the system refuses, a full disk above all, is an OSError that names the goal.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import secrets
 import shutil
 import time
@@ -16,10 +20,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from veneer.errors import VeneerError
 from veneer.unix import fcntl
 
 TEMPORARY = ".veneer-tmp-"
 _ASIDE = f"{TEMPORARY}old-"
+# Errors of a write, as Rust's libraries and shutil tell them; numpy says no more than how much was written.
+_TOLD = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]|\d+ requested and \d+ written")
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 @contextmanager
@@ -28,13 +36,14 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
-    mode = _mode_of_new_file(temporary)
     try:
-        yield temporary
-        temporary.chmod(mode)
-        _flush(temporary)
-        os.replace(temporary, path)
-        _flush(path.parent)
+        with errors_of(path):
+            mode = _mode_of_new_file(temporary)
+            yield temporary
+            temporary.chmod(mode)
+            _flush(temporary)
+            os.replace(temporary, path)
+            _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -45,26 +54,51 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
-    temporary.mkdir()
-    mode, inner = _mode_of_new_file(temporary / TEMPORARY), temporary.stat().st_mode & 0o7777
-    (temporary / TEMPORARY).unlink()
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if not file.is_symlink():
-                file.chmod(inner if file.is_dir() else mode)
-            _flush(file)
-        _flush(temporary)
-        if path.exists():
-            old = _temporary(path, _ASIDE)
-            os.replace(path, old)
-            os.replace(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, path)
-        _flush(path.parent)
+        with errors_of(path):
+            temporary.mkdir()
+            mode, inner = _mode_of_new_file(temporary / TEMPORARY), temporary.stat().st_mode & 0o7777
+            (temporary / TEMPORARY).unlink()
+            yield temporary
+            for file in temporary.rglob("*"):
+                if not file.is_symlink():
+                    file.chmod(inner if file.is_dir() else mode)
+                _flush(file)
+            _flush(temporary)
+            if path.exists():
+                old = _temporary(path, _ASIDE)
+                os.replace(path, old)
+                os.replace(temporary, path)
+                shutil.rmtree(old)
+            else:
+                os.replace(temporary, path)
+            _flush(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def errors_of(path: Path) -> Iterator[None]:
+    """Inside, what the system refuses names ``path``; libraries name a temporary file, or none, or have errors of
+    their own."""
+    try:
+        yield
+    except Exception as error:
+        code = _refusal(error)
+        if code is None:
+            raise
+        raise OSError(code, os.strerror(code), str(path)) from error
+
+
+def _refusal(error: Exception) -> int | None:
+    """The system's number for an error that does not say of which file it is, or of a temporary one; else None."""
+    if isinstance(error, VeneerError):
+        return None
+    if isinstance(error, OSError) and error.errno:
+        return error.errno if error.filename is None or TEMPORARY in str(error.filename) else None
+    told = _TOLD.search(str(error))
+    code = int(told[1] or told[2] or errno.ENOSPC) if told else None
+    return code if code in _OF_WRITING else None
 
 
 @contextmanager

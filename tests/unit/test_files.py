@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +11,11 @@ import time
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from veneer import files
+from veneer.errors import VeneerError
 from veneer.files import TEMPORARY, atomic_file, atomic_folder, locked, remove_leftovers, write_text
 
 pytestmark = pytest.mark.unit
@@ -53,6 +56,36 @@ def test_what_is_written_has_the_mode_of_the_umask(umask, file_mode, folder_mode
     folders = ("folder", "folder/inner")
     assert {name: (tmp_path / name).stat().st_mode & 0o777 for name in folders} == dict.fromkeys(folders, folder_mode)
     assert _names(tmp_path / "folder") == ["inner", "tensors"]
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        OSError(28, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        Exception("No space left on device (os error 28)"),
+        OSError("512 requested and 0 written"),
+        shutil.Error([("a", "b", "[Errno 28] No space left on device: 'a' -> 'b'")]),
+        "its own temporary file",
+    ],
+)
+@pytest.mark.parametrize("atomic", [atomic_file, atomic_folder])
+def test_what_the_system_refuses_names_the_goal(atomic, raised, tmp_path):
+    goal = tmp_path / "goal"
+    with pytest.raises(OSError, match="No space left") as caught, atomic(goal) as temporary:
+        raise OSError(28, "x", str(temporary / "part")) if isinstance(raised, str) else raised
+    assert (caught.value.errno, caught.value.filename) == (28, str(goal))
+    assert _names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [FileNotFoundError(2, "No such file", "another"), VeneerError("full (os error 28)"), ValueError("(os error 2)")],
+)
+def test_other_errors_pass_through(raised, tmp_path):
+    with pytest.raises(type(raised)) as caught, atomic_file(tmp_path / "goal"):
+        raise raised
+    assert caught.value is raised
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

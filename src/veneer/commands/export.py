@@ -25,7 +25,7 @@ from veneer.runs.facts import Facts, read_facts
 from veneer.runs.folder import RunFolder
 from veneer.runs.opened import Opened, open_named, refuse_own_weights
 from veneer.runs.preflight import refuse_taken
-from veneer.updates.export import export
+from veneer.updates.export import export, refuse_occupied_folder
 from veneer.updates.gguf_adapter import write_gguf_adapter
 from veneer.updates.mlx_adapter import write_mlx_adapter
 from veneer.updates.record import disabled
@@ -102,14 +102,16 @@ def _plain(source: Path, out: Path, padded: bool) -> None:
     run = RunFolder(source)
     folder = run.adapter if run.exists else source
     facts = read_facts(folder)
-    export(folder, out, padded=padded)
-    if facts is None:
-        return
-    if facts.own_tokenizer:
-        with quiet():
-            tokenizer_in(folder).save_pretrained(out)
-    facts.write(out)
-    write_card(out)
+    refuse_occupied_folder(out)
+    with atomic_folder(out) as made:
+        export(folder, made, padded=padded)
+        if facts is None:
+            return
+        if facts.own_tokenizer:
+            with quiet():
+                tokenizer_in(folder).save_pretrained(made)
+        facts.write(made)
+        write_card(made)
 
 
 def _write(adapter: _Adapter, file: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from veneer.errors import DataError
+from veneer.files import errors_of
 from veneer.prediction.result import Prediction
 from veneer.unix import fcntl
 
@@ -48,7 +49,7 @@ def partial(output: Path, identity: dict[str, Any], *, overwrite: bool) -> Itera
     which ``overwrite`` drops, and where another process goes on with it.
     """
     path = partial_file(output)
-    with path.open("a+", encoding="utf-8") as file:
+    with errors_of(path), path.open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -212,8 +212,14 @@ def _optimizer(config: RunConfig, parameters: list[Any]) -> torch.optim.Optimize
     """Either takes the same steps, to the last bit, except with states in 8 bits."""
     rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "paged-adamw":
-        return PagedAdamW(
-            parameters, rate, weight_decay=decay, folder=config.output, resident=config.optimizer_memory,
-            bits=config.optimizer_bits,
-        )  # fmt: skip
+        try:
+            return PagedAdamW(
+                parameters, rate, weight_decay=decay, folder=config.output, resident=config.optimizer_memory,
+                bits=config.optimizer_bits,
+            )  # fmt: skip
+        except OSError as error:
+            raise TrainingError(
+                f"The paged optimizer cannot keep its states in {config.output}: {error.strerror}. Make room there, or "
+                f"choose another output."
+            ) from None
     return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)

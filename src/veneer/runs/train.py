@@ -131,7 +131,7 @@ def train(
     refuse_missing(config)
     folder = RunFolder(config.output)
     check_writable(folder.path)
-    with folder.held():
+    with folder.held(), _alone():
         check_new_run(folder)
         process = Process.now(loaded)
         if loaded is None:
@@ -170,7 +170,7 @@ def resume(
     config = run.config(**over)
     refuse_missing(config)
     check_writable(run.path)
-    with run.held():
+    with run.held(), _alone():
         run.tidy()
         process = Process.now()
         look_before_loading(config, process)
@@ -179,17 +179,10 @@ def resume(
         return _train(prepare(config), run.latest_checkpoint(), process, watchers, more=more)
 
 
-def _train(
-    prepared: Prepared, checkpoint: Path | None, process: Process, watchers: Watchers, *, more: bool = False
-) -> Result:  # fmt: skip
-    """Begin, look at the memory, restore, take the steps, finish."""
-    with _alone():
-        return _trained(prepared, checkpoint, process, watchers, more)
-
-
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Inside, no other run trains in this process: they would draw from one random state, and end in other bytes."""
+    """Inside, no other run begins in this process: they would seed and draw from one random state, and end in other
+    bytes."""
     if not _TRAINING.acquire(blocking=False):
         raise TrainingError(
             "Another run trains in this process, and both would draw from one random state; wait until it ends, or "
@@ -201,9 +194,10 @@ def _alone() -> Iterator[None]:
         _TRAINING.release()
 
 
-def _trained(
-    prepared: Prepared, checkpoint: Path | None, process: Process, watchers: Watchers, more: bool
+def _train(
+    prepared: Prepared, checkpoint: Path | None, process: Process, watchers: Watchers, *, more: bool = False
 ) -> Result:  # fmt: skip
+    """Begin, look at the memory, restore, take the steps, finish."""
     begun = begin(prepared, lambda rows: counted(watchers.console, rows, "tokenising rows"))
     outlook = look_before_training(begun, process)
     compute_reference(begun, watchers.say, resumed=checkpoint is not None, measures=watchers.on_the_way)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from veneer.errors import TrainingError
+from veneer.files import errors_of
 
 AHEAD = 2  # pages that are on their way from the disk while one is worked on
 
@@ -41,7 +42,7 @@ class Pages:
         self.page_size = page_size
         self._staying = count if count * page_size <= resident else resident // page_size - (AHEAD + 1)
         size = max(count, 1) * page_size
-        with tempfile.TemporaryFile(dir=folder) as file:
+        with errors_of(Path(folder)), tempfile.TemporaryFile(dir=folder) as file:
             # A hole that is written to through a mapping on a full disk is a SIGBUS; an allocated block is not.
             os.posix_fallocate(file.fileno(), 0, size)
             self._map = mmap.mmap(file.fileno(), size)  # keeps the file after it is closed here

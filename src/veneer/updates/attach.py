@@ -251,9 +251,9 @@ def remove(model: nn.Module, name: str = "default") -> None:
     del record.configs[name]
     record.allocators.pop(name, None)
     record.reached.pop(name, None)
-    record.active = tuple(other for other in record.active if other != name)
+    record.chosen = tuple(other for other in record.chosen if other != name)
     if record.configs:
-        activate(model, *record.active)
+        activate(model, *record.chosen)
     else:
         for path, parameter in model.named_parameters():
             parameter.requires_grad_(path in record.was_trainable)

@@ -21,7 +21,7 @@ from veneer.frozen.weight import DenseWeight, FrozenWeight, frozen_product, froz
 from veneer.kernels.dense import Multiply
 from veneer.updates.magnitudes import exact_weight, refuse_away, row_norms
 from veneer.updates.product import Factors, adapted_product, drawn_seed, mask_of, product_alone
-from veneer.updates.rows import Names, RowAdapters
+from veneer.updates.rows import Names, Off, Own, RowAdapters
 
 
 class LowRank(nn.Module, ABC):
@@ -212,16 +212,34 @@ class NewRows(nn.Module):
 
 class Adapted(nn.Module):
     """A base module and its named updates, of which ``active`` are in force; or, in a pass whose rows have adapters of
-    their own, those that ``rows`` names."""
-
-    rows: RowAdapters | None = None  # given for one pass, by `row_adapters`
+    their own, those that ``rows`` names. Both are a thread's: others may ask the base meanwhile."""
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
         self.updates = nn.ModuleDict()
-        self.active: tuple[str, ...] = ()
+        self.chosen: tuple[str, ...] = ()  # by `activate`
+        self.off = Off()  # the model's, by `disabled`
+        self.own_rows: Own[RowAdapters] = Own()  # for one pass, by `row_adapters`
         self.train(base.training)
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        return () if self.off.get() else self.chosen
+
+    @property
+    def rows(self) -> RowAdapters | None:
+        return self.own_rows.get()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy gets: it stays as it is in this thread."""
+        return {**self.__dict__, "chosen": self.active}
+
+    def _replicate_for_data_parallel(self) -> Any:
+        """A replica runs in a thread of its own."""
+        replica = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        replica.chosen, replica.off = self.active, Off()
+        return replica
 
     # Models look at these of the modules they hold: T5 at the type of a projection's weight, a tied head at the tensor.
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from veneer.updates.inner import inner_model
 from veneer.updates.layers import Adapted, LowRank, Replaced
 from veneer.updates.merge_checks import Written
 from veneer.updates.reached import Reached
-from veneer.updates.rows import Names, RowAdapters
+from veneer.updates.rows import Names, Off, RowAdapters
 
 RECORD = "_veneer_adapters"
 
@@ -31,10 +31,8 @@ class Adapters:
     """What is attached to a model; kept on the model itself, so that a copy of the model has its own."""
 
     configs: dict[str, LoRA | AdaLoRA] = field(default_factory=dict)
-    active: tuple[str, ...] = ()
-    # How many blocks of `disabled` are open, and what was active before the first of them.
-    disabled: int = 0
-    before: tuple[str, ...] = ()
+    chosen: Names = ()  # by `activate`
+    off: Off = field(default_factory=Off)  # the open blocks of `disabled`
     # What gives AdaLoRA adapters' ranks to the matrices while they are trained.
     allocators: dict[str, Allocator] = field(default_factory=dict)
     # Which of each adapter's updates training has reached.
@@ -50,9 +48,14 @@ class Adapters:
     # What completes the model's state dict, and takes it back.
     hooks: list[RemovableHandle] = field(default_factory=list)
 
+    @property
+    def active(self) -> Names:
+        """Those in force in this thread."""
+        return () if self.off.get() else self.chosen
+
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy gets: blocks of `disabled` that are open are the original's."""
-        return {**self.__dict__, "disabled": 0}
+        """What a copy gets: blocks of `disabled` that are open are the original's, and the copy stays as it is."""
+        return {**self.__dict__, "chosen": self.active}
 
 
 def adapters_of(model: nn.Module) -> Adapters:
@@ -81,9 +84,9 @@ def activate(model: nn.Module, *names: str) -> None:
         refuse_no_name("activate", name)
         refuse_unknown(record, name)
     _refuse_unsummable(model, names)
-    record.active = tuple(dict.fromkeys(names))
+    record.chosen = tuple(dict.fromkeys(names))
     for module in adapted(model).values():
-        module.active = record.active
+        module.chosen, module.off = record.chosen, record.off
 
 
 def allocator(model: nn.Module, name: str | None = None) -> Allocator:
@@ -124,7 +127,7 @@ def active_allocator(model: nn.Module) -> Allocator | None:
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is its base; where blocks overlap, as those of threads do, until the last of them ends.
+    """Inside, the model is its base, for this thread; others go on with its adapters.
 
     Example:
         >>> veneer.load_adapter(model, "adapter")
@@ -135,18 +138,10 @@ def disabled(model: nn.Module) -> Iterator[None]:
         False
     """
     refuse_no_model("disabled", model)
-    model = inner_model(model)
-    record = adapters_of(model)
-    if not record.disabled:
-        record.before = record.active
-    record.disabled += 1
-    try:
-        activate(model)
+    record = adapters_of(inner_model(model))
+    refuse_merged(record, "turn its adapters off")
+    with record.off.block():
         yield
-    finally:
-        record.disabled -= 1
-        if not record.disabled:
-            activate(model, *record.before)
 
 
 @contextmanager
@@ -156,15 +151,11 @@ def row_adapters(model: nn.Module, names: list[Names], width: int) -> Iterator[N
 
     A pass raises ModelError where a layer mixes rows that differ in their adapters, as experts do.
     """
-    layers = adapted(model).values()
     rows = RowAdapters(names, width)
-    for layer in layers:
-        layer.rows = rows
-    try:
+    with ExitStack() as layers:
+        for layer in adapted(model).values():
+            layers.enter_context(layer.own_rows.put(rows))
         yield
-    finally:
-        for layer in layers:
-            layer.rows = None
 
 
 def put(model: nn.Module, path: str, module: nn.Module, holders: Holders | None = None) -> None:

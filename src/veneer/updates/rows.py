@@ -1,8 +1,12 @@
-"""The adapters of each row of one forward pass."""
+"""The adapters of each row of one forward pass, and what one thread has put in force for itself."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import get_ident
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +14,49 @@ from torch import Tensor
 from veneer.errors import ModelError
 
 Names = tuple[str, ...]  # of adapters that are in force together; none is the base
+T = TypeVar("T")
+
+
+class Own(Generic[T]):
+    """A value that a thread has for itself, and only for a while; a copy of this object holds none."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, T] = {}  # by thread
+
+    def get(self) -> T | None:
+        """This thread's."""
+        return self._of.get(get_ident()) if self._of else None
+
+    @contextmanager
+    def put(self, value: T) -> Iterator[None]:
+        thread = get_ident()  # a generator may be closed by another one
+        before = self._of.get(thread)
+        self._of[thread] = value
+        try:
+            yield
+        finally:
+            if before is None:
+                self._of.pop(thread, None)
+            else:
+                self._of[thread] = before
+
+    def __reduce__(self) -> tuple[type[Own[T]], tuple[()]]:
+        return type(self), ()
+
+
+class Off(Own[int]):
+    """How many blocks a thread has open in which all adapters are off; they may overlap."""
+
+    @contextmanager
+    def block(self) -> Iterator[None]:
+        thread = get_ident()
+        self._of[thread] = self._of.get(thread, 0) + 1
+        try:
+            yield
+        finally:
+            self._of[thread] -= 1
+            if not self._of[thread]:
+                del self._of[thread]
 
 
 class RowAdapters:

@@ -311,7 +311,8 @@ def test_a_run_that_goes_on_elsewhere_says_so_and_keeps_where_it_began(options, 
 
 
 def test_a_second_run_in_another_thread_is_refused(options, tmp_path, monkeypatch):
-    """Both would draw from one random state, and end in other bytes than alone."""
+    """Both would draw from one random state, and end in other bytes than alone; the first does not notice."""
+    alone, _ = _train(options, steps=2, output=str(tmp_path / "alone"))
     original, raised = loop.take_step, []
 
     def step(*args):
@@ -322,8 +323,9 @@ def test_a_second_run_in_another_thread_is_refused(options, tmp_path, monkeypatc
         return original(*args)
 
     monkeypatch.setattr(loop, "take_step", step)
-    _train(options, steps=2)
+    first, _ = _train(options, steps=2)
     assert "Another run trains in this process" in str(raised[0])
+    assert _bytes(first.folder) == _bytes(alone.folder)
     monkeypatch.setattr(loop, "take_step", original)
     _train(options, steps=2, output=str(tmp_path / "later"))
 

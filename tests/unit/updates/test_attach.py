@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -329,7 +330,7 @@ def test_names_with_commas_are_a_list_and_alphas_are_positive():
 
 
 def test_blocks_of_disabled_that_overlap_leave_the_adapter_on():
-    """As those of two threads may: the second begins within the first, and ends after it."""
+    """The second begins within the first, and ends after it."""
     model = veneer.attach(tiny.build("llama"), veneer.LoRA(rank=2))
     first, second = veneer.disabled(model), veneer.disabled(model)
     first.__enter__()
@@ -340,4 +341,30 @@ def test_blocks_of_disabled_that_overlap_leave_the_adapter_on():
     assert adapters_of(model).active == ("default",)
     with veneer.disabled(model), veneer.disabled(model):
         pass
+    assert adapters_of(model).active == ("default",)
+
+
+def test_what_one_thread_has_turned_off_others_have_on():
+    model, inputs = veneer.attach(tiny.build("llama"), veneer.LoRA(rank=2)), tiny.batch("llama")
+    tiny.train_steps(model, inputs)
+    on = tiny.logits(model, inputs)
+    with ThreadPoolExecutor(1) as pool, veneer.disabled(model):
+        off = tiny.logits(model, inputs)
+        assert torch.equal(pool.submit(tiny.logits, model, inputs).result(), on)
+        assert pool.submit(lambda: adapters_of(model).active).result() == ("default",)
+        copied = copy.deepcopy(model)
+        veneer.attach(model, veneer.LoRA(rank=2), "more")
+        assert torch.equal(tiny.logits(model, inputs), off)
+    assert not torch.equal(on, off)
+    assert torch.equal(tiny.logits(copied, inputs), off), "a copy stays as it was made"
+    assert adapters_of(model).active == ("more",)
+
+
+def test_a_block_that_another_thread_closes_is_closed():
+    """As a generator's may be."""
+    model = veneer.attach(tiny.build("llama"), veneer.LoRA(rank=2))
+    block = veneer.disabled(model)
+    block.__enter__()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(block.__exit__, None, None, None).result()
     assert adapters_of(model).active == ("default",)

@@ -56,7 +56,7 @@ def test_gradcheck(kind, transposed, updates):
         pair = torch.randn(3 * rank, 5, dtype=torch.float64), torch.randn(6, rank * 3, dtype=torch.float64)
         layer.updates[f"u{number}"] = ExpertPairs(*pair, scale, experts=3)
         factors += [parameter.detach().requires_grad_(True) for parameter in pair]
-    layer.active = tuple(layer.updates)
+    layer.chosen = tuple(layer.updates)
 
     def product(x, *factors):
         for update, A, B in zip(layer.updates.values(), factors[::2], factors[1::2], strict=True):
