@@ -16,6 +16,7 @@ from veneer.kernels.operations import (
     attention,
     cross_entropy,
     gates,
+    gguf_blocks,
     norm,
     products,
     products_int8,
@@ -136,6 +137,10 @@ def _quantise4(draw: Draw) -> tuple[Any, ...]:
 
 def _quantise8(draw: Draw) -> tuple[Any, ...]:
     return _values(draw), search("int8").midpoints, draw.one_of(32, 64, 96, 1024)
+
+
+def _gguf_blocks(draw: Draw) -> tuple[Any, ...]:
+    return draw.normal(draw.rows(), 32 * draw.size(9)), draw.one_of(*gguf_blocks.KINDS)
 
 
 def _nearest8(draw: Draw) -> tuple[Any, ...]:
@@ -450,6 +455,7 @@ def _rounded(found: Tensor, wanted: Tensor, size: Tensor) -> None:
 CASES = {
     quantise.quantise4.name: Case(_quantise4, _all_the_same(quantise.quantise4.definition)),
     quantise.quantise8.name: Case(_quantise8, _all_the_same(quantise.quantise8.definition)),
+    gguf_blocks.gguf_blocks.name: Case(_gguf_blocks, _all_the_same(gguf_blocks.gguf_blocks.definition)),
     quantise.nearest8.name: Case(_nearest8, _all_the_same(quantise.nearest8.definition)),
     products.dequantise.name: Case(_dequantise, _check_dequantise, (2,)),
     products.coded_product.name: Case(_coded_product, _check_coded_product),

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+from torch import Tensor
 from transformers import modeling_gguf_pytorch_utils as gguf_models
 
 from veneer.models.joined import NotTensorByTensor
@@ -83,7 +85,7 @@ def namer(config: Any, architecture: str, prefix: str) -> Callable[[str], str | 
     return lambda module: names.get_name(module) or names.get_name(module.removeprefix(f"{prefix}."))
 
 
-def as_written(architecture: str, name: str, values: Array, config: Any) -> Array:
+def as_written(architecture: str, name: str, values: Tensor, config: Any) -> Tensor:
     """A tensor of a model of ``config`` as the file ``name``s and stores it; rows are its first dimension. The inverse
     of what the processor of `reading` does."""
     written = _WRITTEN.get(architecture)
@@ -92,30 +94,32 @@ def as_written(architecture: str, name: str, values: Array, config: Any) -> Arra
 
 def rows_as_written(architecture: str, name: str, rows: Array, config: Any) -> Array:
     """The rows of a matrix that is multiplied into others before it is used, an update's B, in the file's order."""
-    return _neighbours(name, rows, config) if _WRITTEN.get(architecture) is _neighbours else rows
+    if _WRITTEN.get(architecture) is not _neighbours:
+        return rows
+    made: Array = _neighbours(name, torch.from_numpy(rows), config).numpy()
+    return made
 
 
-def _neighbours(name: str, values: Array, config: Any) -> Array:
+def _neighbours(name: str, values: Tensor, config: Any) -> Tensor:
     """llama.cpp rotates neighbours where transformers rotates halves of a head."""
     if ".attn_q." not in name and ".attn_k." not in name:
         return values
     heads = config.num_attention_heads if ".attn_q." in name else config.num_key_value_heads
-    made: Array = values.reshape(heads, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
-    return made
+    return values.reshape(heads, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
 
 
-def _one_more(name: str, values: Array, config: Any) -> Array:
+def _one_more(name: str, values: Tensor, config: Any) -> Tensor:
     """Gemma's norms multiply by 1 + w."""
-    return np.add(values, 1, dtype=np.float32) if name.endswith("norm.weight") else values
+    return values.float() + 1 if name.endswith("norm.weight") else values
 
 
-def _turned(name: str, values: Array, config: Any) -> Array:
+def _turned(name: str, values: Tensor, config: Any) -> Tensor:
     """GPT-2's layers keep (in, out)."""
     turned = ("attn_qkv.weight", "attn_output.weight", "ffn_up.weight", "ffn_down.weight")
     return values.T if name.endswith(turned) else values
 
 
-_WRITTEN: dict[str, Callable[[str, Array, Any], Array]] = {
+_WRITTEN: dict[str, Callable[[str, Tensor, Any], Tensor]] = {
     "llama": _neighbours,
     "smollm3": _neighbours,
     "granite": _neighbours,

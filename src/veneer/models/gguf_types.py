@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import gguf
-import numpy as np
+import torch
 from gguf import GGMLQuantizationType as Type
+from torch import Tensor
 
 from veneer.errors import ModelError
+from veneer.kernels.operations.gguf_blocks import gguf_blocks
 from veneer.models.gguf_layout import Array
 
 # Veneer's names of storages → the type of matrices, and the number by which general.file_type says it.
@@ -24,6 +27,8 @@ TYPES = {
 }
 _ROUNDED_LESS = ("token_embd.weight", "output.weight")  # whose rounding costs most, so that they get 8 bits
 _PLAIN = ("position_embd.weight",)
+_AT_ONCE = 1 << 19  # values that are rounded together: they stay in the processor's cache until they are written
+_LARGEST = torch.finfo(torch.float16).max
 
 
 def type_of(name: str, shape: tuple[int, ...], storage: str) -> Type:
@@ -46,17 +51,28 @@ def size_of(shape: tuple[int, ...], kind: Type) -> int:
     return math.prod(shape) // int(block) * int(size)
 
 
-def packed(name: str, values: Array, kind: Type) -> Array:
-    """The bytes of a tensor's ``values`` (fp32) in a type. Raises ModelError where they are beyond its numbers."""
-    values = np.ascontiguousarray(values, np.float32)
+def packed(name: str, values: Tensor, kind: Type) -> Iterator[Array]:
+    """The bytes of a tensor's ``values``, of any float type, in a type, a few of its rows at a time. Raises ModelError
+    where they are beyond the type's numbers."""
+    rows = values.reshape(1, -1) if values.dim() < 2 else values
+    step = max(1, _AT_ONCE * len(rows) // max(1, rows.numel()))
+    for part in torch.split(rows, step):
+        yield _packed(name, part.float().contiguous(), kind)
+
+
+def _packed(name: str, values: Tensor, kind: Type) -> Array:
     if kind == Type.F32:
-        return values
-    with np.errstate(over="ignore", invalid="ignore"):
-        made: Array = values.astype(np.float16) if kind == Type.F16 else gguf.quantize(values, kind)
-    largest = float(np.abs(values).max(initial=0.0))
-    if kind != Type.BF16 and largest > np.finfo(np.float16).max:
-        raise ModelError(f"{name} has a value of {largest:.3g}, which {kind.name} cannot hold; use bf16 or fp32.")
-    return made
+        made = values
+    elif kind == Type.BF16:
+        made = values.bfloat16().view(torch.int16)
+    else:
+        low, high = map(float, values.aminmax()) if values.numel() else (0.0, 0.0)
+        largest = max(-low, high)
+        if not largest <= _LARGEST:  # nor a NaN
+            raise ModelError(f"{name} has a value of {largest:.3g}, which {kind.name} cannot hold; use bf16 or fp32.")
+        made = values.half() if kind == Type.F16 else gguf_blocks(values, kind.name)
+    array: Array = made.numpy()
+    return array
 
 
 def kept_in_fp16(shapes: dict[str, tuple[int, ...]], storage: str) -> list[str]:

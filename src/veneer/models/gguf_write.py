@@ -1,4 +1,5 @@
-"""A model → a GGUF file, one tensor at a time: never more than one is in memory beside what the tensors come from.
+"""A model → a GGUF file, one tensor at a time and a few of its rows at a time: beside what the tensors come from, no
+more is in memory than one tensor that has to be computed.
 
 What the file says is read again before it has its name, by the code that reads any other: a file that is another model
 is refused.
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import gguf
 import numpy as np
@@ -23,7 +24,7 @@ from veneer.models.gguf_config import gguf_config
 from veneer.models.gguf_description import describe
 from veneer.models.gguf_equal import refuse_other_model
 from veneer.models.gguf_header import GgufHeader
-from veneer.models.gguf_layout import Array, as_written, reading, tensor_names
+from veneer.models.gguf_layout import as_written, reading, tensor_names
 from veneer.models.gguf_tokenizer import Said, TokenizerKeys
 from veneer.models.gguf_types import TYPES, kept_in_fp16, packed, size_of, type_of
 from veneer.models.library import some_of
@@ -57,8 +58,8 @@ class Draft:
         self._process = reading(self._described.architecture)(config=self._described.config.to_dict())
         self.names = self._named()
         own = self._plain.state_dict()
-        empty = {name: np.empty(own[key].shape, bool) for name, key in self.names.items()}
-        shapes = {name: self._as_written(name, values).shape for name, values in empty.items()}
+        empty = {name: torch.empty(own[key].shape, device="meta") for name, key in self.names.items()}
+        shapes = {name: tuple(self._as_written(name, values).shape) for name, values in empty.items()}
         self._shapes = shapes | {name: values.shape for name, values in self._described.tensors.items()}
 
     @property
@@ -96,20 +97,23 @@ class Draft:
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            for name in self._shapes:
-                writer.write_tensor_data(self._packed(name))
             writer.close()
+            with temporary.open("ab") as file:
+                for name in self._shapes:
+                    self._append(file, name, writer.data_alignment)
             header = GgufHeader(temporary, self.model.name)
             refuse_other_model(self._described.config, gguf_config(header), self.model.name)
 
-    def _packed(self, name: str) -> Array:
+    def _append(self, file: BinaryIO, name: str, alignment: int) -> None:
+        """Write a tensor after what is there, which is filled up to a multiple of ``alignment`` before and after it."""
         values = self._described.tensors.get(name)
-        if values is None:
-            read = self.model.read(self.names[name])
-            values = self._as_written(name, read.detach().float().numpy())
-        return packed(name, values, self.type_of(name))
+        own = self._as_written(name, self.model.read(self.names[name])) if values is None else torch.from_numpy(values)
+        file.write(bytes(-file.tell() % alignment))
+        for part in packed(name, own.detach(), self.type_of(name)):
+            file.write(part.data)
+        file.write(bytes(-file.tell() % alignment))
 
-    def _as_written(self, name: str, values: Array) -> Array:
+    def _as_written(self, name: str, values: Tensor) -> Tensor:
         return as_written(self._described.architecture, name, values, self._described.config)
 
     def _named(self) -> dict[str, str]:

@@ -15,7 +15,17 @@ from veneer.kernels import extension
 from veneer.kernels.backends.cpu import Cpu
 from veneer.kernels.coded import CodedWeight
 from veneer.kernels.operation import Operation
-from veneer.kernels.operations import cross_entropy, gates, norm, products, products_int8, quantise, rotation, update
+from veneer.kernels.operations import (
+    cross_entropy,
+    gates,
+    gguf_blocks,
+    norm,
+    products,
+    products_int8,
+    quantise,
+    rotation,
+    update,
+)
 from veneer.kernels.operations.products_int8 import rows_in_8_bits
 
 if extension.VARIANTS:
@@ -51,6 +61,7 @@ def _calls():
         quantise.quantise4: (_drawn(160), _boundaries(codebook("nf4")), torch.arange(16, dtype=torch.uint8), BLOCK),
         quantise.quantise8: (_drawn(160), torch.linspace(-1, 1, 254), BLOCK),
         quantise.nearest8: (_drawn(40), _boundaries(dynamic8())),
+        gguf_blocks.gguf_blocks: (_drawn(3, 64), "Q5_1"),
         products.coded_product: (x, _weight()),
         products_int8.product8_int8: (x, bytes_of.codes, bytes_of.scales),
         norm.rms_norm: (_drawn(2, 3, 8), _drawn(8), 1e-5, False),

@@ -11,6 +11,7 @@ import torch
 import veneer
 from gguf_kinds import GROUPED, LLAMA3, MODELS, ROPE, TOKENIZER, WIDE, WRITABLE, YARN, of
 from veneer.errors import ModelError
+from veneer.models import gguf_types
 from veneer.models.checkpoint import Checkpoint
 from veneer.models.gguf_tokenizer import tokenizer_keys
 from veneer.models.gguf_types import TYPES
@@ -91,6 +92,23 @@ def test_a_value_beyond_a_type_is_refused(file):
         write(file, model, "fp16")
     assert not file.exists()
     write(file, model, "bf16")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_what_is_no_number_is_refused_where_it_would_spoil_a_block(value, file):
+    model = build(WRITABLE["llama"])
+    model.model.layers[0].mlp.up_proj.weight.data[3, 4] = value
+    with pytest.raises(ModelError, match=r"blk\.0\.ffn_up\.weight has a value of (nan|inf), which Q4_0 cannot hold"):
+        write(file, model, "q4_0")
+
+
+def test_a_tensor_is_written_in_parts_with_the_bytes_of_the_whole(monkeypatch):
+    values = torch.randn(37, 96, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for kind in (stored for stored, _ in TYPES.values()):
+        monkeypatch.setattr(gguf_types, "_AT_ONCE", 5 * 96)
+        parts = [part.tobytes() for part in gguf_types.packed("a.weight", values, kind)]
+        assert len(parts) == 8
+        assert b"".join(parts) == gguf.quantize(values.float().numpy(), kind).tobytes()
 
 
 def test_other_architectures_are_refused_with_those_that_are_written(file):

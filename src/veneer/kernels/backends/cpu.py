@@ -15,6 +15,7 @@ from veneer.kernels.operation import Kernel
 from veneer.kernels.operations import (
     cross_entropy,
     gates,
+    gguf_blocks,
     norm,
     products,
     products_int8,
@@ -45,6 +46,7 @@ class Cpu(Reference):
             quantise.quantise4.by(self.quantise4),
             quantise.quantise8.by(self.quantise8),
             quantise.nearest8.by(self.nearest8),
+            gguf_blocks.gguf_blocks.by(self.gguf_blocks),
             products.dequantise.by(self.dequantise),
             products.coded_product.by(self.coded_product),
             products_int8.product4_int8.by(self.product4_int8),
@@ -103,6 +105,19 @@ class Cpu(Reference):
             torch.get_num_threads(),
         )  # fmt: skip
         return codes
+
+    def gguf_blocks(self, values: Tensor, kind: str) -> Tensor:
+        bits, least = form = gguf_blocks.KINDS[kind]
+        check_shape("values", values, torch.float32, values.shape)
+        blocks, rest = divmod(values.shape[-1], gguf_blocks.BLOCK)
+        if rest:
+            raise ValueError(f"Rows of {values.shape[-1]} values are not in blocks of {gguf_blocks.BLOCK}.")
+        made = torch.empty(*values.shape[:-1], blocks * form.size, dtype=torch.uint8)
+        _cpu.round_blocks(
+            self.name, values.data_ptr(), values.numel() // gguf_blocks.BLOCK, bits, least, made.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return made
 
     def dequantise(self, weight: CodedWeight, first: int, out: Tensor) -> None:
         height, columns = out.shape

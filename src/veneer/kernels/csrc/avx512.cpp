@@ -238,10 +238,11 @@ struct Sums8 {
 #include "bytes_body.h"
 #include "decode_body.h"
 #include "update_body.h"
+#include "gguf_body.h"
 
 namespace veneer {
 const Variant avx512{"avx512", quantise, quantise8, dequantise, dequantise_bf16, dequantise8, dequantise8_bf16,
                      nearest, product, round8, product_int8, product_wide, product8, product_dense, attend,
                      PASSES<float>, PASSES<uint16_t>, update, update_backward, dequantise_part, dequantise8_part,
-                     nullptr, nullptr, nullptr, nullptr, nullptr};
+                     round_blocks, nullptr, nullptr, nullptr, nullptr, nullptr};
 }

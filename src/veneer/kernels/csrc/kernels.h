@@ -38,6 +38,17 @@ struct Quantise {
     float* absmax;
 };
 
+constexpr int GGUF_BLOCK = 32;    // numbers that a GGUF file keeps together
+
+// Blocks of numbers → a GGUF file's bytes, of this many bits (4, 5 or 8): the step in fp16; the least number, if codes
+// count from it, in fp16; of 5 bits the highest; the codes.
+struct GgufBlocks {
+    const float* source;
+    int bits;
+    bool least;
+    uint8_t* out;
+};
+
 // x of a few tokens, taken apart: lane(parity, token, half) holds x[parity + half], x[parity + half + 2], …, so that the
 // two codes of a byte meet x without a shuffle wherever a row begins.
 struct Tokens {
@@ -210,6 +221,8 @@ struct Variant {
     // Part of a weight in codes, one row after another.
     void (*dequantise_part)(const Packed&, const Piece&, uint16_t* out);
     void (*dequantise8_part)(const Packed&, const Piece&, uint16_t* out);
+    // The blocks [first, last).
+    void (*round_blocks)(const GgufBlocks&, int64_t first, int64_t last);
 
     // Products in bf16 by tiles, null where there are none. The caller has the threads, which wait for one another
     // between the two halves: rows laid out as tiles and multiplied by the update's thin side, and the rest.

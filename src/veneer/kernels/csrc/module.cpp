@@ -44,6 +44,16 @@ void nearest8(const std::string& name, Address values, int64_t count, Address bo
     variant(name).nearest(at<const float>(values), count, at<const float>(boundaries), at<uint8_t>(found), threads);
 }
 
+void round_blocks(const std::string& name, Address values, int64_t blocks, int bits, bool least, Address out,
+                  int threads) {
+    const Variant& v = variant(name);
+    const GgufBlocks all{at<const float>(values), bits, least, at<uint8_t>(out)};
+    share(blocks * GGUF_BLOCK, threads, [&](int part, int parts) {
+        const Rows mine = rows_of(blocks, part, parts);
+        v.round_blocks(all, mine.first, mine.last);
+    });
+}
+
 void dequantise4(const std::string& name, Address codes, Address table, Address scales, Address nested_table,
                  Address nested_scales, Address offset, int64_t block, int nested_shift, int64_t start, int64_t stop,
                  Address out, bool bf16, int threads) {
@@ -290,6 +300,7 @@ NB_MODULE(_cpu, m) {
     m.def("quantise4", &quantise4, Unlocked());
     m.def("quantise8", &quantise8, Unlocked());
     m.def("nearest8", &nearest8, Unlocked());
+    m.def("round_blocks", &round_blocks, Unlocked());
     m.def("dequantise4", &dequantise4, Unlocked());
     m.def("dequantise8", &dequantise8, Unlocked());
     m.def("product4", &product4, Unlocked());
