@@ -6,7 +6,7 @@ READY := .venv/ready
 .NOTPARALLEL:
 
 .PHONY: demo test coverage lint bench bench-rows study study-adalora learning-rate defaults site docs-options \
-	test-sanitize test-neon dist fuzz kills guards disks threads
+	test-sanitize test-neon dist fuzz kills guards disks threads groups
 
 # make demo STORAGE=nf4: over a base in 4 bits.
 STORAGE ?= fp32
@@ -126,6 +126,10 @@ disks: $(READY)
 # What threads of one process do at once, 100 rounds of each: right, or refused.
 threads: $(READY)
 	$(BIN)/python tests/fuzz/rounds.py
+
+# Runs within a memory control group: each fits or is refused. Needs root, and groups of version 1.
+groups: $(READY)
+	$(BIN)/python tests/fuzz/groups.py
 
 # The C++ kernels built with AddressSanitizer, in an environment that borrows the packages of the usual one, and their
 # tests. Python itself never frees everything, so leaks are not looked for; torch throws before the extension brings

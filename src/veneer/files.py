@@ -25,7 +25,7 @@ from veneer.unix import fcntl
 
 TEMPORARY = ".veneer-tmp-"
 _ASIDE = f"{TEMPORARY}old-"
-# Errors of a write, as Rust's libraries and shutil tell them; numpy says no more than how much was written.
+# Errors of a write, as Rust's libraries and shutil have them; numpy says no more than how much was written.
 _TOLD = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]|\d+ requested and \d+ written")
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 

@@ -14,11 +14,9 @@ import hashlib
 import io
 import os
 import random
-import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -32,8 +30,8 @@ import torch
 from rich.console import Console
 
 import veneer
+from fuzz.forks import in_a_fork
 from fuzz.kinds import make_model, make_rows
-from veneer.errors import VeneerError
 from veneer.files import TEMPORARY
 
 _COMMON: dict[str, Any] = {
@@ -59,35 +57,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "LoRA in bf16": {"rank": 2, "compute": "bf16", "dropout": 0.1},
     "LoRA on nf4 in bf16": {"rank": 2, "storage": "nf4", "compute": "bf16"},
 }
-
-
-def _in_a_fork(do: Callable[[], None], seconds: float | None) -> str | None:
-    """How ``do()`` ended in a forked process: "killed" after ``seconds``; "refused" with a sentence; else None, or a
-    traceback."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(reading)
-        said = ""
-        try:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 1)
-            os.dup2(null, 2)
-            do()
-        except VeneerError:
-            said = "refused"
-        except BaseException:
-            said = traceback.format_exc()
-        os.write(writing, said.encode()[-4000:])
-        os._exit(0)
-    os.close(writing)
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)  # of one that has ended already: it is not waited for yet
-    with os.fdopen(reading, "rb") as pipe:
-        said = pipe.read().decode(errors="replace")
-    _, status = os.waitpid(child, 0)
-    return "killed" if os.WIFSIGNALED(status) else said or None
 
 
 def _train(kind: str, room: Path, output: Path) -> None:
@@ -127,9 +96,9 @@ def broken(kind: str, room: Path, count: int, chance: random.Random, *, kills: b
     """How many kills or failures there were, and the runs by what came of them."""
     whole = room / f"whole {kind} {kills}"
     # What is measured of this machine once would make the first run the longest by far.
-    _in_a_fork(lambda: _train(kind, room, room / f"first {kind} {kills}"), None)
+    in_a_fork(lambda: _train(kind, room, room / f"first {kind} {kills}"), None)
     began = time.monotonic()
-    said = _in_a_fork(lambda: _train(kind, room, whole), None)
+    said = in_a_fork(lambda: _train(kind, room, whole), None)
     if said is not None:
         raise RuntimeError(f"{kind}: the unbroken run ended with {said}")
     took, expected = time.monotonic() - began, _digest(whole)
@@ -142,18 +111,18 @@ def broken(kind: str, room: Path, count: int, chance: random.Random, *, kills: b
         result = ""
         for _ in range(chance.randint(1, 3)):
             if kills:
-                said = _in_a_fork(lambda output=output: _train(kind, room, output), chance.uniform(0, took))
+                said = in_a_fork(lambda output=output: _train(kind, room, output), chance.uniform(0, took))
                 done += said == "killed"
             else:
                 after = chance.randint(1, 60)
-                said = _in_a_fork(
+                said = in_a_fork(
                     lambda output=output, after=after: (_failing(after), _train(kind, room, output))[1], None
                 )
                 done += said == "refused"
             if said not in (None, "killed", "refused"):
                 result = f"traceback: {said}"
                 break
-        said = result or _in_a_fork(lambda output=output: _train(kind, room, output), None)
+        said = result or in_a_fork(lambda output=output: _train(kind, room, output), None)
         if said is not None:
             found[said] += 1
         elif _digest(output) != expected:
