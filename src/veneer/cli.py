@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -417,6 +418,8 @@ def completion(shell: str) -> None:
 def main() -> None:
     """Run the command. A user's mistake is one sentence and exit code 1 (2 for the command line itself)."""
     settle()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal of few letters gets the others written out
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         cli(prog_name="veneer", standalone_mode=False)
     except click.ClickException as error:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -75,3 +78,11 @@ def run_command(monkeypatch, capsys):
         return captured.out + captured.err
 
     return run
+
+
+def test_a_terminal_of_few_letters_gets_the_others_written_out(tiny_folder, rows_file):
+    command = [sys.executable, "-m", "veneer", "inspect", rows_file, "--model", tiny_folder]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u27e6" in done.stdout
