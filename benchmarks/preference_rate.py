@@ -1,9 +1,9 @@
 """Which learning rate learns a preference: short runs of DPO, ORPO and KTO over a grid of rates.
 
-    python benchmarks/preference_rate.py
+    python benchmarks/preference_rate.py [TASK …]
 
-Two tasks of the packaged headlines: which topic a headline has (the chosen answer is its topic, the rejected one another),
-and which headline a topic has (a headline of it, or of another). Every finished run is a line of
+Two tasks of the packaged headlines: which topic a headline has (the chosen answer is its topic, the rejected one
+another), and which headline a topic has (a headline of it, or of another). Every finished run is a line of
 results/preference-rate.jsonl and is not run again; the rates of a series go on to either side until the best held-out
 loss is at neither end.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -91,13 +92,13 @@ def series(found: dict[Job, dict[str, Any]], objective: str, task: str) -> Itera
         yield objective, task, beside[0]
 
 
-def main() -> None:
+def main(tasks: list[str]) -> None:
     from veneer.threads import settle
 
     settle()
     lines = RESULT.read_text().splitlines() if RESULT.is_file() else []
     found = {(run["objective"], run["task"], run["rate"]): run for run in map(json.loads, lines)}
-    for task in ("topics", "headlines"):
+    for task in tasks:
         for objective in BEGIN:
             for job in series(found, objective, task):
                 if job in found:
@@ -110,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or ["topics", "headlines"])

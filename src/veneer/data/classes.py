@@ -8,7 +8,7 @@ from itertools import chain
 from statistics import fmean
 from typing import Literal
 
-from veneer.data.formats import Example, class_of, labels_in
+from veneer.data.formats import Example, labels_in
 from veneer.data.problems import number_of
 from veneer.errors import DataError, did_you_mean
 from veneer.models.problems import ONE_NUMBER, Problem
