@@ -1,6 +1,7 @@
 """How much memory a run's process grows by over a set of many tokens, and how long each part takes.
 
     python benchmarks/large_set.py [TOKENS]     (20,000,000 by default)
+    python benchmarks/large_set.py TOKENS tokens    the storage of so many tokens alone: nothing is read or trained
 
 Rows are made up; the model is tiny, so that the set is what takes memory. A run over a few rows comes first: what the
 process grows by afterwards is the set's.
@@ -48,6 +49,30 @@ def trained(folder: Path, name: str, tokens: int) -> tuple[int, float]:
     return peak_host_memory(), time.monotonic() - started
 
 
+def stored(tokens: int) -> None:
+    """Keep rows of made-up tokens, write them as one file, and open that."""
+    from veneer.data.token_rows import TokenRows, Tokens
+
+    ids = [random.Random(0).randrange(150_000) for _ in range(2 * _ROW)]
+    before, started = peak_host_memory(), time.monotonic()
+    rows, times = TokenRows(), {}
+    for number in range(tokens // _ROW):
+        own = ids[number % _ROW :][:_ROW]
+        rows.append(Tokens(own, [*[-100] * 60, *own[60:]], f"rows.jsonl:{number + 1}"))
+    times["kept"] = time.monotonic() - started
+    with tempfile.TemporaryDirectory(dir=Path.home()) as place:
+        path = Path(place, "tokens")
+        with path.open("wb") as file:
+            rows.write(file, "")
+        times["written"] = time.monotonic() - started
+        with path.open("rb") as file:
+            TokenRows.read(file)
+            times["opened"] = time.monotonic() - started
+    grown = peak_host_memory() - before
+    so_far = {f"{name} after": round(seconds, 1) for name, seconds in times.items()}
+    print(json.dumps({"stored": tokens, "grown": grown, "bytes": rows.nbytes, **so_far}))
+
+
 def main(tokens: int) -> None:
     import tiny
     from tokens import tokenizer
@@ -61,4 +86,4 @@ def main(tokens: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000_000)
+    (stored if sys.argv[2:] == ["tokens"] else main)(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000_000)

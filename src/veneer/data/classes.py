@@ -8,7 +8,7 @@ from itertools import chain
 from statistics import fmean
 from typing import Literal
 
-from veneer.data.formats import Example, class_of, labels_in
+from veneer.data.formats import Example, labels_in
 from veneer.data.problems import number_of
 from veneer.errors import DataError, did_you_mean
 from veneer.models.problems import ONE_NUMBER, Problem
@@ -63,17 +63,19 @@ def classes_of(train: Sequence[Example], held_out: Sequence[Example], *, several
 
 
 def weights_of(
-    asked: Literal["balanced"] | Mapping[str, float], classes: Sequence[str], train: Sequence[Example]
+    asked: Literal["balanced"] | Mapping[str, float], classes: Sequence[str], train: Sequence[Example],
+    *, several: bool = False,
 ) -> tuple[dict[str, float], str]:  # fmt: skip
     """Class → its weight in the loss, in the order of ``classes``, and a sentence about them.
 
     ``asked``: weights by name, of which a class that is not named has 1; or balanced, rows / (classes × rows of the
-    class), as scikit-learn's ``compute_class_weight`` has it. Raises DataError for a name that is no class.
+    class), as scikit-learn's ``compute_class_weight`` has it. Where a row may have ``several``, balanced is what the
+    documentation of torch's ``BCEWithLogitsLoss`` advises for each label, rows without / rows with it; 1 for a label of
+    all rows or of none, from which nothing is learned about the other. Raises DataError for a name that is no class.
     """
-    counts = Counter(class_of(example) for example in train)
+    counts = Counter(chain.from_iterable(map(labels_in, train)))
     if asked == "balanced":
-        there = sum(count > 0 for count in counts.values())
-        weights = {name: len(train) / (there * counts[name]) if counts[name] else 1.0 for name in classes}
+        weights = {name: _balanced(len(train), counts, name, several=several) for name in classes}
     else:
         for name in asked:
             if name not in classes:
@@ -85,7 +87,15 @@ def weights_of(
     shown = sorted(classes, key=lambda name: (-counts[name], name))[:_SHOWN]
     more = f", and {len(classes) - _SHOWN} more" if len(classes) > _SHOWN else ""
     said = ", ".join(f"{name} × {weights[name]:.4g} ({counts[name]:,} rows)" for name in shown)
-    return weights, f"Weights of the classes in the loss: {said}{more}."
+    of = "labels in the rows that have them" if several else "classes in the loss"
+    return weights, f"Weights of the {of}: {said}{more}."
+
+
+def _balanced(rows: int, counts: Mapping[str, int], name: str, *, several: bool) -> float:
+    count = counts.get(name, 0)
+    if not count or (several and count == rows):
+        return 1.0
+    return (rows - count) / count if several else rows / (len(counts) * count)
 
 
 def counted_classes(classes: dict[str, int]) -> str:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -26,6 +26,7 @@ from veneer.data.dates import pinned_date
 from veneer.data.formats import Example
 from veneer.data.kept import Kept
 from veneer.data.labels import Renderer
+from veneer.data.pairs import PairRows, Watched, to_judged, to_pairs
 from veneer.data.report import Report
 from veneer.data.token_rows import TokenRows
 from veneer.documents import parsed_json
@@ -38,26 +39,42 @@ _ROOM = 2  # times the file's size must be free on the disk: a cache is no reaso
 
 
 def kept_tokens(
-    renderer: Renderer, examples: Sequence[Example], watched: Callable[[Sequence[Example]], Iterable[Example]] = iter,
-    bad: BadRows | None = None,
-) -> tuple[TokenRows, Report]:  # fmt: skip
+    renderer: Renderer, examples: Sequence[Example], watched: Watched = iter, bad: BadRows | None = None
+) -> tuple[TokenRows, Report]:
     """`Renderer.all`, from the file of an earlier time where there is one. Rows of which some are bad have none."""
-    name = _name(renderer, examples)
+    return _kept(renderer, examples, lambda: renderer.all(examples, watched, bad), TokenRows, "", bad)
+
+
+def kept_pairs(
+    renderer: Renderer, examples: Sequence[Example], first: int = 0, watched: Watched = iter, *, judged: bool = False
+) -> tuple[TokenRows, Report]:
+    """`to_judged` or `to_pairs`, from the file of an earlier time where there is one."""
+    make = to_judged if judged else to_pairs
+    what = f"{'judged' if judged else 'pairs'} from {first}"
+    return _kept(renderer, examples, lambda: make(renderer, examples, first, watched), PairRows, what)
+
+
+def _kept(
+    renderer: Renderer, examples: Sequence[Example], make: Callable[[], tuple[TokenRows, Report]],
+    kind: type[TokenRows], what: str, bad: BadRows | None = None,
+) -> tuple[TokenRows, Report]:  # fmt: skip
+    """What ``make`` makes of the examples, of a ``kind``; ``what`` tells it from other tokens of the same examples."""
+    name = _name(renderer, examples, what)
     if name is None:
-        return renderer.all(examples, watched, bad)
+        return make()
     path = cache_folder() / "tokens" / name
-    there = _read(path)
+    there = _read(path, kind)
     if there is not None:
         return there
     before = len(bad or ())
-    made = renderer.all(examples, watched, bad)
+    made = make()
     if len(bad or ()) > before:
         return made
     _keep(path, *made)
-    return _read(path) or made
+    return _read(path, kind) or made
 
 
-def _name(renderer: Renderer, examples: Sequence[Example]) -> str | None:
+def _name(renderer: Renderer, examples: Sequence[Example], what: str) -> str | None:
     """None where there are few rows, or the tokenizer is not one whose every setting is known."""
     rows = examples.digest() if isinstance(examples, Kept) else None
     tokenizer = renderer.tokenizer
@@ -65,18 +82,18 @@ def _name(renderer: Renderer, examples: Sequence[Example]) -> str | None:
         return None
     options = {field.name: getattr(renderer, field.name) for field in fields(renderer) if field.name != "tokenizer"}
     what = [
-        _FORM, __version__, transformers.__version__, tokenizers.__version__, rows, repr(options),
+        _FORM, __version__, transformers.__version__, tokenizers.__version__, rows, what, repr(options),
         pinned_date(tokenizer), type(tokenizer).__name__, tokenizer.chat_template, repr(tokenizer.special_tokens_map),
         tokenizer.backend_tokenizer.to_str(),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
 
 
-def _read(path: Path) -> tuple[TokenRows, Report] | None:
+def _read(path: Path, kind: type[TokenRows]) -> tuple[TokenRows, Report] | None:
     with ExitStack() as opened:
         try:
             file = opened.enter_context(path.open("rb"))
-            rows, note = TokenRows.read(file)
+            rows, note = kind.read(file)
             report = Report(**parsed_json(note))
         except (OSError, ValueError, TypeError, EOFError, KeyError):
             return None

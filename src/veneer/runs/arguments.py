@@ -180,7 +180,8 @@ class TrainArguments(Needed, total=False):
     """Share of each target that is spread over the vocabulary, or the classes."""
     class_weights: Literal["none", "balanced"] | dict[str, float]
     """Weight of each class in a classifier's loss, spam=4,ham=1 (others 1); balanced: rows / (classes × rows of
-    the class), as in scikit-learn."""
+    the class), as in scikit-learn. With several labels a row, of each label in the rows that have it; balanced:
+    rows without / rows with it, as torch advises for pos_weight."""
     neftune: float
     """NEFTune: noise on the embeddings while training, of ± this / √(tokens of the row × width); the paper has 5
     to 15. 0: none."""
@@ -520,7 +521,8 @@ class PlanArguments(TypedDict, total=False):
     """Share of each target that is spread over the vocabulary, or the classes."""
     class_weights: Literal["none", "balanced"] | dict[str, float]
     """Weight of each class in a classifier's loss, spam=4,ham=1 (others 1); balanced: rows / (classes × rows of
-    the class), as in scikit-learn."""
+    the class), as in scikit-learn. With several labels a row, of each label in the rows that have it; balanced:
+    rows without / rows with it, as torch advises for pos_weight."""
     neftune: float
     """NEFTune: noise on the embeddings while training, of ± this / √(tokens of the row × width); the paper has 5
     to 15. 0: none."""

@@ -12,9 +12,9 @@ from veneer.data.bad import BadRows
 from veneer.data.formats import Example, counted_rows
 from veneer.data.kept import those_of
 from veneer.data.labels import Renderer
-from veneer.data.pairs import Watched, to_judged, to_pairs
+from veneer.data.pairs import Watched
 from veneer.data.report import Report
-from veneer.data.token_cache import kept_tokens
+from veneer.data.token_cache import kept_pairs, kept_tokens
 from veneer.data.token_rows import TokenRows
 from veneer.errors import ConfigError, DataError
 from veneer.training.config import TrainConfig
@@ -65,7 +65,7 @@ def in_tokens(
         return kept_tokens(renderer, good_ones(examples), watched, bad)
     if bad is not None:
         examples = renderer.usable(examples, bad)
-    return (to_judged if objective == "kto" else to_pairs)(renderer, examples, first, watched)
+    return kept_pairs(renderer, examples, first, watched, judged=objective == "kto")
 
 
 def good_ones(examples: Sequence[Example]) -> Sequence[Example]:

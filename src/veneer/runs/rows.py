@@ -285,10 +285,12 @@ def in_steps(
         chosen = {"objective": objective, **chosen}
     notes = notes_of(asked, objective, train, held_out)
     if asked.class_weights != "none":
-        if not renderer.classes or renderer.problem != "classification":
+        if not renderer.classes or renderer.problem == "regression":
             what = renderer.problem if renderer.classes else renderer.kind
             raise ConfigError(f"class_weights weighs the classes of a classifier, and this model is {what}.")
-        chosen["class_weights"], said = weights_of(asked.class_weights, renderer.classes, train)
+        chosen["class_weights"], said = weights_of(
+            asked.class_weights, renderer.classes, train, several=renderer.problem == "multi-label"
+        )
         notes.append(said)
     chosen |= {name: number for name, number in kept.items() if name in chosen}
     reports = [report] if more is None else [report, more]

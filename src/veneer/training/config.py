@@ -150,7 +150,8 @@ class TrainConfig(LoRA, AllocationOptions, BaseOptions, RowOptions):
     class_weights: Literal["none", "balanced"] | dict[str, Positive] = Field(
         default="none",
         description="Weight of each class in a classifier's loss, spam=4,ham=1 (others 1); balanced: rows / (classes × "
-        "rows of the class), as in scikit-learn.",
+        "rows of the class), as in scikit-learn. With several labels a row, of each label in the rows that have it; "
+        "balanced: rows without / rows with it, as torch advises for pos_weight.",
     )
     neftune: float = Field(
         default=0.0,

@@ -53,7 +53,8 @@ class Loss:
     ``smoothing``: while the model is in training mode, this share of each target is spread evenly over the vocabulary
     or the classes (Szegedy et al., 2016, arXiv:1512.00567, section 7). ``noise``: meanwhile, too, NEFTune's alpha.
     ``class_weights``: of each class of a classifier, by which its rows count, in means too, as those of
-    ``torch.nn.CrossEntropyLoss``.
+    ``torch.nn.CrossEntropyLoss``; where a row has several labels, by how much a label counts in the rows that have it,
+    as the ``pos_weight`` of ``torch.nn.BCEWithLogitsLoss``, whose mean is over all labels alike.
 
     Whether the model's logits are its head applied to its last hidden states is tried once on ``sample``: some
     architectures scale or cap them, or have no such parts, and are then asked for their logits. So is whether rows may
@@ -114,8 +115,8 @@ class Loss:
 
     def _counts(self, rows: Iterable[Tokens]) -> float:
         """What the sum of the losses of ``rows`` is divided by in a mean: learned tokens; of a classifier whose classes
-        weigh differently, the weights of the rows."""
-        if self._class_weights is None:
+        weigh differently, the weights of the rows, but the labels where they have several."""
+        if self._class_weights is None or self._problem == "multi-label":
             return sum(row.learned for row in rows)
         return float(self._class_weights[[row.labels[0] for row in rows]].double().sum())
 
@@ -290,7 +291,7 @@ def _of_classifier(
 ) -> Tensor:
     """Sum of the losses of (rows, classes) ``logits``, fp32 ()."""
     if problem == "multi-label":
-        return F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum")
+        return F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum", pos_weight=weights)
     if problem == "regression":
         return F.mse_loss(logits.float().squeeze(-1), labels, reduction="sum")
     return _sum(logits, labels, smoothing, weights)

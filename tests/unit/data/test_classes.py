@@ -56,6 +56,16 @@ def test_balanced_weights_are_those_of_scikit_learn():
     assert weights_of("balanced", ["a", "b", "z"], _rows("a", "a", "b"))[0] == {"a": 0.75, "b": 1.5, "z": 1.0}
 
 
+def test_balanced_weights_of_several_labels_are_rows_without_by_rows_with():
+    """As the documentation of torch's BCEWithLogitsLoss advises: 100 rows with and 300 without → 3."""
+    labels = [("a", "d"), ("a", "b", "d"), ("d",), ("a", "d")]
+    rows = [Example(f"d:{place}", prompt="t", labels=names) for place, names in enumerate(labels)]
+    weights, said = weights_of("balanced", ["a", "b", "c", "d"], rows, several=True)
+    assert weights == {"a": 1 / 3, "b": 3.0, "c": 1.0, "d": 1.0}
+    assert said.startswith("Weights of the labels in the rows that have them: d × 1 (4 rows), a × 0.3333 (3 rows), ")
+    assert weights_of({"b": 2}, ["a", "b"], rows, several=True)[0] == {"a": 1.0, "b": 2.0}
+
+
 def test_weights_by_name_leave_the_others_at_one():
     assert weights_of({"b": 3}, ["a", "b"], _rows("a", "b"))[0] == {"a": 1.0, "b": 3.0}
     with pytest.raises(

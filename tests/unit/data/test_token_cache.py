@@ -13,7 +13,8 @@ from veneer.data import kept
 from veneer.data.formats import Example
 from veneer.data.kept import Kept
 from veneer.data.labels import Renderer
-from veneer.data.token_cache import kept_tokens
+from veneer.data.pairs import to_judged, to_pairs
+from veneer.data.token_cache import kept_pairs, kept_tokens
 
 pytestmark = pytest.mark.unit
 
@@ -46,6 +47,38 @@ def test_tokens_are_made_once(folder):
     assert _read(Renderer(tokenizer()), _examples()) == (rows, report, 0)
     assert [path.suffix for path in folder.iterdir()] == [""]
     assert _read(renderer, _examples().at(range(0, 30, 2)))[2] == 15
+
+
+def _pairs(more=""):
+    return Kept(
+        Example(
+            f"d:{n}",
+            prompt=f"question {n}",
+            answer=f"good {n}",
+            rejected=Example(f"d:{n}", prompt=f"question {n}", answer=f"bad {n}{more}"),
+        )
+        for n in range(30)
+    )
+
+
+def _read_pairs(examples, **options):
+    done = []
+    rows, report = kept_pairs(
+        Renderer(tokenizer()), examples, watched=lambda items: (done.append(item) or item for item in items), **options
+    )
+    return list(rows), report, len(done)
+
+
+def test_tokens_of_pairs_and_judged_answers_are_made_once(folder):
+    for judged, make in ((False, to_pairs), (True, to_judged)):
+        rows, report, done = _read_pairs(_pairs(), judged=judged)
+        assert done == 30
+        assert rows == list(make(Renderer(tokenizer()), _pairs())[0])
+        assert _read_pairs(_pairs(), judged=judged) == (rows, report, 0)
+    assert len({*folder.iterdir()}) == 2
+    # Their numbers are those of their references; another rejected answer is another row.
+    assert _read_pairs(_pairs(), first=3)[0][0].number == 3
+    assert _read_pairs(_pairs("!"))[2] == 30
 
 
 @pytest.mark.parametrize(

@@ -79,3 +79,13 @@ def test_the_command_line_takes_a_word_or_weights(veneer_command, tiny_encoder, 
         )
         assert outcome.code == 0, outcome
         assert TrainConfig.read(output / "config.yaml").class_weights == kept
+
+
+def test_weights_of_several_labels_are_told_and_change_what_is_learned(tiny_encoder, tmp_path):
+    rows = [{"text": row["text"], "labels": ["rare"] * (row["label"] == "rare") + ["first"] * (place < 8)}
+            for place, row in enumerate(ROWS)]  # fmt: skip
+    whole, shown = _train(tiny_encoder, tmp_path / "run", data=rows, held_out=0, class_weights="balanced")
+    assert "Weights of the labels in the rows that have them: first × 3 (8 rows), rare × 3 (8 rows)." in shown
+    assert json.loads((whole.folder / "rows.json").read_text())["chosen"]["class_weights"] == {"first": 3, "rare": 3}
+    plain, _ = _train(tiny_encoder, tmp_path / "plain", data=rows, held_out=0)
+    assert _weights(whole.folder) != _weights(plain.folder)

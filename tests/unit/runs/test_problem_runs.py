@@ -265,7 +265,8 @@ def test_inspect_counts(veneer_command, tmp_path):
         (SEVERAL, {"task": "regression"}, DataError, r"has a list of labels, and task: regression learns one number"),
         (NUMBERS, {"task": "multi-label"}, DataError, r"label is a float .*task: regression"),
         (NUMBERS, {"task": "regression", "label_smoothing": 0.1}, ConfigError, "label_smoothing spreads a class over"),
-        (SEVERAL, {"class_weights": "balanced"}, ConfigError, "and this model is multi-label"),
+        (NUMBERS, {"task": "regression", "class_weights": "balanced"}, ConfigError, "and this model is regression"),
+        (SEVERAL, {"class_weights": {"opne": 2}}, DataError, r"names 'opne', which is none .*: early, open.*'open'"),
     ],
 )
 def test_what_does_not_fit_is_refused(rows, options, error, match, tiny_encoder, tmp_path):

@@ -74,6 +74,12 @@ def test_any_size_gives_a_run(width, per_epoch, held_out, method):
     assert run.epochs * per_epoch >= STEPS or run.epochs == EPOCHS
 
 
+@pytest.mark.parametrize(("objective", "rate"), [("likelihood", 3e-3), ("dpo", 9e-4), ("orpo", 9e-4), ("kto", 3e-4)])
+def test_a_preference_has_a_part_of_likelihoods_rate(objective, rate):
+    """docs/studies/learning-rate.md, Preferences: at a tenth, DPO learned a sixth of what its best rate did."""
+    assert automatic(asked(), Size(576, 12, 16, objective=objective))["learning_rate"] == rate
+
+
 def test_a_wrong_value_is_one_sentence():
     with pytest.raises(ConfigError, match=r"learning_rate = 0 is not valid: Input should be greater than 0, or 'auto'"):
         asked(learning_rate=0)

@@ -213,6 +213,27 @@ def test_weights_of_classes_are_those_of_torch_over_all_parts_of_a_step(smoothin
         torch.testing.assert_close(sum(each[place] for each in of_parts), whole, rtol=1e-4, atol=1e-6)
 
 
+def test_weights_of_labels_are_torchs_pos_weight_over_all_parts_of_a_step():
+    model, weights = tiny.build("bert"), [0.25, 4.0, 1.5]
+    model.config.problem_type = "multi_label_classification"
+    several = ([1, 0, 1], [0, 0, 0], [1, 1, 0], [0, 1, 1])
+    rows = [Tokens(row.ids, several[place % 4], row.where) for place, row in enumerate(_rows() * 2)]
+    loss = Loss(model, 0, rows[0], kind="classification", class_weights=weights)
+    logits = torch.cat([model(input_ids=torch.tensor([row.ids])).logits for row in rows])
+    labels = torch.tensor([row.labels for row in rows], dtype=torch.float32)
+    wanted = torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor(weights))(logits, labels)
+    assert loss.mean(rows, 2) == pytest.approx(wanted.item(), rel=1e-5)
+    assert wanted.item() != pytest.approx(torch.nn.BCEWithLogitsLoss()(logits, labels).item(), rel=1e-2)
+    head = list(model.classifier.parameters())
+    parts = [rows[:1], rows[1:4], rows[4:]]
+    share = loss.of_step(parts)
+    shares = [share(part) for part in parts]
+    torch.testing.assert_close(sum(shares), wanted, rtol=1e-5, atol=1e-5)
+    of_parts = [torch.autograd.grad(each, head, retain_graph=True) for each in shares]
+    for place, whole in enumerate(torch.autograd.grad(wanted, head)):
+        torch.testing.assert_close(sum(each[place] for each in of_parts), whole, rtol=1e-4, atol=1e-6)
+
+
 def test_a_model_that_changes_its_logits_is_asked_for_them():
     model, rows = tiny.build("llama"), _rows()
     plain = model.forward
