@@ -5,16 +5,19 @@ No torch at import: commands' options name devices too.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from veneer.host_memory import peak_host_memory, usable_host_memory
 
 if TYPE_CHECKING:
-    from torch import Tensor, device, nn
+    from torch import Tensor, device, dtype, nn
 
 CPU: Literal["cpu"] = "cpu"
 CUDA: Literal["cuda"] = "cuda"
 META: Literal["meta"] = "meta"  # torch's tensors without values
+MPS: Literal["mps"] = "mps"
+_WITHOUT_DOUBLES = {MPS}
 Planned = Literal["cpu", "cuda"]  # types of device that a run can be planned for
 
 
@@ -33,6 +36,27 @@ def has_avx512_bf16() -> bool:
     import torch
 
     return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def autocasts(device_type: str) -> bool:
+    """Whether torch.autocast is on for a type of device; never for one that has none, such as meta."""
+    import torch
+
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Inside, torch.autocast is off for a type of device."""
+    import torch
+
+    return torch.autocast(device_type, enabled=False) if autocasts(device_type) else nullcontext()
+
+
+def exact_dtype(of: device | str) -> dtype:
+    """The type in which sums of many parts are taken on a device: fp64, or fp32 where it has no fp64."""
+    import torch
+
+    return torch.float32 if _type(of) in _WITHOUT_DOUBLES else torch.float64
 
 
 def usable_memory(of: device | str) -> int:

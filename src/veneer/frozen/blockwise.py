@@ -55,7 +55,7 @@ class Quantised:
         """The same as the kernels take it: with what the codes of its storage and of its scales stand for."""
         device = self.codes.device
         table = table_of(self.storage, device) if CODE_BITS[self.storage] == 4 else None
-        nested_table = None if self.nested_scales is None else dynamic8().to(device)
+        nested_table = None if self.nested_scales is None else dynamic8(device=device)
         return CodedWeight(
             self.codes, table, self.scales, nested_table, self.nested_scales, self.offset, self.block_size,
             NESTED_BLOCK, *self.shape,
@@ -111,11 +111,10 @@ def _keep(quantised: tuple[Tensor, Tensor], codes: Tensor, scales: Tensor) -> No
 
 def _quantise_blocks(flat: Tensor, storage: str, block_size: int) -> tuple[Tensor, Tensor]:
     """Codes and absmax of whole blocks."""
-    how = search(storage)
-    midpoints = how.midpoints.to(flat.device)
+    how = search(storage, flat.device)
     if CODE_BITS[storage] == 8:  # whose codes ascend
-        return quantise8(flat, midpoints, block_size)
-    return quantise4(flat, midpoints, how.codes.to(flat.device), block_size)
+        return quantise8(flat, how.midpoints, block_size)
+    return quantise4(flat, how.midpoints, how.codes, block_size)
 
 
 def _quantise_short(flat: Tensor, storage: str) -> tuple[Tensor, Tensor]:
@@ -124,18 +123,18 @@ def _quantise_short(flat: Tensor, storage: str) -> tuple[Tensor, Tensor]:
     absmax = flat.abs().amax().clamp_(min=_SMALLEST)
     scaled = torch.nn.functional.pad(flat / absmax, (0, flat.numel() % 2))
     places, codes = torch.empty_like(scaled, dtype=torch.int32), torch.empty_like(scaled, dtype=torch.uint8)
-    search(storage).nearest(scaled, places, codes)
+    search(storage, flat.device).nearest(scaled, places, codes)
     packed = codes[: flat.numel()] if CODE_BITS[storage] == 8 else (codes[0::2] << 4) | codes[1::2]
     return packed, absmax[None]
 
 
 def _with_nested_scales(quantised: Quantised) -> Quantised:
     absmax = quantised.scales
-    offset = absmax.mean()
+    offset = absmax.cpu().mean().to(absmax.device)  # another device would sum in another order, to other bits
     centred = _in_blocks(absmax - offset, NESTED_BLOCK)
     nested = centred.abs().amax(dim=1)
     scaled = (centred * (1 / nested.clamp(min=_SMALLEST))[:, None]).view(-1)[: absmax.numel()]
-    scales = nearest8(scaled.clamp_(-1, 1), search("dynamic8").midpoints.to(absmax.device))
+    scales = nearest8(scaled.clamp_(-1, 1), search("dynamic8", absmax.device).midpoints)
     return Quantised(
         quantised.storage, quantised.block_size, quantised.shape, quantised.codes, scales, nested, offset
     )  # fmt: skip

@@ -60,12 +60,15 @@ def _fp4() -> Tensor:
 
 
 @cache
-def dynamic8(signed: bool = True) -> Tensor:
-    """The 256 values of the dynamic 8-bit map (Dettmers, 2015, arXiv:1511.04561), ascending, fp32.
+def dynamic8(signed: bool = True, device: torch.device | None = None) -> Tensor:
+    """The 256 values of the dynamic 8-bit map (Dettmers, 2015, arXiv:1511.04561), ascending, fp32, on ``device``, by
+    default the CPU.
 
     For each decimal exponent i − 6 the midpoints of 2^i equal steps of [0.1, 1], with both signs, or of 2^(i + 1)
     steps, all positive; and 0 and 1.
     """
+    if device is not None:
+        return dynamic8(signed).to(device)
     values = [torch.zeros(1), torch.ones(1)]
     for i in range(7):
         steps = torch.linspace(0.1, 1, (2**i if signed else 2 ** (i + 1)) + 1)
@@ -83,13 +86,15 @@ class Search(NamedTuple):
     def nearest(self, values: Tensor, places: Tensor, codes: Tensor) -> Tensor:
         """``codes`` (n,), uint8, filled with those of the nearest entries to ``values`` (n,); a tie goes to the lower
         one. ``places`` (n,), int32, is room to work in."""
-        torch.bucketize(values, self.midpoints.to(values.device), out_int32=True, out=places)
-        return torch.index_select(self.codes.to(values.device), 0, places, out=codes)
+        torch.bucketize(values, self.midpoints, out_int32=True, out=places)
+        return torch.index_select(self.codes, 0, places, out=codes)
 
 
 @cache
-def search(storage: str) -> Search:
-    """For a storage's codebook, or "dynamic8", or "dynamic8 unsigned"."""
+def search(storage: str, device: torch.device | None = None) -> Search:
+    """For a storage's codebook, or "dynamic8", or "dynamic8 unsigned"; on ``device``, by default the CPU."""
+    if device is not None:
+        return Search(*(tensor.to(device) for tensor in search(storage)))
     table = dynamic8(storage == "dynamic8") if storage.startswith("dynamic8") else codebook(storage)
     order = torch.argsort(table, stable=True)
     ascending = table[order]

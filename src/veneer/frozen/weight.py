@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from veneer.arguments import refuse_no_model
+from veneer.device import autocasts
 from veneer.errors import ModelError, TargetError
 from veneer.frozen.blockwise import Quantised, converted, dense, few_row_product, panels, prepared_int8, quantise
 from veneer.frozen.config import CODE_BITS
@@ -221,7 +222,9 @@ class InCodes(nn.Module):
         kept = {name: tensor for name in _TENSORS if (tensor := getattr(self, name)) is not None}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, tensor in kept.items():
-            setattr(self, name, tensor.to(getattr(self, name).device))
+            moved = getattr(self, name)
+            if moved.dtype is not tensor.dtype:
+                setattr(self, name, tensor.to(moved.device))
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.codes.device)).dtype
         return self
 
@@ -275,7 +278,7 @@ class QuantisedLinear(InCodes):
         return BlockwiseWeight(self.quantised, self.dtype, self.few_rows)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() and self.few_rows is not None and not torch.is_autocast_enabled(x.device.type):
+        if not torch.is_grad_enabled() and self.few_rows is not None and not autocasts(x.device.type):
             rows = x.reshape(-1, x.shape[-1])
             if _has_few_rows(rows):
                 y = self.few_rows(rows)  # a token at a time, where each step more is felt
@@ -323,7 +326,7 @@ def is_plain_linear(module: nn.Module) -> bool:
 def frozen_product(x: Tensor, frozen: FrozenWeight, bias: Tensor | None) -> Tensor:
     """x (…, in) → x W0ᵀ + b (…, out), differentiable in x; keeps nothing for the backward pass."""
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if autocasts(device):
         with torch.autocast(device, enabled=False):
             return frozen_product(x.to(torch.get_autocast_dtype(device)), frozen, bias)
     rows = x.reshape(-1, x.shape[-1])

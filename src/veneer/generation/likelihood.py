@@ -104,12 +104,12 @@ def said_by(scores: Tensor, renderer: Renderer) -> list[Said]:
         return [Said(f"{number:.{DIGITS}g}", {}, number=number) for number in scores[:, 0].tolist()]
     if renderer.problem == "multi-label":
         found = []
-        for shares in scores.double().sigmoid().tolist():
+        for shares in scores.cpu().double().sigmoid().tolist():
             by_name = dict(zip(renderer.classes, shares, strict=True))
             labels = tuple(name for name, share in by_name.items() if share > _HALF)
             found.append(Said(named_labels(labels), by_name, labels))
         return found
-    best, shares = scores.argmax(dim=1).tolist(), scores.double().softmax(dim=1).tolist()
+    best, shares = scores.argmax(dim=1).tolist(), scores.cpu().double().softmax(dim=1).tolist()
     return [
         Said(renderer.classes[choice], dict(zip(renderer.classes, each, strict=True)))
         for choice, each in zip(best, shares, strict=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from veneer.device import exact_dtype
 from veneer.errors import ModelError
 from veneer.generation.choice import Forbidden, among_likeliest, penalised, without
 
@@ -49,9 +50,10 @@ class Sampler:
             raise ModelError("The model's generation_config.json forbids every token, so none can follow.")
         if self._generator is None:
             return int(scores.argmax())
-        scores = among_likeliest((scores.double() - best.double()) / self.temperature, **self._cut)  # type: ignore[arg-type]
+        exact = exact_dtype(scores.device)
+        scores = among_likeliest((scores.to(exact) - best.to(exact)) / self.temperature, **self._cut)  # type: ignore[arg-type]
         sums = scores.softmax(-1).cumsum(-1)
-        place = torch.rand((), generator=self._generator, dtype=torch.float64).to(sums.device) * sums[-1]
+        place = torch.rand((), generator=self._generator, dtype=torch.float64).to(sums) * sums[-1]
         return min(int(torch.searchsorted(sums, place, right=True)), len(sums) - 1)
 
 

@@ -142,7 +142,7 @@ def _parts(rows: list[int], widths: list[int], where: list[str], room: Room, mos
 def _chosen(part: list[int], scores: Tensor, labels: tuple[str, ...]) -> Predicted:
     """Scores (rows, labels) → the likeliest label of each, and all probabilities: softmax(scores)."""
     best = scores.argmax(dim=1).tolist()
-    shares = scores.double().softmax(dim=1).tolist()
+    shares = scores.cpu().double().softmax(dim=1).tolist()
     return [
         (row, Prediction(labels[choice], dict(zip(labels, (_rounded(p) for p in each), strict=True))))
         for row, choice, each in zip(part, best, shares, strict=True)

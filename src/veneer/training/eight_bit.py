@@ -29,13 +29,13 @@ def code(moment: Tensor, codes: Tensor, scales: Tensor, *, signed: bool) -> None
     blocks = pad(moment.float(), (0, -len(moment) % BLOCK)).view(-1, BLOCK)
     torch.amax(blocks.abs(), dim=1, out=scales)
     values = (blocks / scales.clamp(min=_SMALLEST)[:, None]).view(-1)[: len(moment)]
-    how = search("dynamic8" if signed else "dynamic8 unsigned")
-    how.nearest(values, torch.empty(len(values), dtype=torch.int32), codes)
+    how = search("dynamic8" if signed else "dynamic8 unsigned", moment.device)
+    how.nearest(values, torch.empty_like(values, dtype=torch.int32), codes)
     if not signed:
         torch.maximum(codes, (moment > 0).to(torch.uint8), out=codes)
 
 
 def decode(codes: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
     """The moment (n,), fp32."""
-    values = dynamic8(signed)[codes.int()]
+    values = dynamic8(signed, codes.device)[codes.int()]
     return values.mul_(scales.repeat_interleave(BLOCK)[: len(codes)])

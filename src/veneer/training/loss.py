@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from veneer.data.labels import IGNORE, Tokens
 from veneer.data.pairs import sequences
+from veneer.device import exact_dtype
 from veneer.frozen.text_part import text_config_of, text_part
 from veneer.frozen.weight import StoredLinear
 from veneer.kernels.operations.cross_entropy import cross_entropy, cross_entropy_gradient
@@ -118,17 +119,18 @@ class Loss:
         weigh differently, the weights of the rows, but the labels where they have several."""
         if self._class_weights is None or self._problem == "multi-label":
             return sum(row.learned for row in rows)
-        return float(self._class_weights[[row.labels[0] for row in rows]].double().sum())
+        return float(self._class_weights[[row.labels[0] for row in rows]].cpu().double().sum())
 
     def log_probabilities(self, rows: list[Tokens]) -> Tensor:
-        """Σ log-probability of each row's learned tokens, fp64 (rows,), differentiable; of a causal model."""
+        """Σ log-probability of each row's learned tokens (rows,), fp64 where the device has it, differentiable; of a
+        causal model."""
         with self._noisy(rows):
             if self._chunked:
                 hidden, labels = self._hidden_of(rows)
                 found = chunked_log_probabilities(hidden, self._model.get_output_embeddings(), labels)
             else:
                 found = _log_probabilities(None, *self._logits_of(self._batch(rows), rows))
-        parts = torch.split(found.double(), [row.learned for row in rows])
+        parts = torch.split(found.to(exact_dtype(found.device)), [row.learned for row in rows])
         return torch.stack([part.sum() for part in parts])
 
     def _batch(self, rows: list[Tokens]) -> Batch:
@@ -247,7 +249,7 @@ class _ChunkedLoss(torch.autograd.Function):
         ctx: Any, head: Any, labels: Tensor, smoothing: float, hidden: Tensor, *trained: Tensor
     ) -> Tensor:  # fmt: skip
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[3:]) if needed]
-        total = torch.zeros((), dtype=torch.float64, device=hidden.device)  # a sum of many parts
+        total = torch.zeros((), dtype=exact_dtype(hidden.device), device=hidden.device)  # a sum of many parts
         grads = [torch.zeros_like(parameter) for parameter in trained]
         grad_hidden = torch.empty_like(hidden) if 0 in wanted else None
         count = max(1, _CHUNK // head.weight.shape[0])

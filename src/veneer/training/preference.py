@@ -158,11 +158,11 @@ class PreferenceLoss:
             likelihood = (first * first.new_tensor([pair.first.learned for pair in pairs])).sum() / step.tokens
             return beta * odds_ratio_loss(first, second).sum() / step.rows - likelihood
         good = torch.tensor([bool(pair.desirable) for pair in pairs], device=first.device)
-        return kto_loss(first, good, step.divergence.to(first.device), beta, weights).sum() / step.rows
+        return kto_loss(first, good, step.divergence.to(first), beta, weights).sum() / step.rows
 
     def _referred(self, pairs: list[Pair], like: Tensor) -> Tensor:
         """The reference of the rows (rows, 2), beside ``like``."""
-        return self.reference[[pair.number for pair in pairs]].to(like.device)
+        return self.reference[[pair.number for pair in pairs]].to(like)
 
 
 def _ahead(differences: Tensor, beta: float) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from veneer.device import exact_dtype
 from veneer.errors import TargetError
 from veneer.frozen.blockwise import Quantised, dense, quantise
 from veneer.frozen.weight import QuantisedLinear
@@ -45,7 +46,7 @@ def best_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     if matrix.shape[0] > matrix.shape[1]:
         A, B = best_factors(matrix.t(), rank)
         return B.t().contiguous(), A.t().contiguous()
-    exact = matrix.double()
+    exact = matrix.to(exact_dtype(matrix.device))
     _, vectors = torch.linalg.eigh(exact @ exact.t())  # ascending
     left = vectors[:, -rank:].flip(1)  # (out, k)
     right = left.t() @ exact  # (k, in), its rows as long as the singular values

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from veneer.device import without_autocast
 from veneer.errors import ModelError
 from veneer.frozen.weight import BlockwiseWeight, DenseWeight, FrozenWeight, QuantisedLinear, frozen_weight
 
@@ -23,7 +24,7 @@ def exact_weight(base: nn.Module) -> FrozenWeight:
 def row_norms(frozen: FrozenWeight, squares: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
     """‖W0 + s · B A‖ of each row (out,), of A (rank, in), B (out, rank) and ``squares`` ‖w‖² (out,); a constant to the
     gradient, as in section 4.3 of the paper."""
-    with torch.no_grad(), torch.autocast(A.device.type, enabled=False):
+    with torch.no_grad(), without_autocast(A.device.type):
         A, B = A.to(squares.dtype), B.to(squares.dtype)
         crossed = frozen.product(A).t()  # (out, rank)
         grown = squares + scale * ((2 * crossed + scale * (B @ (A @ A.t()))) * B).sum(1)

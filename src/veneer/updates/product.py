@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from veneer.device import autocasts
 from veneer.frozen.weight import FrozenWeight
 from veneer.kernels.operations.update import update_product, update_product_backward
 
@@ -46,7 +47,7 @@ def adapted_product(
     whose random state is restored drops the same elements, and checkpointed layers drop them again in the same way.
     """
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if autocasts(device):
         # The function chooses its own types; autocast inside it would choose differently for forward and backward.
         with torch.autocast(device, enabled=False):
             return adapted_product(x.to(torch.get_autocast_dtype(device)), frozen, bias, updates, draw)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from veneer.device import exact_dtype
 from veneer.kernels.operation import operation
 
 _ROWS = 8  # that are normalised together, and stay in the cache from pass to pass
 
 
 def _fake_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    return logits.new_empty(logits.shape[0], dtype=torch.float64)
+    return logits.new_empty(logits.shape[0], dtype=exact_dtype(logits.device))
 
 
 @operation("(Tensor logits, Tensor labels, float smoothing) -> Tensor", fake=_fake_cross_entropy)
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """−Σ target · log softmax(logits) of each row, fp64 (n,), computed in fp32 at least. logits (n, vocabulary); labels
-    int64 (n,); the target is (1 − smoothing) · onehot(label) + smoothing / vocabulary (Szegedy et al., 2016,
-    arXiv:1512.00567, section 7)."""
+    """−Σ target · log softmax(logits) of each row (n,), fp64 where the device has it, computed in fp32 at least. logits
+    (n, vocabulary); labels int64 (n,); the target is (1 − smoothing) · onehot(label) + smoothing / vocabulary (Szegedy
+    et al., 2016, arXiv:1512.00567, section 7)."""
     return _cross_entropy(logits, labels, smoothing, gradient=False)
 
 

@@ -22,7 +22,7 @@ def dequantise(weight: CodedWeight, first: int, out: Tensor) -> None:
     start, stop = first * out.shape[1], first * out.shape[1] + out.numel()
     if weight.table is None:
         # By a tensor, because torch may turn x / 127 into x · (1 / 127).
-        largest = weight.codes.new_tensor(127.0, dtype=torch.float32)
+        largest = torch.full((), 127.0, device=weight.codes.device)
         values = (weight.codes[start:stop].float() - 127).div_(largest)
     else:
         packed = weight.codes[start // 2 : (stop + 1) // 2]
