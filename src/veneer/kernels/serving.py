@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from veneer.device import CPU
+from importlib.util import find_spec
+
+from veneer.device import CPU, CUDA
 from veneer.kernels.backends import Backend, backend_of, serve
 from veneer.kernels.backends.cpu import Cpu
 from veneer.kernels.backends.reference import Reference
 from veneer.kernels.backends.tiles import Tiles
+from veneer.kernels.backends.triton import Triton
 from veneer.kernels.extension import CHOSEN, MISSING, REFERENCE, VARIABLE, has_tiles
 
 
@@ -38,3 +41,5 @@ def on_cpu(variant: str) -> Cpu:
 
 
 serve(CPU, _on_cpu())
+if CHOSEN != REFERENCE and find_spec("triton") is not None:
+    serve(CUDA, Triton())
