@@ -81,12 +81,12 @@ def _name(renderer: Renderer, examples: Sequence[Example], what: str) -> str | N
     if rows is None or not getattr(tokenizer, "is_fast", False):
         return None
     options = {field.name: getattr(renderer, field.name) for field in fields(renderer) if field.name != "tokenizer"}
-    told = [
+    depends_on = [
         _FORM, __version__, transformers.__version__, tokenizers.__version__, rows, what, repr(options),
         pinned_date(tokenizer), type(tokenizer).__name__, tokenizer.chat_template, repr(tokenizer.special_tokens_map),
         tokenizer.backend_tokenizer.to_str(),
     ]  # fmt: skip
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:32]
 
 
 def _read(path: Path, kind: type[TokenRows]) -> tuple[TokenRows, Report] | None:
