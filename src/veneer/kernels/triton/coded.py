@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from veneer.kernels.coded import CodedWeight
-from veneer.kernels.triton.launch import check
+from veneer.kernels.triton.launch import check_tensor
 
 
 @triton.jit
@@ -40,20 +40,20 @@ def arguments_of(weight: CodedWeight) -> tuple[Tensor, ...]:
     elements, device = weight.rows * weight.columns, weight.codes.device
     block, nested_block = weight.block, weight.nested_block
     check_block(block)
-    check("codes", weight.codes, torch.uint8, elements if weight.table is None else (elements + 1) // 2, device)
+    check_tensor("codes", weight.codes, torch.uint8, elements if weight.table is None else (elements + 1) // 2, device)
     table = weight.codes if weight.table is None else weight.table
     if weight.table is not None:
-        check("table", table, torch.float32, 16, device)
+        check_tensor("table", table, torch.float32, 16, device)
     blocks = -(-elements // block)
     if weight.nested_table is None or weight.nested_scales is None or weight.offset is None:
-        check("scales", weight.scales, torch.float32, blocks, device)
+        check_tensor("scales", weight.scales, torch.float32, blocks, device)
         return weight.codes, table, weight.scales, weight.scales, weight.scales, weight.scales
     if nested_block < 1 or nested_block & (nested_block - 1):
         raise ValueError(f"A block of scales is a power of two, not {nested_block}.")
-    check("scales", weight.scales, torch.uint8, blocks, device)
-    check("nested_table", weight.nested_table, torch.float32, 256, device)
-    check("nested_scales", weight.nested_scales, torch.float32, -(-blocks // nested_block), device)
-    check("offset", weight.offset, torch.float32, 1, device)
+    check_tensor("scales", weight.scales, torch.uint8, blocks, device)
+    check_tensor("nested_table", weight.nested_table, torch.float32, 256, device)
+    check_tensor("nested_scales", weight.nested_scales, torch.float32, -(-blocks // nested_block), device)
+    check_tensor("offset", weight.offset, torch.float32, 1, device)
     return weight.codes, table, weight.scales, weight.nested_table, weight.nested_scales, weight.offset
 
 

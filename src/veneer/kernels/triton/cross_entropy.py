@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from veneer.kernels.operations import cross_entropy as operations
-from veneer.kernels.triton.launch import check_shape, power_of_two, served, warps
+from veneer.kernels.triton.launch import check_like, kernels_take, power_of_two, warps
 
 _WIDTH = 4096  # columns at a time
 _LOWEST = tl.constexpr(-3.4e38)  # a maximum to begin with: of −∞, the difference from it would be no number
@@ -49,21 +49,21 @@ def cross_entropy_rows(
             tl.store(start + first + column, slope.to(logits.dtype.element_ty), mask=keep)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    if not served(logits):
+def triton_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    if not kernels_take(logits):
         return operations.cross_entropy.definition(logits, labels, smoothing)
     return _rows(logits if logits.stride(1) == 1 else logits.contiguous(), labels, smoothing, False)
 
 
-def cross_entropy_gradient(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    if not (served(logits) and logits.stride(1) == 1):
+def triton_cross_entropy_gradient(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    if not (kernels_take(logits) and logits.stride(1) == 1):
         return operations.cross_entropy_gradient.definition(logits, labels, smoothing)
     return _rows(logits, labels, smoothing, True)
 
 
 def _rows(logits: Tensor, labels: Tensor, smoothing: float, gradient: bool) -> Tensor:
     rows, width = logits.shape
-    check_shape("labels", labels, logits, (rows,))
+    check_like("labels", labels, logits, (rows,))
     losses = logits.new_empty(rows, dtype=torch.float64)
     tile = min(_WIDTH, power_of_two(width))
     cross_entropy_rows[(rows,)](

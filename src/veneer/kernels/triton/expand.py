@@ -1,4 +1,4 @@
-"""Weights in codes, expanded: a whole weight at once into a buffer, whose rows may lie apart."""
+"""Weights in codes, expanded: a whole weight at once into a buffer, whose rows may be apart."""
 
 import triton
 import triton.language as tl
@@ -13,7 +13,7 @@ _WIDTH = 1024  # columns of a tile
 
 
 @triton.jit
-def expand(
+def expand_rows(
     codes, table, scales, nested_table, nested_scales, offset, out, first, columns, stride,
     FOUR: tl.constexpr, BLOCK: tl.constexpr, NESTED_BLOCK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -51,7 +51,7 @@ def expand_blocks(
     tl.store(into, (value * scale[:, None]).to(out.dtype.element_ty), mask=keep[:, None])
 
 
-def dequantise(weight: CodedWeight, first: int, out: Tensor) -> None:
+def triton_dequantise(weight: CodedWeight, first: int, out: Tensor) -> None:
     height, columns = out.shape
     if columns != weight.columns or not 0 <= first <= first + height <= weight.rows:
         raise ValueError(
@@ -78,6 +78,6 @@ def _expand(weight: CodedWeight, first: int, out: Tensor) -> None:
         )
     else:
         width = min(_WIDTH, power_of_two(columns))
-        expand[(height, triton.cdiv(columns, width))](
+        expand_rows[(height, triton.cdiv(columns, width))](
             *tensors, out, first, columns, out.stride(0), **constants, WIDTH=width, **EXACT
         )

@@ -7,15 +7,15 @@ from torch import Tensor
 from veneer.kernels.coded import CodedWeight
 from veneer.kernels.operations import products
 from veneer.kernels.triton.coded import arguments_of, constants_of, scale_of, value_of
-from veneer.kernels.triton.launch import check_shape, served
+from veneer.kernels.triton.launch import check_like, kernels_take
 
 FEW = 16  # rows of x: the least that tensor cores multiply at once
 _OUT = 16  # rows of the weight for a program
-_COLUMNS = 128  # of the weight at a time
+_COLUMNS = {2: 128, 4: 32}  # of the weight at a time, by bytes of a number: fp32 is multiplied in registers
 
 
 @triton.jit
-def few_row_product(
+def few_rows_by_codes(
     x, codes, table, scales, nested_table, nested_scales, offset, y, tokens, columns, rows,
     FOUR: tl.constexpr, BLOCK: tl.constexpr, NESTED_BLOCK: tl.constexpr,
     FEW: tl.constexpr, OUT: tl.constexpr, COLUMNS: tl.constexpr,
@@ -38,14 +38,14 @@ def few_row_product(
     tl.store(y + token.to(tl.int64) * rows + row, total.to(y.dtype.element_ty), mask=(token < tokens) & (row < rows))
 
 
-def coded_product(x: Tensor, weight: CodedWeight) -> Tensor:
-    if not (served(x) and len(x) <= FEW):
+def triton_coded_product(x: Tensor, weight: CodedWeight) -> Tensor:
+    if not (kernels_take(x) and len(x) <= FEW):
         return products.coded_product.definition(x, weight)
-    check_shape("x", x, weight.codes, (len(x), weight.columns))
+    check_like("x", x, weight.codes, (len(x), weight.columns))
     x, y = x.contiguous(), x.new_empty(len(x), weight.rows)
     if weight.rows:
-        few_row_product[(triton.cdiv(weight.rows, _OUT),)](
+        few_rows_by_codes[(triton.cdiv(weight.rows, _OUT),)](
             x, *arguments_of(weight), y, len(x), weight.columns, weight.rows, **constants_of(weight),
-            FEW=FEW, OUT=_OUT, COLUMNS=_COLUMNS,
+            FEW=FEW, OUT=_OUT, COLUMNS=_COLUMNS[x.itemsize],
         )  # fmt: skip
     return y

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from veneer.kernels.operations import gates
-from veneer.kernels.triton.launch import check_shape, served
+from veneer.kernels.triton.launch import check_like, kernels_take
 
 _WIDTH = 1024
 _TANH_SCALE = tl.constexpr(1.5957691216057308)  # 2 √(2 / π): (1 + tanh z) / 2 is the logistic function of 2 z
@@ -14,7 +14,7 @@ _CUBE = tl.constexpr(0.044715)
 
 
 @triton.jit
-def activation_of(gate, GELU: tl.constexpr):
+def gate_activation(gate, GELU: tl.constexpr):
     """silu or gelu of ``gate``, and its derivative."""
     if GELU:
         share = tl.sigmoid((gate + gate * gate * gate * _CUBE) * _TANH_SCALE)
@@ -29,7 +29,7 @@ def activation_of(gate, GELU: tl.constexpr):
 def gated(gate, up, y, elements, GELU: tl.constexpr, WIDTH: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
     keep = place < elements
-    active, _ = activation_of(tl.load(gate + place, mask=keep, other=0.0).to(tl.float32), GELU)
+    active, _ = gate_activation(tl.load(gate + place, mask=keep, other=0.0).to(tl.float32), GELU)
     active = active.to(y.dtype.element_ty).to(tl.float32)
     factor = tl.load(up + place, mask=keep, other=0.0).to(tl.float32)
     tl.store(y + place, (active * factor).to(y.dtype.element_ty), mask=keep)
@@ -41,35 +41,35 @@ def gated_gradient(grad, gate, up, grad_gate, grad_up, elements, GELU: tl.conste
     keep = place < elements
     g = tl.load(grad + place, mask=keep, other=0.0).to(tl.float32)
     factor = tl.load(up + place, mask=keep, other=0.0).to(tl.float32)
-    active, derivative = activation_of(tl.load(gate + place, mask=keep, other=0.0).to(tl.float32), GELU)
+    active, derivative = gate_activation(tl.load(gate + place, mask=keep, other=0.0).to(tl.float32), GELU)
     active = active.to(grad_up.dtype.element_ty).to(tl.float32)
     inner = (g * factor).to(grad_gate.dtype.element_ty).to(tl.float32)
     tl.store(grad_up + place, (active * g).to(grad_up.dtype.element_ty), mask=keep)
     tl.store(grad_gate + place, (inner * derivative).to(grad_gate.dtype.element_ty), mask=keep)
 
 
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    return _gated(gate, up, False) if served(gate, up) else gates.swiglu.definition(gate, up)
+def triton_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    return _gated(gate, up, False) if kernels_take(gate, up) else gates.swiglu.definition(gate, up)
 
 
-def geglu(gate: Tensor, up: Tensor) -> Tensor:
-    return _gated(gate, up, True) if served(gate, up) else gates.geglu.definition(gate, up)
+def triton_geglu(gate: Tensor, up: Tensor) -> Tensor:
+    return _gated(gate, up, True) if kernels_take(gate, up) else gates.geglu.definition(gate, up)
 
 
-def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    if not served(grad, gate, up):
+def triton_swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    if not kernels_take(grad, gate, up):
         return gates.swiglu_backward.definition(grad, gate, up)
     return _gradient(grad, gate, up, False)
 
 
-def geglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    if not served(grad, gate, up):
+def triton_geglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    if not kernels_take(grad, gate, up):
         return gates.geglu_backward.definition(grad, gate, up)
     return _gradient(grad, gate, up, True)
 
 
 def _gated(gate: Tensor, up: Tensor, gelu: bool) -> Tensor:
-    check_shape("up", up, gate, tuple(gate.shape))
+    check_like("up", up, gate, tuple(gate.shape))
     gate, up = gate.contiguous(), up.contiguous()
     y = torch.empty_like(gate)
     gated[(triton.cdiv(gate.numel(), _WIDTH),)](gate, up, y, gate.numel(), GELU=gelu, WIDTH=_WIDTH)
@@ -77,8 +77,8 @@ def _gated(gate: Tensor, up: Tensor, gelu: bool) -> Tensor:
 
 
 def _gradient(grad: Tensor, gate: Tensor, up: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
-    check_shape("up", up, gate, tuple(gate.shape))
-    check_shape("grad", grad, gate, tuple(gate.shape))
+    check_like("up", up, gate, tuple(gate.shape))
+    check_like("grad", grad, gate, tuple(gate.shape))
     grad, gate, up = grad.contiguous(), gate.contiguous(), up.contiguous()
     grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
     gated_gradient[(triton.cdiv(gate.numel(), _WIDTH),)](

@@ -8,7 +8,7 @@ LONGEST_ROW = 16384  # numbers of a row that one program holds in registers
 EXACT = {"enable_fp_fusion": False}  # each operation rounds by itself, as in the definition
 
 
-def served(*tensors: Tensor) -> bool:
+def kernels_take(*tensors: Tensor) -> bool:
     """Whether they are of one type, one that the kernels are written for, and hold anything."""
     return tensors[0].dtype in TYPES and all(
         tensor.dtype is tensors[0].dtype and tensor.numel() for tensor in tensors
@@ -25,7 +25,7 @@ def warps(width: int) -> int:
     return min(16, max(1, power_of_two(width) // 512))
 
 
-def check(name: str, tensor: Tensor, dtype: torch.dtype, least: int, device: torch.device) -> None:
+def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, least: int, device: torch.device) -> None:
     """Nothing behind this looks again: a kernel reads from an address."""
     if tensor.dtype != dtype or tensor.device != device or not tensor.is_contiguous() or tensor.numel() < least:
         raise ValueError(
@@ -34,7 +34,7 @@ def check(name: str, tensor: Tensor, dtype: torch.dtype, least: int, device: tor
         )
 
 
-def check_shape(name: str, tensor: Tensor, like: Tensor, shape: tuple[int, ...]) -> None:
+def check_like(name: str, tensor: Tensor, like: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != shape or tensor.device != like.device:
         raise ValueError(
             f"{name} must be of shape {shape} on {like.device}, not {tuple(tensor.shape)} on {tensor.device}."

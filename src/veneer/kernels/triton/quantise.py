@@ -6,9 +6,10 @@ import triton.language as tl
 from torch import Tensor
 
 from veneer.kernels.triton.coded import check_block
-from veneer.kernels.triton.launch import EXACT, check, power_of_two
+from veneer.kernels.triton.launch import EXACT, check_tensor, power_of_two
 
 _TILE = 2048  # elements of a program
+_NEAREST = 1024  # likewise; of more, it needs more registers than sm_100 has
 
 
 @triton.jit
@@ -74,16 +75,16 @@ def quantise_8_bits(
 
 
 @triton.jit
-def nearest(values, boundaries, codes, elements, WIDTH: tl.constexpr):
+def nearest_code(values, boundaries, codes, elements, WIDTH: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
     keep = place < elements
     code = below(tl.load(values + place, mask=keep, other=0.0), boundaries, 255, 8)
     tl.store(codes + place, code.to(tl.uint8), mask=keep)
 
 
-def quantise4(weight: Tensor, boundaries: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:
+def triton_quantise4(weight: Tensor, boundaries: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:
     _check(weight, boundaries, 15, block)
-    check("order", order, torch.uint8, 16, weight.device)
+    check_tensor("order", order, torch.uint8, 16, weight.device)
     elements = weight.numel()
     codes, absmax = _room(weight, (elements + 1) // 2, block)
     if elements:
@@ -95,7 +96,7 @@ def quantise4(weight: Tensor, boundaries: Tensor, order: Tensor, block: int) -> 
     return codes, absmax
 
 
-def quantise8(weight: Tensor, boundaries: Tensor, block: int) -> tuple[Tensor, Tensor]:
+def triton_quantise8(weight: Tensor, boundaries: Tensor, block: int) -> tuple[Tensor, Tensor]:
     _check(weight, boundaries, 254, block)
     codes, absmax = _room(weight, weight.numel(), block)
     if weight.numel():
@@ -107,18 +108,20 @@ def quantise8(weight: Tensor, boundaries: Tensor, block: int) -> tuple[Tensor, T
     return codes, absmax
 
 
-def nearest8(values: Tensor, boundaries: Tensor) -> Tensor:
-    check("values", values, torch.float32, 0, values.device)
-    check("boundaries", boundaries, torch.float32, 255, values.device)
+def triton_nearest8(values: Tensor, boundaries: Tensor) -> Tensor:
+    check_tensor("values", values, torch.float32, 0, values.device)
+    check_tensor("boundaries", boundaries, torch.float32, 255, values.device)
     codes = torch.empty_like(values, dtype=torch.uint8)
     if values.numel():
-        nearest[(triton.cdiv(values.numel(), _TILE),)](values, boundaries, codes, values.numel(), WIDTH=_TILE)
+        nearest_code[(triton.cdiv(values.numel(), _NEAREST),)](
+            values, boundaries, codes, values.numel(), WIDTH=_NEAREST
+        )
     return codes
 
 
 def _check(weight: Tensor, boundaries: Tensor, count: int, block: int) -> None:
-    check("weight", weight, torch.float32, 0, weight.device)
-    check("boundaries", boundaries, torch.float32, count, weight.device)
+    check_tensor("weight", weight, torch.float32, 0, weight.device)
+    check_tensor("boundaries", boundaries, torch.float32, count, weight.device)
     check_block(block)
 
 

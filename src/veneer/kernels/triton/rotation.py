@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from veneer.kernels.operations import rotation
-from veneer.kernels.triton.launch import EXACT, check_shape, power_of_two, served
+from veneer.kernels.triton.launch import EXACT, check_like, kernels_take, power_of_two
 
 _TILE = 2048  # pairs of a program
 
@@ -44,14 +44,14 @@ def rotate_heads(
     tl.store(into + half, second.to(out.dtype.element_ty), mask=keep)
 
 
-def rotate(x: Tensor, cosines: Tensor, sines: Tensor, transposed: bool) -> Tensor:
-    if not served(x, cosines, sines):
+def triton_rotate(x: Tensor, cosines: Tensor, sines: Tensor, transposed: bool) -> Tensor:
+    if not kernels_take(x, cosines, sines):
         return rotation.rotate.definition(x, cosines, sines, transposed)
     batch, heads, tokens, dim = x.shape
     if dim % 2:
         raise ValueError(f"Halves are rotated, and {dim} has none.")
-    check_shape("cosines", cosines, x, (batch if len(cosines) != 1 else 1, tokens, dim))
-    check_shape("sines", sines, x, tuple(cosines.shape))
+    check_like("cosines", cosines, x, (batch if len(cosines) != 1 else 1, tokens, dim))
+    check_like("sines", sines, x, tuple(cosines.shape))
     x = x if x.stride(3) == 1 else x.contiguous()
     cosines, sines = cosines.contiguous(), sines.contiguous()
     out = x.new_empty(batch, tokens, heads, dim)

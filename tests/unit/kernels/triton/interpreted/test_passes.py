@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from veneer.kernels.operations import cross_entropy, gates, norm, rotation
+from veneer.kernels.operations import adamw, cross_entropy, gates, norm, residual_norm, rotation
 
 pytestmark = pytest.mark.unit
 
@@ -45,6 +45,35 @@ def test_rms_norm_and_its_gradient(dtype, once, shape, exact_weight):
         norm.rms_norm_backward(grad, x, wanted_inverse, weight, once),
         norm.rms_norm_backward.definition(grad, x, wanted_inverse, weight, once),
     )
+
+
+@every_type
+@pytest.mark.parametrize(("once", "shape"), [(False, (3, 64)), (True, (2, 3, 100))])
+def test_rms_norm_of_a_sum_and_its_gradient(dtype, once, shape):
+    x, residual, grad, beside = (drawn(*shape, seed=seed).to(dtype) for seed in range(4))
+    weight = drawn(shape[-1], seed=4).to(dtype)
+    wanted = residual_norm.add_rms_norm.definition(x, residual, weight, 1e-5, once)
+    total, y, inverse = residual_norm.add_rms_norm(x, residual, weight, 1e-5, once)
+    assert torch.equal(total, wanted[0])
+    close(y, wanted[1])
+    close(inverse, wanted[2])
+    gradients = grad, beside, total, wanted[2], weight, once
+    got = residual_norm.add_rms_norm_backward(*gradients)
+    exact = residual_norm.add_rms_norm_backward.definition(*gradients)
+    assert (got - exact).double().norm() <= max(3e-7, torch.finfo(dtype).eps / 8) * exact.double().norm()
+
+
+@pytest.mark.parametrize("size", [1, 1000, 2049])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_adamw_is_the_definitions_bits(size, decay):
+    got = [drawn(size), torch.zeros(size), torch.zeros(size)]
+    wanted = [tensor.clone() for tensor in got]
+    for step in (1, 2, 100):
+        gradient = drawn(size, seed=step)
+        for (values, mean, square), run in ((got, adamw.adamw), (wanted, adamw.adamw.definition)):
+            run(values, gradient, mean, square, 1e-3, 0.9, 0.999, 1e-8, decay, step)
+        for one, other in zip(got, wanted, strict=True):
+            assert torch.equal(one, other)
 
 
 def test_rms_norm_of_x_whose_rows_lie_apart():
