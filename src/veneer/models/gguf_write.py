@@ -18,6 +18,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFValueType
 from torch import Tensor
 
+from veneer.device import META
 from veneer.errors import ModelError
 from veneer.files import atomic_file
 from veneer.models.gguf_config import gguf_config
@@ -58,7 +59,7 @@ class Draft:
         self._process = reading(self._described.architecture)(config=self._described.config.to_dict())
         self.names = self._named()
         own = self._plain.state_dict()
-        empty = {name: torch.empty(own[key].shape, device="meta") for name, key in self.names.items()}
+        empty = {name: torch.empty(own[key].shape, device=META) for name, key in self.names.items()}
         shapes = {name: tuple(self._as_written(name, values).shape) for name, values in empty.items()}
         self._shapes = shapes | {name: values.shape for name, values in self._described.tensors.items()}
 
