@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import io
+import json
+
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 import tiny
@@ -13,6 +18,7 @@ from veneer.data.labels import Tokens
 from veneer.frozen import blockwise
 from veneer.frozen.layers import quantise_linear_layers
 from veneer.frozen.weight import QuantisedLinear
+from veneer.models.load import load
 from veneer.training import eight_bit
 from veneer.training.fused import fused_passes
 from veneer.training.loss import Loss
@@ -143,3 +149,35 @@ def test_a_step_where_there_is_no_float64(monkeypatch):
     monkeypatch.setattr("veneer.device._WITHOUT_DOUBLES", {device.NAME})
     made, _ = _steps("llama", device.NAME)
     assert made == pytest.approx(expected, rel=2e-6)
+
+
+# Not of a dense storage: with such a device, transformers leaves buffers of what it loads without values.
+@pytest.mark.parametrize("storage", ["nf4", "int8"])
+def test_a_model_is_loaded_onto_it(storage, tiny_folder, monkeypatch):
+    """Each weight is quantised there, one after another, to the CPU's bytes."""
+    expected, _ = load(tiny_folder, storage, compute="fp32")
+    monkeypatch.setattr("veneer.models.load.available", str)
+    made, _ = load(tiny_folder, storage, compute="fp32", device=device.NAME)
+    mine, theirs = ({**dict(m.named_parameters()), **dict(m.named_buffers())} for m in (made, expected))
+    assert mine.keys() == theirs.keys()
+    assert {tensor.device.type for tensor in mine.values()} == {device.NAME}
+    assert [name for name in mine if not torch.equal(mine[name].cpu(), theirs[name])] == []
+    ids = torch.arange(1, 9)[None]
+    logits = made(input_ids=ids.to(device.NAME)).logits.cpu()
+    torch.testing.assert_close(logits, expected(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_of_a_loaded_model(tiny_folder, rows_file, tmp_path, monkeypatch):
+    results = []
+    monkeypatch.setattr("veneer.models.load.available", str)
+    monkeypatch.setattr("torch.optim.AdamW", functools.partial(torch.optim.AdamW, fused=False))
+    for where in ("cpu", device.NAME):
+        model, tokenizer = load(tiny_folder, "nf4", compute="fp32", device=where)
+        result = veneer.train(
+            model, tokenizer, data=str(rows_file), output=str(tmp_path / where), steps=2, rank=4, held_out=8,
+            console=Console(file=io.StringIO()),
+        )  # fmt: skip
+        results.append(result)
+    assert results[1].loss_after == pytest.approx(results[0].loss_after, rel=1e-5)
+    assert json.loads((tmp_path / device.NAME / "environment.json").read_text())["device"] == device.NAME
+    assert json.loads((tmp_path / "cpu" / "environment.json").read_text())["device"] == "cpu"
