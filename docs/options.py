@@ -53,7 +53,11 @@ SECTIONS: tuple[tuple[str, tuple[type[Options], ...], str], ...] = (
         "`veneer generate`, `chat` and `predict` take these, and so do `veneer.generate` and `veneer.stream`, whose "
         "`max_new_tokens` is 64. What they do: [answers.md](answers.md#what-decides-an-answer).",
     ),
-    ("An answer of a command", (OnDevice, UsedIn, GenerateOptions), "`veneer generate` and `veneer chat` take these, too."),
+    (
+        "An answer of a command",
+        (OnDevice, UsedIn, GenerateOptions),
+        "`veneer generate` and `veneer chat` take these, too.",
+    ),
 )
 
 INTRODUCTION = """\

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import io
-import json
-
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 
 import tiny
@@ -165,19 +160,3 @@ def test_a_model_is_loaded_onto_it(storage, tiny_folder, monkeypatch):
     ids = torch.arange(1, 9)[None]
     logits = made(input_ids=ids.to(device.NAME)).logits.cpu()
     torch.testing.assert_close(logits, expected(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
-
-
-def test_a_run_of_a_loaded_model(tiny_folder, rows_file, tmp_path, monkeypatch):
-    results = []
-    monkeypatch.setattr("veneer.models.load.available", str)
-    monkeypatch.setattr("torch.optim.AdamW", functools.partial(torch.optim.AdamW, fused=False))
-    for where in ("cpu", device.NAME):
-        model, tokenizer = load(tiny_folder, "nf4", compute="fp32", device=where)
-        result = veneer.train(
-            model, tokenizer, data=str(rows_file), output=str(tmp_path / where), steps=2, rank=4, held_out=8,
-            console=Console(file=io.StringIO()),
-        )  # fmt: skip
-        results.append(result)
-    assert results[1].loss_after == pytest.approx(results[0].loss_after, rel=1e-5)
-    assert json.loads((tmp_path / device.NAME / "environment.json").read_text())["device"] == device.NAME
-    assert json.loads((tmp_path / "cpu" / "environment.json").read_text())["device"] == "cpu"
