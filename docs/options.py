@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from veneer import AdaLoRA, LoRA
 from veneer.data.config import RowOptions
-from veneer.frozen.config import BaseOptions, BlockwiseOptions, UsedIn
+from veneer.frozen.config import BaseOptions, BlockwiseOptions, OnDevice, UsedIn
 from veneer.generation.config import GenerateOptions, SamplingOptions
 from veneer.options import Options
 from veneer.training.config import TrainConfig
@@ -38,7 +38,7 @@ SECTIONS: tuple[tuple[str, tuple[type[Options], ...], str], ...] = (
     ),
     (
         "A quantised base",
-        (BlockwiseOptions, BaseOptions),
+        (OnDevice, BlockwiseOptions, BaseOptions),
         "What each storage costs: [qlora.md](qlora.md#bits-of-a-parameter).",
     ),
     (
@@ -53,7 +53,11 @@ SECTIONS: tuple[tuple[str, tuple[type[Options], ...], str], ...] = (
         "`veneer generate`, `chat` and `predict` take these, and so do `veneer.generate` and `veneer.stream`, whose "
         "`max_new_tokens` is 64. What they do: [answers.md](answers.md#what-decides-an-answer).",
     ),
-    ("An answer of a command", (UsedIn, GenerateOptions), "`veneer generate` and `veneer chat` take these, too."),
+    (
+        "An answer of a command",
+        (OnDevice, UsedIn, GenerateOptions),
+        "`veneer generate` and `veneer chat` take these, too.",
+    ),
 )
 
 INTRODUCTION = """\

@@ -10,7 +10,7 @@ from typing import Any
 
 from veneer.documents import read_json
 
-_ON_WHICH_BITS_DEPEND = ("processor", "threads", "torch", "transformers", "veneer")
+_ON_WHICH_BITS_DEPEND = ("device", "gpu", "processor", "threads", "torch", "transformers", "veneer")
 
 
 def environment(threads: int) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def changed(file: Path, now: dict[str, Any]) -> list[str]:
     as a sentence; none where nothing is, or there is no such file."""
     try:
         before = read_json(file)
-        differing = [name for name in _ON_WHICH_BITS_DEPEND if before.get(name, now[name]) != now[name]]
+        differing = [name for name in _ON_WHICH_BITS_DEPEND if name in now and before.get(name, now[name]) != now[name]]
     except (OSError, ValueError, AttributeError):
         return []
     if not differing:

@@ -13,6 +13,7 @@ from veneer.data.labels import Tokens
 from veneer.frozen import blockwise
 from veneer.frozen.layers import quantise_linear_layers
 from veneer.frozen.weight import QuantisedLinear
+from veneer.models.load import load
 from veneer.training import eight_bit
 from veneer.training.fused import fused_passes
 from veneer.training.loss import Loss
@@ -143,3 +144,19 @@ def test_a_step_where_there_is_no_float64(monkeypatch):
     monkeypatch.setattr("veneer.device._WITHOUT_DOUBLES", {device.NAME})
     made, _ = _steps("llama", device.NAME)
     assert made == pytest.approx(expected, rel=2e-6)
+
+
+# Not of a dense storage: with such a device, transformers leaves buffers of what it loads without values.
+@pytest.mark.parametrize("storage", ["nf4", "int8"])
+def test_a_model_is_loaded_onto_it(storage, tiny_folder, monkeypatch):
+    """Each weight is quantised there, one after another, to the CPU's bytes."""
+    expected, _ = load(tiny_folder, storage, compute="fp32")
+    monkeypatch.setattr("veneer.models.load.available", str)
+    made, _ = load(tiny_folder, storage, compute="fp32", device=device.NAME)
+    mine, theirs = ({**dict(m.named_parameters()), **dict(m.named_buffers())} for m in (made, expected))
+    assert mine.keys() == theirs.keys()
+    assert {tensor.device.type for tensor in mine.values()} == {device.NAME}
+    assert [name for name in mine if not torch.equal(mine[name].cpu(), theirs[name])] == []
+    ids = torch.arange(1, 9)[None]
+    logits = made(input_ids=ids.to(device.NAME)).logits.cpu()
+    torch.testing.assert_close(logits, expected(input_ids=ids).logits, rtol=1e-4, atol=1e-5)

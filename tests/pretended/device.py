@@ -72,6 +72,9 @@ class Pretended(torch.Tensor):
     def __repr__(self):
         return f"Pretended({self.raw})"
 
+    def tolist(self):
+        return self.raw.tolist()
+
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         return _run(func, *args, **(kwargs or {}))
@@ -88,7 +91,12 @@ def register():
     torch.tensor = lambda data, *, device=None, **more: (
         tensor(data, **more).to(device) if _is_here(device) else tensor(data, device=device, **more)
     )
-    torch.Generator = lambda device="cpu": generator("cpu" if _is_here(device) else device)
+
+    class Generator(generator):
+        def __new__(cls, device="cpu"):
+            return super().__new__(cls, "cpu" if _is_here(device) else device)
+
+    torch.Generator = Generator
 
 
 def _run(func, *args, **kwargs):

@@ -14,7 +14,10 @@ from torch import nn
 import tiny
 import veneer
 from veneer import device
+from veneer.errors import ConfigError
+from veneer.frozen.compute import computing
 from veneer.training.checkpoint import State, load_checkpoint, save_checkpoint
+from veneer.training.config import TrainConfig
 
 pytestmark = pytest.mark.unit
 PACKAGE = Path(device.__file__).parent
@@ -120,3 +123,37 @@ def test_a_checkpoint_of_a_run_on_the_cpu_asks_no_gpu_of_the_host(tmp_path, monk
     drawn = torch.rand(3)
     assert load_checkpoint(tmp_path / "step-000001", model, optimizer).step == 1
     assert torch.equal(torch.rand(3), drawn)
+
+
+def test_names_that_may_be_asked_for():
+    for name in ("auto", "cpu", "cuda", "cuda:3", "mps", "xpu", "xpu:1"):
+        assert device.known_name(name) == name
+    for name, near in (("cuba", "'cuda'"), ("gpu", "'cuda'"), ("cuda:x", "'cuda:N'"), ("CPU:0", "")):
+        with pytest.raises(ConfigError, match=f"device = '{name}' is not one of auto, cpu, .*{near}"):
+            TrainConfig(model="m", data="d", output="o", device=name)
+
+
+def test_a_device_that_is_not_here_is_refused(monkeypatch):
+    monkeypatch.setattr(device, "is_present", lambda kind: kind == "cpu")
+    assert device.available("auto") == device.available("cpu") == "cpu"
+    assert device.gpus() == []
+    for name in ("cuda", "cuda:1", "mps", "xpu"):
+        with pytest.raises(ConfigError, match=f"There is no {name} here: PyTorch .* give device cpu"):
+            device.available(name)
+    with pytest.raises(ConfigError, match="There is no cuda here"):
+        veneer.load("smollm2-135m-instruct", device="cuda")
+
+
+def test_gpus_are_numbered(gpu, monkeypatch):
+    monkeypatch.setattr(device, "is_present", lambda kind: kind == "cuda")
+    monkeypatch.setattr(gpu, "device_count", lambda: 2, raising=False)
+    monkeypatch.setattr(
+        gpu, "get_device_capability", lambda of: {"cuda:0": (7, 5), "cuda:1": (8, 0)}[of], raising=False
+    )
+    assert device.gpus() == ["cuda:0", "cuda:1"]
+    assert (device.available("cuda"), device.available("cuda:1")) == ("cuda:0", "cuda:1")
+    with pytest.raises(ConfigError, match="There is no cuda:2 here: the devices are cuda:0, cuda:1, cpu"):
+        device.available("cuda:2")
+    assert computing("auto", "nf4", "cuda:0").name == "fp32"
+    assert str(computing("auto", "nf4", "cuda:1")) == "bf16 (auto: cuda:1 has instructions for bf16)"
+    assert computing("fp32", "nf4", "cuda:1").name == "fp32"

@@ -25,7 +25,7 @@ def talk(source: str | Path, **options: Any) -> None:
     ModelError for what is no model.
     """
     asked = GenerateOptions(**options)
-    opened = with_asked_system(open_named(source, asked.compute), asked)
+    opened = with_asked_system(open_named(source, asked.compute, asked.device), asked)
     names = sides(opened, asked)
     say_what_is_not_followed(opened, asked)
     histories: dict[str, tuple[dict[str, str], ...]] = dict.fromkeys(names, ())

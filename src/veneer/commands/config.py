@@ -9,12 +9,13 @@ from pydantic import Field, field_validator
 from veneer.data.config import RowOptions
 from veneer.data.forms import check_template, typed_arguments
 from veneer.data.lengths import LongRows
-from veneer.frozen.config import BlockwiseOptions
+from veneer.device import CPU
+from veneer.frozen.config import BlockwiseOptions, OnDevice
 from veneer.options import Options
 from veneer.updates.config import CombineOptions
 
 
-class MergeOptions(BlockwiseOptions):
+class MergeOptions(OnDevice, BlockwiseOptions):
     """veneer merge RUN OUT"""
 
     storage: Literal[
@@ -28,6 +29,9 @@ class MergeOptions(BlockwiseOptions):
     format: Literal["folder", "gguf", "ollama"] = Field(
         default="folder",
         description="A transformers folder; one GGUF file, for llama.cpp and others; or a folder for ollama create.",
+    )
+    device: str = Field(
+        default=CPU, description="Where the sum is computed: as in train. Another than cpu may give other last bits."
     )
     check: str | None = Field(
         default=None,

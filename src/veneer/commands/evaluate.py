@@ -15,6 +15,7 @@ from veneer.data.columns import Reading
 from veneer.data.formats import Example
 from veneer.data.metrics import metric_of
 from veneer.data.sources import refuse_weights
+from veneer.device import device_of
 from veneer.errors import DataError
 from veneer.evaluation.answers import answered, spread
 from veneer.evaluation.compare import Comparison, compare
@@ -61,16 +62,16 @@ def evaluate(run: str | Path, **options: Unpack[EvaluateArguments]) -> Compariso
     seen: Sequence[Example] = []
     if asked.data:
         rows, notes = _other_rows(folder, asked)
-        opened = open_named(folder, asked.compute)
+        opened = open_named(folder, asked.compute, asked.device)
     else:
-        opened = open_run(folder, asked.compute)
+        opened = open_run(folder, asked.compute, asked.device)
         rows, seen, notes = opened.held_out, opened.train, []
     if not len(rows):
         raise DataError(f"{folder} was trained without held-out rows; give some with --data.")
     if "leave-out" in (asked.bad_rows, RunFolder(folder).config().bad_rows):
         rows, seen, more = _usable(opened, rows, seen)
         notes += more
-    comparison = _measured(opened, rows, seen, asked, base_of_run(folder))
+    comparison = _measured(opened, rows, seen, asked, base_of_run(folder, str(device_of(opened.model))))
     comparison = replace(comparison, note=_both(*notes, comparison.note))
     write_text(RunFolder(folder).evaluation_file, json.dumps(comparison.as_json(), indent=2) + "\n")
     if asked.data:
@@ -86,7 +87,7 @@ def _of_adapter(folder: Path, asked: EvaluateOptions) -> Comparison:
     if not asked.data:
         raise DataError(f"{folder} is an adapter alone, without the rows of its run; give rows with --data.")
     rows, notes = _other_rows(folder, asked)
-    opened = open_named(folder, asked.compute)
+    opened = open_named(folder, asked.compute, asked.device)
     if asked.bad_rows == "leave-out":
         rows, _, more = _usable(opened, rows, [])
         notes += more

@@ -53,7 +53,7 @@ def answer(source: str | Path, prompt: str, **options: Any) -> dict[str, str]:
 def answers(source: str | Path, prompt: str, **options: Any) -> dict[str, Answer]:
     """`answer`, with a classifier's probabilities."""
     asked = GenerateOptions(**options)
-    opened = with_asked_system(open_named(source, asked.compute), asked)
+    opened = with_asked_system(open_named(source, asked.compute, asked.device), asked)
     question = ({"role": "user", "content": prompt},)
     names = sides(opened, asked)
     say_what_is_not_followed(opened, asked)

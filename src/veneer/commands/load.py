@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from veneer.device import CPU
 from veneer.errors import ConfigError
 from veneer.models import load as models
 from veneer.models.checkpoint import Task
 from veneer.runs.adapter import load_adapted
 from veneer.runs.folder import RunFolder
+from veneer.runs.placing import place_for_use
 from veneer.updates.peft_config import CONFIG_NAME as ADAPTER_CONFIG
 
 
@@ -21,11 +23,12 @@ def load(
     double_quantisation: bool | None = None,
     dense_storage: str | None = None,
     compute: str | None = None,
+    device: str = CPU,
     task: Task = "auto",
     labels: list[str] | None = None,
     with_tokenizer: bool = True,
 ) -> tuple[Any, Any]:
-    """A model, in eval mode on the CPU, and its tokenizer.
+    """A model, in eval mode, and its tokenizer.
 
     Args:
         source: a transformers folder; a GGUF file; a model that an installed package ships (smollm2-135m-instruct,
@@ -42,7 +45,9 @@ def load(
             "fp16".
         compute: the type of activations and products, whatever the storage: "fp32" or "bf16"; "auto", the default, is
             that of an adapter's run, or of a model bf16 where a training step was measured to be clearly faster in it
-            on this CPU, else fp32.
+            on this CPU, or the GPU has it, else fp32.
+        device: where the model is put: "cpu", the default, "cuda", "cuda:N", "mps" or "xpu"; "auto": a GPU that holds
+            it, else the CPU.
         task: "causal", "seq2seq", or a classifier's: "classification" (one class of several), "multi-label" (all labels
             of a text) or "regression" (a number); "auto" takes it from ``labels`` and the config.
         labels: the names of the classes, for a sequence-classification model. Its head is new unless the checkpoint
@@ -72,6 +77,7 @@ def load(
     """
     given: dict[str, Any] = {"storage": storage, "block_size": block_size, "double_quantisation": double_quantisation}
     given |= {"dense_storage": dense_storage, "compute": None if compute == "auto" else compute}
+    given["device"] = place_for_use(source, device)
     kept: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     adapter, base = _adapter_of(source)
     if adapter is None:

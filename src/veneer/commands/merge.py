@@ -18,6 +18,7 @@ from veneer.commands.ollama import MODELFILE, modelfile, write_modelfile
 from veneer.data.bad import BadRows
 from veneer.data.columns import Reading
 from veneer.data.formats import Example
+from veneer.device import CPU
 from veneer.errors import ConfigError, DataError, ModelError
 from veneer.evaluation.moved import Moved, swap_and_measure
 from veneer.files import atomic_file, atomic_folder
@@ -82,11 +83,14 @@ def merge_to(source: str | Path, out: str | Path, **options: Any) -> Merged:
         return _as_gguf(source, out, asked)
     refuse_own_weights(source, "merge")
     quantised = asked.storage in CODE_BITS
-    opened, rows = _with_rows(source, asked.check) if quantised else (open_named(source, "fp32"), [])
+    opened, rows = (
+        _with_rows(source, asked.check, asked.device) if quantised else (open_named(source, "fp32", asked.device), [])
+    )
     if isinstance(opened, Opened) and not opened.adapted:
         raise ModelError(f"{source} is a model, not a run or an adapter: there is nothing to merge.")
     model = opened.model
     merge(model, reversible=False)
+    model.to(CPU)
     moved = None
     if quantised:
         how = {name: getattr(asked, name) for name in ("storage", *BlockwiseOptions.model_fields)}
@@ -124,6 +128,8 @@ def _refuse_storage(asked: MergeOptions) -> None:
         raise ConfigError(
             f"--check measures what 8 bits or fewer change, and the merged model is kept in {asked.storage}."
         )
+    if asked.format != "folder" and asked.device != CPU:
+        raise ConfigError("device is for format folder: GGUF files are computed on the CPU; leave it out.")
     if asked.pre is not None and asked.format == "folder":
         raise ConfigError("--pre is for GGUF files; add --format gguf, or leave it out.")
 
@@ -165,14 +171,16 @@ def _experts_in_codes(model: nn.Module, how: dict[str, Any]) -> dict[str, nn.Mod
     }
 
 
-def _with_rows(source: Path, check: str | None) -> tuple[Opened | Prepared, Sequence[Example]]:
+def _with_rows(
+    source: Path, check: str | None, device: str = CPU
+) -> tuple[Opened | Prepared, Sequence[Example]]:  # fmt: skip
     """What is merged, and the rows to measure it on. Raises DataError when there are none."""
     if check is not None:
         bad = BadRows()
         examples = read_examples(check, kept_reading(source) or Reading(), bad)
         bad.refuse()
-        return open_named(source, "fp32"), examples.items
-    prepared = open_run(Path(source), "fp32") if RunFolder(source).exists else None
+        return open_named(source, "fp32", device), examples.items
+    prepared = open_run(Path(source), "fp32", device) if RunFolder(source).exists else None
     if prepared is None or not prepared.held_out:
         raise DataError(
             f"{source} has no held-out rows on which to measure what rounding changes; give some with --check."

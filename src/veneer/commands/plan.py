@@ -11,7 +11,7 @@ from rich.table import Table
 
 from veneer.arguments import described
 from veneer.data.labels import longest_row
-from veneer.device import CPU, usable_memory
+from veneer.device import AUTO, CPU, gpus, is_host, usable_memory
 from veneer.errors import ArgumentError
 from veneer.notebook import html_table
 from veneer.options import shows
@@ -164,7 +164,7 @@ def plan(model: str | os.PathLike[str] | None = None, **options: Unpack[PlanArgu
     may be left out where ``adapter`` names a run or an adapter's folder to start from.
     ``data``: the rows that the run will train on, as a path or name or in memory, as `veneer.train` takes them: the
     plan is the one that ``train`` makes just before its first step. Without rows each is assumed to have ``max_length``
-    tokens. Other ``options``: those of `veneer.train`, and ``device`` ("cpu", or "cuda" for the memory on a GPU);
+    tokens. Other ``options``: those of `veneer.train`, and of ``device`` a GPU's plan is of memory only;
     ``memory="8GB"`` stands for this machine's. The machine's rates are measured once, in less than a minute, and
     remembered; ``measure=True`` measures them again.
 
@@ -192,12 +192,17 @@ def answer(options: PlanOptions, given: Given | None = None, process: Process | 
     ``given``: rows that came in memory. ``process``: this one, where the run will be a part of it. The machine is
     measured, which takes a while, where its rates are asked for, and when all else is in order.
     """
+    if options.device == AUTO:
+        for name in gpus():
+            here = answer(options.model_copy(update={"device": name}), given)
+            if here.fits:
+                return here
     limit = limit_of(options, usable_memory(CPU))
     rows = rows_of_plan(options, given or {}) if options.data else None
     known: dict[str, Any] = {"base": base_asked(options)} if rows is None else rows.known()
     known |= planned_update(options)
     machine = _machine(options, limit, known)
-    if process is not None and options.device == CPU:
+    if process is not None and is_host(options.device):
         machine = replace(process, machine=machine).at()
     if rows is not None:
         machine = machine.beside(rows.steps.memory)
@@ -221,7 +226,7 @@ def _by_auto(options: PlanOptions, rows: PlanRows | None, base: Base) -> str:
 
 
 def _machine(options: PlanOptions, limit: int, known: dict[str, Any]) -> Machine:
-    if options.device != CPU:
+    if not is_host(options.device):
         return NO_MACHINE
     if not options.measure and (machine := remembered()) is not None:
         return machine

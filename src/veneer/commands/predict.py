@@ -23,7 +23,7 @@ from veneer.prediction.config import PredictOptions
 from veneer.prediction.output import Output, kept_columns, plain, write_lines
 from veneer.prediction.predict import predictions, refuse_taken_output
 from veneer.prediction.result import Predictions
-from veneer.runs.computing import refuse_other_type
+from veneer.runs.computing import refuse_other_device, refuse_other_type
 from veneer.runs.opened import Opened, open_named
 from veneer.runs.prepare import renderer_of
 from veneer.runs.reading import kept_reading
@@ -102,17 +102,18 @@ def _predictions(
         Output(path, questions.rows, kept)
     for note in bad.sentences():
         console.print(note, highlight=False, markup=False, soft_wrap=True)
-    return predictions(_opened(model, tokenizer, asked.compute), rows, asked, console, reading)
+    return predictions(_opened(model, tokenizer, asked.compute, asked.device), rows, asked, console, reading)
 
 
-def _opened(model: Any, tokenizer: Any, compute: str) -> Opened:
+def _opened(model: Any, tokenizer: Any, compute: str, device: str) -> Opened:
     if isinstance(model, nn.Module):
         renderer_for("predict", model, tokenizer)  # refuses what is no tokenizer
         refuse_other_type(model, compute)
+        refuse_other_device(model, device)
         renderer = renderer_of(model, tokenizer)
         return Opened(model, renderer, bool(adapters_of(model).active), bool(tokenizer.chat_template))
     if not isinstance(model, str | Path):
         raise ArgumentError(f"predict takes a run, an adapter or a model, by path or loaded, not {described(model)}.")
     if tokenizer is not None:
         raise ArgumentError("predict takes a tokenizer with a loaded model; what a path names has its own.")
-    return open_named(model, compute)
+    return open_named(model, compute, device)

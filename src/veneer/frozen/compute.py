@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 
+from veneer.device import CPU, computes_bf16, is_host
 from veneer.errors import ConfigError
 from veneer.frozen.config import CODE_BITS, COMPUTES
 from veneer.kernels.serving import serving
@@ -41,8 +42,8 @@ class Computing(NamedTuple):
         return f"{self.name} ({self.reason})" if self.reason else self.name
 
 
-def computing(compute: str, storage: str) -> Computing:
-    """What ``compute`` (auto, fp32 or bf16) is for weights kept in ``storage``.
+def computing(compute: str, storage: str, device: str = CPU) -> Computing:
+    """What ``compute`` (auto, fp32 or bf16) is for weights kept in ``storage`` on a device that is here.
 
     Raises ConfigError for another name.
     """
@@ -50,6 +51,10 @@ def computing(compute: str, storage: str) -> Computing:
         raise ConfigError(f"compute = {compute!r} is not one of {', '.join(COMPUTES)}.")
     if compute != "auto":
         return Computing(compute, "")
+    if not is_host(device):
+        known = computes_bf16(device)
+        said = "has instructions for bf16" if known else "is not known to have instructions for bf16"
+        return Computing("bf16" if known else "fp32", f"auto: {device} {said}")
     if not has_bf16():
         return Computing("fp32", "auto: this processor has no instructions for bf16")
     time = bf16_time(alike(storage))

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from pydantic import Field, field_validator
 
+from veneer.device import AUTO, known_name
 from veneer.options import Options
 
 Storage = Literal["fp32", "bf16", "fp16", "nf4", "fp4", "int4", "int8"]
@@ -15,6 +16,16 @@ COMPUTES: tuple[str, ...] = get_args(Compute)
 # A storage of codes → the bits of one. All have a scale for each block of weights.
 CODE_BITS = {"nf4": 4, "fp4": 4, "int4": 4, "int8": 8}
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+class OnDevice(Options):
+    """Where a model is, and computes."""
+
+    device: str = Field(
+        default=AUTO,
+        description="cpu, cuda, cuda:N, mps or xpu; auto: a GPU that holds what is asked, by the plan, else the CPU.",
+    )
+    _device_known = field_validator("device", mode="before")(known_name)
 
 
 class BlockwiseOptions(Options):
@@ -35,7 +46,7 @@ class BlockwiseOptions(Options):
         return value
 
 
-class BaseOptions(BlockwiseOptions):
+class BaseOptions(OnDevice, BlockwiseOptions):
     """How a base is kept, beside its storage."""
 
     dense_storage: DenseStorage = Field(
@@ -50,7 +61,7 @@ class BaseOptions(BlockwiseOptions):
     )
 
 
-class UsedIn(Options):
+class UsedIn(OnDevice):
     """What a model computes in where it is used, and not trained."""
 
     compute: Compute = Field(

@@ -165,7 +165,8 @@ class LabelScores:
             cache = deepcopy(self._prefix)
             cache.batch_repeat_interleave(rows)
         places, which = torch.unique(mask.sum(1).cpu() - 1 - self.shared, return_inverse=True)
-        logits = self._pass(ids, mask, cache, places)[torch.arange(rows), which]
+        logits = self._pass(ids, mask, cache, places)
+        logits = logits[torch.arange(rows, device=logits.device), which.to(logits.device)]
         logs = logits.float().log_softmax(-1).cpu()
         scores = logs.gather(1, torch.tensor([[answer[0] for answer in row.answers] for row in part]))
         return scores + self._rest(part, mask, cache) if cache is not None and several else scores
@@ -182,7 +183,7 @@ class LabelScores:
             some = stems[start : start + most]
             rows = torch.tensor([number for number, _ in some])
             ids, more = self._padded([list(stem) for _, stem in some])
-            after = torch.cat([mask[rows], more], dim=1)
+            after = torch.cat([mask[rows.to(mask.device)], more], dim=1)
             logs = self._pass(ids, after, _of_rows(cache, rows, self._model.config), torch.arange(ids.shape[1]))
             logs = logs.float().log_softmax(-1).cpu()
             for (number, stem), at in zip(some, logs, strict=True):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from veneer.device import CPU, available, is_host
 from veneer.errors import ConfigError, ModelError
 from veneer.frozen.compute import computing
 from veneer.frozen.config import CODE_BITS, BlockwiseOptions
@@ -48,12 +49,13 @@ def load(
     double_quantisation: bool = True,
     dense_storage: str = "fp32",
     compute: str = "auto",
+    device: str = CPU,
     task: Task = "auto",
     labels: list[str] | None = None,
     experts: bool = True,
     with_tokenizer: bool = True,
 ) -> tuple[Any, Any]:
-    """A model, in eval mode on the CPU, and its tokenizer.
+    """A model, in eval mode, and its tokenizer.
 
     Args:
         source: a transformers folder; a GGUF file; a model that an installed package ships (smollm2-135m-instruct,
@@ -66,7 +68,8 @@ def load(
         double_quantisation: whether these scales are kept in 8 bits themselves.
         dense_storage: how embeddings and head are kept beside a storage of codes: "fp32", "bf16" or "fp16".
         compute: the type of activations and products, whatever the storage: "fp32" or "bf16"; "auto" is bf16 where a
-            training step was measured to be clearly faster in it on this CPU, else fp32.
+            training step was measured to be clearly faster in it on this CPU, or the GPU has it, else fp32.
+        device: where it is put, and quantised as it streams in: cpu, cuda, cuda:N, mps or xpu.
         task: "causal", "seq2seq", or a classifier's: "classification" (one class of several), "multi-label" (all labels
             of a text) or "regression" (a number); "auto" takes it from ``labels`` and the config.
         labels: the names of the classes, for a sequence-classification model. Its head is new unless the checkpoint
@@ -81,8 +84,8 @@ def load(
     Raises:
         ModelError: there is no such model, it is damaged or incomplete, has no tokenizer, or generates no text where
             neither ``task`` nor ``labels`` say what else it is for.
-        ConfigError: a ``storage``, ``block_size``, ``compute`` or ``task`` that does not exist, or one that a
-            bitsandbytes checkpoint is not kept in.
+        ConfigError: a ``storage``, ``block_size``, ``compute``, ``device`` or ``task`` that does not exist or is
+            not here, or one that a bitsandbytes checkpoint is not kept in.
 
     Example:
         >>> model, tokenizer = veneer.load(folder, storage="nf4", block_size=32)
@@ -100,12 +103,13 @@ def load(
     }
     checkpoint = checkpoint_of(source)
     dense = dense_dtype(checkpoint, storage, dense_storage)
-    computed = computing(compute, storage_named(checkpoint, storage)).dtype
+    place = available(device)
+    computed = computing(compute, storage_named(checkpoint, storage), place).dtype
     kind = checkpoint.task(task, labels)
     config = copy.deepcopy(checkpoint.config)
     name_classes(config, labels, task)
     with quiet():
-        model = _kept_model(checkpoint, kind, config, dense, how, experts)
+        model = _kept_model(checkpoint, kind, config, dense, how, experts, place)
         refuse_model_not_finite(model, checkpoint.name)
         checkpoint.notes += [*note_untied(model), *_note_dense(model)]
         tokenizer = checkpoint.tokenizer() if with_tokenizer else None
@@ -114,6 +118,8 @@ def load(
     if keeps and checkpoint.cache is not None and (storage, kind) == ("fp32", "causal"):
         with quiet():
             converted.keep(checkpoint.cache, Path(checkpoint.path), model, tokenizer)
+    if not is_host(place):
+        model.to(place)  # what is there already stays
     if computed is not dense:
         compute_in(model, computed)
     elif computed is not torch.float32:
@@ -150,8 +156,9 @@ def storage_named(checkpoint: Checkpoint, storage: str) -> str:
 
 
 def _kept_model(
-    checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype, how: dict[str, Any], experts: bool
-) -> Any:
+    checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype, how: dict[str, Any], experts: bool,
+    device: str,
+) -> Any:  # fmt: skip
     """The model, kept as ``how`` says and else in ``dtype``, or as its checkpoint already keeps it."""
     if checkpoint.kind == "folder" and says_bitsandbytes(config):
         coded = checkpoint.is_bitsandbytes  # else a merged model, whose config kept it
@@ -163,7 +170,7 @@ def _kept_model(
     if how["storage"] not in CODE_BITS:
         return _whole_model(checkpoint, kind, config, dtype)
     try:
-        return streamed(checkpoint, kind, copy.deepcopy(config), dtype, how, experts)
+        return streamed(checkpoint, kind, copy.deepcopy(config), dtype, how, experts, device)
     except NotTensorByTensor as reason:
         checkpoint.notes.append(f"{checkpoint.name} was loaded whole before it was quantised: {reason}.")
     model = _whole_model(checkpoint, kind, config, dtype)

@@ -36,10 +36,12 @@ from veneer.models.ties import tie
 
 
 def streamed(
-    checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype, how: dict[str, Any], experts: bool = True
-) -> Any:
+    checkpoint: Checkpoint, kind: str, config: Any, dtype: torch.dtype, how: dict[str, Any], experts: bool = True,
+    device: str = CPU,
+) -> Any:  # fmt: skip
     """The model of a folder or GGUF file, its linear layers quantised as ``how`` says (see `quantise`), the rest in
-    ``dtype``. ``kind``: of `CLASSES`; ``experts``: whether a mixture's experts are quantised, too.
+    ``dtype``. ``kind``: of `CLASSES`; ``experts``: whether a mixture's experts are quantised, too. Each
+    tensor is quantised on the ``device``, which thus never holds more than the result and one tensor.
 
     Raises NotTensorByTensor when the checkpoint's tensors are not the model's own, name by name and shape by shape:
     other names, a head that is new, one file for many. transformers knows what to do about these, and what to call
@@ -52,16 +54,18 @@ def streamed(
     for name in linear_layers(model):
         layer, key = model.get_submodule(name), f"{name}.weight"
         transposed = isinstance(layer, Conv1D)
-        weight = tensors.read(key)
+        weight = tensors.read(key).to(device)
         made = quantise(weight.t() if transposed else weight, key, **how)
         del weight  # and with it the pages of the file
         model.set_submodule(name, QuantisedLinear(made, layer.bias, dtype, transposed))
     for key, (module, projection) in (_stacks(model) if experts else {}).items():
         transposed = module.is_transposed
-        stack = QuantisedStack.of(tensors.matrices(key), key, dtype, transposed, **how)
+        stack = QuantisedStack.of(
+            (matrix.to(device) for matrix in tensors.matrices(key)), key, dtype, transposed, **how
+        )
         put_stack(own_experts(module), projection, stack)
     for key in set(_tensors(model)) & tensors.names():
-        _fill(model, key, tensors.read(key), dtype, copy=True)
+        _fill(model, key, tensors.read(key), dtype, copy=True, device=device)
     return _finished(model, checkpoint, tensors.names(), set())
 
 
@@ -239,16 +243,18 @@ def _refuse_others(
             )
 
 
-def _fill(model: nn.Module, key: str, tensor: Tensor, dtype: torch.dtype, copy: bool = False) -> None:
-    """Put a checkpoint's tensor in its place, parameters in ``dtype``."""
+def _fill(
+    model: nn.Module, key: str, tensor: Tensor, dtype: torch.dtype, copy: bool = False, device: str = CPU
+) -> None:  # fmt: skip
+    """Put a checkpoint's tensor in its place on the ``device``, parameters in ``dtype``."""
     path, _, name = key.rpartition(".")
     module = model.get_submodule(path)
     if name in module._buffers:
-        module._buffers[name] = tensor.clone()
+        module._buffers[name] = tensor.to(device, copy=True)
     else:
         old = module._parameters[name]
         trained = old is not None and old.requires_grad
-        module._parameters[name] = nn.Parameter(tensor.to(dtype, copy=copy), requires_grad=trained)
+        module._parameters[name] = nn.Parameter(tensor.to(device, dtype, copy=copy), requires_grad=trained)
 
 
 def _finished(model: Any, checkpoint: Checkpoint, held: set[str], new: set[str]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from veneer.device import CPU, Planned
+from veneer.device import is_host
 from veneer.training.config import TrainConfig
 
 
@@ -15,12 +15,11 @@ class PlanOptions(TrainConfig):
         default="", description="Rows, as train takes them. Default: each row is assumed to have max_length tokens."
     )
     output: str = Field(default="", description="Run folder; not made by a plan.")
-    device: Planned = Field(default=CPU, description="Device to plan for. A GPU's plan is of memory only.")
     measure: bool = Field(default=False, description="Measure this machine's rates again.")
 
     @model_validator(mode="after")
     def _rates_of_the_cpu(self) -> PlanOptions:
-        if self.measure and self.device != CPU:
+        if self.measure and not is_host(self.device):
             raise ValueError(
                 f"measure takes the CPU's rates, and a plan for {self.device} is of memory only: leave one out."
             )

@@ -8,7 +8,7 @@ from typing import Any
 
 from veneer.data.labels import IGNORE, Tokens, longest_row
 from veneer.data.pairs import Pair
-from veneer.device import CPU, is_present, usable_memory
+from veneer.device import CPU, is_host, is_present, usable_memory
 from veneer.errors import ConfigError
 from veneer.frozen.blockwise import PANEL
 from veneer.frozen.config import CODE_BITS
@@ -111,7 +111,7 @@ def plan(
     base = base_asked(config) if base is None else base
     if config.method == "full":
         base = base._replace(mapped=())  # a trained weight is no page of the file
-    on_cpu = getattr(config, "device", CPU) == CPU
+    on_cpu = is_host(getattr(config, "device", CPU))
     rows = _longest(config, base) if rows is None else rows
     if recomputed is None and not config.gradient_checkpointing:
         recomputed = 0
@@ -151,7 +151,7 @@ def base_asked(config: TrainConfig, checkpoint: Checkpoint | None = None, labels
 
     Raises ModelError where there is no such model.
     """
-    on_cpu = getattr(config, "device", CPU) == CPU  # a GPU's type is that of the storage
+    on_cpu = is_host(getattr(config, "device", CPU))  # a GPU's type is that of the storage
     return base_of(
         checkpoint or config.model, config.storage, config.block_size, config.double_quantisation, config.task, labels,
         config.dense_storage, "fp32" if config.trains_own_weights or not on_cpu else config.compute,
@@ -289,7 +289,7 @@ def limit_of(config: TrainConfig, usable: int) -> int:
     """Bytes that the run may take. Raises ConfigError where that is asked of a GPU that is not here."""
     if config.memory is not None:
         return memory_size(config.memory)
-    if isinstance(config, PlanOptions) and config.device != CPU:
+    if isinstance(config, PlanOptions) and not is_host(config.device):
         if not is_present(config.device):
             raise ConfigError("There is no GPU here whose memory could be asked; say how much it has: --memory 24GB.")
         return usable_memory(config.device)

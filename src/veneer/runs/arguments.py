@@ -44,6 +44,8 @@ class TrainArguments(Needed, total=False):
     """Weights of a quantised storage that share a scale: 32, 64, … 4096."""
     double_quantisation: bool
     """Keep the scales of a quantised storage in 8 bits, too."""
+    device: str
+    """cpu, cuda, cuda:N, mps or xpu; auto: a GPU that holds what is asked, by the plan, else the CPU."""
     dense_storage: Literal["fp32", "bf16", "fp16"]
     """How embeddings and head are kept beside a storage of codes (nf4, fp4, int4, int8). bf16 halves their
     memory."""
@@ -255,6 +257,8 @@ class ResumeArguments(TypedDict, total=False):
     available."""
     check_memory: bool
     """Refuse a run that clearly cannot fit the memory, before it starts."""
+    device: str
+    """cpu, cuda, cuda:N, mps or xpu; auto: a GPU that holds what is asked, by the plan, else the CPU."""
 
 
 class EvaluateArguments(TypedDict, total=False):
@@ -278,6 +282,8 @@ class EvaluateArguments(TypedDict, total=False):
     """Shape of the rows; auto: by their columns."""
     bad_rows: Literal["stop", "leave-out"]
     """A row that cannot be used is an error, or is left out and counted."""
+    device: str
+    """cpu, cuda, cuda:N, mps or xpu; auto: a GPU that holds what is asked, by the plan, else the CPU."""
     compute: Literal["auto", "fp32", "bf16"]
     """The type of activations and products; auto: that of the run, or of a model whichever is faster on this
     machine."""
@@ -316,6 +322,8 @@ class PredictArguments(TypedDict, total=False):
     """Shape of the rows; auto: by their columns."""
     bad_rows: Literal["stop", "leave-out"]
     """A row that cannot be used is an error, or is left out and counted."""
+    device: str
+    """cpu, cuda, cuda:N, mps or xpu; auto: a GPU that holds what is asked, by the plan, else the CPU."""
     compute: Literal["auto", "fp32", "bf16"]
     """The type of activations and products; auto: that of the run, or of a model whichever is faster on this
     machine."""
@@ -383,6 +391,8 @@ class PlanArguments(TypedDict, total=False):
     """Weights of a quantised storage that share a scale: 32, 64, … 4096."""
     double_quantisation: bool
     """Keep the scales of a quantised storage in 8 bits, too."""
+    device: str
+    """cpu, cuda, cuda:N, mps or xpu; auto: a GPU that holds what is asked, by the plan, else the CPU."""
     dense_storage: Literal["fp32", "bf16", "fp16"]
     """How embeddings and head are kept beside a storage of codes (nf4, fp4, int4, int8). bf16 halves their
     memory."""
@@ -554,7 +564,5 @@ class PlanArguments(TypedDict, total=False):
     """Also log to these: mlflow, wandb; each an extra to install (veneer[wandb])."""
     seed: int
     """Seed of the split, the order of rows, the initial values and dropout."""
-    device: Literal["cpu", "cuda"]
-    """Device to plan for. A GPU's plan is of memory only."""
     measure: bool
     """Measure this machine's rates again."""

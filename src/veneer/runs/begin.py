@@ -17,6 +17,7 @@ from veneer.data.formats import Example
 from veneer.data.known_tokens import known_pad, refuse_unknown_tokens_in
 from veneer.data.pairs import sequences
 from veneer.data.token_rows import Tokens, digest_of
+from veneer.device import device_of
 from veneer.errors import ConfigError, ModelError, TrainingError
 from veneer.frozen.layers import storage_of
 from veneer.models.source import resolve
@@ -99,6 +100,7 @@ def begin(
     )
     if prepared.config.compute == "auto":
         steps = steps.computed_in(prepared.config, prepared.computing.name)
+    steps = steps.placed_on(prepared.config, str(device_of(model)))
     config, total = steps.config, steps.total
     torch.manual_seed(config.seed)
     with_adapter = bool(adapters_of(model).configs)

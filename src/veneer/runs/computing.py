@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from veneer.device import AUTO, CPU, available, device_of, is_host
 from veneer.errors import ConfigError
 from veneer.frozen.compute import Computing, computing, has_bf16
 from veneer.frozen.config import COMPUTES
@@ -12,19 +13,21 @@ from veneer.runs.folder import RunFolder
 from veneer.training.config import TrainConfig
 
 
-def computing_of(run: RunFolder, config: TrainConfig, storage: str, asked: str | None = None) -> Computing:
+def computing_of(
+    run: RunFolder, config: TrainConfig, storage: str, asked: str | None = None, device: str = CPU
+) -> Computing:  # fmt: skip
     """What ``run`` computes in over weights kept in ``storage``; ``asked``: fp32 or bf16 for what is only measured of
     it. One that has begun stays in the type that it began in."""
     if asked not in (None, "auto"):
-        return computing(str(asked), storage)
+        return computing(str(asked), storage, device)
     if config.trains_own_weights:
         return Computing("fp32", "")
     if config.compute != "auto" or not began(run):
-        return computing(config.compute, storage)
+        return computing(config.compute, storage, device)
     chosen = run.chosen().get("compute")
     if chosen is None and storage not in ("bf16", "fp16"):  # of an earlier version, which computed all others in fp32
         return Computing("fp32", "")
-    return Computing(str(chosen), "as the run began") if chosen else computing("auto", storage)
+    return Computing(str(chosen), "as the run began") if chosen else computing("auto", storage, device)
 
 
 def began(run: RunFolder) -> bool:
@@ -52,21 +55,31 @@ def refuse_other_type(model: Any, compute: str) -> None:
         )
 
 
+def refuse_other_device(model: Any, device: str) -> None:
+    """Raises ConfigError where a loaded ``model`` is on another device than is asked for."""
+    here = device_of(model)
+    if device == AUTO or str(here) == (asked := available(device)):
+        return
+    if here.type == asked and here.index is None:
+        return
+    raise ConfigError(f"This should be on {device}, and the model is on {here}; load it with device={device!r}.")
+
+
 def said_of_computing(how: Computing) -> list[str]:
     """What is said at the start of whatever does not compute in fp32."""
     return [] if how.name == "fp32" else [f"Computing in {how}."]
 
 
-def beside_this_machine(how: Computing, config: TrainConfig, storage: str) -> list[str]:
+def beside_this_machine(how: Computing, config: TrainConfig, storage: str, device: str = CPU) -> list[str]:
     """What a run that goes on should say where this machine would not choose its type."""
-    if how.name == "bf16" and not has_bf16():
+    if how.name == "bf16" and is_host(device) and not has_bf16():
         return [
             "This run computes in bf16, for which this processor has no instructions: it goes on in bf16, many times "
             "as slowly, and the last bits of its result may differ."
         ]
     if config.compute != "auto" or config.trains_own_weights:
         return []
-    here = computing("auto", storage)
+    here = computing("auto", storage, device)
     if here.name == how.name:
         return []
     return [

@@ -111,11 +111,13 @@ class PlanAfterFirstStep:
         pass
 
 
-def look_before_loading(config: TrainConfig, process: Process) -> None:
-    """Refuse a model that is itself too large, before it is fetched; a small one on this disk is not looked at."""
+def look_before_loading(config: TrainConfig, process: Process, device: str = CPU) -> None:
+    """Refuse a model that is itself too large for the device, before it is fetched; a small one on this disk is not
+    looked at."""
     if not config.check_memory:
         return
-    usable, size = usable_memory(CPU), Checkpoint(RunFolder(config.output).base_source(config)).weight_bytes()
+    config = config.model_copy(update={"device": device})
+    usable, size = usable_memory(device), Checkpoint(RunFolder(config.output).base_source(config)).weight_bytes()
     if size and size * _SMALL < usable:
         return
     limit = limit_of(config, usable)

@@ -17,12 +17,20 @@ from veneer.data.lengths import LongRows
 from veneer.data.memory import rows_of
 from veneer.data.read import Row
 from veneer.data.sources import named_sources
+from veneer.device import CPU
 from veneer.frozen.compute import Computing
 from veneer.generation.likelihood import choices_of
 from veneer.models.checkpoint import Checkpoint
 from veneer.models.load import load, storage_named
 from veneer.models.problems import problem_of
-from veneer.runs.computing import began, beside_this_machine, computing_of, computing_of_loaded, said_of_computing
+from veneer.runs.computing import (
+    began,
+    beside_this_machine,
+    computing_of,
+    computing_of_loaded,
+    refuse_other_device,
+    said_of_computing,
+)
 from veneer.runs.folder import RunFolder
 from veneer.runs.own_tokens import kept_tokenizer, with_the_runs_tokens
 from veneer.runs.rows import problem_asked, read_split
@@ -83,12 +91,12 @@ class Prepared:
 
 def prepare(
     config: TrainConfig, model: Any = None, tokenizer: Any = None, given: dict[str, list[Row]] | None = None,
-    compute: str | None = None,
+    compute: str | None = None, device: str = CPU,
 ) -> Prepared:  # fmt: skip
     """Load rows and model, and split the rows; everything that can be refused is refused here.
 
     ``given``: file name → rows that came in memory, which are not in that file yet; ``compute``: the type to measure a
-    finished run in, instead of its own.
+    finished run in, instead of its own; ``device``: where the model is put.
     """
     given = given or {}
     start = start_adapter(config)
@@ -105,16 +113,19 @@ def prepare(
             storage_named(checkpoint, config.storage),
             rows.problem or config.task,
         )
-        how = computing_of(run, config, storage, compute)
-        model, tokenizer = load(checkpoint, **config.kept(), compute=how.name, task=task, labels=classes or None)
+        how = computing_of(run, config, storage, compute, device)
+        model, tokenizer = load(
+            checkpoint, **config.kept(), compute=how.name, device=device, task=task, labels=classes or None,
+        )  # fmt: skip
         told = said_of_computing(how) + (
-            beside_this_machine(how, config, storage) if began(run) and not compute else []
+            beside_this_machine(how, config, storage, device) if began(run) and not compute else []
         )
         tokenizer = kept_tokenizer(run) or (start and start.tokenizer()) or tokenizer
         if start is not None:
             start.fit(model, tokenizer)
         with_the_runs_tokens(model, run, config)
     else:
+        refuse_other_device(model, config.device)
         how = computing_of_loaded(model, config)
         told = said_of_computing(how)
     before = start.facts.prompts.date if start is not None and start.facts is not None else None

@@ -24,6 +24,7 @@ from veneer.data.report import Report
 from veneer.data.sources import refuse_weights, sources_of, weighted
 from veneer.data.split import split
 from veneer.data.token_rows import TokenRows, Tokens, lengths_of
+from veneer.device import AUTO, is_host
 from veneer.errors import ConfigError, DataError
 from veneer.frozen.text_part import text_config_of
 from veneer.models.checkpoint import Checkpoint
@@ -225,6 +226,13 @@ class Steps:
         """What the user should know of rows that were cut or left out."""
         cut = [sentence for report in self.reports for sentence in report.sentences(max_length)]
         return [*self.notes, *cut, *self.bad.sentences()]
+
+    def placed_on(self, asked: TrainConfig, device: str) -> Steps:
+        """The same, ``device`` being the one that auto stands for in what was ``asked``. The CPU is not noted."""
+        if asked.device != AUTO or is_host(device):
+            return self
+        chosen = {**self.chosen, "device": device}
+        return replace(self, chosen=chosen, config=RunConfig.of(asked, {"objective": self.config.objective, **chosen}))
 
     def computed_in(self, asked: TrainConfig, name: str) -> Steps:
         """The same, ``name`` being the type of computing that auto stands for in what was ``asked``."""

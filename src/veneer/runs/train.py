@@ -17,6 +17,7 @@ from torch import nn
 from veneer.data.forms import FORMS, MODES
 from veneer.data.memory import write_rows
 from veneer.data.read import Row
+from veneer.device import CPU, device_of, facts_of_device
 from veneer.environment import changed, environment
 from veneer.errors import ConfigError, TrainingError, did_you_mean
 from veneer.files import atomic_file, write_text
@@ -30,6 +31,7 @@ from veneer.runs.learned import HeldOutLabels, advice, write_advice
 from veneer.runs.memory import Outlook, PlanAfterFirstStep, Process, look_before_loading, look_before_training
 from veneer.runs.own_metrics import HeldOutMetrics
 from veneer.runs.own_tokens import keep_tokenizer
+from veneer.runs.placing import place_of_run
 from veneer.runs.preflight import check_new_run, check_writable
 from veneer.runs.prepare import Prepared, prepare, take_given
 from veneer.runs.reference import compute_reference, write_reference
@@ -61,7 +63,7 @@ if TYPE_CHECKING:
 RESUMABLE = (
     *("steps", "epochs", "learning_rate", "schedule", "warmup", "weight_decay", "clip", "micro_batch_size"),
     *("gradient_checkpointing", "evaluate_every", "patience", "checkpoint_every", "keep_checkpoints"),
-    *("optimizer", "optimizer_memory", "memory", "check_memory"),
+    *("optimizer", "optimizer_memory", "memory", "check_memory", "device"),
 )
 
 
@@ -134,9 +136,11 @@ def train(
     with folder.held(), _alone():
         check_new_run(folder)
         process = Process.now(loaded)
+        device, said_of_device = (CPU, []) if loaded is not None else place_of_run(folder, config, given)
         if loaded is None:
-            look_before_loading(config, process)
-        prepared = prepare(config, loaded, tokenizer, given)
+            look_before_loading(config, process, device)
+        prepared = prepare(config, loaded, tokenizer, given, device=device)
+        prepared.notes += said_of_device
         if loaded is not None:
             prepared.notes += notes_on(config.model)
         return _train(prepared, None, process, Watchers(console or terminal(), callbacks, on_the_way))
@@ -173,10 +177,13 @@ def resume(
     with run.held(), _alone():
         run.tidy()
         process = Process.now()
-        look_before_loading(config, process)
+        device, said_of_device = place_of_run(run, config, {})
+        look_before_loading(config, process, device)
         watchers = Watchers(console or terminal(), callbacks, on_the_way)
         more = bool({"steps", "epochs"} & over.keys())
-        return _train(prepare(config), run.latest_checkpoint(), process, watchers, more=more)
+        prepared = prepare(config, device=device)
+        prepared.notes += said_of_device
+        return _train(prepared, run.latest_checkpoint(), process, watchers, more=more)
 
 
 @contextmanager
@@ -268,7 +275,7 @@ def _write_beginning(begun: Begun, state: State, labels: HeldOutLabels, *, new: 
         "tokens": model.get_input_embeddings().weight.shape[0], **folder.working_folder(),
     }  # fmt: skip
     write_text(folder.rows_file, json.dumps({**begun.prepared.facts(), **counted}, indent=2) + "\n")
-    around = environment(torch.get_num_threads())
+    around = environment(torch.get_num_threads()) | facts_of_device(device_of(model))
     if new or not folder.environment_file.is_file():  # else it says where the run began
         write_text(folder.environment_file, json.dumps(around, indent=2) + "\n")
     begun.prepared.notes += changed(folder.environment_file, around)

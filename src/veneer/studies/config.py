@@ -7,14 +7,13 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from veneer.errors import shown
-from veneer.frozen.config import Compute
-from veneer.options import Options
+from veneer.frozen.config import Compute, OnDevice
 from veneer.training.config import Positive
 
 KINDS = ("learning-rate", "rank", "matrices", "methods", "storage", "budget", "spectrum")
 
 
-class StudyOptions(Options):
+class StudyOptions(OnDevice):
     """veneer study KIND"""
 
     model: str = Field(default="smollm2-135m-instruct", description="Model to study: as in train.")

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from veneer.data.bbc import BBC_TOPICS
 from veneer.data.sources import Source, sources_of
+from veneer.device import AUTO
 from veneer.studies.config import StudyOptions
 from veneer.training.automatic import RATES
 
@@ -120,6 +121,7 @@ class Study(ABC):
         asked = self.options
         own = {name: getattr(asked, name) for name in ("steps", "batch_size", "held_out")}
         own |= {} if asked.compute == "auto" else {"compute": asked.compute}
+        own |= {} if asked.device == AUTO else {"device": asked.device}
         return {**self._located, **own, "learning_rate": asked.learning_rate, "evaluate_every": 0, "seed": seed, **over}
 
 
