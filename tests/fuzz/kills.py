@@ -53,7 +53,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "recomputed": {"rank": 2, "gradient_checkpointing": True},
     "embeddings trained": {"rank": 2, "train_also": ["lm_head", "embed_tokens"]},
     "full": {"method": "full"},
-    "biases": {"method": "bias"},
+    "biases": {"method": "bias", "model": "biased"},
     "LoRA in bf16": {"rank": 2, "compute": "bf16", "dropout": 0.1},
     "LoRA on nf4 in bf16": {"rank": 2, "storage": "nf4", "compute": "bf16"},
 }
@@ -65,7 +65,21 @@ def _train(kind: str, room: Path, output: Path) -> None:
         veneer.resume(output, console=quiet)
     else:
         options = {**_COMMON, **RUNS[kind]}
-        veneer.train(str(room / "model"), data=str(room / "rows.jsonl"), output=str(output), console=quiet, **options)
+        veneer.train(
+            str(room / options.pop("model", "model")),
+            data=str(room / "rows.jsonl"),
+            output=str(output),
+            console=quiet,
+            **options,
+        )
+
+
+def _make_biased(room: Path) -> None:
+    """The same model with biases in its attention."""
+    shutil.copytree(room / "model", room / "biased")
+    config = AutoConfig.from_pretrained(room / "model", attention_bias=True)
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(room / "biased")
 
 
 def _failing(after: int) -> None:
@@ -149,8 +163,9 @@ def main(arguments: list[str]) -> int:
         os.environ["XDG_CACHE_HOME"] = str(Path(folder) / "cache")
         room = Path(folder)
         make_model(room / "model")
+        _make_biased(room)
         make_rows(room)
-        for kind in RUNS:
+        for kind in arguments[2:] or RUNS:
             killed, after_kills = broken(kind, room, -(-kills // len(RUNS)), chance, kills=True)
             failed, after_failures = broken(kind, room, -(-failures // len(RUNS)), chance, kills=False)
             found = after_kills + after_failures
