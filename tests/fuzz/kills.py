@@ -2,6 +2,7 @@
 
     make kills                    500 kills, and 200 failing file operations
     python tests/fuzz/kills.py 60 20
+    python tests/fuzz/kills.py 500 200 full biases    these runs alone, each its share
 
 Bad is: an adapter of other bytes than the unbroken run's, a run that cannot be resumed, a traceback, and a temporary
 file that stays. Processes are forked from one that has imported everything and has a single thread.
@@ -14,6 +15,7 @@ import hashlib
 import io
 import os
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -28,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from rich.console import Console
+from transformers import AutoConfig, LlamaForCausalLM
 
 import veneer
 from fuzz.forks import in_a_fork
