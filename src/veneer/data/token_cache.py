@@ -58,7 +58,8 @@ def _kept(
     renderer: Renderer, examples: Sequence[Example], make: Callable[[], tuple[TokenRows, Report]],
     kind: type[TokenRows], what: str, bad: BadRows | None = None,
 ) -> tuple[TokenRows, Report]:  # fmt: skip
-    """What ``make`` makes of the examples, of a ``kind``; ``what`` tells it from other tokens of the same examples."""
+    """What ``make`` makes of the examples, of a ``kind``; ``what`` distinguishes it from other tokens of these
+    examples."""
     name = _name(renderer, examples, what)
     if name is None:
         return make()

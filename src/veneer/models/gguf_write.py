@@ -106,7 +106,7 @@ class Draft:
             refuse_other_model(self._described.config, gguf_config(header), self.model.name)
 
     def _append(self, file: BinaryIO, name: str, alignment: int) -> None:
-        """Write a tensor after what is there, which is filled up to a multiple of ``alignment`` before and after it."""
+        """Write a tensor at the end of the file, filled up to a multiple of ``alignment`` before and after it."""
         values = self._described.tensors.get(name)
         own = self._as_written(name, self.model.read(self.names[name])) if values is None else torch.from_numpy(values)
         file.write(bytes(-file.tell() % alignment))

@@ -119,7 +119,7 @@ def load(
         with quiet():
             converted.keep(checkpoint.cache, Path(checkpoint.path), model, tokenizer)
     if not is_host(place):
-        model.to(place)  # what is there already stays
+        model.to(place)  # what is on it already stays
     if computed is not dense:
         compute_in(model, computed)
     elif computed is not torch.float32:
