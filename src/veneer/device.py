@@ -10,7 +10,7 @@ import re
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
-from veneer.errors import ConfigError, did_you_mean
+from veneer.errors import ConfigError, did_you_mean, shown
 from veneer.host_memory import peak_host_memory, usable_host_memory
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def known_name(value: Any) -> str:
     if _NAME.fullmatch(name):
         return name
     near = f" Did you mean {CUDA!r}?" if name.startswith("gpu") else did_you_mean(name, NAMES)
-    raise ValueError(f"device = {name!r} is not one of {', '.join(NAMES)}.{near}")
+    raise ValueError(f"device = {shown(name)} is not one of {', '.join(NAMES)}.{near}")
 
 
 def is_host(name: str) -> bool:

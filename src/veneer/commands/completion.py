@@ -10,6 +10,7 @@ from click.shell_completion import BashComplete, CompletionItem, add_completion_
 
 from veneer.data.bbc import BBC_TOPICS
 from veneer.data.forms import FORMS, MODES
+from veneer.device import NAMES as NAMES_OF_DEVICES
 from veneer.models.gguf_splits import NAMES
 from veneer.models.packaged import PACKAGED_MODELS
 from veneer.studies.config import KINDS
@@ -44,6 +45,11 @@ def templates(context: Context, parameter: Parameter, incomplete: str) -> Items:
     return [*paths(context, parameter, incomplete), *_starting(incomplete, [*MODES, *FORMS])]
 
 
+def devices(context: Context, parameter: Parameter, incomplete: str) -> Items:
+    """What a device may be called."""
+    return _starting(incomplete, NAMES_OF_DEVICES)
+
+
 def studies(context: Context, parameter: Parameter, incomplete: str) -> Items:
     """The kinds of studies."""
     return _starting(incomplete, KINDS)
@@ -62,7 +68,7 @@ def anything(context: Context, parameter: Parameter, incomplete: str) -> Items:
 # What the options take that are declared as text, by their names; an option without one here takes free text.
 BY_NAME: dict[str, Completer] = {
     "model": models, "data": rows, "held_out": paths, "check": rows, "output": paths, "png": paths,
-    "template": templates, "adapter": folders, "pre": splits,
+    "template": templates, "adapter": folders, "pre": splits, "device": devices,
 }  # fmt: skip
 
 

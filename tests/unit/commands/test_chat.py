@@ -26,7 +26,7 @@ def said(opened, turns, name, asked):
     if turns[-1]["content"] == "broken":
         raise KeyboardInterrupt
     yield f", {turns[-1]['content']}."
-chat.open_named, chat.sides, chat.said = (lambda source, compute: None), (lambda opened, asked: ["model"]), said
+chat.open_named, chat.sides, chat.said = (lambda source, compute, device: None), (lambda opened, asked: ["model"]), said
 chat.say_what_is_not_followed = lambda opened, asked: None
 try:
     chat.talk("x")
