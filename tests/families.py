@@ -58,7 +58,57 @@ DROPS = (
     "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}<|end|>\n{% elif m.role == 'assistant' %}"
     "<|assistant|>{{ m.content }}<|end|>\n{% endif %}{% endfor %}" + _ASK
 )
+_ALTERNATES = (
+    "{% for m in rest %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% endfor %}"
+)
+# Llama 3's: headers, trimmed contents.
+HEADERS = (
+    "{% for m in messages %}<|start|>{{ m.role }}<|stop|>\n\n{{ m.content | trim }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant<|stop|>\n\n{% endif %}"
+)
+# Llama 2's: the system message inside the first question, roles that alternate, spaces around.
+INSIDE_FIRST = (
+    "{% if messages[0].role == 'system' %}{% set rest = messages[1:] %}{% set s = messages[0].content %}{% else %}"
+    "{% set rest = messages %}{% endif %}" + _ALTERNATES + "{% for m in rest %}{% if m.role == 'user' %}[INST] "
+    "{% if loop.first and s is defined %}<<SYS>>\n{{ s }}\n<</SYS>>\n\n{% endif %}{{ m.content | trim }} [/INST]"
+    "{% else %} {{ m.content | trim }} <|end|>{% endif %}{% endfor %}"
+)
+# Mistral 0.1's: no system message, no space before an answer.
+BARE = (
+    "{% set rest = messages %}" + _ALTERNATES + "{% for m in rest %}{% if m.role == 'user' %}[INST] {{ m.content }} "
+    "[/INST]{% else %}{{ m.content }}<|end|> {% endif %}{% endfor %}"
+)
+# Zephyr's and Tulu's: a role a line.
+LINES = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+# Vicuna's: names, one line, an end token after answers alone, a system message of its own.
+NAMES = (
+    "{% if messages[0].role != 'system' %}A chat. {% endif %}{% for m in messages %}{% if m.role == 'system' %}"
+    "{{ m.content }} {% elif m.role == 'user' %}USER: {{ m.content }} {% else %}ASSISTANT: {{ m.content }}<|end|>"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT: {% endif %}"
+)
+# Command R's: a token for each part of a turn.
+TURNS = (
+    "{% for m in messages %}<|turn|><|{{ m.role | upper }}_TOKEN|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|><|ASSISTANT_TOKEN|>{% endif %}"
+)
+# Granite's: the role between two tokens.
+ROLES = (
+    "{% for m in messages %}<|role|>{{ m.role }}<|of|>{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|role|>assistant<|of|>{% endif %}"
+)
+# Falcon's: names and blank lines.
+BLANK_LINES = (
+    "{% for m in messages %}{{ {'user': 'User', 'assistant': 'Falcon', 'system': 'System'}[m.role] }}: {{ m.content }}"
+    "{% if m.role == 'assistant' %}<|end|>{% endif %}\n\n{% endfor %}{% if add_generation_prompt %}Falcon: {% endif %}"
+)
 FAMILIES = {
     "chatml": CHAT, "tools": TOOLS, "raw calls": RAW_CALLS, "thinking": THINKING, "opens thinking": OPENS_THINKING,
     "end after all": END_AFTER_ALL, "alternate": ALTERNATE, "system last": SYSTEM_LAST, "drops": DROPS,
+    "headers": HEADERS, "inside first": INSIDE_FIRST, "bare": BARE, "lines": LINES, "names": NAMES, "turns": TURNS,
+    "roles": ROLES, "blank lines": BLANK_LINES,
 }  # fmt: skip
