@@ -145,7 +145,7 @@ test-sanitize: $(READY)
 		$(SANITIZED)/bin/python -m pytest tests/unit/kernels/test_operators.py tests/unit/kernels/test_arguments.py \
 		tests/unit/kernels/test_elementwise.py tests/unit/kernels/test_elementwise_bf16.py \
 		tests/unit/kernels/test_cross_entropy.py tests/unit/kernels/test_update.py \
-		tests/unit/kernels/test_heap.py tests/unit/generation/test_decoder.py
+		tests/unit/kernels/test_heap.py tests/unit/kernels/test_gguf_blocks.py tests/unit/generation/test_decoder.py
 
 # The NEON kernels compared with the scalar ones on an emulated processor. On Debian: g++-aarch64-linux-gnu, qemu-user.
 test-neon:
