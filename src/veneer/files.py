@@ -84,10 +84,9 @@ def errors_of(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        code = _refusal(error)
-        if code is None:
-            raise
-        raise OSError(code, os.strerror(code), str(path)) from error
+        if (code := _refusal(error)) is not None:
+            raise OSError(code, os.strerror(code), str(path)) from error
+        raise
 
 
 def _refusal(error: Exception) -> int | None:
