@@ -18,7 +18,8 @@ def is_finite(tensor: Tensor) -> bool:
     and no copy."""
     if not tensor.is_floating_point() or tensor.is_meta or not tensor.numel():
         return True
-    low, high = torch.aminmax(tensor.detach())
+    wide = tensor.float() if tensor.element_size() == 1 else tensor  # torch reduces no numbers of 8 bits
+    low, high = torch.aminmax(wide.detach())
     largest = torch.finfo(torch.float64).max if tensor.dtype is torch.float64 else LARGEST
     return float(low) >= -largest and float(high) <= largest  # a NaN is both, and in no order
 

@@ -14,21 +14,21 @@ from torch import Tensor
 from veneer.errors import ModelError
 
 Names = tuple[str, ...]  # of adapters that are in force together; none is the base
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-class Own(Generic[T]):
+class Own(Generic[_T]):
     """A value that a thread has for itself, and only for a while; a copy of this object holds none."""
 
     def __init__(self) -> None:
-        self._of: dict[int, T] = {}  # by thread
+        self._of: dict[int, _T] = {}  # by thread
 
-    def get(self) -> T | None:
+    def get(self) -> _T | None:
         """This thread's."""
         return self._of.get(get_ident()) if self._of else None
 
     @contextmanager
-    def put(self, value: T) -> Iterator[None]:
+    def put(self, value: _T) -> Iterator[None]:
         thread = get_ident()  # a generator may be closed by another one
         before = self._of.get(thread)
         self._of[thread] = value
@@ -40,7 +40,7 @@ class Own(Generic[T]):
             else:
                 self._of[thread] = before
 
-    def __reduce__(self) -> tuple[type[Own[T]], tuple[()]]:
+    def __reduce__(self) -> tuple[type[Own[_T]], tuple[()]]:
         return type(self), ()
 
 

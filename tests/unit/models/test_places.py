@@ -15,6 +15,7 @@ from tokens import tokenizer
 from veneer.commands.quantize import quantise_to
 from veneer.errors import ModelError
 from veneer.models.checkpoint import Checkpoint
+from veneer.models.finite import is_finite
 from veneer.models.load import load
 
 pytestmark = pytest.mark.unit
@@ -182,6 +183,12 @@ def test_a_value_that_no_training_makes_is_refused_like_an_infinity(changed):
     assert _refusal(damaged, "fp32").startswith(
         "model.embed_tokens.weight of FOLDER holds a value that is not finite, or"
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_numbers_of_8_bits_are_looked_at_too(dtype):
+    assert is_finite(torch.ones(3).to(dtype))
+    assert not is_finite(torch.tensor([1.0, torch.nan]).to(dtype))
 
 
 def test_a_config_whose_architectures_are_no_list(changed):
