@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
 import veneer
 from veneer import device
+from veneer.commands.merge import merge_to
 from veneer.errors import ConfigError
 from veneer.runs import placing
+from veneer.runs.computing import refuse_other_device
 from veneer.runs.folder import RunFolder
 from veneer.training.config import TrainConfig
 
@@ -68,3 +71,17 @@ def test_a_loaded_model_stays_where_it_is(tiny_folder, rows_file, tmp_path):
     model, tokenizer = veneer.load(tiny_folder)
     with pytest.raises(ConfigError, match="There is no cuda here"):
         veneer.train(model, tokenizer, data=str(rows_file), output=str(tmp_path / "run"), steps=1, device="cuda")
+
+
+def test_a_loaded_model_on_another_device_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"^This should be on cpu, and the model is on meta; load it with device='cpu'"
+    ):
+        refuse_other_device(nn.Linear(2, 2, device="meta"), "cpu")
+
+
+def test_a_gguf_file_is_merged_on_the_cpu(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"^device is for format folder: GGUF files are computed on the CPU; leave it"
+    ):
+        merge_to(tmp_path, tmp_path / "m.gguf", format="gguf", storage="fp16", device="cuda")
