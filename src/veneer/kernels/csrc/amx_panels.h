@@ -4,47 +4,45 @@
 namespace veneer {
 namespace {
 
-constexpr int64_t CACHED = 320;  // pairs of tiles of rows, 2 KB each
-constexpr int64_t SPAN = 64;     // those of a longer sum that are gone through for all rows before the next ones
-constexpr int64_t STRIP = 1 << 18;  // numbers of a weight in codes that are expanded at once, if their rows are many
+constexpr int64_t SPAN = 64;   // pairs of tiles, 2 KB each, of a longer sum that all rows go through before the next ones
+constexpr int64_t GROUP = 4;   // panels of a task, at most: what it writes of a row is then 256 bytes in one piece
+constexpr int64_t NEAR = 4;    // blocks of rows that a panel multiplies while it is in the first cache
+constexpr int64_t TASKS = 3;   // a thread, at least, so that a slow one keeps nobody waiting
+constexpr int64_t PAST_CACHES = 1 << 20;  // numbers of an output from which on it is written around the caches
+constexpr int64_t WORTH_A_TASK = 8;  // blocks of rows that a panel is laid out for, at least
 
-// What one direction multiplies, and where in the room which part has what.
+// What one direction multiplies, in which tasks, and where in the room which thread has what.
 struct Job {
     int64_t tokens, reduced, produced, rank;
     int64_t row_blocks, inner, low_blocks, groups, panels;
-    int64_t span, at_once, strip;  // pairs of tiles; blocks of rows; columns of a part of the weight
-    bool along;                     // the weight's rows are what is produced
-    bool as_they_lie;               // rows are read where they are, but for a last block that is not full
-    int64_t of_panels, of_rows;     // how many parts share the panels, and the rows
+    int64_t span;                  // pairs of tiles
+    int64_t at_once, of_rows;      // panels of a task; into how many tasks the rows are cut
+    bool along;                    // the weight's rows are what is produced
+    bool as_they_lie;              // rows are read where they are, but for a last block that is not full
 
     Job(const Adapted& a, bool backward, int parts)
         : tokens(a.tokens), reduced(backward ? a.out : a.into), produced(backward ? a.into : a.out), rank(a.rank),
           row_blocks(blocks_of(tokens)), inner(blocks_of(reduced)), low_blocks(blocks_of(rank)),
           groups(blocks_of(rank, 16)), panels(blocks_of(produced)), along(backward == a.transposed),
           as_they_lie(reduced % BLOCK == 0) {
-        const int64_t all = inner + low_blocks;
-        span = blocks_of(all, blocks_of(all, SPAN));
-        of_panels = larger(1, smaller(parts, panels));
-        of_rows = parts / of_panels;
-        at_once = larger(1, blocks_of(my_rows(), blocks_of(my_rows(), larger(2, CACHED / span))));
-        strip = larger(BLOCK, STRIP / (span * BLOCK) / BLOCK * BLOCK);
+        span = blocks_of(pairs(), blocks_of(pairs(), SPAN));
+        at_once = larger(1, smaller(GROUP, panels / (TASKS * parts)));
+        of_rows = larger(1, smaller(blocks_of(TASKS * parts, of_panels()), row_blocks / WORTH_A_TASK));
     }
 
     int64_t pairs() const { return inner + low_blocks; }
-    int64_t my_rows() const { return blocks_of(row_blocks, of_rows); }
-    int64_t my_panels() const { return blocks_of(panels, of_panels); }
-    bool in_spans() const { return span < pairs(); }
-    int64_t kept_panels() const { return my_rows() > at_once ? my_panels() : 1; }
-    int64_t kept_sums() const { return in_spans() ? my_rows() * my_panels() : 1; }
+    int64_t of_panels() const { return blocks_of(panels, at_once); }
+    int64_t tasks() const { return of_panels() * of_rows; }
+    int64_t kept_sums() const { return span < pairs() ? at_once * blocks_of(row_blocks, of_rows) : 1; }
     // In numbers of bf16, each a multiple of a cache line.
     bool laid_out(int64_t block) const { return !as_they_lie || (block + 1) * BLOCK > tokens; }
     int64_t for_rows() const { return (as_they_lie ? 1 : row_blocks) * inner * PAIR; }
     int64_t for_behind() const { return row_blocks * low_blocks * PAIR; }
     int64_t for_low() const { return 2 * groups * row_blocks * TILE; }
     int64_t for_factor() const { return groups * inner * TILE; }
-    int64_t for_panels() const { return kept_panels() * span * PAIR; }
+    int64_t for_panels() const { return at_once * span * PAIR; }
     int64_t for_sums() const { return kept_sums() * BLOCK * BLOCK * 2; }
-    int64_t for_part() const { return span * BLOCK * (along ? BLOCK : smaller(strip, panels * BLOCK)); }
+    int64_t for_part() const { return span * BLOCK * (along ? BLOCK : at_once * BLOCK); }
     int64_t each() const { return for_factor() + for_panels() + for_sums() + (for_part() + 31) / 32 * 32; }
     int64_t bytes(int parts) const { return 2 * (for_rows() + for_behind() + for_low() + parts * each()); }
 };
@@ -146,10 +144,9 @@ public:
                              to + half * TILE, PAIR);
         } else {
             if (first >= expanded || from != began) {
-                const int64_t last = a.weight.kind == Weight16::BF16 ? end : smaller(first + job.strip, end);
-                rows = part_of(a.weight, {a.weight.columns, start, stop, first, last}, room);
+                rows = part_of(a.weight, {a.weight.columns, start, stop, first, end}, room);
                 begins = first;
-                expanded = last;
+                expanded = end;
                 began = from;
             }
             const uint16_t* at = rows.at + first - begins;

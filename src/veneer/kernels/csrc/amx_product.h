@@ -88,8 +88,9 @@ inline void turned(const Job& job, const uint16_t* behind, int64_t block, uint16
     }
 }
 
-// The sums of a block of rows and a panel, rounded into y (tokens, produced).
-inline void round_off(const Job& job, const float* sums, const float* bias, int64_t block, int64_t panel, uint16_t* y) {
+// The sums of a block of rows and a panel, rounded into y (tokens, produced); ``past`` the caches or into them.
+inline void round_off(const Job& job, const float* sums, const float* bias, int64_t block, int64_t panel, bool past,
+                      uint16_t* y) {
     const int64_t first = panel * BLOCK, columns = job.produced - first;
     const int64_t rows = smaller(BLOCK, job.tokens - block * BLOCK);
     __m512 low_bias = _mm512_setzero_ps(), high_bias = low_bias;
@@ -103,7 +104,9 @@ inline void round_off(const Job& job, const float* sums, const float* bias, int6
         const __m512 low = _mm512_add_ps(_mm512_load_ps(from), low_bias);
         const __m512 high = _mm512_add_ps(_mm512_load_ps(from + 256), high_bias);
         const __m512i rounded = (__m512i)_mm512_cvtne2ps_pbh(high, low);
-        if (columns >= 32)
+        if (past)
+            _mm512_stream_si512(reinterpret_cast<__m512i*>(to), rounded);
+        else if (columns >= 32)
             _mm512_storeu_si512(to, rounded);
         else
             _mm512_mask_storeu_epi16(to, first_of_32(columns), rounded);
@@ -119,37 +122,38 @@ struct Fetched {
     }
 };
 
-// This part's panels times its rows, into y.
-void multiply_part(const Job& job, const Adapted& a, bool backward, const uint16_t* x, const Room& room, int part,
+// A task's panels times its rows, into y.
+void multiply_task(const Job& job, const Adapted& a, bool backward, const uint16_t* x, const Room& room, int64_t task,
                    uint16_t* y) {
-    const int64_t of_row = part / job.of_panels;
-    if (of_row >= job.of_rows) return;
-    const Rows panels = {job.panels * (part % job.of_panels) / job.of_panels,
-                         job.panels * (part % job.of_panels + 1) / job.of_panels, job.panels};
-    const int64_t first = job.row_blocks * of_row / job.of_rows, last = job.row_blocks * (of_row + 1) / job.of_rows;
+    const int64_t left = task / job.of_rows * job.at_once, right = smaller(left + job.at_once, job.panels);
+    const int64_t of_row = task % job.of_rows;
+    const Rows blocks = {job.row_blocks * of_row / job.of_rows, job.row_blocks * (of_row + 1) / job.of_rows,
+                         job.row_blocks};
     const float* bias = backward ? nullptr : a.bias;
-    Panels source(job, a, backward, room.part, panels.last);
+    const bool past = job.tokens * job.produced > PAST_CACHES && job.produced % 32 == 0 &&
+                      reinterpret_cast<uintptr_t>(y) % 64 == 0;
+    Panels source(job, a, backward, room.part, right);
     for (int64_t from = 0; from < job.pairs(); from += job.span) {
         const int64_t span = smaller(job.span, job.pairs() - from);
-        for (int64_t begin = first; begin < last; begin += job.at_once) {
-            const int64_t end = smaller(begin + job.at_once, last);
-            for (int64_t p = panels.first; p < panels.last; ++p) {
-                const int64_t mine = p - panels.first;
-                uint16_t* panel = room.panels + (job.kept_panels() > 1 ? mine : 0) * job.span * PAIR;
+        const bool final = from + span == job.pairs();
+        const int64_t own = larger(0, smaller(span, job.inner - from));  // the others are low's
+        for (int64_t begin = blocks.first; begin < blocks.last; begin += NEAR) {
+            const int64_t end = smaller(begin + NEAR, blocks.last);
+            for (int64_t p = left; p < right; ++p) {
+                uint16_t* panel = room.panels + (p - left) * job.span * PAIR;
                 Fetched fetched;
-                if (begin == first) {
+                if (begin == blocks.first) {
                     source.lay_out(p, from, span, panel);
                     fetched.next = source.next(p, from, span, fetched.lines, fetched.step);
                     fetched.share = fetched.lines / (end - begin) + 1;
                 }
                 settle();
-                const bool final = from + span == job.pairs();
-                const int64_t own = larger(0, smaller(span, job.inner - from));  // the others are low's
                 for (int64_t block = begin; block < end; ++block) {
-                    const int64_t kept = job.in_spans() ? mine * job.my_rows() + block - first : 0;
+                    const int64_t kept =
+                        job.span < job.pairs() ? (block - blocks.first) * job.at_once + p - left : 0;
                     float* sums = room.sums + kept * BLOCK * BLOCK;
                     fetched.more();
-                    if (final)
+                    if (final && !past)
                         for (int64_t row = block * BLOCK; row < smaller((block + 1) * BLOCK, job.tokens); ++row)
                             __builtin_prefetch(y + row * job.produced + p * BLOCK, 1, 3);
                     if (from)
@@ -163,11 +167,12 @@ void multiply_part(const Job& job, const Adapted& a, bool backward, const uint16
                     store4(sums);
                     if (!final) continue;
                     settle();
-                    round_off(job, sums, bias, block, p, y);
+                    round_off(job, sums, bias, block, p, past, y);
                 }
             }
         }
     }
+    if (past) _mm_sfence();
 }
 
 // Σ over the tokens of lowᵀ · rows: (rank, columns) for 64 columns of rows (tokens, width), of each sixteen of the rank
@@ -224,12 +229,12 @@ int64_t tiled_room(const Adapted& a, int threads) {
     return larger(Job(a, false, threads).bytes(threads), Job(a, true, threads).bytes(threads));
 }
 
-void lay_out(const Adapted& a, int part, int parts) {
-    const Job job(a, false, parts);
-    const Room room(job, a.room, part);
+void lay_out(const Adapted& a, const Turn& turn) {
+    const Job job(a, false, turn.parts);
+    const Room room(job, a.room, turn.part);
     const Tiles tiles;
     if (a.rank) lay_out_factor(job, a.A, false, room.factor);
-    for (int64_t block = job.row_blocks * part / parts; block < job.row_blocks * (part + 1) / parts; ++block) {
+    for (int64_t block = turn.take(); block < job.row_blocks; block = turn.take()) {
         const Block rows = block_of(job, a.x, room, block);
         uint16_t* behind = room.behind + block * job.low_blocks * PAIR;
         lay_out_rows(job, a.x, room, block);
@@ -237,19 +242,21 @@ void lay_out(const Adapted& a, int part, int parts) {
     }
 }
 
-void multiply(const Adapted& a, int part, int parts) {
-    const Job job(a, false, parts);
+void multiply(const Adapted& a, const Turn& turn) {
+    const Job job(a, false, turn.parts);
+    const Room room(job, a.room, turn.part);
     const Tiles tiles;
-    multiply_part(job, a, false, a.x, Room(job, a.room, part), part, a.y);
+    for (int64_t task = turn.take(); task < job.tasks(); task = turn.take())
+        multiply_task(job, a, false, a.x, room, task, a.y);
 }
 
-void lay_out_backward(const AdaptedBackward& b, int part, int parts) {
+void lay_out_backward(const AdaptedBackward& b, const Turn& turn) {
     const Adapted& a = b.forward;
-    const Job job(a, true, parts);
-    const Room room(job, a.room, part);
+    const Job job(a, true, turn.parts);
+    const Room room(job, a.room, turn.part);
     const Tiles tiles;
     if (a.rank) lay_out_factor(job, a.B, true, room.factor);
-    for (int64_t block = job.row_blocks * part / parts; block < job.row_blocks * (part + 1) / parts; ++block) {
+    for (int64_t block = turn.take(); block < job.row_blocks; block = turn.take()) {
         const Block rows = block_of(job, b.grad, room, block);
         uint16_t* behind = room.behind + block * job.low_blocks * PAIR;
         lay_out_rows(job, b.grad, room, block);
@@ -264,27 +271,37 @@ void lay_out_backward(const AdaptedBackward& b, int part, int parts) {
     }
 }
 
-void multiply_backward(const AdaptedBackward& b, int part, int parts) {
+// The gradients of A and B of 64 columns of x, or behind these of the output's gradient.
+void strip_of_factors(const AdaptedBackward& b, const Job& job, const Room& room, int64_t strip) {
     const Adapted& a = b.forward;
-    const Job job(a, true, parts);
-    const Room room(job, a.room, part);
+    const int64_t of_x = b.grad_A ? blocks_of(a.into, 64) : 0;
+    const bool for_A = strip < of_x;
+    const int64_t width = for_A ? a.into : a.out, first = (for_A ? strip : strip - of_x) * 64;
+    const int64_t columns = smaller(64, width - first);
+    sum_over_tokens(job, for_A ? room.grad_low : room.low, for_A ? a.x : b.grad, width, first,
+                    [&](int64_t r, const float* sums) {
+                        for (int64_t i = 0; i < smaller(16, a.rank - r); ++i)
+                            for (int64_t c = 0; c < columns; ++c) {
+                                if (for_A)
+                                    b.grad_A[(r + i) * width + first + c] = sums[i * 64 + c];
+                                else
+                                    b.grad_B[(first + c) * a.rank + r + i] = a.scale * sums[i * 64 + c];
+                            }
+                    });
+}
+
+void multiply_backward(const AdaptedBackward& b, const Turn& turn) {
+    const Adapted& a = b.forward;
+    const Job job(a, true, turn.parts);
+    const Room room(job, a.room, turn.part);
     const Tiles tiles;
-    if (b.grad_x) multiply_part(job, a, true, b.grad, room, part, b.grad_x);
-    const int64_t of_x = b.grad_A ? blocks_of(a.into, 64) : 0, of_grad = b.grad_B ? blocks_of(a.out, 64) : 0;
-    for (int64_t strip = (of_x + of_grad) * part / parts; strip < (of_x + of_grad) * (part + 1) / parts; ++strip) {
-        const bool for_A = strip < of_x;
-        const int64_t width = for_A ? a.into : a.out, first = (for_A ? strip : strip - of_x) * 64;
-        const int64_t columns = smaller(64, width - first);
-        sum_over_tokens(job, for_A ? room.grad_low : room.low, for_A ? a.x : b.grad, width, first,
-                        [&](int64_t r, const float* sums) {
-                            for (int64_t i = 0; i < smaller(16, a.rank - r); ++i)
-                                for (int64_t c = 0; c < columns; ++c) {
-                                    if (for_A)
-                                        b.grad_A[(r + i) * width + first + c] = sums[i * 64 + c];
-                                    else
-                                        b.grad_B[(first + c) * a.rank + r + i] = a.scale * sums[i * 64 + c];
-                                }
-                        });
+    const int64_t of_x = b.grad_x ? job.tasks() : 0;
+    const int64_t strips = (b.grad_A ? blocks_of(a.into, 64) : 0) + (b.grad_B ? blocks_of(a.out, 64) : 0);
+    for (int64_t task = turn.take(); task < of_x + strips; task = turn.take()) {
+        if (task < of_x)
+            multiply_task(job, a, true, b.grad, room, task, b.grad_x);
+        else
+            strip_of_factors(b, job, room, task - of_x);
     }
 }
 

@@ -115,6 +115,14 @@ struct Weight16 {
     Packed packed;                // of the others
 };
 
+// Tasks that threads take one after another, each when it is done with its last: one core of a machine that others use
+// may be four times as slow as the next. Results do not depend on who took what.
+struct Turn {
+    int part, parts;              // which thread this is, of how many there is room for
+    int64_t* next;                // the first task that nobody has taken
+    int64_t take() const { return __atomic_fetch_add(next, 1, __ATOMIC_RELAXED); }
+};
+
 // A frozen weight and a low-rank update of it, in bf16 with sums in fp32: y ← x Wᵀ + bias + scale · low Bᵀ, low being
 // x Aᵀ rounded. What is ``transposed`` has W as (into, out). ``room`` is for `tiled_room` bytes.
 struct Adapted {
@@ -227,10 +235,10 @@ struct Variant {
     // Products in bf16 by tiles, null where there are none. The caller has the threads, which wait for one another
     // between the two halves: rows laid out as tiles and multiplied by the update's thin side, and the rest.
     int64_t (*tiled_room)(const Adapted&, int threads);
-    void (*lay_out)(const Adapted&, int part, int parts);
-    void (*multiply)(const Adapted&, int part, int parts);
-    void (*lay_out_backward)(const AdaptedBackward&, int part, int parts);
-    void (*multiply_backward)(const AdaptedBackward&, int part, int parts);
+    void (*lay_out)(const Adapted&, const Turn&);
+    void (*multiply)(const Adapted&, const Turn&);
+    void (*lay_out_backward)(const AdaptedBackward&, const Turn&);
+    void (*multiply_backward)(const AdaptedBackward&, const Turn&);
 };
 
 extern const Variant scalar;

@@ -61,11 +61,11 @@ void adapted(const std::string& name, Address x, int64_t tokens, const Weight16&
     Adapted a = adapted_of(x, tokens, weight, transposed, bias, A, B, rank, scale, low, y);
     a.room = at<char>(room);
     const int parts = parts_of(a, threads);
-    // The system may give fewer threads than there are parts.
-    share(tokens * (a.into + a.out), parts, [&](int first, int step) {
-        for (int part = first; part < parts; part += step) v.lay_out(a, part, parts);
+    int64_t rows = 0, panels = 0;
+    share(tokens * (a.into + a.out), parts, [&](int part, int) {
+        v.lay_out(a, {part, parts, &rows});
         wait_for_all();
-        for (int part = first; part < parts; part += step) v.multiply(a, part, parts);
+        v.multiply(a, {part, parts, &panels});
     });
 }
 
@@ -79,11 +79,11 @@ void adapted_backward(const std::string& name, Address grad, Address x, int64_t 
     Adapted& a = b.forward;
     a.room = at<char>(room);
     const int parts = parts_of(a, threads);
-    // The system may give fewer threads than there are parts.
-    share(tokens * (a.into + a.out), parts, [&](int first, int step) {
-        for (int part = first; part < parts; part += step) v.lay_out_backward(b, part, parts);
+    int64_t rows = 0, panels = 0;
+    share(tokens * (a.into + a.out), parts, [&](int part, int) {
+        v.lay_out_backward(b, {part, parts, &rows});
         wait_for_all();
-        for (int part = first; part < parts; part += step) v.multiply_backward(b, part, parts);
+        v.multiply_backward(b, {part, parts, &panels});
     });
 }
 
